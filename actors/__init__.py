@@ -1,0 +1,1 @@
+"""Make turns: engines generate, rollouts play tasks in environments, actors do many at once."""

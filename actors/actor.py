@@ -1,0 +1,261 @@
+"""An actor: one engine, many groups at once. It plays leases, streams turns to replay, and keeps its weights fresh.
+
+The controller and an actor speak through one call, `exchange(orders) -> report`, a few times a second: leases and
+newly announced weights go in; what has ended, which weights are in force and what is wrong comes out. That call is
+also the heartbeat. Playing and loading go on between calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+
+from actors import engines, rollouts, weights
+from actors.config import ActorSettings, DataSettings, EnvironmentSettings, RolloutSettings, SamplingSettings
+from actors.group import GroupWriter
+from actors.play import Environments, EpisodeFailure
+from actors.rendering import Renderer
+from protocols import metrics
+from protocols.errors import DeadlineError, WeightsError
+from protocols.turns import Close, Lease, Turn
+from protocols.weights import WeightRef
+
+log = logging.getLogger("redraft.actor")
+ROOM_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """All that an actor needs to be made again elsewhere."""
+
+    run_id: str
+    model: str
+    dtype: str
+    seed: int
+    data: DataSettings
+    environment: EnvironmentSettings
+    rollout: RolloutSettings
+    sampling: SamplingSettings
+    actors: ActorSettings
+    endpoints: object  # replay.config.Endpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """From the controller. `trial` is the perturbed version that an engine must follow before it may play."""
+
+    leases: tuple[Lease, ...] = ()
+    weights: WeightRef | None = None
+    trial: WeightRef | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """To the controller. `state`: starting, ready, failed (with `error`). `closed` were acknowledged by replay."""
+
+    state: str
+    version: int | None = None
+    probe_difference: float = 0.0
+    closed: list[bytes] = field(default_factory=list)
+    abandoned: list[tuple[bytes, str]] = field(default_factory=list)
+    playing: int = 0
+    running: int = 0
+    turns: int = 0
+    tokens: int = 0
+    error: str = ""
+    weights_refused: bool = False
+    pid: int = 0
+    node: str = ""
+    metrics_port: int = 0
+
+
+class Actor:
+    """See the module. `files` is the node's NodeFiles as a Ray handle."""
+
+    def __init__(self, spec: Spec, name: str, files):
+        self._spec, self._name, self._files = spec, name, files
+        self._report = Report("starting", pid=os.getpid(), node=socket.gethostname())
+        self._tasks: set[asyncio.Task] = set()
+        self._playing = 0
+        self._announced: WeightRef | None = None
+        self._starting: asyncio.Task | None = None
+        self._updating: asyncio.Task | None = None
+
+    async def apply(self, func, *arguments, **named):
+        """The call that Ray's FaultTolerantActorManager makes: `func(self)`, awaited when it has to be."""
+        result = func(self, *arguments, **named)
+        return await result if asyncio.iscoroutine(result) else result
+
+    async def ping(self) -> str:
+        return "pong"
+
+    async def exchange(self, orders: Orders) -> Report:
+        """Takes orders and reports what has changed since the last call. Returns at once."""
+        self._report_engine_failure()
+        if self._starting is None:
+            self._starting = self._background(self._start())
+        for lease in orders.leases:
+            self._playing += 1
+            self._background(self._play(lease))
+        if orders.weights is not None:
+            self._announced = orders.weights
+            if self._updating is None or self._updating.done():
+                self._updating = self._background(self._update(orders.trial))
+        return self._take_report()
+
+    async def evaluate(self, tasks: list[dict], settings: RolloutSettings, sampling: SamplingSettings) -> list[list[Turn]]:
+        """Plays tasks outside of training: the turns of each task, which go nowhere else."""
+        return await asyncio.gather(*(self._evaluate(task, settings, sampling) for task in tasks))
+
+    async def close(self) -> None:
+        """Ends everything and frees the engine's memory and files."""
+        for task in self._tasks:
+            task.cancel()
+        if self._starting is not None and self._starting.done() and self._report.state == "ready":
+            await self._engine.close()
+            await asyncio.to_thread(self._producer.close, 5.0)
+
+    # Starting and weights.
+
+    async def _start(self) -> None:
+        try:
+            await self._build()
+        except Exception as error:
+            log.exception("%s cannot start", self._name)
+            self._fail(f"cannot start: {error}")
+        else:
+            self._report.state = "ready"
+
+    async def _build(self) -> None:
+        from transformers import AutoTokenizer
+
+        from actors import environments
+        from replay.client import Producer
+
+        spec = self._spec
+        self._report.metrics_port = metrics.serve(spec.actors.metrics_port, "actors.metrics_port")
+        self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed)
+        self._renderer = Renderer(AutoTokenizer.from_pretrained(spec.model))
+        self._environments = Environments(lambda: environments.make(spec.environment), spec.environment.time_limit_s)
+        self._producer = Producer(spec.endpoints, f"{self._name}-{os.getpid()}")
+
+    async def _update(self, trial: WeightRef | None) -> None:
+        """Brings the engine to the newest announced version, again while newer ones come."""
+        await self._starting
+        tolerance = self._spec.actors.probe_tolerance or weights.TOLERANCE[self._spec.dtype]
+        try:
+            if trial is not None and self._report.version is None:
+                await self._try(trial, tolerance)
+            while self._report.state == "ready" and self._report.version != self._announced.version:
+                ref = self._announced
+                self._report.probe_difference = await self._try(ref, tolerance)
+                self._report.version = ref.version
+        except WeightsError as error:
+            metrics.WEIGHTS_REFUSED.inc()
+            self._report.weights_refused = True
+            self._fail(str(error))
+        except Exception as error:
+            log.exception("%s cannot load weights", self._name)
+            self._fail(f"cannot load weights: {error}")
+
+    async def _try(self, ref: WeightRef, tolerance: float) -> float:
+        path = await self._files.place.remote(ref, self._name)
+        try:
+            return await weights.apply(self._engine, ref, path, tolerance)
+        finally:
+            await self._files.done.remote(self._name)
+
+    # Playing.
+
+    async def _play(self, lease: Lease) -> None:
+        limit = self._spec.actors.lease_s
+        try:
+            async with asyncio.timeout(limit):
+                await self._producer.room(ROOM_S)
+                writer = GroupWriter(lease, self._emit)
+                await self._episodes(lease, writer, self._spec.rollout, self._spec.sampling)
+                await asyncio.wrap_future(writer.close())
+        except TimeoutError:
+            self._abandon(lease, f"not closed within actors.lease_s={limit:g}")
+        except (DeadlineError, rollouts.Aborted) as error:
+            self._abandon(lease, str(error) or "aborted")
+        except Exception as error:
+            log.exception("%s gives up group %s", self._name, lease.group.hex()[:8])
+            self._abandon(lease, f"{type(error).__name__}: {error}")
+        else:
+            self._report.closed.append(lease.group)
+            metrics.GROUPS.labels(end="closed").inc()
+        finally:
+            self._playing -= 1
+
+    def _emit(self, item: Turn | Close, order: int, spread: float):
+        if isinstance(item, Turn):
+            self._report.turns += 1
+            self._report.tokens += len(item.response)
+        return self._producer.add(item, order, spread)
+
+    async def _episodes(
+        self, lease: Lease, writer: GroupWriter, settings: RolloutSettings, sampling: SamplingSettings
+    ) -> None:
+        await asyncio.gather(
+            *(self._episode(lease, writer, settings, sampling, episode) for episode in range(settings.episodes))
+        )
+
+    async def _episode(
+        self, lease: Lease, writer: GroupWriter, settings: RolloutSettings, sampling: SamplingSettings, episode: int
+    ) -> None:
+        stage = rollouts.Stage(self._engine, self._renderer, writer, settings, sampling, episode)
+        try:
+            async with self._environments.one(lease.task, lease.seed + episode) as environment:
+                await rollouts.named(settings.name)(stage, environment)
+        except EpisodeFailure as failure:
+            writer.error(episode, str(failure))
+        metrics.EPISODES.inc()
+
+    async def _evaluate(self, task: dict, settings: RolloutSettings, sampling: SamplingSettings) -> list[Turn]:
+        lease = Lease(bytes(16), 0, 0, task, self._spec.seed)
+        turns: list[Turn] = []
+        writer = GroupWriter(lease, lambda turn, order, spread: turns.append(turn))
+        await self._episodes(lease, writer, settings, sampling)
+        return turns
+
+    # Reporting.
+
+    def _take_report(self) -> Report:
+        report = self._report
+        report.playing = self._playing
+        if report.state == "ready":
+            report.running = self._engine.running
+            metrics.ENGINE_RUNNING.set(report.running)
+        self._report = Report(
+            report.state,
+            report.version,
+            report.probe_difference,
+            error=report.error,
+            weights_refused=report.weights_refused,
+            pid=report.pid,
+            node=report.node,
+            metrics_port=report.metrics_port,
+        )
+        return report
+
+    def _report_engine_failure(self) -> None:
+        if self._report.state == "ready" and (error := self._engine.error) is not None:
+            self._fail(f"the engine has stopped: {error}")
+
+    def _fail(self, error: str) -> None:
+        self._report.state, self._report.error = "failed", error
+
+    def _abandon(self, lease: Lease, reason: str) -> None:
+        metrics.GROUPS.labels(end="abandoned").inc()
+        self._report.abandoned.append((lease.group, reason))
+
+    def _background(self, work) -> asyncio.Task:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,106 @@
+"""What a recipe says about playing: data, environment, rollout, sampling, engines. Light to import."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from protocols.settings import Settings
+
+
+class DataSettings(Settings):
+    path: str | None = None
+    """Hugging Face hub name or local folder, for environments that read data."""
+    train_size: int | None = Field(None, ge=1)
+    """Use only so many training tasks (None = all)."""
+    test_size: int | None = Field(None, ge=1)
+    """Use only so many test tasks (None = all)."""
+
+
+class EnvironmentSettings(Settings):
+    name: str
+    """signs, countdown, gsm8k, or package.module:Class of your own."""
+    feedback: Literal["residual", "binary", "blank"] = "binary"
+    """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""
+    time_limit_s: float = Field(30.0, gt=0)
+    """A step that takes longer ends its episode with role `error`."""
+
+
+class RolloutSettings(Settings):
+    name: Literal["attempt", "retry"] = "attempt"
+    """attempt: one answer. retry: answer, feedback, again, `turns` times."""
+    turns: int = Field(1, ge=1)
+    """Attempts in an episode."""
+    episodes: int = Field(1, ge=1)
+    """Episodes in a group: plays of one task that are compared with each other."""
+    reflect: bool = False
+    """Between feedback and retry the model writes a reflection, as a turn of its own."""
+    reflect_prompt: str = ""
+    """What the user's message adds to the feedback to ask for a reflection."""
+    retry_prompt: str = ""
+    """The user's message that asks for the retry after a reflection."""
+    stop_at_success: bool = False
+    """End an episode at its first right answer. Evaluation never does."""
+
+    @model_validator(mode="after")
+    def _one_attempt_has_one_turn(self):
+        if self.name == "attempt" and (self.turns > 1 or self.reflect):
+            raise ValueError("name=attempt plays one turn without reflection; use name=retry for turns or reflect")
+        if self.name == "retry" and self.turns < 2:
+            raise ValueError("turns must be 2 or more with name=retry")
+        return self
+
+
+class SamplingSettings(Settings):
+    temperature: float = Field(1.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Below 1 the ratios of importance corrections are biased."""
+    max_tokens: int = Field(16, ge=1)
+    """Longest response of one turn."""
+
+
+class EngineSettings(Settings):
+    name: Literal["vllm", "scripted"] = "vllm"
+    """scripted answers from a script with a latency model: simulation and tests only."""
+    process: Literal["auto", "in_process", "separate"] = "auto"
+    """Where vLLM's core runs: in the actor (auto on CPU), or in processes of its own (auto on GPU)."""
+    max_running: int = Field(256, ge=1)
+    """Most requests in the engine's batch at once."""
+    max_length: int = Field(1024, ge=16)
+    """Longest prompt with its response, in tokens."""
+    kv_cache_gb: float = Field(0.5, gt=0)
+    """Key-value cache on a CPU."""
+    gpu_memory: float = Field(0.85, gt=0, le=1)
+    """Share of a GPU's memory for weights and cache."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs of one engine."""
+    threads: int = Field(1, ge=1)
+    """Compute threads on a CPU."""
+    token_s: float = Field(0.0, ge=0)
+    """scripted: seconds a token."""
+    first_token_s: float = Field(0.0, ge=0)
+    """scripted: seconds to the first token."""
+
+
+class ActorSettings(Settings):
+    count: int = Field(1, ge=1)
+    """Actors, one engine each."""
+    episodes: int = Field(192, ge=1)
+    """Groups that one actor plays at once."""
+    engine: EngineSettings = EngineSettings()
+    cpus: float = Field(1.0, ge=0)
+    """Ray CPUs of one actor."""
+    gpus: float = Field(0.0, ge=0)
+    """Ray GPUs of one actor."""
+    lease_s: float = Field(600.0, gt=0)
+    """A group that is not closed so long after its lease is abandoned and leased again."""
+    silence_s: float = Field(60.0, gt=0)
+    """An actor that does not answer for so long is replaced."""
+    probe_tolerance: float | None = Field(None, gt=0)
+    """Largest mean difference of probe log-probs (None: 0.001 for float32, 0.05 for bfloat16)."""
+    weight_failures: int = Field(3, ge=1)
+    """Replacements after failed weight checks before the run stops."""
+    metrics_port: int = Field(0, ge=0, le=65535)
+    """Prometheus port of the first actor on a node (0 = any free one)."""

@@ -1,0 +1,68 @@
+"""Engines turn token ids into token ids. All keep one contract, so nothing else knows which one runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from actors.config import EngineSettings, SamplingSettings
+from protocols.turns import Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """ids int32[R] (end token included), logprobs float32[R] at the sampling temperature, and when they were made."""
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    versions: tuple[tuple[int, int], ...]
+    stop: Stop
+    seconds: float
+
+
+class PromptTooLong(ValueError):
+    """The prompt leaves no room for a response."""
+
+
+class Engine(Protocol):
+    """A running model. `version` is that of its weights; `running` counts requests under way."""
+
+    version: int
+    running: int
+    error: BaseException | None
+    """What stopped the engine for good, if anything did."""
+
+    async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
+        """Samples one response. Raises PromptTooLong."""
+
+    async def load(self, path: Path, version: int) -> None:
+        """Replaces the weights by the safetensors at `path` between two steps, while generations run on."""
+
+    async def score(self, ids: np.ndarray) -> np.ndarray:
+        """Log-probs float32[len - 1] of ids[1:], at temperature 1, computed anew by the weights now in force."""
+
+    async def elements(self) -> str | None:
+        """Order-free checksum of the live parameters, or None where they cannot be read back."""
+
+    async def abort(self) -> None:
+        """Ends everything under way with stop ABORTED."""
+
+    async def close(self) -> None: ...
+
+
+async def start(model: Path, dtype: str, settings: EngineSettings, seed: int, version: int = 0) -> Engine:
+    """The engine that the recipe asks for, ready to generate."""
+    if settings.name == "scripted":
+        from actors.engines.scripted import ScriptedEngine
+
+        return ScriptedEngine(model, settings, seed, version)
+    from actors.engines import vllm_common
+
+    if vllm_common.in_process(settings):
+        from actors.engines.vllm_local import LocalEngine as VllmEngine
+    else:
+        from actors.engines.vllm_async import AsyncEngine as VllmEngine
+    return await VllmEngine.start(model, dtype, settings, seed, version)

@@ -1,0 +1,85 @@
+"""vLLM in processes of its own, through AsyncLLM: the way on GPUs.
+
+Weights are replaced by one RPC that the core carries out between two steps; generations run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import numpy as np
+
+from actors.config import EngineSettings, SamplingSettings
+from actors.engines import Completion, vllm_common
+
+
+class AsyncEngine:
+    """Keeps the contract of actors.engines.Engine."""
+
+    def __init__(self, llm, requests: vllm_common.Requests, settings: EngineSettings, version: int):
+        self.version = version
+        self._llm, self._requests = llm, requests
+        self._whole = settings.tensor_parallel == 1  # the parameters of one worker are all there are
+        self._under_way: set[str] = set()
+        self._count = 0
+
+    @classmethod
+    async def start(cls, model: Path, dtype: str, settings: EngineSettings, seed: int, version: int) -> AsyncEngine:
+        vllm_common.prepare_process(settings, separate=True)
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        requests = vllm_common.Requests(vllm_common.end_token(model), settings.max_length)
+        arguments = vllm_common.engine_arguments(model, dtype, settings, seed)
+        llm = await asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
+        await llm.update_weight_version(str(version))
+        return cls(llm, requests, settings, version)
+
+    @property
+    def running(self) -> int:
+        return len(self._under_way)
+
+    @property
+    def error(self) -> BaseException | None:
+        return self._llm.dead_error if self._llm.errored else None
+
+    async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
+        added, version = time.monotonic(), self.version
+        output = await self._last(prompt_ids, self._requests.sampling(sampling), sampling.max_tokens)
+        if output is None:
+            return vllm_common.ABORTED
+        return vllm_common.completion_of(output.outputs[0], version, time.monotonic() - added)
+
+    async def score(self, ids: np.ndarray) -> np.ndarray:
+        return vllm_common.prompt_logprobs(await self._last(ids, self._requests.scoring(), 1), ids)
+
+    async def load(self, path: Path, version: int) -> None:
+        await self._llm.collective_rpc("redraft_load", args=(str(path),))
+        await self._llm.update_weight_version(str(version))
+        self.version = version
+
+    async def elements(self) -> str | None:
+        return (await self._llm.collective_rpc("redraft_elements"))[0] if self._whole else None
+
+    async def abort(self) -> None:
+        await self._llm.abort(list(self._under_way))
+
+    async def close(self) -> None:
+        self._llm.shutdown()
+
+    async def _last(self, ids: np.ndarray, parameters, room: int):
+        self._count += 1
+        name = str(self._count)
+        self._under_way.add(name)
+        last = None
+        try:
+            async for output in self._llm.generate(self._requests.prompt(ids, self.version, room), parameters, name):
+                last = output
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():
+                raise
+        finally:
+            self._under_way.discard(name)
+        return last

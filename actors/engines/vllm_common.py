@@ -1,0 +1,144 @@
+"""What both ways of running vLLM share: settings, requests, results, and how weights are replaced."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from actors.config import EngineSettings, SamplingSettings
+from actors.engines import Completion, PromptTooLong
+from protocols.turns import LOGPROBS, TOKENS, Stop
+
+WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def in_process(settings: EngineSettings) -> bool:
+    """In process on a CPU, where it is twice as fast; in processes of its own on a GPU, unless the recipe says."""
+    return settings.process == "in_process" or (settings.process == "auto" and not on_gpu())
+
+
+def prepare_process(settings: EngineSettings, separate: bool) -> None:
+    """Environment that vLLM reads when it is imported: call before anything imports it."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if separate else "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    if not on_gpu():
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling helpers at the first step takes seconds and a C++ compiler
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.kv_cache_gb)))
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+
+
+def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: int) -> dict:
+    """Arguments of vLLM's EngineArgs. Token ids go in and come out, so no tokenizer is loaded."""
+    arguments = dict(
+        model=str(model),
+        dtype=dtype,
+        seed=seed,
+        max_model_len=settings.max_length,
+        max_num_seqs=settings.max_running,
+        enable_prefix_caching=True,
+        skip_tokenizer_init=True,
+        logprobs_mode="processed_logprobs",  # the default is raw: wrong when the temperature is not 1
+        worker_extension_cls=WORKER_EXTENSION,
+        disable_log_stats=True,
+        generation_config="vllm",
+        tensor_parallel_size=settings.tensor_parallel,
+    )
+    if on_gpu():
+        return arguments | dict(gpu_memory_utilization=settings.gpu_memory)
+    # Compiling costs a minute at every start and gains nothing at the sizes that a CPU can train.
+    return arguments | dict(
+        enforce_eager=True, kv_cache_memory_bytes=int(settings.kv_cache_gb * 2**30), async_scheduling=False
+    )
+
+
+def end_token(model: Path) -> int:
+    """The id that ends a response, from the tokenizer beside the weights."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(model)).eos_token_id
+
+
+ABORTED = Completion(np.empty(0, TOKENS), np.empty(0, LOGPROBS), (), Stop.ABORTED, 0.0)
+
+
+class Requests:
+    """Makes vLLM's parameters and prompts and reads its outputs; parameters are made once for each sampling setting."""
+
+    def __init__(self, end: int, max_length: int):
+        self._end, self._max_length = end, max_length
+        self._made: dict[SamplingSettings, object] = {}
+
+    def sampling(self, settings: SamplingSettings):
+        if settings not in self._made:
+            from vllm import SamplingParams
+            from vllm.sampling_params import RequestOutputKind
+
+            self._made[settings] = SamplingParams(
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_tokens=settings.max_tokens,
+                stop_token_ids=[self._end],
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                skip_clone=True,
+            )
+        return self._made[settings]
+
+    def scoring(self):
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=1.0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            skip_reading_prefix_cache=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def prompt(self, ids: np.ndarray, version: int, room: int):
+        """A prompt salted by the weights version, so that no cached prefix outlives the weights that made it."""
+        from vllm.inputs.engine import tokens_input
+
+        if len(ids) + room > self._max_length:
+            raise PromptTooLong(
+                f"prompt of {len(ids)} tokens leaves no room for {room} within {self._max_length}: "
+                "raise actors.engine.max_length or lower sampling.max_tokens or rollout.turns"
+            )
+        return tokens_input(ids.tolist(), cache_salt=str(version))
+
+
+def completion_of(output, started_with: int, seconds: float) -> Completion:
+    """vLLM's final output of one sequence; `started_with` is the version before any that the output names."""
+    ids = np.array(output.token_ids, TOKENS)
+    logprobs = np.array(output.logprobs.logprobs if output.logprobs else [], LOGPROBS)
+    spans = [(span.start, int(span.version)) for span in output.weight_versions or [] if span.version.isdigit()]
+    stop = {"stop": Stop.END, "length": Stop.LENGTH}.get(output.finish_reason, Stop.ABORTED)
+    versions = tuple(spans) or ((0, started_with),)
+    return Completion(ids, logprobs[: len(ids)], versions, stop, seconds)
+
+
+def prompt_logprobs(output, ids: np.ndarray) -> np.ndarray:
+    """Log-probs of ids[1:] from an output with `prompt_logprobs=0` (which lists the token itself first)."""
+    found = [position[int(token)].logprob for position, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
+    return np.array(found, LOGPROBS)

@@ -1,0 +1,193 @@
+"""vLLM inside the actor's own process, driven by one thread: the way on a CPU.
+
+The thread alternates between commands (new requests, new weights, aborts) and engine steps, so whatever a command
+does is atomic for every generation under way, and replacing the weights needs no pause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from actors.config import EngineSettings, SamplingSettings
+from actors.engines import Completion, vllm_common
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request under way: who waits for it, and when it came."""
+
+    future: asyncio.Future
+    added: float
+    version: int
+    ids: np.ndarray | None = None  # of a scoring request
+
+
+class LocalEngine:
+    """Keeps the contract of actors.engines.Engine. One thread owns everything that begins with `_llm`."""
+
+    def __init__(self, version: int, max_length: int):
+        self.version = version
+        self._max_length = max_length
+        self._loop = asyncio.get_running_loop()
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: dict[str, _Waiting] = {}
+        self._count = 0
+        self.error: BaseException | None = None
+
+    @classmethod
+    async def start(cls, model: Path, dtype: str, settings: EngineSettings, seed: int, version: int) -> LocalEngine:
+        engine = cls(version, settings.max_length)
+        ready: Future = Future()
+        threading.Thread(
+            target=engine._run, args=(model, dtype, settings, seed, ready), name="engine", daemon=True
+        ).start()
+        await asyncio.wrap_future(ready)
+        return engine
+
+    @property
+    def running(self) -> int:
+        return len(self._waiting)
+
+    async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
+        return await self._request(prompt_ids, self._requests.sampling(sampling), sampling.max_tokens, scored=False)
+
+    async def score(self, ids: np.ndarray) -> np.ndarray:
+        return await self._request(ids, self._requests.scoring(), 1, scored=True)
+
+    async def load(self, path: Path, version: int) -> None:
+        def load():
+            self._llm.collective_rpc("redraft_load", args=(str(path),))
+            self._llm.set_weight_version(str(version))
+            self.version = version
+
+        await self._do(load)
+
+    async def elements(self) -> str | None:
+        return await self._do(lambda: self._llm.collective_rpc("redraft_elements")[0])
+
+    async def abort(self) -> None:
+        def abort():
+            self._llm.abort_request(list(self._waiting), internal=True)
+            ended = [(waiting.future, vllm_common.ABORTED) for waiting in self._waiting.values()]
+            self._waiting.clear()
+            self._names.clear()
+            self._answer(ended)
+
+        await self._do(abort)
+
+    async def close(self) -> None:
+        self._commands.put(None)
+        await asyncio.to_thread(self._closed.wait, 10)
+
+    # From here on: asking the thread.
+
+    async def _do(self, work: Callable[[], object]):
+        """Runs `work` on the engine's thread, between two steps."""
+        future: Future = Future()
+
+        def command():
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._submit(command)
+        return await asyncio.wrap_future(future)
+
+    async def _request(self, ids: np.ndarray, parameters, room: int, scored: bool):
+        prompt = self._requests.prompt(ids, self.version, room)
+        waiting = _Waiting(self._loop.create_future(), time.monotonic(), self.version, ids if scored else None)
+        self._count += 1
+        name = str(self._count)
+
+        def add():
+            waiting.version = self.version
+            try:
+                internal = self._llm.add_request(name, prompt, parameters)
+            except Exception as error:
+                self._answer([(waiting.future, error)])
+            else:
+                self._names[name] = internal
+                self._waiting[internal] = waiting
+
+        self._submit(add)
+        return await waiting.future
+
+    def _submit(self, command: Callable[[], None]) -> None:
+        if self.error is not None:
+            raise RuntimeError(f"the engine has stopped: {self.error}") from self.error
+        self._commands.put(command)
+
+    # From here on: the thread.
+
+    def _run(self, model: Path, dtype: str, settings: EngineSettings, seed: int, ready: Future) -> None:
+        self._closed = threading.Event()
+        self._names: dict[str, str] = {}
+        try:
+            vllm_common.prepare_process(settings, separate=False)
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            self._requests = vllm_common.Requests(vllm_common.end_token(model), self._max_length)
+            arguments = vllm_common.engine_arguments(model, dtype, settings, seed)
+            self._llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
+            self._llm.set_weight_version(str(self.version))
+            ready.set_result(None)
+        except BaseException as error:
+            ready.set_exception(error)
+            return
+        try:
+            while self._commands_done():
+                self._step()
+        except BaseException as error:
+            self.error = error
+            self._answer([(waiting.future, error) for waiting in self._waiting.values()])
+        finally:
+            self._llm.engine_core.shutdown()
+            self._closed.set()
+
+    def _commands_done(self) -> bool:
+        """Carries out all waiting commands, waiting for one when there is nothing to generate. False = close."""
+        while not self._commands.empty() or not self._waiting:
+            command = self._commands.get()
+            if command is None:
+                return False
+            command()
+        return True
+
+    def _step(self) -> None:
+        ended = []
+        for output in self._llm.step():
+            waiting = self._waiting.pop(self._names.pop(output.request_id, ""), None) if output.finished else None
+            if waiting is None:
+                continue
+            if waiting.ids is not None:
+                ended.append((waiting.future, vllm_common.prompt_logprobs(output, waiting.ids)))
+            else:
+                seconds = time.monotonic() - waiting.added
+                ended.append((waiting.future, vllm_common.completion_of(output.outputs[0], waiting.version, seconds)))
+        if ended:
+            self._answer(ended)
+
+    def _answer(self, ended: list[tuple[asyncio.Future, object]]) -> None:
+        """Hands results to the event loop, all of one step in one wake-up."""
+        self._loop.call_soon_threadsafe(_resolve, ended)
+
+
+def _resolve(ended: list[tuple[asyncio.Future, object]]) -> None:
+    for future, result in ended:
+        if future.done():  # its caller was cancelled
+            continue
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)

@@ -1,0 +1,42 @@
+"""Runs inside vLLM's worker: replaces the weights in place, and reads them back."""
+
+from __future__ import annotations
+
+import torch
+
+from protocols.checksum import element_checksum
+
+if not torch.cuda.is_available():
+    from vllm.model_executor.layers import utils
+
+    # CPU attention uses AMX tiles without asking the kernel for them: a worker process dies at its first step.
+    torch._C._cpu._init_amx()
+
+    def _keep_parameters_live(layer: torch.nn.Module, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    # vLLM would pack linears and free their parameters. A later load then has to unpack, and leaves a tied head as
+    # it was. Live parameters can be copied into, checked, and cost no more at these sizes.
+    utils.dispatch_cpu_unquantized_gemm = _keep_parameters_live
+
+
+class WeightsExtension:
+    """Mixed into the worker by `worker_extension_cls`; called through collective_rpc."""
+
+    def redraft_load(self, path: str) -> None:
+        """Copies the safetensors file at `path` into the running model. The caller has checked its digest."""
+        from safetensors.torch import safe_open
+
+        device = "cpu" if not torch.cuda.is_available() else f"cuda:{torch.cuda.current_device()}"
+        with safe_open(path, "pt", device=device) as tensors:
+            self.model_runner.model.load_weights((name, tensors.get_tensor(name)) for name in tensors.keys())
+
+    def redraft_elements(self) -> str:
+        """Order-free checksum of the parameters that the model computes with."""
+        return element_checksum(
+            parameter.data.cpu().contiguous().view(_BITS[parameter.element_size()]).numpy()
+            for parameter in self.model_runner.model.parameters()
+        )
+
+
+_BITS = {2: torch.uint16, 4: torch.uint32}

@@ -1,0 +1,46 @@
+"""Environments by name: `environment.name` is one of NAMES, or `package.module:Class` of your own TextEnvironment."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from actors.config import DataSettings, EnvironmentSettings
+from actors.environments.base import TextEnvironment
+from protocols.errors import SettingError
+
+NAMES = {
+    "signs": "actors.environments.signs:Signs",
+    "countdown": "actors.environments.countdown:Countdown",
+    "gsm8k": "actors.environments.gsm8k:GSM8K",
+}
+
+
+def find(name: str) -> type[TextEnvironment]:
+    """The class behind `environment.name`. Raises SettingError listing the known names."""
+    module, colon, attribute = NAMES.get(name, name).partition(":")
+    cure = f"Use {', '.join(NAMES)}, or package.module:Class of your own"
+    if not colon:
+        raise SettingError("environment.name", f"there is no environment {name!r}", cure)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingError("environment.name", f"{name!r} cannot be imported: {error}", cure) from error
+    if not (isinstance(found, type) and issubclass(found, TextEnvironment)):
+        raise SettingError("environment.name", f"{name!r} is not a TextEnvironment", cure)
+    return found
+
+
+def make(settings: EnvironmentSettings) -> TextEnvironment:
+    """A fresh environment. Raises SettingError for an unknown name, or a feedback that it does not have."""
+    return find(settings.name)(feedback=settings.feedback)
+
+
+def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequence[dict]:
+    """The tasks of split "train" or "test", at most `data.<split>_size`. Raises SettingError if there are none."""
+    found = find(settings.name).tasks(data, split)
+    size = data.train_size if split == "train" else data.test_size
+    if not len(found):
+        where = repr(data.path) if data.path else "without a path"
+        raise SettingError("data.path", f"{settings.name} has no {split} tasks ({where})", "Name data that holds some")
+    return found if size is None else found[:size]

@@ -1,0 +1,127 @@
+"""What an environment is: a gymnasium.Env that is told text and answers with text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import gymnasium
+
+from actors.config import DataSettings
+from protocols.errors import SettingError
+
+LONGEST_TEXT = 1_000_000  # characters
+
+
+class AnyText(gymnasium.spaces.Text):
+    """Text of any characters: gymnasium's own space lists the allowed ones, and people's questions hold others."""
+
+    def contains(self, x: Any) -> bool:
+        return isinstance(x, str) and len(x) <= self.max_length
+
+
+class TextEnvironment(gymnasium.Env):
+    """One episode of one task at a time. A subclass gives `tasks`, `start` and `act`; a one-answer task is a OneAnswer.
+
+    `reset(seed=, options={"task": task})` returns (observation, info). `step(text)` returns (observation, reward,
+    terminated, truncated, info), where info holds `success` (bool) and `answer` (the answer in its canonical form, so
+    that equal answers are equal strings, or None where nothing could be parsed).
+    """
+
+    feedbacks: ClassVar[tuple[str, ...]] = ("binary", "blank")
+    """Values of `environment.feedback` that this environment knows."""
+
+    def __init__(self, feedback: str = "binary"):
+        if feedback not in self.feedbacks:
+            known = ", ".join(self.feedbacks)
+            raise SettingError("environment.feedback", f"{type(self).__name__} has no {feedback!r}", f"Use {known}")
+        self.feedback = feedback
+        self.observation_space = AnyText(LONGEST_TEXT, min_length=0)
+        self.action_space = AnyText(LONGEST_TEXT, min_length=0)
+        self._actions: list[str] = []
+
+    @classmethod
+    def tasks(cls, data: DataSettings, split: str) -> Sequence[dict]:
+        """The tasks of split "train" or "test": maps that msgpack can carry, each with a unique str `id`."""
+        raise NotImplementedError
+
+    def start(self, task: dict) -> str:
+        """Begins `task`, with `self.np_random` as the only source of chance; returns the first observation."""
+        raise NotImplementedError
+
+    def act(self, text: str) -> tuple[str, float, bool, bool, dict]:
+        """What `step` returns; may use `self.task`."""
+        raise NotImplementedError
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+        if not options or "task" not in options:
+            raise ValueError('reset needs options={"task": task}')
+        if seed is None:  # drawn, so that a snapshot can replay the episode
+            seed = int(self.np_random.integers(2**31))
+        super().reset(seed=seed)
+        self.task, self._seed, self._actions = options["task"], seed, []
+        return self.start(self.task), {}
+
+    def step(self, text: str) -> tuple[str, float, bool, bool, dict]:
+        self._actions.append(text)
+        return self.act(text)
+
+    def snapshot(self) -> Any:
+        """The state of the episode, for `restore` in this or another environment of the same settings."""
+        return {"task": self.task, "seed": self._seed, "actions": tuple(self._actions)}
+
+    def restore(self, state: Any) -> None:
+        """Back to a snapshot. This default replays the actions; override both where an environment can copy itself."""
+        self.reset(seed=state["seed"], options={"task": state["task"]})
+        for action in state["actions"]:
+            self.step(action)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one answer is worth; `answer` is its canonical form, None where nothing could be parsed."""
+
+    reward: float
+    answer: str | None = None
+
+    @property
+    def success(self) -> bool:
+        return self.reward >= 1
+
+
+class OneAnswer(TextEnvironment):
+    """A question that is answered in one step, right or wrong. A subclass gives `tasks`, `question` and `judge`.
+
+    An episode never terminates by itself: the rollout says how many attempts there are and whether a success ends it.
+    With feedback `blank` the same sentence follows every answer, so that nothing leaks (RISE, arXiv 2407.18219).
+    """
+
+    right: ClassVar[str] = "Your answer is correct."
+    wrong: ClassVar[str] = "Your answer is incorrect. Think again and try once more."
+
+    def question(self, task: dict) -> str:
+        raise NotImplementedError
+
+    def judge(self, task: dict, text: str) -> Verdict:
+        raise NotImplementedError
+
+    def say(self, verdict: Verdict) -> str:
+        """The observation after an answer."""
+        if verdict.success and self.feedback != "blank":
+            return self.right
+        return f"{self.wrong}\n\n{self.question(self.task)}"
+
+    def start(self, task: dict) -> str:
+        return self.question(task)
+
+    def act(self, text: str) -> tuple[str, float, bool, bool, dict]:
+        verdict = self.judge(self.task, text)
+        return self.say(verdict), verdict.reward, False, False, {"success": verdict.success, "answer": verdict.answer}
+
+
+class Demonstrates(Protocol):
+    """An environment that can show how its dialogues look, so that a model can be made for it (redraft/pretrain.py)."""
+
+    def demonstrations(self, rng: Any, count: int, turns: int) -> list[list[tuple[str, bool]]]:
+        """`count` dialogues of `turns` attempts, as (text, the model's own) pieces; own ones lack their end token."""

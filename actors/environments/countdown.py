@@ -1,0 +1,145 @@
+"""`countdown`: combine the given numbers, each exactly once, with + - * / and brackets to hit a target.
+
+The task of Reflect, Retry, Reward (arXiv 2505.24726). Tasks are made here, each from an expression that solves it, or
+read from `data.path`, a folder with train.jsonl and test.jsonl (nums, target, solution).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from actors.config import DataSettings
+from actors.environments.base import OneAnswer, Verdict
+from protocols.errors import SettingError
+
+LONGEST = 200  # characters of an expression, which bounds its depth, too
+SIZES = {"train": 4000, "test": 500}  # tasks made when data.<split>_size says nothing
+SMALLEST_TARGET, LARGEST_TARGET, LARGEST_NUMBER = 10, 99, 99
+
+OPERATORS = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+}
+
+
+def evaluate(expression: str) -> tuple[Fraction, list[int]]:
+    """The exact value and the numbers of an expression of integers, + - * / and brackets; nothing is executed.
+
+    Raises ValueError for anything else, and for a division by zero.
+    """
+    if len(expression) > LONGEST or not re.fullmatch(r"[\d+\-*/() ]+", expression, re.ASCII):
+        raise ValueError("not an arithmetic expression")
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, MemoryError, RecursionError):
+        raise ValueError("not an arithmetic expression") from None
+    numbers: list[int] = []
+    return _value(tree, numbers), numbers
+
+
+def _value(node: ast.expr, numbers: list[int]) -> Fraction:
+    match node:
+        case ast.Constant(value=int() as number):
+            numbers.append(number)
+            return Fraction(number)
+        case ast.BinOp(left, operator, right) if type(operator) in OPERATORS:
+            a, b = _value(left, numbers), _value(right, numbers)
+            if b == 0 and isinstance(operator, ast.Div):
+                raise ValueError("division by zero")
+            return OPERATORS[type(operator)](a, b)
+    raise ValueError(f"{type(node).__name__} is not allowed")
+
+
+def answer_in(text: str) -> str:
+    """The expression that a response gives: between the last <answer> tags, else its last line."""
+    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    lines = text.strip().splitlines()
+    return (tagged[-1] if tagged else lines[-1] if lines else "").strip()
+
+
+def _generate(rng: np.random.Generator) -> dict:
+    """A task with the expression that it was made from: random numbers, joined two at a time."""
+    while True:
+        nums = [int(n) for n in rng.integers(1, LARGEST_NUMBER + 1, size=rng.integers(3, 5))]
+        parts = [(str(n), Fraction(n)) for n in nums]
+        while len(parts) > 1:
+            (a, x), (b, y) = (parts.pop(int(rng.integers(len(parts)))) for _ in range(2))
+            sign, operate = [("+", ast.Add), ("-", ast.Sub), ("*", ast.Mult), ("/", ast.Div)][rng.integers(4)]
+            if sign == "/" and y == 0:
+                break
+            parts.append((f"({a} {sign} {b})", OPERATORS[operate](x, y)))
+        solution, target = parts[0]
+        if len(parts) == 1 and target.denominator == 1 and SMALLEST_TARGET <= target <= LARGEST_TARGET:
+            return {"nums": nums, "target": int(target), "solution": solution}
+
+
+def _is_test(nums: Sequence[int]) -> bool:
+    """A fifth of all sets of numbers, so that made train and test tasks have no set in common."""
+    return hashlib.blake2b(repr(sorted(nums)).encode()).digest()[0] % 5 == 0
+
+
+@cache
+def _made(split: str, size: int) -> tuple[dict, ...]:
+    rng = np.random.Generator(np.random.Philox(("train", "test").index(split)))
+    found: list[dict] = []
+    while len(found) < size:
+        task = _generate(rng)
+        if _is_test(task["nums"]) == (split == "test"):
+            found.append({"id": f"countdown/{split}/{len(found)}", **task})
+    return tuple(found)
+
+
+def _read(path: Path, split: str) -> list[dict]:
+    """Raises SettingError where the file is missing or a task is not solved by its own solution."""
+    file = path / f"{split}.jsonl"
+    try:
+        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        found = [{"id": f"countdown/{split}/{n}", **row} for n, row in enumerate(rows)]
+        for task in found:
+            if not solves(task["solution"], task):
+                raise ValueError(f"{task['solution']!r} does not solve {task['id']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        cure = "Name a folder with train.jsonl and test.jsonl (nums, target, solution), or leave it out"
+        raise SettingError("data.path", f"{file} cannot be used: {error}", cure) from error
+    return found
+
+
+def solves(expression: str, task: dict) -> bool:
+    """Whether it hits the target with each number exactly once. Raises ValueError where it is no expression."""
+    result, numbers = evaluate(expression)
+    return result == task["target"] and sorted(numbers) == sorted(task["nums"])
+
+
+class Countdown(OneAnswer):
+    """Reward 1 for an expression that solves the task, else 0."""
+
+    @classmethod
+    def tasks(cls, data: DataSettings, split: str) -> Sequence[dict]:
+        if data.path is not None:
+            return _read(Path(data.path), split)
+        return _made(split, (data.train_size if split == "train" else data.test_size) or SIZES[split])
+
+    def question(self, task: dict) -> str:
+        numbers = ", ".join(map(str, task["nums"]))
+        return (
+            f"Use the numbers {numbers}, each exactly once, with + - * / and brackets to make {task['target']}. "
+            "Write your expression between <answer> and </answer>, for example <answer>(1 + 2) / 3</answer>."
+        )
+
+    def judge(self, task: dict, text: str) -> Verdict:
+        expression = answer_in(text)
+        try:
+            return Verdict(float(solves(expression, task)), ast.unparse(ast.parse(expression, mode="eval")))
+        except ValueError:
+            return Verdict(0.0)

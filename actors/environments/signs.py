@@ -1,0 +1,122 @@
+"""`signs`: put + or - between digits of fixed order to hit a target. Small enough for a model to learn in a minute.
+
+    7128>6      question: digits > target; the first digit is always positive, so there are 8 candidates
+    7+1-2-8     attempt
+    ?-8         feedback `residual`: value minus target; "?0" right, "?x" malformed
+    28          reflection (where the rollout asks for one): the digits whose sign is to be flipped, empty = keep all
+    7-1-2+8     next attempt
+
+Feedback `binary` is "?0" for right and "?x" for everything else; `blank` is always "?x". Digits are 1 to 9, distinct:
+a zero would make two candidates out of one. Train and test have no set of digits in common.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import combinations, permutations, product
+
+import numpy as np
+
+from actors.config import DataSettings
+from actors.environments.base import OneAnswer, Verdict
+
+COUNT = 4  # digits in a question
+SIGNS = tuple(product("+-", repeat=COUNT - 1))
+OTHER = {"+": "-", "-": "+"}
+TEST_SHARE = 0.2
+FIRST_RIGHT = 0.7  # demonstrations: how often the first attempt is right
+FLIP = 0.4  # demonstrations: how often a retry flips a sign
+
+
+def value(attempt: str) -> int:
+    """What a well-formed attempt is worth: "7+1-2-8" -> -2."""
+    return sum(int(term) for term in re.findall(r"[+-]?\d", attempt))
+
+
+def attempt_of(digits: str, signs: tuple[str, ...]) -> str:
+    return digits[0] + "".join(sign + digit for sign, digit in zip(signs, digits[1:], strict=True))
+
+
+@cache
+def _targets(digits: str) -> dict[int, tuple[tuple[str, ...], ...]]:
+    """Target -> the sign choices that hit it."""
+    found: dict[int, tuple[tuple[str, ...], ...]] = {}
+    for signs in SIGNS:
+        target = value(attempt_of(digits, signs))
+        found[target] = (*found.get(target, ()), signs)
+    return found
+
+
+@cache
+def _orders(split: str) -> tuple[str, ...]:
+    """Every order of every set of digits of a split: about 80 % of the 126 sets are for training."""
+    sets = list(combinations("123456789", COUNT))
+    shuffled = np.random.Generator(np.random.Philox(0)).permutation(len(sets))
+    tests = round(TEST_SHARE * len(sets))
+    chosen = shuffled[:tests] if split == "test" else shuffled[tests:]
+    return tuple("".join(order) for n in sorted(chosen) for order in permutations(sets[n]))
+
+
+@cache
+def _tasks(split: str) -> tuple[dict, ...]:
+    """All tasks of a split, shuffled, so that the first n of them are a fair sample."""
+    found = [
+        {"id": f"signs/{digits}>{target}", "digits": digits, "target": target}
+        for digits in _orders(split)
+        for target in _targets(digits)
+    ]
+    return tuple(found[n] for n in np.random.Generator(np.random.Philox(1)).permutation(len(found)))
+
+
+class Signs(OneAnswer):
+    """Reward 1 for the target, else 0. Accepts an answer with or without its newline, and nothing around it."""
+
+    feedbacks = ("residual", "binary", "blank")
+
+    @classmethod
+    def tasks(cls, data: DataSettings, split: str) -> tuple[dict, ...]:
+        return _tasks(split)
+
+    def question(self, task: dict) -> str:
+        return f"{task['digits']}>{task['target']}\n"
+
+    def judge(self, task: dict, text: str) -> Verdict:
+        attempt = text.removesuffix("\n")
+        if not re.fullmatch(r"[+-]".join(task["digits"]), attempt):
+            return Verdict(0.0)
+        return Verdict(float(value(attempt) == task["target"]), attempt)
+
+    def say(self, verdict: Verdict) -> str:
+        return self._feedback(None if verdict.answer is None else value(verdict.answer) - self.task["target"])
+
+    def _feedback(self, residual: int | None) -> str:
+        shown = residual is not None and (self.feedback == "residual" or (self.feedback == "binary" and residual == 0))
+        return f"?{residual}\n" if shown else "?x\n"
+
+    def demonstrations(self, rng: np.random.Generator, count: int, turns: int) -> list[list[tuple[str, bool]]]:
+        """`count` dialogues about training digits, as (text, the model's own) pieces without end tokens.
+
+        They show the form, and how a reflection is carried out, but not which reflection helps: the first attempt is
+        right with probability FIRST_RIGHT, else any wrong one; a retry flips each sign with probability FLIP, and its
+        reflection names exactly those digits.
+        """
+        orders = _orders("train")
+        picks = rng.integers(len(orders), size=count)
+        chances = rng.random((count, 3))
+        flips = rng.random((count, turns - 1, COUNT - 1)) < FLIP
+        return [self._dialogue(orders[n], *row) for n, *row in zip(picks, chances, flips, strict=True)]
+
+    def _dialogue(self, digits: str, chances: np.ndarray, flips: np.ndarray) -> list[tuple[str, bool]]:
+        targets = _targets(digits)
+        target = list(targets)[int(chances[0] * len(targets))]
+        right = targets[target]
+        start = right if chances[1] < FIRST_RIGHT else [signs for signs in SIGNS if signs not in right]
+        signs = start[int(chances[2] * len(start))]
+        pieces = [(f"{digits}>{target}\n", False), (attempt_of(digits, signs), True)]
+        for flip in flips:
+            pieces.append((self._feedback(value(pieces[-1][0]) - target), False))
+            pieces.append(("".join(digit for digit, f in zip(digits[1:], flip, strict=True) if f), True))
+            signs = tuple(OTHER[sign] if f else sign for sign, f in zip(signs, flip, strict=True))
+            pieces.append((attempt_of(digits, signs), True))
+        return pieces

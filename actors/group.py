@@ -1,0 +1,83 @@
+"""Writes the turns of one group in the order in which they come, and closes it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+
+from actors.engines import Completion
+from protocols import metrics
+from protocols.turns import LOGPROBS, TOKENS, Close, Lease, Role, Stop, Turn
+
+Sink = Callable[[Turn | Close, int, float], object]
+NO_TOKENS = np.empty(0, TOKENS)
+NOTHING_SAMPLED = Completion(NO_TOKENS, np.empty(0, LOGPROBS), (), Stop.AUTHORED, 0.0)
+
+
+class GroupWriter:
+    """Numbers turns and hands them to `sink(item, order, spread)`: the replay producer, or a list in an evaluation."""
+
+    def __init__(self, lease: Lease, sink: Sink):
+        self._lease, self._sink = lease, sink
+        self._next = 0
+        self._last: dict[int, int] = {}
+        self._returns: dict[int, float] = defaultdict(float)
+        self._scores: list[float] = []
+
+    def turn(
+        self,
+        role: Role,
+        parent: int,
+        prompt: np.ndarray,
+        completion: Completion,
+        *,
+        episode: int,
+        index: int,
+        reward: float,
+        environment_s: float = 0.0,
+        **facts,
+    ) -> int:
+        """Emits one turn and returns its number. `facts` are `terminated`, `truncated` and `extra` of the turn."""
+        number = self._next
+        self._next += 1
+        self._last[episode] = number
+        if role is not Role.REFLECTION:
+            self._returns[episode] += reward
+            self._scores.append(reward)
+        turn = Turn(
+            group=self._lease.group,
+            lease=self._lease.number,
+            turn=number,
+            parent=parent,
+            after=parent,
+            index=index,
+            episode=episode,
+            role=role,
+            prompt=prompt,
+            response=completion.ids,
+            logprobs=completion.logprobs,
+            versions=completion.versions,
+            stop=completion.stop,
+            reward=reward,
+            timing=(0.0, completion.seconds, environment_s),
+            **facts,
+        )
+        self._sink(turn, self._lease.order, 0.0)
+        metrics.TURNS.labels(role=role.name.lower()).inc()
+        metrics.TOKENS.labels(role=role.name.lower()).inc(len(completion.ids))
+        return number
+
+    def error(self, episode: int, error: str) -> None:
+        """Ends an episode that cannot go on with a turn of role ERROR, after its last one; nothing was sampled in it."""
+        parent = self._last.get(episode, -1)
+        self.turn(
+            Role.ERROR, parent, NO_TOKENS, NOTHING_SAMPLED, episode=episode, index=0, reward=0.0, extra={"error": error}
+        )
+
+    def close(self):
+        """Emits the close row; returns what the sink makes of it. Its spread tells groups without variance apart."""
+        compared = list(self._returns.values()) if len(self._returns) > 1 else self._scores
+        spread = max(compared, default=0.0) - min(compared, default=0.0)
+        return self._sink(Close(self._lease.group, self._lease.number, self._next), self._lease.order, spread)

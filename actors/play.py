@@ -1,0 +1,103 @@
+"""Environments as a rollout meets them: asynchronous, with a time limit, and never the end of the actor."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from protocols import metrics
+
+log = logging.getLogger("redraft.actor")
+WORKERS = 32
+
+
+class EpisodeFailure(Exception):
+    """This episode cannot go on; the group can. `kind` is a metric label: raised, hung, too_long."""
+
+    def __init__(self, kind: str, message: str):
+        self.kind = kind
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the environment made of one answer."""
+
+    reward: float
+    success: bool
+    answer: str | None
+    terminated: bool
+    truncated: bool
+    seconds: float
+
+
+class Playing:
+    """One environment in one episode. `observation` is what it said last."""
+
+    def __init__(self, environment, call: Callable):
+        self._environment, self._call = environment, call
+        self.observation = ""
+
+    async def reset(self, task: dict, seed: int) -> None:
+        self.observation, _ = await self._call(self._environment.reset, seed=seed, options={"task": task})
+
+    async def step(self, text: str) -> Outcome:
+        """Acts. Raises EpisodeFailure when the environment raises or takes longer than its limit."""
+        began = time.monotonic()
+        self.observation, reward, terminated, truncated, info = await self._call(self._environment.step, text)
+        seconds = time.monotonic() - began
+        metrics.ENVIRONMENT_SECONDS.observe(seconds)
+        return Outcome(float(reward), info.get("success", False), info.get("answer"), terminated, truncated, seconds)
+
+
+class Environments:
+    """Lends environments to episodes. `make` builds one; those that failed are thrown away, the others used again.
+
+    An environment whose class says `blocking = False` is called directly; others run in threads, since they may
+    sleep, compute or hang. A hung thread cannot be stopped: it is left behind with its pool, and a new pool begins.
+    """
+
+    def __init__(self, make: Callable[[], object], time_limit_s: float):
+        self._make, self._limit = make, time_limit_s
+        self._idle: list = []
+        self._threads = ThreadPoolExecutor(WORKERS, "environment")
+        self._logged: set[str] = set()
+
+    @asynccontextmanager
+    async def one(self, task: dict, seed: int) -> AsyncIterator[Playing]:
+        environment = self._idle.pop() if self._idle else self._make()
+        call = self._in_thread if getattr(environment, "blocking", True) else self._directly
+        playing = Playing(environment, call)
+        await playing.reset(task, seed)
+        yield playing
+        self._idle.append(environment)  # not reached after a failure
+
+    async def _directly(self, function: Callable, *arguments, **named):
+        try:
+            return function(*arguments, **named)
+        except Exception as error:
+            raise self._failure("raised", f"{type(error).__name__}: {error}") from error
+
+    async def _in_thread(self, function: Callable, *arguments, **named):
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, lambda: function(*arguments, **named))
+        try:
+            return await asyncio.wait_for(work, self._limit)
+        except TimeoutError:
+            self._threads.shutdown(wait=False)
+            self._threads = ThreadPoolExecutor(WORKERS, "environment")
+            raise self._failure("hung", f"no answer within environment.time_limit_s={self._limit:g}") from None
+        except Exception as error:
+            raise self._failure("raised", f"{type(error).__name__}: {error}") from error
+
+    def _failure(self, kind: str, message: str) -> EpisodeFailure:
+        metrics.ENVIRONMENT_ERRORS.labels(kind=kind).inc()
+        if message not in self._logged:
+            self._logged.add(message)
+            log.warning("an environment %s: %s (this cause is logged once, and counted)", kind, message)
+        return EpisodeFailure(kind, message)

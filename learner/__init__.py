@@ -1,0 +1,1 @@
+"""The learner uses turns: credit, objectives, packing, the DeepSpeed ranks, weight publishing, checkpoints."""

@@ -1,0 +1,69 @@
+"""Batches: claimed groups made ready for the ranks, with the facts about them that a step reports."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from learner.config import LearnerSettings
+from learner.credit import credit, scored
+from learner.objectives import coefficients
+from learner.packing import MicroBatch, pack
+from learner.sequences import linearise
+from protocols.turns import Group
+from protocols.weights import staleness
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One optimizer step's work: micro-batches of each rank, the groups to commit, and flat facts for the report."""
+
+    ids: list[bytes]
+    micros: list[list[MicroBatch]]
+    facts: dict
+    pack_s: float
+
+
+def prepare(groups: Sequence[Group], step: int, settings: LearnerSettings) -> Batch:
+    """Credit, linearise, weigh and pack the groups that a trainer at `step` steps is going to train on."""
+    start = time.monotonic()
+    lines = linearise(groups, credit(groups, settings.credit), settings)
+    shares = coefficients(lines.sequences, lines.turns, settings)
+    packed = pack(lines.sequences, shares, settings)
+    facts = facts_of(groups, step) | {
+        "tokens": packed.tokens,
+        "padding_share": packed.padding / packed.tokens,
+        "truncated_sequences": lines.truncated,
+    }
+    return Batch([group.id for group in groups], packed.micros, facts, time.monotonic() - start)
+
+
+def facts_of(groups: Sequence[Group], step: int) -> dict:
+    """Rewards of attempts (all, and by turn number), and the staleness of each group: that of its oldest token."""
+    turns = [turn for group in groups for turn in group.turns]
+    attempts = [turn for turn in turns if scored(turn)]
+    rewards, successes = defaultdict(list), defaultdict(list)
+    for turn in attempts:
+        rewards[turn.index].append(turn.reward)
+        if "success" in turn.extra:
+            successes[turn.index].append(bool(turn.extra["success"]))
+    ages = [age for group in groups if (age := _staleness(group, step)) is not None]
+    return {
+        "groups": len(groups),
+        "turns": len(turns),
+        "sampled_tokens": sum(int((~np.isnan(turn.logprobs)).sum()) for turn in turns),
+        "reward": float(np.mean([turn.reward for turn in attempts])) if attempts else 0.0,
+        "reward_by_index": [float(np.mean(rewards[index])) for index in sorted(rewards)],
+        "success_by_index": [float(np.mean(successes[index])) for index in sorted(successes)],
+        "staleness_mean": float(np.mean(ages)) if ages else 0.0,
+        "staleness_max": max(ages, default=0),
+        "staleness_counts": {str(age): count for age, count in sorted(Counter(ages).items())},
+    }
+
+
+def _staleness(group: Group, step: int) -> int | None:
+    return max((staleness(step, version) for turn in group.turns for _, version in turn.versions), default=None)

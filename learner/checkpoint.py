@@ -1,0 +1,122 @@
+"""Checkpoints: everything a run resumes from, written aside and renamed, so that one is whole or not there.
+
+checkpoints/step-000100/state.json     identity of the run, step, life, the controller's cursor, how it was sharded
+                        model/         a folder that transformers and vLLM load
+                        engine/        DeepSpeed's: weights, optimizer
+                        random-0.pt    random state of each rank
+checkpoints/life                       the newest life: no later one publishes its version numbers again
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protocols.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAME = re.compile(r"step-(\d{6,})")
+WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|index\.json)")
+TAG = "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What a checkpoint says of the run. `cursor` is the controller's place in its tasks: JSON values only."""
+
+    run_id: str
+    step: int
+    life: int
+    cursor: dict
+    ranks: int
+    zero: int
+
+
+def newest(run_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint of a run, None when there is none."""
+    found = _finished(run_dir)
+    return found[-1] if found else None
+
+
+def _finished(run_dir: str | Path) -> list[Path]:
+    folders = [path for path in Path(run_dir, "checkpoints").glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(folders, key=lambda path: int(path.name[5:]))
+
+
+def begin(run_dir: str | Path, step: int) -> Path:
+    """An empty folder for the checkpoint of `step`, under a name that no reader takes for a finished one."""
+    folder = Path(run_dir, "checkpoints", f".step-{step:06d}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_model(folder: Path, model_path: str | Path, config, state: dict[str, Tensor]) -> None:
+    """A Hugging Face folder: these weights, this config, and the tokenizer's files of the start model."""
+    from safetensors.torch import save_file
+
+    target = folder / "model"
+    target.mkdir()
+    for file in Path(model_path).iterdir():
+        if file.is_file() and not WEIGHTS.fullmatch(file.name):
+            shutil.copy(file, target / file.name)
+    config.save_pretrained(target)
+    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def finish(folder: Path, state: RunState, keep: int) -> Path:
+    """Makes the checkpoint durable under its own name, and removes all but the `keep` newest."""
+    (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _fsync(path)
+    _fsync(folder)
+    target = folder.with_name(f"step-{state.step:06d}")
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+    _fsync(target.parent)
+    for old in _finished(target.parent.parent)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def read(folder: Path, run_id: str, ranks: int, zero: int) -> RunState:
+    """The state of a checkpoint. Raises SettingError when it is another run's, or sharded otherwise."""
+    state = RunState(**json.loads((folder / "state.json").read_text()))
+    if state.run_id != run_id:
+        raise SettingError("name", f"{folder} belongs to run {state.run_id}, not {run_id}", "Choose another run folder")
+    for key, was, now in (("ranks", state.ranks, ranks), ("zero", state.zero, zero)):
+        if was != now:
+            cure = f"Set it to {was}, or start a new run with model.path: {folder / 'model'}"
+            raise SettingError(f"learner.{key}", f"{now}, but {folder} was written with {was}", cure)
+    return state
+
+
+def next_life(run_dir: str | Path) -> int:
+    """The number of the life that starts now, 0 the first time; remembered before anything is published in it.
+
+    It is kept apart from the checkpoints: a life that ended without one has still used its version numbers.
+    """
+    file = Path(run_dir, "checkpoints", "life")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    life = int(file.read_text()) + 1 if file.exists() else 0
+    fresh = file.with_name(".life.tmp")
+    fresh.write_text(str(life))
+    _fsync(fresh)
+    fresh.rename(file)
+    _fsync(file.parent)
+    return life
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

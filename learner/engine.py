@@ -1,0 +1,209 @@
+"""The engine: DeepSpeed set up in one rank, one optimizer step of many micro-batches, and the gathered weights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner.config import LearnerSettings, OptimizerSettings
+from learner.logprobs import Policy, load_model
+from learner.objectives import STATS, loss_of
+from learner.packing import MicroBatch
+from protocols.errors import SettingError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`stats` are the summed STATS of all ranks; without `applied` the gradient was not finite and nothing moved."""
+
+    stats: np.ndarray
+    gradient_norm: float
+    lr: float
+    applied: bool
+
+
+def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, timeout_s: float) -> dist.ProcessGroup:
+    """Joins this process to the other ranks and returns a CPU group for objects. Blocks until all are there."""
+    host, port = master
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": "0",  # Ray shows each rank its own device only
+        "LOCAL_SIZE": "1",
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": device,
+    }
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a C++ build at the first collective
+    backend = "gloo" if device == "cpu" else "nccl"
+    timeout = timedelta(seconds=timeout_s)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    return dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+
+
+class Engine:
+    """A model under DeepSpeed. Every method is a collective: all ranks call it, in the same order."""
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        model_path: str,
+        *,
+        steps: int,
+        dtype: str = "float32",
+        temperature: float = 1.0,
+        device: str = "cpu",
+    ):
+        """`steps` of the run are what the learning rate falls over; `temperature` is that of sampling."""
+        if dtype not in DTYPES:
+            raise SettingError("model.dtype", f"{dtype} is not trained", f"Choose {' or '.join(DTYPES)}")
+        self.settings, self.steps, self.device = settings, steps, device
+        self.dtype = DTYPES[dtype]
+        model = load_model(model_path, self.dtype, settings.attention)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.vocabulary = model.config.vocab_size
+        self.config = model.config
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=settings.optimizer.lr,
+            betas=settings.optimizer.betas,
+            weight_decay=settings.optimizer.weight_decay,
+        )
+        self.engine = _initialize(Policy(model.train(), temperature), self.optimizer, settings, self.dtype)
+        self.reference = self._start_model(model_path, temperature)
+
+    def _start_model(self, model_path: str, temperature: float) -> Policy | None:
+        if getattr(self.settings.objective, "kl", 0.0) == 0:
+            return None
+        model = load_model(model_path, self.dtype, self.settings.attention).requires_grad_(False)
+        return Policy(model.eval(), temperature).to(self.device)
+
+    def step(self, micros: Sequence[MicroBatch], step: int) -> StepResult:
+        """One optimizer step, the run's number `step` (0 is the first), on this rank's micro-batches.
+
+        Coefficients are shares of the whole batch's loss, so gradients add up; DeepSpeed averages over ranks, which
+        the factor `world` undoes.
+        """
+        lr = learning_rate(self.settings.optimizer, step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        sums = torch.zeros(len(STATS), dtype=torch.float64)
+        for micro in micros:
+            loss, stats = self._loss(micro)
+            self.engine.backward(loss * dist.get_world_size())
+            stats = stats.cpu()
+            sums = torch.cat([sums[:-1] + stats[:-1], torch.maximum(sums[-1:], stats[-1:])])
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        return StepResult(self._over_ranks(sums), norm, lr, applied=math.isfinite(norm))
+
+    def _loss(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        tensors = {
+            name: torch.from_numpy(getattr(micro, name)).to(self.device, non_blocking=True)
+            for name in MicroBatch.__slots__
+            if name != "chunks"
+        }
+        inputs = (tensors["tokens"], tensors["positions"], tensors["picks"], tensors["targets"], micro.chunks)
+        logprobs, entropy = self.engine(*inputs)
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference, _ = self.reference(*inputs)
+        per_token = (tensors[name] for name in ("coefficients", "advantages", "sampler", "sampled"))
+        return loss_of(self.settings.objective, logprobs, entropy, *per_token, reference)
+
+    def _over_ranks(self, sums: Tensor) -> np.ndarray:
+        total, largest = sums.to(self.device), sums[-1:].to(self.device)
+        dist.all_reduce(total)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return torch.cat([total[:-1], largest]).cpu().numpy()
+
+    def full_state(self) -> dict[str, Tensor]:
+        """All weights by their Hugging Face names, in the run's dtype on the CPU; empty on ranks other than 0.
+
+        A head that is tied to the embeddings is not among them.
+        """
+        with self._whole():
+            if dist.get_rank():
+                return {}
+            named = self.engine.module.model.named_parameters()
+            return {name: parameter.detach().to("cpu", self.dtype, copy=True) for name, parameter in named}
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        if self.settings.zero < 3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.engine.module.parameters()), modifier_rank=None):
+            yield
+
+    @torch.no_grad()
+    def probe(self, tokens: Sequence[int]) -> tuple[float, ...]:
+        """Log-probs of tokens 1.. at temperature 1."""
+        policy = self.engine.module
+        row = torch.tensor([list(tokens)], device=self.device)
+        places = torch.arange(row.shape[1], device=self.device)
+        temperature, policy.temperature = policy.temperature, 1.0
+        policy.eval()
+        logprobs, _ = policy(row, places[None], places[:-1], row[0, 1:])
+        policy.train()
+        policy.temperature = temperature
+        return tuple(logprobs.tolist())
+
+    def save(self, folder: str, tag: str) -> None:
+        self.engine.save_checkpoint(folder, tag=tag, save_latest=False)
+
+    def load(self, folder: str, tag: str) -> None:
+        self.engine.load_checkpoint(folder, tag=tag)
+
+    def close(self) -> None:
+        self.engine.destroy()
+        dist.destroy_process_group()
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """The rate of step number `step` (from 0) of `steps`: a linear rise, then the schedule."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    done = min(1.0, (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps))
+    if settings.schedule == "linear":
+        return settings.lr * (1 - done)
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return settings.lr
+
+
+def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, settings: LearnerSettings, dtype: torch.dtype):
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=policy,
+        optimizer=optimizer,
+        config={
+            "train_micro_batch_size_per_gpu": 1,  # required, and without effect: micro-batches are ours
+            "managed_gradient_accumulation": False,  # step() ends the batch, however many micro-batches it had
+            "gradient_clipping": settings.optimizer.clip,
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, instead of one that is compiled at first use
+            "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
+            "zero_optimization": {"stage": settings.zero, "overlap_comm": False},
+        },
+    )
+    return engine

@@ -1,0 +1,114 @@
+"""Packing: sequences into rows, rows into micro-batches of equal number on every rank.
+
+Sequences lie end to end in a row; positions restart with each, by which attention knows where one ends:
+
+    tokens     a a a a b b b .        positions  0 1 2 3 0 1 2 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from learner.config import LearnerSettings
+from learner.sequences import TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one rank forwards at once: B rows of S tokens, and the N of them that are trained.
+
+    `picks` are places of a flat [B*S] array: the token *before* the trained one, whose output predicts it.
+    `coefficients` are the tokens' shares of the batch's loss, so micro-batches and ranks just add up. `chunks` is the
+    same on all ranks: into how many pieces the log-probs are cut.
+    """
+
+    tokens: np.ndarray  # int64[B, S]
+    positions: np.ndarray  # int64[B, S]
+    picks: np.ndarray  # int64[N]
+    targets: np.ndarray  # int64[N]
+    coefficients: np.ndarray  # float32[N]
+    advantages: np.ndarray  # float32[N]
+    sampler: np.ndarray  # float32[N], log-probs of the policy that sampled
+    sampled: np.ndarray  # bool[N]
+    chunks: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Micro-batches of each rank; `tokens` are forwarded over all ranks, `padding` of them for nothing."""
+
+    micros: list[list[MicroBatch]]
+    tokens: int
+    padding: int
+
+
+def pack(sequences: Sequence[TokenSequence], coefficients: Sequence[np.ndarray], settings: LearnerSettings) -> Packed:
+    """Packs the sequences that have a coefficient other than 0. Ranks short of work get ones without weight."""
+    useful = [place for place, values in enumerate(coefficients) if values.any()]
+    sequences, coefficients = [sequences[place] for place in useful], [coefficients[place] for place in useful]
+    rows = fill_rows([len(sequence.tokens) for sequence in sequences], settings.row_tokens)
+    per_micro = settings.micro_tokens // settings.row_tokens
+    rounds = max(1, -(-len(rows) // (per_micro * settings.ranks)))
+    groups = np.array_split(np.arange(len(rows)), rounds * settings.ranks)
+    micros = [
+        _micro([[(sequences[k], coefficients[k]) for k in rows[row]] for row in group], settings.logprob_chunk)
+        for group in groups
+    ]
+    for start in range(0, len(micros), settings.ranks):
+        together = micros[start : start + settings.ranks]
+        chunks = max(micro.chunks for micro in together)
+        micros[start : start + settings.ranks] = [replace(micro, chunks=chunks) for micro in together]
+    tokens = sum(micro.tokens.size for micro in micros)
+    padding = tokens - sum(len(sequence.tokens) for sequence in sequences)
+    return Packed([micros[rank :: settings.ranks] for rank in range(settings.ranks)], tokens, padding)
+
+
+def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """First-fit decreasing: which sequences share a row, fullest rows first. ValueError on one that fits none."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for item in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        length = lengths[item]
+        if length > row_tokens:
+            raise ValueError(f"a sequence of {length} tokens does not fit a row of {row_tokens}")
+        place = next((row for row, left in enumerate(room) if left >= length), None)
+        if place is None:
+            rows.append([item])
+            room.append(row_tokens - length)
+        else:
+            rows[place].append(item)
+            room[place] -= length
+    return [rows[place] for place in sorted(range(len(rows)), key=lambda place: room[place])]
+
+
+def _micro(rows: list[list[tuple[TokenSequence, np.ndarray]]], logprob_chunk: int) -> MicroBatch:
+    width = max((sum(len(sequence.tokens) for sequence, _ in row) for row in rows), default=2)
+    tokens = np.zeros((max(1, len(rows)), width), np.int64)
+    positions = np.zeros_like(tokens)
+    picked: list[tuple[np.ndarray, ...]] = []
+    for place, row in enumerate(rows):
+        start = 0
+        for sequence, values in row:
+            end = start + len(sequence.tokens)
+            tokens[place, start:end] = sequence.tokens
+            positions[place, start:end] = np.arange(end - start)
+            trained = np.flatnonzero(values)
+            picked.append(
+                (
+                    place * width + start + trained - 1,
+                    sequence.tokens[trained],
+                    values[trained],
+                    sequence.advantages[trained],
+                    sequence.logprobs[trained],
+                    sequence.sampled[trained],
+                )
+            )
+            start = end
+    if not picked:  # a rank without work still takes part in every collective, with one token that weighs nothing
+        picked.append(tuple(np.zeros(1) for _ in range(6)))
+    types = (np.int64, np.int64, np.float32, np.float32, np.float32, np.bool_)
+    arrays = [np.concatenate(parts).astype(kind) for parts, kind in zip(zip(*picked, strict=True), types, strict=True)]
+    return MicroBatch(tokens, positions, *arrays, chunks=-(-len(arrays[0]) // logprob_chunk))

@@ -1,0 +1,80 @@
+"""Prefetch: the next batch is claimed and packed in a thread of its own while the current one is trained."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from learner.batches import Batch, prepare
+from learner.config import LearnerSettings
+from protocols.errors import DeadlineError
+from replay.client import Claim, Client
+from replay.config import Endpoints
+
+POLL_S = 1.0  # how soon a waiting claim notices that the run is stopping
+CULPRITS = {
+    "groups": "actors: too few groups are ready",
+    "straggler": "an actor: the group next in order is still open",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A batch, and why it had to be waited for ("" when it was there)."""
+
+    batch: Batch
+    reason: str
+
+
+class Prefetch:
+    """Claims under a client of its own, for a waiting claim holds up every other request of its client."""
+
+    def __init__(self, endpoints: Endpoints, name: str, settings: LearnerSettings):
+        self._settings = settings
+        self._client = Client(endpoints, name)
+        self._stopping = threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._next: Future[Fetched | None] | None = None
+
+    def start(self, step: int) -> None:
+        """Begins to claim the batch that the trainer will use when it has done `step` steps."""
+        self._next = self._thread.submit(self._fetch, step)
+
+    def take(self) -> Fetched | None:
+        """The batch last started; None when the run is stopping. Raises DeadlineError when none came in time."""
+        fetched, self._next = self._next.result(), None
+        return fetched
+
+    def stop(self) -> None:
+        """Makes a waiting `take` return None; safe from any thread."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Ends the thread, and gives back a batch that was claimed and not taken."""
+        self._stopping.set()
+        self._thread.shutdown()
+        if self._next is not None and self._next.exception() is None and (unused := self._next.result()):
+            self._client.release(unused.batch.ids)
+        self._client.close()
+
+    def _fetch(self, step: int) -> Fetched | None:
+        settings, began, reason = self._settings, time.monotonic(), ""
+        deadline = began + settings.claim_deadline_s
+        while not self._stopping.is_set():
+            wait_s = min(POLL_S, max(0.0, deadline - time.monotonic()))
+            claim = self._client.claim(settings.batch_groups, step, settings.max_staleness, wait_s)
+            if claim.groups:
+                return Fetched(prepare(claim.groups, step, settings), reason)
+            reason = claim.reason
+            if time.monotonic() >= deadline:
+                raise _late(claim, settings)
+        return None
+
+
+def _late(claim: Claim, settings: LearnerSettings) -> DeadlineError:
+    facts = ", ".join(f"{key} {value}" for key, value in claim.stats.items())
+    cure = "Raise learner.claim_deadline_s if they are only slow"
+    detail = f"{settings.batch_groups} groups make a batch; replay holds {facts}. {cure}"
+    return DeadlineError("learner", CULPRITS.get(claim.reason, claim.reason), settings.claim_deadline_s, detail)

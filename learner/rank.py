@@ -1,0 +1,316 @@
+"""A rank of the learner. Rank 0 leads: it claims batches, tells all ranks what to do next, publishes and reports.
+
+    rank 0                                           ranks 1..
+    take the batch that the prefetch thread packed   wait for an order
+    order "step"  ------------ micro-batches ----->  forward, backward, step
+    commit the groups to replay
+    order "weights" ------------------------------>  take part in the gather and the probe
+    put them into the object store, announce
+    order "checkpoint" now and then -------------->  write own part
+    order "end" ---------------------------------->  return
+
+An order is a collective, so ranks never disagree about what comes next. Rank 0 waits for groups no longer than
+`claim_deadline_s`, the others for an order no longer than `ORDER_GRACE_S` more.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from pathlib import Path
+
+from learner import checkpoint
+from learner.config import LearnerSettings
+from protocols import metrics
+from protocols.errors import DeadlineError, RedraftError
+from protocols.weights import Probe, WeightRef, version_of
+from replay.config import Endpoints
+
+log = logging.getLogger("redraft.learner")
+
+ORDER_GRACE_S = 300.0  # on top of the claim deadline: a checkpoint, a slow step
+CURSOR_S = 60.0  # longest wait for the controller's cursor
+BAD_STEPS = 3  # so many gradients in a row that are not finite end the run
+
+
+class Rank:
+    """One training process; `redraft` wraps it as a Ray actor whose methods run in threads."""
+
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        settings: LearnerSettings,
+        model_path: str,
+        run_dir: str,
+        run_id: str,
+        seed: int,
+        endpoints: Endpoints,
+        device: str = "cpu",
+        *,
+        steps: int,
+        dtype: str = "float32",
+        temperature: float = 1.0,
+    ):
+        """`model_path` is the start model also on resume; `steps` of the whole run; `temperature` that of sampling."""
+        self.rank, self.world, self.settings, self.device = rank, world, settings, device
+        self.model_path, self.run_dir, self.run_id = model_path, Path(run_dir), run_id
+        self.seed, self.endpoints = seed, endpoints
+        self.steps, self.dtype, self.temperature = steps, dtype, temperature
+        self.step = self.life = 0
+        self._resumed = False
+        self._bad_steps = self._skipped = 0
+        self._stopping = threading.Event()
+        self._prefetch = None
+        self._port: int | None = None
+
+    def setup(self, master: tuple[str, int], resume: bool) -> dict:
+        """Joins the ranks and loads the model or, on `resume`, the newest checkpoint if there is one.
+
+        Returns the step and life to go on from, and the controller's cursor of the checkpoint. Blocks until all ranks
+        are up. Raises SettingError when the checkpoint does not fit the settings.
+        """
+        import torch
+
+        from learner.engine import Engine, join_ranks
+
+        torch.manual_seed(self.seed + self.rank)
+        timeout_s = self.settings.claim_deadline_s + ORDER_GRACE_S
+        self.objects = join_ranks(self.rank, self.world, master, self.device, timeout_s)
+        self.engine = Engine(
+            self.settings,
+            self.model_path,
+            steps=self.steps,
+            dtype=self.dtype,
+            temperature=self.temperature,
+            device=self.device,
+        )
+        folder = checkpoint.newest(self.run_dir) if resume and self.rank == 0 else None
+        life = checkpoint.next_life(self.run_dir) if self.rank == 0 else 0
+        folder, self.life = self._same((folder, life))
+        self._resumed = resume
+        if folder is None:
+            return {"step": 0, "life": self.life, "cursor": {}}
+        state = checkpoint.read(folder, self.run_id, self.world, self.settings.zero)
+        self.engine.load(str(folder), checkpoint.TAG)
+        torch.set_rng_state(torch.load(folder / f"random-{self.rank}.pt", weights_only=True))
+        self.step = state.step
+        return {"step": self.step, "life": self.life, "cursor": state.cursor}
+
+    def run(self, controller, until_step: int) -> dict:
+        """Trains until `until_step` steps are done or `stop` is called; returns the step and "done" or "stopped".
+
+        `controller` is a Ray handle with `announce`, `step_done` and `cursor`. Raises DeadlineError when a batch does
+        not come in time, RedraftError when gradients are not finite again and again.
+        """
+        import torch
+
+        if self.device == "cpu":
+            torch.set_num_threads(self.settings.threads)  # holds for the calling thread only
+        if self.rank:
+            while (order := self._receive())[0] != "end":
+                self._obey(*order)
+            return {"step": self.step, "reason": order[1]}
+        try:
+            reason = self._lead(controller, until_step)
+        except RedraftError:
+            self._order("end", "failed")  # the other ranks wait for an order: none of these errors arises in one
+            raise
+        self._order("end", reason)
+        return {"step": self.step, "reason": reason}
+
+    def stop(self) -> None:
+        """Makes `run` finish its step, write a checkpoint and return; called from another thread."""
+        self._stopping.set()
+        if self._prefetch is not None:
+            self._prefetch.stop()
+
+    def metrics_port(self) -> int:
+        """The port on which this process serves its metrics."""
+        if self._port is None:
+            self._port = metrics.serve(0, "learner")
+        return self._port
+
+    # Orders ----------------------------------------------------------------------------------------------------------
+
+    def _same(self, value):
+        """Rank 0's value, on all ranks."""
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.objects)
+        return box[0]
+
+    def _order(self, kind: str, payload=None, each: list | None = None):
+        """Rank 0: tells every rank to do `kind`, with one payload for all or one for each, and does it too."""
+        import torch.distributed as dist
+
+        payloads = each if each is not None else [payload] * self.world
+        if self.world > 1:
+            dist.scatter_object_list([None], [(kind, item) for item in payloads], src=0, group=self.objects)
+        return self._obey(kind, payloads[0])
+
+    def _receive(self) -> tuple:
+        import torch.distributed as dist
+
+        box = [None]
+        dist.scatter_object_list(box, None, src=0, group=self.objects)
+        return box[0]
+
+    def _obey(self, kind: str, payload):
+        if kind == "step":
+            result = self.engine.step(payload, self.step)
+            self.step += 1
+            return result
+        if kind == "weights":
+            return self.engine.full_state(), self.engine.probe(payload)
+        if kind == "checkpoint":
+            return self._write_part(Path(payload))
+        return None
+
+    def _write_part(self, folder: Path) -> None:
+        import torch
+        import torch.distributed as dist
+
+        self.engine.save(str(folder), checkpoint.TAG)
+        torch.save(torch.get_rng_state(), folder / f"random-{self.rank}.pt")
+        state = self.engine.full_state()
+        if self.rank == 0:
+            checkpoint.write_model(folder, self.model_path, self.engine.config, state)
+        dist.barrier(group=self.objects)
+
+    # Rank 0 ----------------------------------------------------------------------------------------------------------
+
+    def _lead(self, controller, until_step: int) -> str:
+        from learner.prefetch import Prefetch
+        from replay.client import Client
+
+        name = f"learner-{self.life}"
+        client, prefetch = Client(self.endpoints, name), Prefetch(self.endpoints, name, self.settings)
+        self._prefetch = prefetch
+        try:
+            if self._resumed:
+                client.resume(self.step)
+            self._publish(controller, {})
+            saved = None
+            if self.step < until_step:
+                prefetch.start(self.step)
+            while self.step < until_step and not self._stopping.is_set():
+                seconds = {"checkpoint": 0.0}
+                with timed(seconds, "wait"):
+                    fetched = prefetch.take()
+                if fetched is None:
+                    break
+                if self.step + 1 < until_step:
+                    prefetch.start(self.step + 1)
+                report = self._train(fetched, client, controller, seconds)
+                if self.step % self.settings.checkpoint_every == 0:
+                    with timed(seconds, "checkpoint"):
+                        self._checkpoint(client, controller)
+                    saved = self.step
+                export(report)
+                controller.step_done.remote(report)
+            if saved != self.step:
+                self._checkpoint(client, controller)
+        finally:
+            prefetch.close()
+            client.close()
+        return "done" if self.step >= until_step else "stopped"
+
+    def _train(self, fetched, client, controller, seconds: dict) -> dict:
+        from learner.objectives import report
+
+        batch = fetched.batch
+        seconds["pack"] = batch.pack_s
+        with timed(seconds, "train"):
+            result = self._order("step", each=batch.micros)
+        self._count_bad(result.applied)
+        with timed(seconds, "commit"):
+            client.commit(batch.ids, self.step)
+        self._publish(controller, seconds)
+        return {
+            "step": self.step,
+            "version": version_of(self.life, self.step),
+            **report(result.stats),
+            "gradient_norm": result.gradient_norm if result.applied else None,
+            "lr": result.lr,
+            **batch.facts,
+            "skipped_updates": self._skipped,
+            "wait_reason": fetched.reason,
+            "seconds": seconds,
+        }
+
+    def _count_bad(self, applied: bool) -> None:
+        self._bad_steps = 0 if applied else self._bad_steps + 1
+        if applied:
+            return
+        self._skipped += 1
+        log.warning("step %d: the gradient is not finite, so the weights stay as they were", self.step)
+        if self._bad_steps == BAD_STEPS:
+            objective = self.settings.objective.model_dump()
+            raise RedraftError(
+                f"learner: {BAD_STEPS} gradients in a row were not finite. Lower learner.optimizer.lr "
+                f"({self.settings.optimizer.lr:g}), or look at learner.objective: {objective}"
+            )
+
+    def _publish(self, controller, seconds: dict) -> None:
+        from learner.publish import probe_tokens, publish
+
+        tokens = probe_tokens(self.settings.probe_tokens, self.engine.vocabulary, self.seed)
+        with timed(seconds, "gather"):
+            state, logprobs = self._order("weights", tokens)
+        with timed(seconds, "publish"):
+            ref: WeightRef = publish(state, version_of(self.life, self.step), Probe(tokens, logprobs))
+            controller.announce.remote(ref)
+
+    def _checkpoint(self, client, controller) -> None:
+        import ray
+
+        try:
+            cursor = ray.get(controller.cursor.remote(), timeout=CURSOR_S)
+        except ray.exceptions.GetTimeoutError:
+            raise DeadlineError("learner", "the controller's cursor", CURSOR_S) from None
+        folder = checkpoint.begin(self.run_dir, self.step)
+        self._order("checkpoint", str(folder))
+        state = checkpoint.RunState(self.run_id, self.step, self.life, cursor, self.world, self.settings.zero)
+        path = checkpoint.finish(folder, state, self.settings.keep_checkpoints)
+        client.checkpoint(self.step)
+        log.info("checkpoint %s", path)
+
+
+class timed:
+    """Adds the seconds that a block takes to `seconds[name]`."""
+
+    def __init__(self, seconds: dict, name: str):
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_) -> None:
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.monotonic() - self._began
+
+
+def export(report: dict) -> None:
+    """Sets this process's Prometheus metrics to one step's report."""
+    gauges = {
+        metrics.STEP: "step",
+        metrics.LOSS: "loss",
+        metrics.GRADIENT_NORM: "gradient_norm",
+        metrics.ENTROPY: "entropy",
+        metrics.MISMATCH: "mismatch_mean",
+        metrics.EFFECTIVE_SAMPLES: "effective_samples",
+        metrics.MASKED_SHARE: "masked_share",
+    }
+    for gauge, key in gauges.items():
+        gauge.set(math.nan if report[key] is None else report[key])
+    for phase, seconds in report["seconds"].items():
+        metrics.STEP_SECONDS.labels(phase=phase).observe(seconds)
+    for index, reward in enumerate(report["reward_by_index"]):
+        metrics.REWARD.labels(index=str(index)).set(reward)
+    for age, groups in report["staleness_counts"].items():
+        for _ in range(groups):
+            metrics.STALENESS.observe(int(age))
+    metrics.LEARNER_WAIT_SECONDS.labels(reason=report["wait_reason"] or "none").inc(report["seconds"]["wait"])

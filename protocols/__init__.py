@@ -1,0 +1,1 @@
+"""The contract between the parts: turns, wire format, keys, weight references, metric names. Imports none of them."""

@@ -1,0 +1,31 @@
+"""Errors that people see: each names the setting or the part, and the cure."""
+
+
+class RedraftError(Exception):
+    """Base of every error that ends a run with one clear line instead of a traceback."""
+
+
+class SettingError(RedraftError):
+    """A value that a person wrote cannot work. `setting` is the dotted recipe key."""
+
+    def __init__(self, setting: str, problem: str, cure: str = ""):
+        self.setting = setting
+        super().__init__(f"{setting}: {problem}" + (f". {cure}" if cure else ""))
+
+
+class DeadlineError(RedraftError):
+    """A wait ran out. `culprit` names who was waited for."""
+
+    def __init__(self, waiter: str, culprit: str, seconds: float, detail: str = ""):
+        self.culprit = culprit
+        super().__init__(
+            f"{waiter} waited {seconds:.0f} s for {culprit} in vain" + (f": {detail}" if detail else "")
+        )
+
+
+class WireError(RedraftError):
+    """A message or a stored record is malformed, of another schema, or fails its checksum."""
+
+
+class WeightsError(RedraftError):
+    """Weights arrived damaged, or the engine does not compute with what arrived."""

@@ -1,0 +1,87 @@
+"""Every metric that Redraft exports, by its only name. A metric appears in a process when that process first uses it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from protocols.errors import SettingError
+
+PREFIX = "redraft_"
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+
+
+class Metric:
+    """A metric that registers itself when first touched, so that a process exports only what it measures."""
+
+    def __init__(self, kind: type, name: str, help: str, labels: tuple[str, ...] = (), **options):
+        self.kind, self.name, self.help, self.label_names, self.options = kind, PREFIX + name, help, labels, options
+
+    @cached_property
+    def _live(self):
+        return self.kind(self.name, self.help, self.label_names, **self.options)
+
+    def labels(self, **values: str):
+        return self._live.labels(**values)
+
+    def inc(self, amount: float = 1) -> None:
+        self._live.inc(amount)
+
+    def set(self, value: float) -> None:
+        self._live.set(value)
+
+    def observe(self, value: float) -> None:
+        self._live.observe(value)
+
+
+# actors
+TURNS = Metric(Counter, "turns_total", "Turns played", ("role",))
+TOKENS = Metric(Counter, "tokens_total", "Tokens sampled", ("role",))
+EPISODES = Metric(Counter, "episodes_total", "Episodes ended")
+GROUPS = Metric(Counter, "groups_total", "Groups ended by this actor", ("end",))  # closed, abandoned
+GENERATION_SECONDS = Metric(Histogram, "generation_seconds", "From request to last token", buckets=SECONDS)
+ENVIRONMENT_SECONDS = Metric(Histogram, "environment_seconds", "One step of an environment", buckets=SECONDS)
+ENVIRONMENT_ERRORS = Metric(Counter, "environment_errors_total", "Environments that raised or hung", ("kind",))
+ENGINE_RUNNING = Metric(Gauge, "engine_running_requests", "Requests in the engine")
+ACTOR_VERSION = Metric(Gauge, "actor_weights_version", "Version that this actor generates with")
+WEIGHTS_APPLIED_SECONDS = Metric(Histogram, "weights_apply_seconds", "Load and check of one version", buckets=SECONDS)
+WEIGHTS_REFUSED = Metric(Counter, "weights_refused_total", "Versions whose digest or probe did not agree")
+
+# replay
+REPLAY_ROWS = Metric(Counter, "replay_rows_total", "Rows received", ("outcome",))  # stored, duplicate, fenced
+REPLAY_REFUSED = Metric(Counter, "replay_refused_total", "Messages refused", ("reason",))
+REPLAY_GROUPS = Metric(Gauge, "replay_groups", "Groups held", ("state",))  # open, ready, claimed, used
+REPLAY_DROPPED = Metric(Counter, "replay_dropped_total", "Groups that will not be trained", ("reason",))
+REPLAY_BYTES = Metric(Gauge, "replay_held_bytes", "Bytes of records held")
+REPLAY_COMMIT_SECONDS = Metric(Histogram, "replay_commit_seconds", "One spool transaction", buckets=SECONDS)
+REPLAY_STALLS = Metric(Counter, "replay_credit_stalls_total", "Times a producer was held back")
+
+# learner
+STEP = Metric(Gauge, "learner_step", "Optimizer steps done")
+STEP_SECONDS = Metric(Histogram, "learner_phase_seconds", "Seconds a step spends by phase", ("phase",), buckets=SECONDS)
+LOSS = Metric(Gauge, "learner_loss", "Loss of the last step")
+GRADIENT_NORM = Metric(Gauge, "learner_gradient_norm", "Gradient norm of the last step, before clipping")
+ENTROPY = Metric(Gauge, "learner_entropy", "Mean entropy of trained tokens, in nats")
+MISMATCH = Metric(Gauge, "learner_logprob_mismatch", "Mean |log-prob of trainer - sampler| on trained tokens")
+EFFECTIVE_SAMPLES = Metric(Gauge, "learner_effective_sample_share", "Effective sample size of the weights, as a share")
+MASKED_SHARE = Metric(Gauge, "learner_masked_share", "Share of trained tokens masked by a correction")
+STALENESS = Metric(Histogram, "learner_staleness_steps", "Staleness of trained groups", buckets=STEPS)
+REWARD = Metric(Gauge, "learner_reward", "Mean reward of the last batch", ("index",))
+LEARNER_WAIT_SECONDS = Metric(Counter, "learner_wait_seconds_total", "Seconds the learner waited", ("reason",))
+
+# controller
+LEASES = Metric(Gauge, "controller_leases", "Leases out")
+LEASES_LOST = Metric(Counter, "controller_leases_lost_total", "Leases that were leased again", ("reason",))
+ACTORS = Metric(Gauge, "controller_actors", "Actors", ("state",))
+RESTARTS = Metric(Counter, "controller_restarts_total", "Processes replaced", ("part",))
+
+
+def serve(port: int, setting: str) -> int:
+    """Serves this process's metrics on `port` (0 = any free one); returns the port. Raises SettingError when taken."""
+    try:
+        server, _ = start_http_server(port)
+    except OSError as error:
+        raise SettingError(setting, f"port {port} cannot be used: {error.strerror}", "Choose another, or 0") from None
+    return server.server_port

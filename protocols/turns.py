@@ -1,0 +1,103 @@
+"""Turns and groups: what actors make, replay keeps and the learner uses.
+
+A group is everything that was played for one lease of a task, as a graph of turns. Each turn names its parent and
+carries only the tokens that its parent lacks, so a dialogue is a path and a search is a tree. Two turns of `signs`:
+
+    turn 0  parent -1   prompt "7128>6\\n"   response "7+1-2-8\\n"   reward 0     index 0  role attempt
+    turn 1  parent  0   prompt "?-8\\n"      response "28\\n"        reward 1     index 1  role reflection
+    turn 2  parent  1   prompt ""            response "7-1-2+8\\n"   reward 1     index 1  role attempt
+
+The tokens that turn 2 was sampled after are the prompts and responses of 0 and 1, then its own prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+TOKENS = np.dtype("<i4")
+LOGPROBS = np.dtype("<f4")
+
+
+class Role(IntEnum):
+    """What kind of turn it is; recipes say which roles are trained."""
+
+    ATTEMPT = 0
+    REFLECTION = 1
+    RETRY = 2
+    ACTION = 3
+    REVISION = 4
+    ERROR = 5  # the environment raised or hung: the episode ended here, nothing was sampled
+
+
+class Stop(IntEnum):
+    """Why a response ended."""
+
+    END = 0  # the model's end token
+    LENGTH = 1
+    ABORTED = 2
+    AUTHORED = 3  # not sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One response and what led to it. Arrays are one-dimensional: prompt int32[P], response int32[R], logprobs float32[R].
+
+    `versions` are (start, version) stretches of the response, `start` rising from 0: an update may land inside it.
+    `logprobs` are under the policy that sampled, NaN where authored. `timing` is seconds queued, generating, in the
+    environment. `after` is the turn that this one answers in time; `index` its number in the episode, where a
+    reflection counts with the attempt that it leads to.
+    """
+
+    group: bytes
+    lease: int
+    turn: int
+    parent: int
+    prompt: np.ndarray
+    response: np.ndarray
+    logprobs: np.ndarray
+    versions: tuple[tuple[int, int], ...]
+    role: Role
+    episode: int = 0
+    index: int = 0
+    after: int = -1
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    stop: Stop = Stop.END
+    timing: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    extra: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Ends a group: it has exactly `turns` turns. `rewards` overrides the reward of single turns, where it was known late."""
+
+    group: bytes
+    lease: int
+    turns: int
+    rewards: dict[int, float] = field(default_factory=dict)
+    extra: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A closed, whole group, turns in order of their numbers, rewards final."""
+
+    id: bytes
+    lease: int
+    turns: tuple[Turn, ...]
+    extra: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Leave to play one task once: `number` fences off earlier plays of the same group, `order` is the lease's place in time."""
+
+    group: bytes
+    number: int
+    order: int
+    task: dict
+    seed: int

@@ -1,0 +1,50 @@
+"""Weight versions: how they are numbered, what is announced, and how a copy is checked.
+
+Version numbers never repeat. A learner that resumes from step s counts on from s, in a new *life*, so that
+`version = life * LIFE + step`: 57 is step 57 of the first life, 1000050 step 50 of the second. Staleness is a
+difference of steps, also between lives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LIFE = 1_000_000
+
+
+def version_of(life: int, step: int) -> int:
+    """The version that `life` publishes after optimizer step `step` (0 = the weights it started from)."""
+    return life * LIFE + step
+
+
+def step_of(version: int) -> int:
+    return version % LIFE
+
+
+def staleness(step: int, version: int) -> int:
+    """Steps between the trainer at `step` and the weights `version` that sampled, from either side of a resume."""
+    return abs(step - step_of(version))
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A short fixed sequence and the learner's log-probs of its tokens 1.. under this version (len = tokens - 1)."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRef:
+    """An announced version. `blob` is the Ray reference of the safetensors bytes; `digest` their blake3, in hex.
+
+    `elements` is the order-free checksum of all elements (`redraft`'s engines may fuse or pad tensors, which
+    leaves it unchanged), compared with the live parameters of an engine where it has them.
+    """
+
+    version: int
+    digest: str
+    size_bytes: int
+    blob: object
+    probe: Probe
+    elements: str

@@ -1,0 +1,1 @@
+"""The way in: command line, recipes, the controller, evaluation and reports."""

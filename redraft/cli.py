@@ -1,0 +1,118 @@
+"""The command line: `redraft --help`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from protocols.errors import RedraftError, SettingError
+
+app = typer.Typer(
+    help="Train language-model agents to improve their own answers, turn after turn.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+CACHE = Path(".cache/models")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see recipes/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. learner.batch_groups=64")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A name under runs/, or a run folder.")]
+
+
+def main() -> None:
+    """Runs the command; a RedraftError becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except RedraftError as error:
+        print(f"redraft: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run folder (default: the recipe's name).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run from its newest checkpoint.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Keep an older run of that name under another one.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+) -> None:
+    """Train as a recipe says. Ctrl-C stops cleanly; --resume goes on."""
+    from redraft import recipe as recipes
+
+    resolved = recipes.load(recipe, overrides or ())
+    if dry_run:
+        print(resolved.dump(), end="")
+        return
+    from redraft import launch
+
+    summary = launch.train(resolved, run, resume, again, CACHE, console)
+    if summary["state"] == "failed":
+        raise RedraftError(summary["error"])
+
+
+@app.command()
+def eval(
+    run: RunName,
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate (default: the newest).")] = None,
+) -> None:
+    """Evaluate a checkpoint of a run: accuracy by turn, fix and keep rates, majorities, with standard errors."""
+    from redraft import launch
+
+    launch.evaluate(run, overrides or (), step, console)
+
+
+@app.command()
+def status(run: RunName) -> None:
+    """What a run is doing now, or how it ended."""
+    from redraft import launch
+
+    print(json.dumps(launch.status(run), indent=1, default=str))
+
+
+@app.command()
+def stop(run: RunName) -> None:
+    """Have a run finish its step, write a checkpoint and end."""
+    from redraft import launch
+
+    launch.stop(run)
+    console.print(f"{run} is stopping")
+
+
+@app.command()
+def report(run: RunName) -> None:
+    """Write report.html into the run folder."""
+    from redraft.report import write_report
+    from redraft.run import find
+
+    console.print(str(write_report(find(run).folder)))
+
+
+@app.command()
+def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Make the recipe's tiny base model now (train does it when it is missing) and print its folder."""
+    from redraft import models
+    from redraft import recipe as recipes
+
+    resolved = recipes.load(recipe, overrides or ())
+    if resolved.model.make is None:
+        raise SettingError("model.make", "this recipe uses a model that exists", "Nothing is to be made")
+    print(models.prepare(resolved.model, resolved.environment, CACHE, console.print))
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can run, and what is missing."""
+    from redraft.doctor import examine
+
+    if not examine(console):
+        raise typer.Exit(1)

@@ -1,0 +1,303 @@
+"""The controller: a named Ray actor that runs the loops of one run.
+
+     tasks --lease--> actors --turns--> replay --groups--> learner
+       ^                ^                                     |
+       |                +------------- weights v+1 -----------+
+       +---- admission: (eta + version + 1) * batch - (accepted + running)
+
+It holds no turn and no weights. Ten times a second it takes the actors' reports, counts what replay holds, and sends
+each actor its orders: leases for as many groups as admission allows, and the newest weights. The learner calls it
+after each step. Everything else flows past it.
+
+    who waits             for what                        what ends the wait                       at the latest
+    --------------------  ------------------------------  ---------------------------------------  -----------------------
+    learner (claim)       a whole batch of closed groups  a close row; a straggler that closes     learner.claim_deadline_s
+    actor (before play)   room in replay                  replay acknowledges, or has space again  120 s, then abandons
+    actor (in play)       engine, environment             a completion; environment.time_limit_s   actors.lease_s
+    actor (new weights)   a node's file                   the object store delivers                actors.silence_s
+    controller (start)    all parts                       their first report                       start_s
+    controller (leases)   admission                       a step; a lost lease                     the learner's deadline
+    controller (actor)    its report                      the report, or replacing the actor       actors.silence_s
+    ranks 1..             an order of rank 0              the order                                the learner's + 300 s
+
+When a wait runs out, the run stops with an error that names who was waited for; `redraft train --resume` goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors import environments
+from actors.actor import Orders, Report
+from actors.tasks import TaskOrder
+from protocols import metrics
+from protocols.errors import DeadlineError, RedraftError, WeightsError
+from protocols.weights import WeightRef, step_of
+from redraft import logs, parts
+from redraft.exam import Exam
+from redraft.fleet import Fleet
+from redraft.leases import LeaseBook, admissible
+from redraft.recipe import Recipe
+from redraft.run import Run
+from redraft.status import Status
+from replay.client import Client
+
+log = logging.getLogger("redraft.controller")
+TICK_S = 0.05
+FULL_SHARE = 0.9  # of replay.max_bytes: above it no new group is leased
+STOP_S = 60.0
+
+
+class Controller:
+    """One run from start to end. `run` is called once, in a thread of its own; the other methods at any time."""
+
+    def __init__(self, run: Run, recipe: Recipe, resume: bool):
+        logs.to_file(run.folder, run.name, "controller")
+        self._run, self._recipe, self._resume = run, recipe, resume
+        self._status = Status(run, recipe)
+        self._stopping = threading.Event()
+        self._weights: WeightRef | None = None
+        self._trial: WeightRef | None = None
+        self._refused = 0
+        self._book: LeaseBook | None = None
+        self._fleet: Fleet | None = None
+        self._replay = self._endpoints = None
+        self._ranks: list = []
+        self._learning: list = []
+        self._files: dict = {}
+
+    def run(self) -> dict:
+        """Starts the parts, trains, evaluates before and after; returns the summary, which is also in the run folder."""
+        summary = {"name": self._run.name, "state": "failed", "error": ""}
+        began = time.time()
+        try:
+            self._start()
+            summary |= self._train_and_evaluate()
+        except (RedraftError, RayTaskError, RayActorError) as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            summary["error"] = " ".join(str(cause).split())
+            log.error("the run stops: %s", summary["error"], exc_info=not isinstance(cause, RedraftError))
+        finally:
+            self._close()
+        summary |= {"steps": self._status.step, "seconds": round(time.time() - began, 1)}
+        self._run.write("summary.json", summary)
+        self._status.phase(summary["state"], summary["error"])
+        return summary
+
+    # Called by the learner, the command line and the live view.
+
+    def announce(self, ref: WeightRef, trial: bool = False) -> None:
+        """New weights. Actors get them with their next orders; the trial only when they start."""
+        if trial:
+            self._trial = ref
+        else:
+            self._weights = ref
+
+    def step_done(self, report: dict) -> None:
+        """The learner's line about one step."""
+        self._status.step_done(report)
+
+    def cursor(self) -> dict:
+        """Where in the order of tasks a run resumed from now would go on."""
+        return {"position": self._book.cursor if self._book else 0}
+
+    def status(self) -> dict:
+        return self._status.snapshot()
+
+    def stop(self) -> None:
+        """Finish the step, write a checkpoint, end all parts."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._status.phase("stopping", "finishing the step and writing a checkpoint")
+
+    # The run.
+
+    def _start(self) -> None:
+        """Starts every part. Raises SettingError, or DeadlineError naming the part that did not come up."""
+        recipe, run = self._recipe, self._run
+        self._status.phase("starting", "tasks")
+        tasks = environments.tasks(recipe.environment, recipe.data, "train")
+        self._tests = environments.tasks(recipe.environment, recipe.data, "test")
+        self._status.phase("starting", "replay, learner, actors")
+        self._endpoints = parts.endpoints(len([node for node in ray.nodes() if node["Alive"]]))
+        self._replay = parts.start_replay(run, recipe, self._endpoints)
+        self._files = parts.start_node_files(run)
+        self._ranks = parts.start_ranks(run, recipe, self._endpoints)
+        maker = parts.actor_maker(run, recipe, self._endpoints, self._files)
+        self._fleet = Fleet(maker, recipe.actors.count, recipe.start_s, recipe.actors.silence_s, self._lost)
+        self._wait(self._replay.metrics_port.remote(), "replay", recipe.start_s)
+        self._client = Client(self._endpoints, "controller")
+        master = self._wait(self._ranks[0].address.remote(), "learner rank 0", recipe.start_s)
+        states = [rank.setup.remote(master, self._resume) for rank in self._ranks]
+        for number, state in enumerate(states):
+            self._wait(state, f"learner rank {number}", recipe.start_s)
+        state = ray.get(states[0])
+        self._status.resumed(state["step"])
+        self._book = LeaseBook(
+            TaskOrder(tasks, recipe.seed),
+            run.id,
+            recipe.seed,
+            state["cursor"].get("position", 0),
+            state["life"],
+            self._client.known,
+        )
+        log.info("started: step %d, life %d, %d training tasks", state["step"], state["life"], len(tasks))
+
+    def _train_and_evaluate(self) -> dict:
+        me = ray.get_runtime_context().current_actor
+        self._learning = [rank.run.remote(me, self._recipe.steps) for rank in self._ranks]
+        self._until(lambda: self._weights is not None, "learner rank 0", "its first weights")
+        self._until(self._fleet_is_ready, "actors", "an engine with verified weights")
+        before = self._evaluation("before")
+        self._status.phase("training")
+        self._serve(until=lambda: self._learner_ended(), leasing=True)
+        if ray.get(self._learning[0])["reason"] != "done":
+            return {"state": "stopped", "before": before}
+        self._until(self._fleet_is_newest, "actors", "the last weights")
+        return {"state": "done", "before": before, "after": self._evaluation("after")}
+
+    def _serve(self, until, leasing: bool = False, deadline_s: float | None = None) -> bool:
+        """The loop: reports in, orders out, until the condition holds (True) or the deadline passes (False)."""
+        began = time.monotonic()
+        while not until():
+            self._tick(leasing)
+            if deadline_s is not None and time.monotonic() - began > deadline_s:
+                return False
+            time.sleep(TICK_S)
+        return True
+
+    def _tick(self, leasing: bool) -> None:
+        for number, report in self._fleet.receive():
+            self._take(number, report)
+        if self._refused >= self._recipe.actors.weight_failures:
+            raise WeightsError(f"{self._refused} actors refused the learner's weights; the last: {self._status.last_event}")
+        room = self._room() if leasing and not self._stopping.is_set() else 0
+        self._give_orders(room)
+        if self._stopping.is_set():
+            for rank in self._ranks:
+                rank.stop.remote()
+
+    def _take(self, number: int, report: Report) -> None:
+        """What one actor reports."""
+        if report.weights_refused:
+            self._refused += 1
+        if self._book is None:
+            return
+        self._book.closed(report.closed)
+        for group, why in report.abandoned:
+            self._abandon(group, why)
+        self._status.played(report.turns, report.tokens)
+
+    def _lost(self, number: int, why: str) -> None:
+        """An actor is gone: its leases are given again."""
+        self._status.event(f"{self._fleet.members[number].name} replaced: {why}")
+        metrics.RESTARTS.labels(part="actor").inc()
+        for group in self._book.of(number) if self._book else ():
+            self._abandon(group, "actor")
+
+    def _abandon(self, group: bytes, why: str) -> None:
+        lease = self._book.lost(group)
+        if lease is None:
+            return
+        metrics.LEASES_LOST.labels(reason="actor" if why == "actor" else "abandoned").inc()
+        if why != "actor":
+            self._status.event(f"group {group.hex()[:8]} abandoned: {why}", once=why)
+        self._client.abandon(group, lease.number)
+
+    def _room(self) -> int:
+        """How many groups may be leased now; derived from what replay holds, never counted here."""
+        limit = self._recipe.actors.lease_s + self._recipe.actors.silence_s
+        for group in self._book.overdue(time.monotonic() - limit):
+            self._abandon(group, f"no word of it for {limit:.0f} s")
+        learner = self._recipe.learner
+        ready = self._fleet.ready()
+        if not ready:
+            return 0
+        stats = self._client.stats()
+        self._status.replay(stats)
+        if stats["full"] or stats["bytes"] > FULL_SHARE * stats["max_bytes"]:
+            return 0
+        version = min(step_of(self._fleet.members[number].report.version) for number in ready)
+        accepted = stats["trained_total"] + stats["claimed"] + stats["ready"]
+        return admissible(
+            learner.max_staleness,
+            version,
+            learner.batch_groups,
+            self._recipe.replay.max_uses,
+            accepted,
+            len(self._book.live),
+        )
+
+    def _give_orders(self, room: int) -> None:
+        for number in self._fleet.idle():
+            member = self._fleet.members[number]
+            capacity = self._recipe.actors.episodes - len(self._book.of(number)) if self._book and room else 0
+            leases = []
+            if member.ready and capacity > 0:
+                leases = self._book.give(number, min(capacity, room), time.monotonic())
+                room -= len(leases)
+            new = self._weights if self._weights and member.report.version != self._weights.version else None
+            trial = self._trial if new and member.report.version is None else None
+            self._fleet.send(number, Orders(tuple(leases), new, trial))
+        self._status.fleet(self._fleet.members, len(self._book.live) if self._book else 0)
+
+    # Conditions.
+
+    def _learner_ended(self) -> bool:
+        """True when all ranks have returned; raises what one of them raised."""
+        ended, running = ray.wait(self._learning, num_returns=len(self._learning), timeout=0)
+        for result in ended:
+            ray.get(result)
+        return not running
+
+    def _fleet_is_ready(self) -> bool:
+        self._learner_ended()
+        return bool(self._fleet.ready()) or self._stopping.is_set()
+
+    def _fleet_is_newest(self) -> bool:
+        ready = self._fleet.ready()
+        return bool(ready) and all(self._fleet.members[n].report.version == self._weights.version for n in ready)
+
+    def _until(self, condition, culprit: str, what: str) -> None:
+        if not self._serve(condition, deadline_s=self._recipe.start_s):
+            raise DeadlineError("the controller", culprit, self._recipe.start_s, f"{what} did not come; see logs/ in the run")
+
+    def _wait(self, reference, culprit: str, limit_s: float):
+        try:
+            return ray.get(reference, timeout=limit_s)
+        except ray.exceptions.GetTimeoutError:
+            raise DeadlineError("the controller", culprit, limit_s, "it did not start; see logs/ in the run") from None
+
+    # Evaluation.
+
+    def _evaluation(self, label: str) -> dict:
+        """Plays the test tasks on all actors with the weights now in force; writes a line of evaluations.jsonl."""
+        began = time.monotonic()
+        self._status.phase("evaluating", label)
+        exam = Exam(self._recipe, self._tests, self._fleet, self._status)
+        self._serve(exam.advance)
+        line = exam.summary()
+        facts = {"label": label, "step": self._status.step, "version": self._weights.version}
+        self._run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | line)
+        return line
+
+    # The end.
+
+    def _close(self) -> None:
+        """Ends what was started, in the order in which turns flow. Nothing here may keep the rest from ending."""
+        self._stopping.set()
+        if self._fleet is not None:
+            self._fleet.close(5.0)
+        for rank in self._ranks:
+            ray.kill(rank)
+        ray.wait([files.close.remote() for files in self._files.values()] or [ray.put(0)], timeout=5.0)
+        if self._replay is not None:
+            ray.wait([self._replay.close.remote()], timeout=10.0)
+            ray.kill(self._replay)
+        if self._endpoints is not None:
+            parts.forget(self._endpoints)

@@ -1,0 +1,61 @@
+"""An exam: the fleet plays test tasks, outside of training, in all the passes of an evaluation."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from actors.tasks import TaskOrder
+from protocols.errors import RedraftError
+from protocols.turns import Turn
+from redraft import evaluation
+from redraft.fleet import Fleet
+from redraft.recipe import Recipe
+from redraft.status import Status
+
+SHARE = 250  # tasks that one actor plays at a time
+TRIES = 3  # losses of one share before the evaluation gives up
+EXAM_SEED = 0  # which test tasks are played does not depend on the run
+
+
+class Exam:
+    """Hands shares of tasks to actors that are free; a share that is lost with its actor is played again."""
+
+    def __init__(self, recipe: Recipe, tests: Sequence[dict], fleet: Fleet, status: Status):
+        settings = recipe.evaluation
+        self._fleet, self._status = fleet, status
+        self._turns = settings.turns or recipe.rollout.turns
+        order = TaskOrder(tests, EXAM_SEED)
+        self._tasks = [order.task(position)[1] for position in range(min(settings.n, len(tests)))]
+        self._passes = evaluation.plays(settings, recipe.rollout, recipe.sampling)
+        starts = range(0, len(self._tasks), SHARE)
+        self._shares = deque((number, start, 0) for number in range(len(self._passes)) for start in starts)
+        self._total = len(self._passes) * len(self._tasks)
+        self._under_way: dict[int, tuple[int, int, int]] = {}
+        self._played: dict[tuple[int, int], list[list[Turn]]] = {}
+
+    def advance(self) -> bool:
+        """Collects what was played and hands out more; True when all is played. Raises RedraftError after many losses."""
+        for actor, turns in self._fleet.evaluated():
+            number, start, losses = self._under_way.pop(actor)
+            if turns is not None:
+                self._played[number, start] = turns
+            elif losses + 1 < TRIES:
+                self._shares.append((number, start, losses + 1))
+            else:
+                raise RedraftError(f"test tasks {start} to {start + SHARE} were lost with their actor {TRIES} times")
+        for actor in self._fleet.ready():
+            if self._shares and actor not in self._under_way:
+                number, start, _ = self._under_way[actor] = self._shares.popleft()
+                _, rollout, sampling = self._passes[number]
+                self._fleet.evaluate(actor, self._tasks[start : start + SHARE], rollout, sampling)
+        self._status.progress(sum(map(len, self._played.values())), self._total)
+        return not self._shares and not self._under_way
+
+    def summary(self) -> dict:
+        """The figures, see evaluation.summarise."""
+        played = {
+            label: [turns for start in range(0, len(self._tasks), SHARE) for turns in self._played[number, start]]
+            for number, (label, _, _) in enumerate(self._passes)
+        }
+        return evaluation.summarise(played, self._turns)

@@ -1,0 +1,103 @@
+"""Leases: which task is played next, who plays what, and how many may start."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from actors.tasks import TaskOrder
+from protocols.keys import group_id
+from protocols.turns import Lease
+
+LIFE_NUMBERS = 1000  # lease numbers of one life of a run: a resumed run leases under higher ones than it can know
+PLAYS = 5  # a group that ends without being closed so often is given up
+
+
+def admissible(eta: int, version: int, batch: int, max_uses: int, accepted: int, running: int) -> int:
+    """How many groups may be leased: (eta + version + 1) * batch - (accepted + running), as in AReaL.
+
+    `version` is the step of the oldest weights that an actor may generate with; `accepted` counts the groups that
+    replay holds or the learner has used; `running` the leases that are out. A group that may be used more than once
+    makes room for fewer new ones.
+    """
+    return max(0, batch + (eta + version) * batch // max_uses - (accepted + running))
+
+
+@dataclass(slots=True)
+class Live:
+    """A lease that is out."""
+
+    lease: Lease
+    position: int
+    actor: int
+    since: float
+
+
+class LeaseBook:
+    """Makes leases from the order of tasks, and leases again what was lost. Keeps nothing about closed groups.
+
+    `known(ids)` tells which groups replay has already closed: they are skipped, so a resumed run plays none twice.
+    """
+
+    def __init__(self, order: TaskOrder, run_id: str, seed: int, cursor: int, life: int, known: Callable):
+        self._order, self._run_id, self._seed, self._known = order, run_id, seed, known
+        self._position, self._number = cursor, life * LIFE_NUMBERS
+        self._resumed = life > 0
+        self._again: deque[tuple[Lease, int]] = deque()
+        self.live: dict[bytes, Live] = {}
+        self.given_up = 0
+
+    @property
+    def cursor(self) -> int:
+        """The first position that may still have to be played: all before it are closed in replay or given up."""
+        unfinished = [live.position for live in self.live.values()] + [position for _, position in self._again]
+        return min(unfinished, default=self._position)
+
+    def give(self, actor: int, count: int, now: float) -> list[Lease]:
+        """`count` leases for `actor`: lost ones first, so that no group falls behind, then new ones."""
+        given = [self._again.popleft() for _ in range(min(count, len(self._again)))]
+        given += self._fresh(count - len(given))
+        for lease, position in given:
+            self.live[lease.group] = Live(lease, position, actor, now)
+        return [lease for lease, _ in given]
+
+    def _fresh(self, count: int) -> list[tuple[Lease, int]]:
+        made: list[tuple[Lease, int]] = []
+        while len(made) < count:
+            batch = [self._make(self._position + n) for n in range(count - len(made))]
+            self._position += len(batch)
+            known = self._known([lease.group for lease, _ in batch]) if self._resumed else ()
+            made += [(lease, position) for lease, position in batch if lease.group not in known]
+        return made
+
+    def _make(self, position: int) -> tuple[Lease, int]:
+        epoch, task = self._order.task(position)
+        group = group_id(self._run_id, epoch, task["id"])
+        return Lease(group, self._number, position, task, self._seed + position), position
+
+    def closed(self, groups: Iterable[bytes]) -> None:
+        for group in groups:
+            self.live.pop(group, None)
+
+    def lost(self, group: bytes) -> Lease | None:
+        """A play ended without closing its group: lease it again under the next number, unless it failed too often.
+
+        Returns the lease that was lost, None if it was not out.
+        """
+        live = self.live.pop(group, None)
+        if live is None:
+            return None
+        if live.lease.number % LIFE_NUMBERS + 1 < PLAYS:
+            self._again.append((replace(live.lease, number=live.lease.number + 1), live.position))
+        else:
+            self.given_up += 1
+        return live.lease
+
+    def of(self, actor: int) -> list[bytes]:
+        """The groups leased to `actor`."""
+        return [group for group, live in self.live.items() if live.actor == actor]
+
+    def overdue(self, before: float) -> list[bytes]:
+        """The groups leased before that time."""
+        return [group for group, live in self.live.items() if live.since < before]

@@ -1,0 +1,194 @@
+"""The model of a run: one that exists, or a tiny one that is made and kept under the digest of its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from actors.config import EnvironmentSettings
+from protocols.errors import SettingError
+from protocols.settings import Settings
+
+HEAD_SIZES = (32, 64, 128)
+"""Head sizes that vLLM's attention takes on a CPU and on a GPU."""
+CHARACTERS = "0123456789+-*/()>?=.,;:!@ abcdefghijklmnopqrstuvwxyz"
+RECIPE_OF_MAKING = 1
+"""Raised when the same settings would make another model, so that older ones in a cache are not used."""
+
+
+class PretrainSettings(Settings):
+    """Supervised training on demonstrations of the environment (LEARNING yardstick: 450 steps)."""
+
+    steps: int = Field(450, ge=1)
+    """Optimizer steps."""
+    batch: tuple[tuple[int, int, float], ...] = ((1, 256, 0.5), (2, 128, 0.3), (5, 64, 0.2))
+    """Kinds of batches: (turns of a dialogue, dialogues in the batch, how often)."""
+    hidden_lr: float = Field(5e-3, gt=0)
+    """Muon, for the matrices between the embeddings."""
+    other_lr: float = Field(4e-3, gt=0)
+    """AdamW, for embeddings, norms and biases."""
+    warmup: int = Field(20, ge=1)
+    """Steps of rising learning rate; it then falls linearly to a tenth."""
+    threads: int = Field(1, ge=1)
+    """Compute threads."""
+
+    @model_validator(mode="after")
+    def _batches_are_possible(self):
+        if not self.batch or any(turns < 1 or size < 1 or share <= 0 for turns, size, share in self.batch):
+            raise ValueError("batch must list (turns >= 1, dialogues >= 1, share > 0)")
+        return self
+
+
+class MakeSettings(Settings):
+    """A small Qwen2-shaped model with random weights, or pretrained on demonstrations."""
+
+    tokenizer: Literal["characters", "bytes"] = "characters"
+    """characters: one token each for digits, signs and lower-case letters. bytes: any text."""
+    hidden: int = Field(96, ge=1)
+    """Width."""
+    layers: int = Field(3, ge=1)
+    """Blocks."""
+    heads: int = Field(3, ge=1)
+    """Attention heads; hidden / heads must be 32, 64 or 128."""
+    feed_forward: int = Field(288, ge=1)
+    """Width inside a block."""
+    max_length: int = Field(256, ge=16)
+    """Longest sequence, in tokens."""
+    seed: int = 0
+    """Of the initial weights and the demonstrations."""
+    pretrain: PretrainSettings | None = None
+    """Left out: random weights."""
+
+    @model_validator(mode="after")
+    def _attention_takes_the_head_size(self):
+        if self.hidden % self.heads or self.hidden // self.heads not in HEAD_SIZES:
+            raise ValueError(f"heads: hidden / heads is {self.hidden / self.heads:g}; vLLM needs one of {HEAD_SIZES}")
+        return self
+
+
+class ModelSettings(Settings):
+    """Exactly one of `path` and `make`."""
+
+    path: str | None = None
+    """Hugging Face hub name or local folder."""
+    make: MakeSettings | None = None
+    """Make a tiny one."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Numbers that engines and ranks compute with."""
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if (self.path is None) == (self.make is None):
+            raise ValueError("give exactly one of path (a model that exists) and make (a tiny one is made)")
+        return self
+
+
+def prepare(
+    settings: ModelSettings,
+    environment: EnvironmentSettings,
+    cache: Path,
+    progress: Callable[[str], None] = print,
+) -> Path:
+    """The folder of the model: config.json, model.safetensors, tokenizer. Raises SettingError where there is none.
+
+    A made model is float32 and is kept in `cache` under the digest of everything that it depends on; it appears there
+    by one rename, so that several processes may prepare at once.
+    """
+    if settings.make is None:
+        return _existing(settings.path)
+    folder = cache / f"made-{_digest(settings.make, environment)}"
+    if (folder / "config.json").exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix="making-", dir=cache))
+    try:
+        _make(settings.make, environment, aside, progress)
+        aside.chmod(0o755)  # mkdtemp keeps others out, but a run's user may differ from the cache's owner
+        aside.rename(folder)
+    except OSError:
+        if not (folder / "config.json").exists():  # else another process was first with the same model
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _existing(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise SettingError("model.path", f"{path!r} holds no config.json", "Name the folder of a model")
+        return folder.resolve()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+    except Exception as error:  # the hub's client raises many kinds; every one means that the model is not there
+        cure = "Name a local folder, or a model on the hub that can be reached, or use model.make"
+        raise SettingError("model.path", f"{path!r} is no folder and cannot be fetched: {error}", cure) from error
+
+
+def _digest(make: MakeSettings, environment: EnvironmentSettings) -> str:
+    depends = {"recipe": RECIPE_OF_MAKING, "make": make.model_dump(mode="json", exclude={"pretrain": {"threads"}})}
+    if make.pretrain is not None:
+        depends["environment"] = (environment.name, environment.feedback)
+    return hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def _make(make: MakeSettings, environment: EnvironmentSettings, folder: Path, progress: Callable[[str], None]) -> None:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = build_tokenizer(make.tokenizer, make.max_length)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=make.hidden,
+        intermediate_size=make.feed_forward,
+        num_hidden_layers=make.layers,
+        num_attention_heads=make.heads,
+        num_key_value_heads=make.heads,
+        max_position_embeddings=make.max_length,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",  # flash attention's backward was half of a step at this size on a CPU
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(make.seed)
+        model = Qwen2ForCausalLM(config).float()
+    if make.pretrain is not None:
+        from redraft.pretrain import pretrain
+
+        pretrain(model, tokenizer, make.pretrain, environment, make.seed, progress)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_tokenizer(kind: Literal["characters", "bytes"], max_length: int):
+    """A transformers fast tokenizer with pad and eos and no chat template: one token for a character, or for a byte.
+
+    For characters the newline is the eos, so that a dialogue reads as lines; a character that it lacks becomes <unk>.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    if kind == "characters":
+        words, special = list(CHARACTERS), {"eos_token": "\n", "pad_token": "<pad>", "unk_token": "<unk>"}
+    else:
+        words = sorted(pre_tokenizers.ByteLevel.alphabet())
+        special = {"eos_token": "<eos>", "pad_token": "<pad>"}
+    vocabulary = {word: n for n, word in enumerate([*words, *special.values()])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=special.get("unk_token")))
+    if kind == "bytes":
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        raw.decoder = decoders.ByteLevel()
+    else:
+        raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=max_length, **special)

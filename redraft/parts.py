@@ -1,0 +1,187 @@
+"""The parts of a run as Ray actors: where each process runs, what it needs, and how it logs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.actor import Actor, Spec
+from actors.weights import NodeFiles
+from learner.config import LearnerSettings
+from learner.rank import Rank
+from protocols import metrics
+from redraft import logs
+from redraft.recipe import Recipe
+from redraft.run import Run
+from replay.config import Endpoints, ReplaySettings
+
+NAMESPACE = "redraft"
+CALLS = 8  # methods of one process that may run at once
+
+
+def worker_environment(threads: int) -> dict:
+    """Variables that a worker's libraries read when they are imported."""
+    return {
+        "env_vars": {
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        }
+    }
+
+
+class ReplayPart:
+    """The replay service in a process of its own. A restart binds the same endpoints and reads the same spool."""
+
+    def __init__(self, folder: str, run: str, run_id: str, endpoints: Endpoints, settings: ReplaySettings):
+        from replay.service import Service
+
+        logs.to_file(Path(folder), run, "replay")
+        self._service = Service(Path(folder) / "spool", endpoints, settings, run_id)
+        self._service.start()
+        self._port = metrics.serve(0, "replay")
+
+    def metrics_port(self) -> int:
+        return self._port
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def close(self) -> None:
+        self._service.stop()
+
+
+class ActorPart(Actor):
+    """An actor that logs into the run folder."""
+
+    def __init__(self, folder: str, run: str, spec: Spec, name: str, files: dict[str, object]):
+        logs.to_file(Path(folder), run, name)
+        super().__init__(spec, name, files[ray.get_runtime_context().get_node_id()])
+
+
+class RankPart(Rank):
+    """A learner rank that logs into the run folder."""
+
+    def __init__(self, folder: str, run: str, rank: int, *arguments, **named):
+        logs.to_file(Path(folder), run, f"learner-{rank}")
+        super().__init__(rank, *arguments, **named)
+
+    def address(self) -> tuple[str, int]:
+        """This node and a free port, for the ranks to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def endpoints(nodes: int) -> Endpoints:
+    """Where replay listens: files on a single node, free tcp ports of this node in a cluster."""
+    if nodes == 1:
+        folder = tempfile.mkdtemp(prefix="redraft-")  # private to the user; short, as ipc paths have to be
+        return Endpoints(f"ipc://{folder}/ingest", f"ipc://{folder}/serve")
+    address = ray.util.get_node_ip_address()
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("", 0))
+        second.bind(("", 0))
+        return Endpoints(f"tcp://{address}:{first.getsockname()[1]}", f"tcp://{address}:{second.getsockname()[1]}")
+
+
+def forget(where: Endpoints) -> None:
+    """Removes the folder of ipc endpoints."""
+    if where.ingest.startswith("ipc://"):
+        shutil.rmtree(Path(where.ingest.removeprefix("ipc://")).parent, ignore_errors=True)
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """On the controller's own node, where the run folder is."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def start_replay(run: Run, recipe: Recipe, where: Endpoints):
+    """The replay service beside the controller; Ray restarts it when it dies."""
+    part = ray.remote(ReplayPart).options(
+        num_cpus=0, max_restarts=-1, max_concurrency=CALLS, scheduling_strategy=here(), runtime_env=worker_environment(1)
+    )
+    return part.remote(str(run.folder), run.name, run.id, where, recipe.replay)
+
+
+def start_node_files(run: Run) -> dict[str, object]:
+    """One owner of weight files on each node that is alive, by the node's id."""
+    part = ray.remote(NodeFiles)
+    return {
+        node["NodeID"]: part.options(
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote(run.id)
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+
+
+def actor_maker(run: Run, recipe: Recipe, where: Endpoints, files: dict[str, object]):
+    """A function that makes the actor of a name."""
+    spec = Spec(
+        run_id=run.id,
+        model=run.model,
+        dtype=recipe.model.dtype,
+        seed=recipe.seed,
+        data=recipe.data,
+        environment=recipe.environment,
+        rollout=recipe.rollout,
+        sampling=recipe.sampling,
+        actors=recipe.actors,
+        endpoints=where,
+    )
+    part = ray.remote(ActorPart)
+
+    def make(name: str):
+        return part.options(
+            num_cpus=recipe.actors.cpus,
+            num_gpus=recipe.actors.gpus,
+            max_restarts=-1,
+            max_concurrency=1000,
+            runtime_env=worker_environment(recipe.actors.engine.threads),
+        ).remote(str(run.folder), run.name, spec, name, files)
+
+    return make
+
+
+def start_ranks(run: Run, recipe: Recipe, where: Endpoints) -> list:
+    """The learner's ranks."""
+    settings: LearnerSettings = recipe.learner
+    part = ray.remote(RankPart).options(
+        num_cpus=settings.cpus,
+        num_gpus=settings.gpus,
+        max_concurrency=CALLS,
+        runtime_env=worker_environment(settings.threads),
+    )
+    return [
+        part.remote(
+            str(run.folder),
+            run.name,
+            rank,
+            settings.ranks,
+            settings,
+            run.model,
+            str(run.folder),
+            run.id,
+            recipe.seed,
+            where,
+            "cuda" if settings.gpus else "cpu",
+            steps=recipe.steps,
+            dtype=recipe.model.dtype,
+            temperature=recipe.sampling.temperature,
+        )
+        for rank in range(settings.ranks)
+    ]

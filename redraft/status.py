@@ -1,0 +1,125 @@
+"""What is known about a run while it goes on: for the live view, `redraft status`, and metrics.jsonl."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+
+from protocols import metrics
+from redraft.recipe import Recipe
+from redraft.run import Run
+
+log = logging.getLogger("redraft.controller")
+EVENTS = 50
+HISTORY = 200
+
+
+class Status:
+    """Safe to use from any thread. Every step becomes a line of metrics.jsonl."""
+
+    def __init__(self, run: Run, recipe: Recipe):
+        self._run, self._lock = run, threading.Lock()
+        self._began = self._last_step = time.monotonic()
+        self._tokens = self._turns = 0
+        self._said: set[str] = set()
+        self._events: deque[str] = deque(maxlen=EVENTS)
+        self._rewards: deque[float] = deque(maxlen=HISTORY)
+        self._facts: dict = {"run": run.name, "steps": recipe.steps, "step": 0, "state": "starting", "detail": ""}
+        self.last_event = ""
+
+    @property
+    def step(self) -> int:
+        return self._facts["step"]
+
+    def phase(self, state: str, detail: str = "") -> None:
+        with self._lock:
+            self._facts |= {"state": state, "detail": detail, "progress": None}
+            self._last_step = time.monotonic()
+        log.info("%s%s", state, f": {detail}" if detail else "")
+
+    def progress(self, done: int, total: int) -> None:
+        with self._lock:
+            self._facts["progress"] = [done, total]
+
+    def resumed(self, step: int) -> None:
+        with self._lock:
+            self._facts["step"] = step
+
+    def event(self, text: str, once: str | None = None) -> None:
+        """Something that a person should know, logged; with `once`, the first time for that cause only."""
+        if once is not None and once in self._said:
+            return
+        if once is not None:
+            self._said.add(once)
+        log.warning("%s", text)
+        self.last_event = text
+        self._events.append(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def played(self, turns: int, tokens: int) -> None:
+        """Turns and tokens that an actor made since its last report."""
+        with self._lock:
+            self._turns += turns
+            self._tokens += tokens
+
+    def replay(self, stats: dict) -> None:
+        with self._lock:
+            self._facts["replay"] = stats
+
+    def fleet(self, members: dict, leases: int) -> None:
+        metrics.LEASES.set(leases)
+        ready = sum(member.ready for member in members.values())
+        metrics.ACTORS.labels(state="ready").set(ready)
+        metrics.ACTORS.labels(state="starting").set(len(members) - ready)
+        with self._lock:
+            self._facts["leases"] = leases
+            self._facts["actors"] = [
+                {
+                    "name": member.name,
+                    "state": member.report.state,
+                    "version": member.report.version,
+                    "playing": member.report.playing,
+                    "running": member.report.running,
+                    "pid": member.report.pid,
+                    "node": member.report.node,
+                    "metrics_port": member.report.metrics_port,
+                    "probe_difference": member.report.probe_difference,
+                }
+                for member in members.values()
+            ]
+
+    def step_done(self, report: dict) -> None:
+        """The learner's report of one step: kept, and written as a line of metrics.jsonl."""
+        with self._lock:
+            now = time.monotonic()
+            seconds = max(now - self._last_step, 1e-9)
+            line = report | {
+                "time_s": round(now - self._began, 3),
+                "tokens_per_s": round(self._tokens / seconds, 1),
+                "turns_per_s": round(self._turns / seconds, 1),
+                "actors": len(self._facts.get("actors", ())),
+                "leases": self._facts.get("leases", 0),
+            }
+            self._last_step, self._tokens, self._turns = now, 0, 0
+            if report.get("reward") is not None:
+                self._rewards.append(report["reward"])
+            self._facts |= {key: value for key, value in line.items() if key not in ("actors", "leases", "seconds")}
+            self._facts["waits"] = {"learner": _waits(report)}
+        self._run.append("metrics.jsonl", line)
+
+    def snapshot(self) -> dict:
+        """Everything, for people; see redraft.live."""
+        with self._lock:
+            return self._facts | {
+                "elapsed_s": time.monotonic() - self._began,
+                "reward_history": list(self._rewards),
+                "events": list(self._events),
+            }
+
+
+def _waits(report: dict) -> str:
+    """What the learner waited for in its last step, in words."""
+    waited = report.get("seconds", {}).get("wait", 0.0)
+    reason = report.get("wait_reason") or "groups"
+    return f"{reason} {waited:.1f} s/step" if waited >= 0.05 else "nothing"

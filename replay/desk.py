@@ -1,0 +1,345 @@
+"""The desk: answers the requests of consumers and of the controller. Every request may be sent again without harm."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from protocols.errors import RedraftError, WireError
+from protocols.wire import SCHEMA, join, pack, unpack
+from replay.config import SILENT_S
+from replay.groups import TRAINED, Draft, Record, State
+from replay.samplers import make_sampler
+from replay.spool import FULL, TornError
+from replay.store import Store
+
+log = logging.getLogger("redraft.replay")
+FORGET_GROUPS = 64  # forgotten in one transaction, so that a checkpoint never blocks ingest for long
+MOST = 2**31  # of any number in a request
+CLOSED = (State.READY, State.CLAIMED, State.USED)
+Rows = list[tuple[np.void, bytes]]
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A claim that is not satisfied yet. Times are of the monotonic clock."""
+
+    holder: bytes
+    request: int
+    count: int
+    step: int
+    max_staleness: int
+    until: float
+    heard: float
+    reason: str = "groups"
+
+
+class Desk:
+    """Requests in, replies out through `send(identity, frames)`. All methods run on the service's thread."""
+
+    def __init__(self, store: Store, send: Callable[[bytes, list[bytes]], None]):
+        self._store, self._send = store, send
+        self._sampler = make_sampler(store.settings.sampler, store.settings.seed)
+        self._waiting: dict[bytes, Waiting] = {}
+        self._replies: dict[bytes, tuple[int, list[bytes]]] = {}  # the last request of a client and its small reply
+        now = time.monotonic()
+        self._heard = {_name(record.holder): now for _, record in store.groups.of(State.CLAIMED)}
+        self._clients: dict[bytes, float] = {}
+        self._forgetting: list[bytes] = []
+        self._tried = -1  # the store's `changes` when waiting claims were last tried
+
+    def receive(self, frames: list[bytes]) -> None:
+        """One message [identity, header]. A malformed one is refused and counted."""
+        identity, *rest = frames
+        try:
+            message = unpack(rest[0] if len(rest) == 1 else b"")
+            request, op = _field(message, "id", int), _field(message, "op", str)
+        except WireError as error:
+            self._store.refuse("request", str(error))
+            return
+        self._heard[_name(identity)] = self._clients[identity] = time.monotonic()
+        last, reply = self._replies.get(identity, (-1, []))
+        if request < last:
+            return
+        if request == last:
+            self._send(identity, reply)
+            return
+        self._answer(identity, request, op, message)
+
+    def _answer(self, identity: bytes, request: int, op: str, message: dict) -> None:
+        handler = getattr(self, f"_on_{op}", None) if op.isidentifier() else None
+        try:
+            if handler is None:
+                raise WireError(f"unknown request {op!r}")
+            reply = handler(message, identity)
+        except WireError as error:
+            self._store.refuse("request", str(error))
+            reply = {"error": str(error)}
+        except RedraftError as error:
+            reply = {"error": str(error)}
+        except FULL as error:  # not answered: the client sends it again
+            self._store.note_full(error)
+            return
+        if reply is not None:
+            self._reply(identity, request, reply)
+
+    def _reply(self, identity: bytes, request: int, fields: dict) -> None:
+        frames = [pack({"schema": SCHEMA, "id": request, **fields})]
+        self._replies[identity] = (request, frames)
+        self._send(identity, frames)
+
+    # -- requests: each returns the fields of its reply, or None when it is answered otherwise
+
+    def _on_claim(self, message: dict, identity: bytes) -> dict | None:
+        request, now = message["id"], time.monotonic()
+        waiting = Waiting(
+            holder=identity,
+            request=request,
+            count=_field(message, "count", int, 1),
+            step=_field(message, "step", int),
+            max_staleness=_field(message, "max_staleness", int),
+            until=now + _field(message, "wait_s", float),
+            heard=now,
+        )
+        if self._again(identity, request):
+            return None
+        known = self._waiting.get(identity)
+        if known is not None and known.request == request:
+            known.heard = now
+            return None
+        self._waiting[identity] = waiting
+        self._try(waiting)
+        return None
+
+    def _on_commit(self, message: dict, identity: bytes) -> dict:
+        ids, step = _ids(message), _field(message, "step", int)
+
+        def work(draft: Draft) -> None:
+            for group in ids:
+                draft.commit(group, step)
+
+        self._store.change(work)
+        return {}
+
+    def _on_checkpoint(self, message: dict, identity: bytes) -> dict:
+        step = _field(message, "step", int)
+        used = self._store.groups.of(State.USED)
+        self._forgetting = [group for group, record in used if max(record.uses) <= step]
+        return {}
+
+    def _on_resume(self, message: dict, identity: bytes) -> dict:
+        step = _field(message, "step", int)
+        closed = [group for group, _ in self._store.groups.of(*CLOSED)]
+
+        def work(draft: Draft) -> None:
+            for group in closed:
+                draft.resume(group, step)
+
+        self._store.change(work)
+        self._forgetting = []
+        self._waiting.clear()  # claims of a past life must not take groups; a living client sends its claim again
+        return {}
+
+    def _on_known(self, message: dict, identity: bytes) -> dict:
+        return {"ids": [group for group in _ids(message) if self._closed(group)]}
+
+    def _on_abandon(self, message: dict, identity: bytes) -> dict:
+        group, lease = _ids(message, "group")[0], _field(message, "lease", int)
+        self._store.change(lambda draft: draft.abandon(group, lease))
+        return {}
+
+    def _on_release(self, message: dict, identity: bytes) -> dict:
+        self._give_back([group for group in _ids(message) if self._held_by(group, identity)])
+        return {}
+
+    def _on_torn(self, message: dict, identity: bytes) -> dict:
+        """A client could not decode these groups of its claim."""
+        self._tear([group for group in _ids(message) if self._held_by(group, identity)])
+        return {}
+
+    def _on_stats(self, message: dict, identity: bytes) -> dict:
+        return {"stats": self._store.stats()}
+
+    # -- claims
+
+    def _again(self, identity: bytes, request: int) -> bool:
+        """Sends again what this very request was given before, also by an earlier life of the service."""
+        claimed = self._store.groups.of(State.CLAIMED)
+        mine = [group for group, record in claimed if (record.holder, record.request) == (identity, request)]
+        if not mine:
+            return False
+        rows, torn = self._store.change(lambda draft: _read(draft, mine))
+        if torn:
+            self._tear(torn)
+            self._give_back([group for group in mine if group not in torn])
+            return False
+        self._hand_out(identity, request, rows)
+        return True
+
+    def _try(self, waiting: Waiting) -> None:
+        """Satisfies a waiting claim if it can; sets aside the groups that are too stale for it."""
+        groups, bound = self._store.groups, waiting.max_staleness
+        ready: dict[bytes, Record] = {}
+        stale: list[bytes] = []
+        for group, record in groups.of(State.READY):
+            if record.staleness(waiting.step) > bound:
+                stale.append(group)
+            else:
+                ready[group] = record
+        chosen, waiting.reason = self._pick(ready, waiting)
+        if not (chosen or stale):
+            return
+        rows = self._store.change(lambda draft: self._take(draft, ready, stale, waiting))
+        if rows:
+            del self._waiting[waiting.holder]
+            self._hand_out(waiting.holder, waiting.request, rows)
+
+    def _pick(self, ready: dict[bytes, Record], waiting: Waiting) -> tuple[list[bytes], str]:
+        opened = self._store.groups.of(State.OPEN)
+        return self._sampler.pick(list(ready.items()), opened, waiting.count, waiting.step, waiting.max_staleness)
+
+    def _take(self, draft: Draft, ready: dict, stale: list[bytes], waiting: Waiting) -> dict[bytes, Rows]:
+        for group in stale:
+            draft.set_aside_stale(group)
+        left = dict(ready)
+        while True:
+            chosen, waiting.reason = self._pick(left, waiting)
+            rows, torn = _read(draft, chosen)
+            if not torn:
+                break
+            for group in torn:
+                draft.tear(group)
+                del left[group]
+        for group in rows:
+            draft.claim(group, waiting.holder, waiting.request)
+        return rows
+
+    def _hand_out(self, identity: bytes, request: int, rows: dict[bytes, Rows]) -> None:
+        header = {
+            "schema": SCHEMA,
+            "id": request,
+            "groups": [{"id": group, "rows": len(of_group)} for group, of_group in rows.items()],
+            "reason": "",
+            "stats": self._store.stats(),
+        }
+        self._send(identity, [pack(header), *join([row for of_group in rows.values() for row in of_group])])
+
+    def _closed(self, group: bytes) -> bool:
+        record = self._store.groups.get(group)
+        return record.state in CLOSED if record is not None else self._store.spool.known(group)
+
+    def _held_by(self, group: bytes, identity: bytes) -> bool:
+        record = self._store.groups.get(group)
+        return record is not None and record.state is State.CLAIMED and _name(record.holder) == _name(identity)
+
+    def _give_back(self, groups: list[bytes]) -> None:
+        def work(draft: Draft) -> None:
+            for group in groups:
+                draft.give_back(group)
+
+        self._store.change(work)
+
+    def _tear(self, groups: list[bytes]) -> None:
+        def work(draft: Draft) -> None:
+            for group in groups:
+                draft.tear(group)
+
+        self._store.change(work)
+        log.error("dropped %d groups that cannot be decoded; they may be played again", len(groups))
+
+    # -- what happens without a request
+
+    def wait_s(self) -> float:
+        """Seconds after which `tick` has something to do."""
+        if self._forgetting and not self._store.full:
+            return 0.0
+        until = min((waiting.until for waiting in self._waiting.values()), default=float("inf"))
+        return min(max(until - time.monotonic(), 0.0), 1.0)
+
+    def tick(self) -> None:
+        """Tries waiting claims after a change, ends those whose time is up, forgets some groups, takes back claims."""
+        try:
+            if self._tried != self._store.changes:
+                for waiting in list(self._waiting.values()):
+                    self._try(waiting)
+                self._tried = self._store.changes
+            self._forget_some()
+            self._take_back_silent()
+        except FULL as error:
+            self._store.note_full(error)
+        self._end_waits()
+
+    def _end_waits(self) -> None:
+        now = time.monotonic()
+        for waiting in list(self._waiting.values()):
+            if now >= waiting.until:
+                del self._waiting[waiting.holder]
+                fields = {"groups": [], "reason": waiting.reason, "stats": self._store.stats()}
+                self._reply(waiting.holder, waiting.request, fields)
+            elif now - waiting.heard > SILENT_S:
+                del self._waiting[waiting.holder]
+
+    def _forget_some(self) -> None:
+        if not self._forgetting:
+            return
+        some = self._forgetting[:FORGET_GROUPS]
+
+        def work(draft: Draft) -> None:
+            for group in some:
+                draft.forget(group, TRAINED)
+
+        self._store.change(work)
+        del self._forgetting[:FORGET_GROUPS]
+
+    def _take_back_silent(self) -> None:
+        oldest = time.monotonic() - self._store.settings.claim_lease_s
+        silent = {name for name, heard in self._heard.items() if heard < oldest}
+        if not silent:
+            return
+        lost = [group for group, record in self._store.groups.of(State.CLAIMED) if _name(record.holder) in silent]
+        if lost:
+            self._give_back(lost)
+            log.warning("gave back %d groups claimed by %s, silent too long", len(lost), sorted(silent))
+        for name in silent:
+            del self._heard[name]
+        for identity in [identity for identity in self._clients if _name(identity) in silent]:
+            del self._clients[identity]
+            self._replies.pop(identity, None)
+
+
+def _read(draft: Draft, groups: list[bytes]) -> tuple[dict[bytes, Rows], list[bytes]]:
+    """The rows of each group as stored, and the groups that are torn."""
+    rows: dict[bytes, Rows] = {}
+    torn = []
+    for group in groups:
+        try:
+            rows[group] = draft.rows(group)
+        except TornError as error:
+            log.error("%s; the group is dropped and may be played again", error)
+            torn.append(group)
+    return rows, torn
+
+
+def _name(identity: bytes) -> bytes:
+    """The consumer of a client: claims live as long as any client of that name is heard."""
+    return identity.rsplit(b"/", 1)[0]
+
+
+def _field(message: dict, name: str, kind: type, least: float = 0):
+    value = message.get(name)
+    right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not right or (kind is not str and not least <= value < MOST):
+        raise WireError(f"field {name!r} of the request is {value!r:.80}")
+    return value
+
+
+def _ids(message: dict, name: str = "ids") -> list[bytes]:
+    value = message.get(name)
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(group, bytes) and len(group) == 16 for group in values):
+        raise WireError(f"field {name!r} of the request holds something that is not a group id")
+    return values

@@ -1,0 +1,256 @@
+"""The states of groups: a table in memory, and drafts of changes that the table adopts once the spool has them.
+
+    open ---whole---> ready ---claim---> claimed ---commit---> used ---checkpoint---> forgotten
+     |  ^               ^  |                |
+     |  | newer lease   |  +--set aside-----|--> forgotten ("flat", "empty", "stale")
+     v  |               +----release, resume, uses left
+    abandoned            torn, in any state: erased, may be played again
+
+Of a forgotten group only a mark (its id and the reason) stays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import msgpack
+import numpy as np
+
+from protocols.errors import RedraftError
+from protocols.weights import staleness, step_of
+from protocols.wire import CLOSE, NO_VERSION
+from replay.config import ReplaySettings
+from replay.spool import TornError, Writer
+
+TRAINED = "trained"  # the mark of a group that was used; others say why it was set aside
+
+
+class State(IntEnum):
+    OPEN = 0
+    READY = 1
+    CLAIMED = 2
+    USED = 3
+    ABANDONED = 4  # no rows: only rows of a higher lease open it again
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One held group. `low` and `high` are the versions of the smallest and largest step that sampled in it.
+
+    `turns` is what the close row promises (-1 before it came), `rows` counts what is stored with the close row,
+    `highest` is the largest turn number, `size` the bytes of its records. `uses` are the steps that used it. `holder` and `request` name its claim.
+    """
+
+    lease: int
+    order: int
+    state: State = State.OPEN
+    turns: int = -1
+    rows: int = 0
+    highest: int = -1
+    size: int = 0
+    low: int = NO_VERSION
+    high: int = NO_VERSION
+    spread: float = 0.0
+    uses: tuple[int, ...] = ()
+    holder: bytes = b""
+    request: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Turn numbers are distinct and from 0, so counting them and knowing the largest is knowing them all."""
+        return self.turns >= 0 and self.rows == self.turns + 1 and self.highest == self.turns - 1
+
+    def staleness(self, step: int) -> int:
+        """Of its oldest token, in steps; 0 where nothing was sampled."""
+        return max((staleness(step, v) for v in (self.low, self.high) if v != NO_VERSION), default=0)
+
+    def with_row(self, turn: int, version: int, turns: int, spread: float, size: int) -> Record:
+        """This open group with one more row. Written out, because `dataclasses.replace` would double the cost of a row."""
+        closing = turn == CLOSE
+        low, high = self.low, self.high
+        if version not in (NO_VERSION, low, high):
+            versions = [v for v in (low, high, version) if v != NO_VERSION]
+            low, high = min(versions, key=step_of), max(versions, key=step_of)
+        return Record(
+            lease=self.lease,
+            order=self.order,
+            turns=turns if closing else self.turns,
+            rows=self.rows + 1,
+            highest=max(self.highest, turn),
+            size=self.size + size,
+            low=low,
+            high=high,
+            spread=spread if closing else self.spread,
+        )
+
+    def pack(self) -> bytes:
+        return msgpack.packb(tuple(getattr(self, name) for name in self.__slots__))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Record:
+        lease, order, state, *rest = msgpack.unpackb(packed, use_list=False)
+        return cls(lease, order, State(state), *rest)
+
+
+class Groups:
+    """Every held group, by id and by state; counts are sums over the records, never kept beside them."""
+
+    def __init__(self, records: Iterable[tuple[bytes, bytes]] = (), marks: Iterable[tuple[bytes, bytes]] = ()):
+        self._records: dict[bytes, Record] = {}
+        self._ids: dict[State, dict[bytes, None]] = {state: {} for state in State}
+        self.rows = self.bytes = 0
+        self.marks = Counter(reason.decode() for _, reason in marks)
+        for group, packed in records:
+            self.put(group, Record.unpack(packed))
+
+    def get(self, group: bytes) -> Record | None:
+        return self._records.get(group)
+
+    def put(self, group: bytes, record: Record | None) -> None:
+        old = self._records.pop(group, None)
+        if old is not None:
+            del self._ids[old.state][group]
+            self.rows, self.bytes = self.rows - old.rows, self.bytes - old.size
+        if record is not None:
+            self._records[group] = record
+            self._ids[record.state][group] = None
+            self.rows, self.bytes = self.rows + record.rows, self.bytes + record.size
+
+    def of(self, *states: State) -> Iterator[tuple[bytes, Record]]:
+        return ((group, self._records[group]) for state in states for group in self._ids[state])
+
+    def count(self, state: State) -> int:
+        return len(self._ids[state])
+
+
+class Draft:
+    """Changes within one spool transaction. `flush` before the commit; `adopt` after it, and only then they count."""
+
+    def __init__(self, groups: Groups, writer: Writer, settings: ReplaySettings):
+        self._groups, self._writer, self._settings = groups, writer, settings
+        self._changed: dict[bytes, Record | None] = {}
+        self.dropped: Counter[str] = Counter()  # by reason, "torn" among them
+
+    def get(self, group: bytes) -> Record | None:
+        return self._changed[group] if group in self._changed else self._groups.get(group)
+
+    def flush(self) -> None:
+        for group, record in self._changed.items():
+            if record is None:
+                self._writer.drop_record(group)
+            else:
+                self._writer.put_record(group, record.pack())
+
+    def adopt(self) -> None:
+        for group, record in self._changed.items():
+            self._groups.put(group, record)
+        self._groups.marks.update(self.dropped)
+
+    def store(self, row: np.void, record: bytes) -> str:
+        """Takes one row; returns its outcome: stored, duplicate or fenced."""
+        group, lease, turn, version, order, turns, spread, _, size, _ = row.item()
+        held = self.get(group)
+        if held is None and self._writer.marked(group):
+            return "duplicate"
+        if held is not None and held.state not in (State.OPEN, State.ABANDONED):
+            return "duplicate"
+        if held is not None and lease < held.lease + (held.state is State.ABANDONED):
+            return "fenced"
+        if held is None or lease > held.lease:
+            if held is not None:
+                self._writer.drop_rows(group, held.lease)
+            held = Record(lease, order)
+        if not self._writer.put_row(group, lease, turn, row, record):
+            return "duplicate"
+        held = held.with_row(turn, version, turns, spread, size)
+        self._changed[group] = held
+        if held.whole:
+            self._end(group, held)
+        return "stored"
+
+    def _end(self, group: bytes, held: Record) -> None:
+        if held.turns == 0:
+            self.forget(group, "empty")
+        elif self._settings.drop_flat and held.spread == 0:
+            self.forget(group, "flat")
+        else:
+            self._changed[group] = replace(held, state=State.READY)
+
+    def rows(self, group: bytes) -> list[tuple[np.void, bytes]]:
+        """The rows of a held group, close row first. Raises TornError when they are not whole as stored."""
+        held = self.get(group)
+        rows = self._writer.rows(group, held.lease)
+        if len(rows) != held.rows:
+            raise TornError(f"group {group.hex()} has {len(rows)} rows where {held.rows} were stored")
+        return rows
+
+    def claim(self, group: bytes, holder: bytes, request: int) -> None:
+        self._changed[group] = replace(self.get(group), state=State.CLAIMED, holder=holder, request=request)
+
+    def give_back(self, group: bytes) -> None:
+        held = self.get(group)
+        if held is not None and held.state is State.CLAIMED:
+            self._changed[group] = replace(held, state=State.READY, holder=b"", request=0)
+
+    def commit(self, group: bytes, step: int) -> None:
+        """Records that `step` used the group; again changes nothing. Raises RedraftError where that cannot be true.
+
+        A claim that was given back meanwhile does not matter: the use has happened, so the group is not ready any more.
+        """
+        held = self.get(group)
+        if (held is None and self._writer.marked(group)) or (held is not None and step in held.uses):
+            return
+        if held is None or held.state not in (State.READY, State.CLAIMED):
+            state = "unknown" if held is None else held.state.name.lower()
+            raise RedraftError(
+                f"step {step} cannot commit group {group.hex()}, which is {state}: its claim was lost. "
+                "Resume the learner from its checkpoint, and raise replay.claim_lease_s above its longest step"
+            )
+        uses = tuple(sorted((*held.uses, step)))
+        self._changed[group] = replace(held, state=self._after(uses), uses=uses, holder=b"", request=0)
+
+    def resume(self, group: bytes, step: int) -> None:
+        """Undoes the claim and the uses after `step` of a closed group."""
+        held = self.get(group)
+        uses = tuple(use for use in held.uses if use <= step)
+        back = replace(held, state=self._after(uses), uses=uses, holder=b"", request=0)
+        if back != held:
+            self._changed[group] = back
+
+    def _after(self, uses: Collection[int]) -> State:
+        return State.USED if len(uses) >= self._settings.max_uses else State.READY
+
+    def set_aside_stale(self, group: bytes) -> None:
+        """A stale group that was used before only loses its further uses, so that a resume can still undo the first."""
+        held = self.get(group)
+        if held.uses:
+            self._changed[group] = replace(held, state=State.USED)
+        else:
+            self.forget(group, "stale")
+
+    def abandon(self, group: bytes, lease: int) -> None:
+        """Drops the open rows of plays up to `lease` and refuses what still comes of them."""
+        held = self.get(group)
+        if held is None and self._writer.marked(group):
+            return
+        if held is not None and (held.state not in (State.OPEN, State.ABANDONED) or lease < held.lease):
+            return
+        if held is not None:
+            self._writer.drop_rows(group, held.lease)
+        self._changed[group] = Record(lease, held.order if held else 0, State.ABANDONED)
+
+    def forget(self, group: bytes, reason: str) -> None:
+        """Deletes the rows and the record; the mark stays."""
+        self._writer.drop_rows(group, self.get(group).lease)
+        self._writer.put_mark(group, reason)
+        self._changed[group] = None
+        self.dropped[reason] += 1
+
+    def tear(self, group: bytes) -> None:
+        """Deletes rows and record of a damaged group and leaves no mark: it may be leased and played again."""
+        self._writer.drop_rows(group, self.get(group).lease)
+        self._changed[group] = None
+        self.dropped["torn"] += 1

@@ -1,0 +1,150 @@
+"""The spool: rows, group records and marks of forgotten groups in one LMDB folder, changed in whole transactions."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+import numpy as np
+
+from protocols.errors import SettingError
+from protocols.wire import ROW, SCHEMA
+
+FULL = (lmdb.MapFullError, lmdb.DiskError)  # the map or the disk has no room: the transaction changed nothing
+GROWTH_BYTES = 16 << 20
+LEASE = struct.Struct(">I")
+KEY = struct.Struct(">II")  # lease and turn + 1, so that the close row comes first
+
+
+class TornError(Exception):
+    """A stored record fails its checksum."""
+
+
+class Spool:
+    """One run's folder. Raises SettingError when the folder belongs to another run or another process holds it."""
+
+    def __init__(self, folder: Path, run_id: str, map_bytes: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder)
+        self._map_bytes = map_bytes
+        # Without sync a commit is in the page cache: it survives this process, not the machine.
+        self._env = lmdb.open(
+            str(folder), map_size=map_bytes, max_dbs=4, sync=False, metasync=False, writemap=False, readahead=False
+        )
+        self._rows, self._records, self._marks, self._meta = (
+            self._env.open_db(name) for name in (b"rows", b"records", b"marks", b"meta")
+        )
+        try:
+            self._own(folder, run_id)
+        except SettingError:
+            self.close()
+            raise
+
+    def _own(self, folder: Path, run_id: str) -> None:
+        mine = f"{SCHEMA}:{run_id}".encode()
+        with self._env.begin(write=True, db=self._meta) as txn:
+            if not txn.put(b"run", mine, overwrite=False) and (found := txn.get(b"run")) != mine:
+                problem = f"{folder} holds schema:run {found.decode()}, not {mine.decode()}"
+                raise SettingError("replay.folder", problem, "Choose another folder for this run")
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        """One transaction: committed at the end of the block, undone when the block raises."""
+        with self._env.begin(write=True) as txn:
+            yield Writer(txn, self._rows, self._records, self._marks)
+
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every held group's id and packed record."""
+        with self._env.begin(db=self._records) as txn:
+            yield from txn.cursor()
+
+    def marks(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every forgotten group's id and why it was forgotten."""
+        with self._env.begin(db=self._marks) as txn:
+            yield from txn.cursor()
+
+    def known(self, group: bytes) -> bool:
+        """Whether the group was forgotten."""
+        with self._env.begin(db=self._marks) as txn:
+            return txn.get(group) is not None
+
+    def grow(self) -> None:
+        """Adds room for changes that free room: in a full map even a delete needs pages."""
+        self._map_bytes += GROWTH_BYTES
+        self._env.set_mapsize(self._map_bytes)
+
+    def close(self) -> None:
+        self._env.sync(True)
+        self._env.close()
+        os.close(self._lock)
+
+
+class Writer:
+    """The changes of one transaction. A row is stored as its index entry followed by its record."""
+
+    def __init__(self, txn: lmdb.Transaction, rows, records, marks):
+        self._txn, self._rows, self._records, self._marks = txn, rows, records, marks
+
+    def put_row(self, group: bytes, lease: int, turn: int, row: np.void, record: bytes) -> bool:
+        """False when that row is there already; it is left as it was."""
+        return self._txn.put(group + KEY.pack(lease, turn + 1), row.tobytes() + record, overwrite=False, db=self._rows)
+
+    def rows(self, group: bytes, lease: int) -> list[tuple[np.void, bytes]]:
+        """The rows of one play, close row first. Raises TornError when a record fails its checksum."""
+        found = []
+        for key, value in self._play(group + LEASE.pack(lease)):
+            record = value[ROW.itemsize :]
+            row = np.frombuffer(value[: ROW.itemsize], ROW)[0] if len(value) > ROW.itemsize else None
+            if row is None or zlib.crc32(record) != row["crc"] or not _names(row, key):
+                raise TornError(f"a row of group {group.hex()} fails its checksum")
+            found.append((row, record))
+        return found
+
+    def drop_rows(self, group: bytes, lease: int) -> None:
+        prefix = group + LEASE.pack(lease)
+        with self._txn.cursor(self._rows) as cursor:
+            found = cursor.set_range(prefix)
+            while found and cursor.key().startswith(prefix):
+                found = cursor.delete()
+
+    def put_record(self, group: bytes, packed: bytes) -> None:
+        self._txn.put(group, packed, db=self._records)
+
+    def drop_record(self, group: bytes) -> None:
+        self._txn.delete(group, db=self._records)
+
+    def put_mark(self, group: bytes, reason: str) -> None:
+        self._txn.put(group, reason.encode(), db=self._marks)
+
+    def marked(self, group: bytes) -> bool:
+        return self._txn.get(group, db=self._marks) is not None
+
+    def _play(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        with self._txn.cursor(self._rows) as cursor:
+            found = cursor.set_range(prefix)
+            while found and cursor.key().startswith(prefix):
+                yield cursor.item()
+                found = cursor.next()
+
+
+def _names(row: np.void, key: bytes) -> bool:
+    """Whether the index entry is the one that was stored under `key`: its own bytes have no checksum."""
+    return bytes(row["group"]) + KEY.pack(int(row["lease"]) & 0xFFFFFFFF, (int(row["turn"]) + 1) & 0xFFFFFFFF) == key
+
+
+def _lock(folder: Path) -> int:
+    """Two services on one folder would each miss what the other stores. The lock goes with its process."""
+    lock = os.open(folder / "service.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        problem = f"another replay service works on {folder}"
+        raise SettingError("replay.folder", problem, "Stop that one first") from None
+    return lock

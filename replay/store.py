@@ -1,0 +1,108 @@
+"""The store: the spool and the table of groups, changed together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+
+from protocols import metrics
+from replay.config import ReplaySettings
+from replay.groups import TRAINED, Draft, Groups, State
+from replay.spool import Spool
+
+log = logging.getLogger("redraft.replay")
+T = TypeVar("T")
+COUNTED = (State.OPEN, State.READY, State.CLAIMED, State.USED)
+
+
+class Store:
+    """All that the service knows. `changes` rises with each committed change."""
+
+    def __init__(self, folder: Path, run_id: str, settings: ReplaySettings):
+        self.settings = settings
+        self.spool = Spool(folder, run_id, settings.map_bytes)
+        self.groups = Groups(self.spool.records(), self.spool.marks())
+        self.outcomes: Counter[str] = Counter()  # of rows, since this service started
+        self.refused: Counter[str] = Counter()  # messages by reason, since this service started
+        self.changes = 0
+        self.full = False
+
+    def change(self, work: Callable[[Draft], T], may_grow: bool = True) -> T:
+        """Runs `work` in one transaction; what it returned once that is committed. Raises spool.FULL, changing nothing.
+
+        `may_grow` is for all that is not new rows: where the map is full, it is what will free room.
+        """
+        try:
+            return self._once(work)
+        except lmdb.MapFullError:
+            if not may_grow:
+                raise
+            self.spool.grow()
+            return self._once(work)
+
+    def _once(self, work: Callable[[Draft], T]) -> T:
+        began = time.monotonic()
+        with self.spool.write() as writer:
+            draft = Draft(self.groups, writer, self.settings)
+            result = work(draft)
+            draft.flush()
+        draft.adopt()
+        self.changes += 1
+        metrics.REPLAY_COMMIT_SECONDS.observe(time.monotonic() - began)
+        for reason, groups in draft.dropped.items():
+            if reason != TRAINED:
+                metrics.REPLAY_DROPPED.labels(reason=reason).inc(groups)
+        return result
+
+    def note_full(self, error: Exception) -> None:
+        if not self.full:
+            log.error("the replay spool has no room (%s); rows are held back until there is", error)
+        self.full = True
+
+    def note_room(self) -> None:
+        if self.full:
+            log.warning("the replay spool has room again")
+        self.full = False
+
+    def refuse(self, reason: str, detail: str) -> None:
+        if not self.refused[reason]:
+            log.warning("refused a message (%s): %s; further ones are only counted", reason, detail)
+        self.refused[reason] += 1
+        metrics.REPLAY_REFUSED.labels(reason=reason).inc()
+
+    def stats(self) -> dict:
+        """Counts of groups by state and of what is held.
+
+        `trained_total` counts groups whose uses are spent, kept or forgotten; `dropped` those set aside, by reason
+        (torn ones since this service started only); `outcomes` rows since it started.
+        """
+        groups = self.groups
+        return {
+            **{state.name.lower(): groups.count(state) for state in COUNTED},
+            "trained_total": groups.count(State.USED) + groups.marks[TRAINED],
+            "dropped": {reason: n for reason, n in groups.marks.items() if reason != TRAINED},
+            "oldest_open_order": min((record.order for _, record in groups.of(State.OPEN)), default=None),
+            "rows": groups.rows,
+            "bytes": groups.bytes,
+            "max_bytes": self.settings.max_bytes,
+            "full": self.full,
+            "stored": self.outcomes["stored"],
+            "duplicates": self.outcomes["duplicate"],
+            "fenced": self.outcomes["fenced"],
+            "refused": self.refused.total(),
+        }
+
+    def export(self) -> None:
+        """Sets this service's gauges."""
+        for state in COUNTED:
+            metrics.REPLAY_GROUPS.labels(state=state.name.lower()).set(self.groups.count(state))
+        metrics.REPLAY_BYTES.set(self.groups.bytes)
+
+    def close(self) -> None:
+        self.spool.close()

@@ -1,0 +1,285 @@
+"""The learner's ranks as real processes on a real replay service: the weights are those of plain torch, also after a
+resume, and what is published can be checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from blake3 import blake3
+from safetensors.torch import load
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from learner.batches import prepare
+from learner.checkpoint import newest
+from learner.config import LearnerSettings
+from learner.logprobs import Policy, load_model
+from learner.objectives import loss_of
+from learner.packing import MicroBatch
+from learner.prefetch import Prefetch
+from learner.publish import bits_of
+from learner.rank import Rank
+from protocols.checksum import element_checksum
+from protocols.errors import DeadlineError
+from protocols.turns import Close, Group, Role, Turn
+from protocols.weights import version_of
+from replay.client import Client, Producer
+from replay.config import Endpoints, ReplaySettings
+from replay.service import Service
+
+VOCABULARY, SEED, BATCH = 40, 3, 4
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Controller:
+    """Notes what the learner tells its controller."""
+
+    def __init__(self):
+        self.refs, self.reports = [], []
+
+    def announce(self, ref):
+        self.refs.append(ref)
+
+    def step_done(self, report):
+        self.reports.append(report)
+
+    def cursor(self):
+        return {"task": 17}
+
+    def noted(self):
+        return self.refs, self.reports
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    paths = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))  # this file holds an actor class
+    env = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": env}, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(SEED)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=VOCABULARY, num_key_value_heads=1, tie_word_embeddings=True, **shape)
+    Qwen2ForCausalLM(config).save_pretrained(path)
+    (path / "tokenizer.json").write_text("{}")
+    return str(path)
+
+
+@pytest.fixture
+def place():
+    """A replay service with a short ipc path, and a run folder."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        endpoints = Endpoints(f"ipc://{folder}/in", f"ipc://{folder}/out")
+        with Service(Path(folder, "spool"), endpoints, ReplaySettings(), "run"):
+            yield endpoints, Path(folder, "run")
+
+
+def groups(count: int) -> list[Group]:
+    """Groups of three dialogues of two turns, of random lengths and rewards."""
+    random = np.random.default_rng(SEED)
+    made = []
+    for number in range(count):
+        name = number.to_bytes(16, "big")
+        turns = []
+        for turn in range(6):
+            prompt, response = (random.integers(0, VOCABULARY, random.integers(2, 9)) for _ in range(2))
+            logprobs = np.full(len(response), -np.log(VOCABULARY), np.float32)
+            arrays = (prompt.astype(np.int32), response.astype(np.int32), logprobs)
+            facts = {"episode": turn // 2, "index": turn % 2, "reward": float(random.integers(0, 2))}
+            turns.append(Turn(name, 0, turn, turn - 1 if turn % 2 else -1, *arrays, ((0, 0),), Role.ATTEMPT, **facts))
+        made.append(Group(name, 0, tuple(turns)))
+    return made
+
+
+def fill(endpoints: Endpoints, made: list[Group]) -> None:
+    producer = Producer(endpoints, "test")
+    for order, group in enumerate(made):
+        for turn in group.turns:
+            producer.add(turn, order)
+        producer.add(Close(group.id, 0, len(group.turns)), order, 1.0)
+    producer.close(10)
+
+
+def settings(**values) -> LearnerSettings:
+    base = {
+        "batch_groups": BATCH,
+        "max_staleness": 9,
+        "row_tokens": 32,
+        "micro_tokens": 64,
+        "optimizer": {"lr": 1e-2, "clip": 0.05, "schedule": "linear", "warmup_steps": 1, "weight_decay": 0.1},
+        "objective": {"name": "grpo", "kl": 0.0},
+        "claim_deadline_s": 30,
+        "checkpoint_every": 2,
+    }
+    return LearnerSettings(**(base | values))
+
+
+def plain_torch(model_path: str, made: list[Group], steps: int) -> dict[str, torch.Tensor]:
+    """The weights after `steps` batches, by nothing but torch."""
+    choice = settings(ranks=1, row_tokens=512, micro_tokens=4096)
+    policy = Policy(load_model(model_path, torch.float32, "eager"))
+    optimizer = torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.999), weight_decay=0.1)
+    for step, lr in zip(range(steps), (1e-2, 1e-2, 1e-2 * 2 / 3), strict=False):
+        ((micro,),) = prepare(made[step * BATCH : (step + 1) * BATCH], step, choice).micros
+        tensors = {name: torch.from_numpy(getattr(micro, name)) for name in MicroBatch.__slots__ if name != "chunks"}
+        logprobs, entropy = policy(*(tensors[name] for name in ("tokens", "positions", "picks", "targets")))
+        per_token = (tensors[name] for name in ("coefficients", "advantages", "sampler", "sampled"))
+        loss, _ = loss_of(choice.objective, logprobs, entropy, *per_token)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.05)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+    return dict(policy.model.named_parameters())
+
+
+class Learner:
+    """The ranks of one life of a run, and their controller."""
+
+    def __init__(self, model_path: str, endpoints: Endpoints, run_dir: Path, choice: LearnerSettings, resume=False):
+        actor = ray.remote(num_cpus=0, max_concurrency=3)(Rank)
+        common = (choice, model_path, str(run_dir), "run", SEED, endpoints)
+        world = choice.ranks
+        self.ranks = [actor.remote(rank, world, *common, steps=4) for rank in range(world)]
+        self.controller = ray.remote(num_cpus=0)(Controller).remote()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.ready = ray.get([rank.setup.remote(("127.0.0.1", port), resume) for rank in self.ranks], timeout=60)
+
+    def start(self, until_step: int):
+        self.running = [rank.run.remote(self.controller, until_step) for rank in self.ranks]
+
+    def finish(self) -> tuple[list[dict], list, list]:
+        """What the ranks returned, the announced weights and the reports; the processes end."""
+        returned = ray.get(self.running, timeout=60)
+        refs, reports = self.noted()
+        weights = [(ref, ray.get(ref.blob).tobytes()) for ref in refs]
+        for rank in self.ranks:
+            ray.kill(rank)
+        return returned, weights, reports
+
+    def noted(self):
+        return ray.get(self.controller.noted.remote())
+
+
+def assert_close(state: dict, expected: dict) -> None:
+    assert state.keys() == expected.keys()
+    worst = max((state[name] - expected[name]).abs().max().item() for name in state)
+    print(f"largest difference from plain torch: {worst:.1e}")
+    assert worst < 2e-5
+
+
+def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path, place):
+    endpoints, run_dir = place
+    made = groups(3 * BATCH)
+    fill(endpoints, made)
+    whole = Learner(model_path, endpoints, run_dir / "whole", settings())
+    whole.start(4)  # more than there are groups for: it trains three steps, then waits
+    deadline = time.monotonic() + 30
+    while len(whole.noted()[1]) < 3:
+        assert time.monotonic() < deadline, "three steps did not come"
+        time.sleep(0.05)
+    ray.get(whole.ranks[0].stop.remote())
+    returned, weights, reports = whole.finish()
+    assert returned == [{"step": 3, "reason": "stopped"}]
+    assert newest(run_dir / "whole").name == "step-000003"
+    assert [ref.version for ref, _ in weights] == [0, 1, 2, 3]
+    for step in (0, 2, 3):
+        assert_close(load(weights[step][1]), plain_torch(model_path, made, step))
+    check_report(reports[0], made)
+    check_publication(*weights[3], run_dir / "whole")
+
+    client = Client(endpoints, "test")
+    client.resume(0)  # nothing was trained, as far as the second run knows
+    first = Learner(model_path, endpoints, run_dir / "halves", settings())
+    first.start(2)
+    assert first.finish()[0] == [{"step": 2, "reason": "done"}]
+    second = Learner(model_path, endpoints, run_dir / "halves", settings(), resume=True)
+    assert second.ready == [{"step": 2, "life": 1, "cursor": {"task": 17}}]
+    second.start(3)
+    _, resumed, _ = second.finish()
+    assert [ref.version for ref, _ in resumed] == [version_of(1, 2), version_of(1, 3)]
+    assert resumed[1][1] == weights[3][1]
+    assert client.stats()["claimed"] == 0
+    client.close()
+
+
+def check_report(report: dict, made: list[Group]) -> None:
+    json.dumps(report)
+    turns = [turn for group in made[:BATCH] for turn in group.turns]
+    assert report["step"] == report["version"] == 1
+    assert report["groups"] == BATCH and report["turns"] == len(turns)
+    assert report["reward"] == pytest.approx(np.mean([turn.reward for turn in turns]))
+    assert report["staleness_counts"] == {"0": BATCH}
+    assert report["gradient_norm"] > 0 and report["lr"] == 1e-2 and report["skipped_updates"] == 0
+    assert 0 < report["effective_samples"] <= 1
+    assert report["seconds"].keys() == {"wait", "pack", "train", "commit", "gather", "publish", "checkpoint"}
+
+
+def check_publication(ref, blob: bytes, run_dir: Path) -> None:
+    """Digest, checksum and probe agree with the bytes, and with the model of the checkpoint in other hands."""
+    state = load(blob)
+    assert ref.digest == blake3(blob).hexdigest() and ref.size_bytes == len(blob)
+    assert ref.elements == element_checksum(bits_of(state.values()))
+    model = AutoModelForCausalLM.from_pretrained(newest(run_dir) / "model")
+    assert all(torch.equal(parameter, state[name]) for name, parameter in model.named_parameters())
+    assert (newest(run_dir) / "model" / "tokenizer.json").exists()
+    tokens = torch.tensor([ref.probe.tokens])
+    with torch.no_grad():
+        logprobs = model(tokens).logits[0, :-1].log_softmax(-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
+    np.testing.assert_allclose(ref.probe.logprobs, logprobs, atol=1e-5)
+
+
+def test_two_ranks_under_zero_3_train_like_plain_torch_and_resume(model_path, place):
+    endpoints, run_dir = place
+    made = groups(3 * BATCH)
+    fill(endpoints, made)
+    choice = settings(ranks=2, zero=3, micro_tokens=32, logprob_chunk=16)
+    first = Learner(model_path, endpoints, run_dir, choice)
+    first.start(2)
+    returned, weights, reports = first.finish()
+    assert returned == [{"step": 2, "reason": "done"}] * 2
+    assert_close(load(weights[2][1]), plain_torch(model_path, made, 2))
+    second = Learner(model_path, endpoints, run_dir, choice, resume=True)
+    assert {ready["step"] for ready in second.ready} == {2}
+    second.start(3)
+    _, weights, _ = second.finish()
+    assert_close(load(weights[1][1]), plain_torch(model_path, made, 3))
+
+
+def test_a_learner_without_groups_says_whom_it_waited_for(place):
+    endpoints, _ = place
+    prefetch = Prefetch(endpoints, "learner", settings(claim_deadline_s=0.2))
+    prefetch.start(0)
+    with pytest.raises(DeadlineError, match=r"learner waited 0 s for actors: too few groups are ready.*4 groups make a batch"):
+        prefetch.take()
+    prefetch.close()
+
+
+def test_a_batch_that_was_fetched_and_not_taken_is_given_back(place):
+    endpoints, _ = place
+    fill(endpoints, groups(BATCH))
+    client = Client(endpoints, "test")
+    prefetch = Prefetch(endpoints, "learner", settings())
+    prefetch.start(0)
+    deadline = time.monotonic() + 10
+    while client.stats()["claimed"] < BATCH:
+        assert time.monotonic() < deadline, "the batch was not claimed"
+        time.sleep(0.01)
+    prefetch.close()
+    assert client.stats()["claimed"] == 0 and client.stats()["ready"] == BATCH
+    client.close()

@@ -1,0 +1,182 @@
+"""What an evaluation promises: the figures of its definitions, worked out by hand, and no claim beyond them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from actors.config import RolloutSettings, SamplingSettings
+from protocols.turns import LOGPROBS, TOKENS, Role, Turn
+from redraft.evaluation import (
+    WITH_FEEDBACK,
+    Attempt,
+    EvaluationSettings,
+    attempts,
+    majority,
+    plays,
+    remarks,
+    rows,
+    summarise,
+    table,
+)
+
+RIGHT = "7"
+
+
+def turn(number: int, role: Role, episode: int = 0, answer: str | None = None, terminated: bool = False) -> Turn:
+    """A turn as an actor makes it; the answer "7" is right."""
+    none = np.empty(0, TOKENS)
+    extra = {} if role is Role.ERROR else {"success": answer == RIGHT, "answer": answer}
+    return Turn(
+        bytes(16), 0, number, number - 1, none, none, np.empty(0, LOGPROBS), (), role,
+        episode=episode, terminated=terminated, extra=extra,
+    )  # fmt: skip
+
+
+def episode(*answers: str | None) -> list[Turn]:
+    return [turn(n, Role.ATTEMPT, answer=answer) for n, answer in enumerate(answers)]
+
+
+def firsts(*answers: str | None) -> list[Turn]:
+    """One first answer in each of several episodes."""
+    return [turn(n, Role.ATTEMPT, episode=n, answer=answer) for n, answer in enumerate(answers)]
+
+
+SAMPLED = [episode("7", "7", "1"), episode("1", "1", "7"), episode("2", "7", "7"), episode(None, None, "3")]
+INDEPENDENT = [firsts("1", "1"), firsts("7", "7"), firsts("7", "3"), firsts("4", None)]
+
+
+def test_accuracy_and_the_rates_of_keeping_fixing_and_repeating_are_those_worked_out_by_hand():
+    found = summarise({"sampled": SAMPLED}, turns=3)
+    assert found["accuracy_by_turn"] == [1 / 4, 2 / 4, 2 / 4]
+    # Right before a retry: task 0 twice, task 2 once; kept: task 0 once, task 2 once.
+    assert found["keep_rate"] == pytest.approx(2 / 3)
+    # Wrong before a retry: task 1 twice, task 2 once, task 3 twice; fixed: tasks 1 and 2 once each.
+    assert found["fix_rate"] == pytest.approx(2 / 5)
+    # Said again: task 1 once. Two unparsable answers are not the same answer.
+    assert found["repeat_rate"] == pytest.approx(1 / 5)
+    assert found["m1_t1"] == 1 / 4
+    assert found["p1_t5"] == 3 / 4
+    assert found["m1_t5"] == 2 / 4  # tasks 0 and 2; task 1's majority is "1"
+    assert found["errors"] == 0
+    assert found["greedy"] is None
+
+
+def test_independent_first_answers_count_the_episodes_own_first_answer_as_one_of_them():
+    found = summarise({"sampled": SAMPLED, "independent": INDEPENDENT}, turns=3)
+    assert found["independent"] == 3
+    assert found["p5_t1"] == 3 / 4
+    assert found["m5_t1"] == 1 / 4  # 7 1 1 -> 1; 1 7 7 -> 7; 2 7 3 -> 2, the first of equals; None 4 None -> 4
+    alone = summarise({"sampled": SAMPLED}, turns=3)
+    assert (alone["independent"], alone["p5_t1"]) == (1, alone["m1_t1"])
+
+
+def test_standard_errors_take_each_task_as_one_cluster():
+    se = summarise({"sampled": SAMPLED}, turns=3)["se"]
+    assert se["m1_t1"] == pytest.approx(math.sqrt(3 / 4 / 3 / 4))  # of a mean: sqrt(p (1-p) / (n-1))
+    residuals = [1 - 2 * 2 / 3, 0, 1 - 2 / 3, 0]  # kept minus rate times right, a task
+    assert se["keep_rate"] == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 4 / 3) / 3)
+    assert len(se["accuracy_by_turn"]) == 3
+
+
+def test_turns_of_one_task_that_always_agree_count_as_one_observation():
+    many = summarise({"sampled": [episode(*"111111111"), episode(*"121212121")] * 10}, turns=9)
+    once = summarise({"sampled": [episode(*"11"), episode(*"12")] * 10}, turns=2)
+    assert many["repeat_rate"] == once["repeat_rate"] == 0.5
+    assert many["se"]["repeat_rate"] == pytest.approx(once["se"]["repeat_rate"])
+    assert many["se"]["repeat_rate"] > 0.1
+
+
+def test_answers_that_an_error_kept_from_being_given_count_as_wrong():
+    broken = [*episode("7"), turn(1, Role.ERROR)]
+    found = summarise({"sampled": [broken, [turn(0, Role.ERROR)], episode("7", "7")]}, turns=2)
+    assert found["accuracy_by_turn"] == [2 / 3, 1 / 3]
+    assert found["errors"] == 2
+
+
+def test_an_answer_with_which_the_environment_ended_the_episode_stands():
+    ended = [turn(0, Role.ATTEMPT, answer="7", terminated=True)]
+    found = summarise({"sampled": [ended]}, turns=3)
+    assert found["accuracy_by_turn"] == [1, 1, 1]
+    assert found["errors"] == 0
+
+
+def test_figures_over_nothing_are_null_and_all_of_it_is_json():
+    found = summarise({"sampled": [episode("7", "7")], "greedy": [episode("7", "1")]}, turns=2)
+    assert found["fix_rate"] is None and found["se"]["fix_rate"] is None
+    assert found["greedy"]["keep_rate"] == 0
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    single = summarise({"sampled": [episode("7")]}, turns=1)
+    assert (single["keep_rate"], single["repeat_rate"], single["m1_t5"]) == (None, None, 1)
+
+
+def test_reflections_are_not_answers_and_episodes_stay_apart():
+    mixed = [
+        turn(0, Role.ATTEMPT, 0, "1"),
+        turn(1, Role.ATTEMPT, 1, "2"),
+        turn(2, Role.REFLECTION, 0, RIGHT),
+        turn(3, Role.RETRY, 0, "7"),
+    ]
+    assert attempts(mixed) == [[Attempt(False, "1"), Attempt(True, "7")], [Attempt(False, "2")]]
+
+
+@pytest.mark.parametrize(
+    ("answers", "right"),
+    [
+        (("1", "7", "7"), True),
+        (("1", "7"), False),
+        (("7", "1"), True),
+        ((None, None, "7"), True),
+        ((None, None), False),
+    ],
+)
+def test_the_majority_is_the_most_common_parsed_answer_and_the_first_of_equals(answers, right):
+    assert majority([Attempt(answer == RIGHT, answer) for answer in answers]) is right
+
+
+def test_evaluation_plays_whole_episodes_that_never_stop_at_success():
+    rollout = RolloutSettings(name="retry", turns=5, episodes=8, reflect=True, stop_at_success=True)
+    found = {label: (play, draw) for label, play, draw in plays(EvaluationSettings(), rollout, SamplingSettings())}
+    whole, sampling = found["sampled"]
+    assert (whole.turns, whole.episodes, whole.reflect, whole.stop_at_success) == (5, 1, True, False)
+    assert sampling.temperature == 1
+    first, _ = found["independent"]
+    assert (first.name, first.turns, first.episodes, first.reflect) == ("attempt", 1, 4, False)
+    assert found["greedy"][1].temperature == 0
+
+
+def test_the_number_of_turns_can_be_another_one_than_in_training():
+    trained_once = RolloutSettings(episodes=8)
+    settings = EvaluationSettings(turns=3, independent=1, greedy=False)
+    [(label, rollout, _)] = plays(settings, trained_once, SamplingSettings())
+    assert (label, rollout.name, rollout.turns) == ("sampled", "retry", 3)
+
+
+def test_the_table_shows_each_figure_before_and_after_and_what_the_feedback_gives_away():
+    before = summarise({"sampled": SAMPLED, "independent": INDEPENDENT, "greedy": SAMPLED}, turns=3)
+    after = summarise({"sampled": SAMPLED[:3] * 2, "independent": INDEPENDENT[:3] * 2}, turns=3)
+    console = Console(record=True, width=140)
+    console.print(table(before, after, "residual"))
+    text = console.export_text()
+    for fact in ("0.250 ± 0.250", "turn 1 (m1@t1)", "keep rate", "m3@t1", "p1@t3", "p3@t1", "greedy fix rate"):
+        assert fact in text, fact
+    assert "not intrinsic self-correction" in " ".join(text.split())
+    assert WITH_FEEDBACK not in remarks(before, after, "blank")
+
+
+def test_the_start_models_control_stands_beside_the_oracle_over_turns():
+    before = summarise({"sampled": SAMPLED, "independent": INDEPENDENT}, turns=3)
+    assert any("(its p3@t1) reach 0.750 at equal cost" in remark for remark in remarks(before, before, "blank"))
+
+
+def test_a_table_of_one_evaluation_has_no_change():
+    only = summarise({"sampled": SAMPLED}, turns=3)
+    console = Console(record=True, width=120)
+    console.print(table(only, None, "binary"))
+    text = console.export_text()
+    assert "result" in text and "change" not in text
+    assert all(row.change == (None, None) for row in rows(only, None))

@@ -1,0 +1,130 @@
+"""Log-probs: packed equal unpacked, chunked equal whole, and the gradient does not depend on how work was split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from learner.batches import prepare
+from learner.config import LearnerSettings
+from learner.logprobs import Policy
+from learner.objectives import STATS, loss_of, report
+from protocols.errors import SettingError
+from protocols.turns import Group, Role, Turn
+
+VOCABULARY = 40
+
+
+def tiny(attention: str = "sdpa") -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=VOCABULARY, num_key_value_heads=1, tie_word_embeddings=True, **shape)
+    config.initializer_range = 0.3  # far from uniform, so that a wrong mask shows
+    return Qwen2ForCausalLM._from_config(config, attn_implementation=attention)
+
+
+def groups(count: int, seed: int = 0) -> list[Group]:
+    """Two dialogues of two turns a group, of random lengths."""
+    random = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        name = number.to_bytes(16, "big")
+        turns = []
+        for place in range(4):
+            prompt, response = (random.integers(0, VOCABULARY, random.integers(1, 9)) for _ in range(2))
+            logprobs = -random.exponential(size=len(response))
+            arrays = (prompt.astype(np.int32), response.astype(np.int32), logprobs.astype(np.float32))
+            where = {"episode": place // 2, "index": place % 2, "reward": float(random.integers(0, 2))}
+            parent = place - 1 if place % 2 else -1
+            turns.append(Turn(name, 1, place, parent, *arrays, ((0, 0),), Role.ATTEMPT, **where))
+        made.append(Group(name, 1, tuple(turns)))
+    return made
+
+
+def settings(**values) -> LearnerSettings:
+    return LearnerSettings(**({"row_tokens": 48, "micro_tokens": 96, "credit": {"name": "raw"}} | values))
+
+
+def run(policy: Policy, micro) -> tuple[torch.Tensor, torch.Tensor]:
+    names = ("tokens", "positions", "picks", "targets")
+    return policy(*(torch.from_numpy(getattr(micro, name)) for name in names), micro.chunks)
+
+
+def gradient(policy: Policy, choice: LearnerSettings, made: list[Group]) -> tuple[torch.Tensor, np.ndarray]:
+    """The batch's gradient as one vector, and the summed stats, over the micro-batches of all ranks."""
+    policy.zero_grad()
+    total = np.zeros(len(STATS))
+    for micro in (micro for rank in prepare(made, 0, choice).micros for micro in rank):
+        names = ("coefficients", "advantages", "sampler", "sampled")
+        tensors = (torch.from_numpy(getattr(micro, name)) for name in names)
+        loss, stats = loss_of(choice.objective, *run(policy, micro), *tensors)
+        loss.backward()
+        total += stats.numpy()
+    return torch.cat([parameter.grad.flatten() for parameter in policy.parameters()]), total
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packed_logprobs_equal_those_of_each_sequence_alone(attention):
+    model = tiny(attention)
+    policy = Policy(model)
+    (micros,) = prepare(groups(4), 0, settings(objective={"name": "grpo", "kl": 0.1}, micro_tokens=96)).micros
+    worst = 0.0
+    for micro in micros:
+        with torch.no_grad():
+            packed, entropy = run(policy, micro)
+        width = micro.tokens.shape[1]
+        for row in range(len(micro.tokens)):
+            starts = np.flatnonzero(micro.positions[row] == 0)
+            for start, end in zip(starts, [*starts[1:], width], strict=True):
+                mine = (micro.picks >= row * width + start) & (micro.picks < row * width + end)
+                if not mine.any():
+                    continue  # padding
+                with torch.no_grad():
+                    logits = model(torch.from_numpy(micro.tokens[row : row + 1, start:end])).logits[0].double()
+                alone = logits.log_softmax(-1)[micro.picks[mine] - row * width - start]
+                chosen = alone.gather(-1, torch.from_numpy(micro.targets[mine])[:, None]).squeeze(-1)
+                worst = max(worst, (packed[mine] - chosen).abs().max().item())
+                torch.testing.assert_close(entropy[mine], -(alone.exp() * alone).sum(-1), check_dtype=False, atol=1e-4, rtol=0)
+    print(f"{attention}: packed and alone differ by at most {worst:.1e}")
+    assert worst < 1e-4
+
+
+def test_chunked_logprobs_and_their_gradient_equal_the_whole_ones():
+    policy, made = Policy(tiny()), groups(4)
+    whole, _ = gradient(policy, settings(), made)
+    pieces, _ = gradient(policy, settings(logprob_chunk=5), made)
+    torch.testing.assert_close(pieces, whole)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{"name": "grpo"}, {"name": "grpo", "correction": "none"}, {"name": "awr", "temperature": 0.5}, {"name": "sft"}],
+    ids=["decoupled", "clipped", "awr", "sft"],
+)
+def test_the_gradient_does_not_depend_on_micro_batches_or_ranks(objective):
+    policy, made = Policy(tiny()), groups(8)
+    one, stats = gradient(policy, settings(objective=objective, row_tokens=1024, micro_tokens=1024), made)
+    for split in ({"micro_tokens": 48}, {"micro_tokens": 48, "ranks": 2}, {"ranks": 3}):
+        other, split_stats = gradient(policy, settings(objective=objective, **split), made)
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+        for key, value in report(stats).items():
+            if key != "mismatch_max":  # a maximum does not add up
+                assert report(split_stats)[key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_logprobs_are_those_of_sampling_at_the_temperature():
+    model = tiny()
+    tokens = torch.arange(10)[None]
+    places = torch.arange(10)
+    got, _ = Policy(model, temperature=2.0)(tokens, places[None], places[:-1], tokens[0, 1:])
+    expected = (model(tokens).logits[0, :-1] / 2).log_softmax(-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_model_that_changes_its_logits_after_the_head_is_refused():
+    model = tiny()
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(SettingError, match="final_logit_softcapping"):
+        Policy(model)

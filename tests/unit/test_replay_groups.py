@@ -1,0 +1,273 @@
+"""The states of groups, on a real spool: single promises, and a property test against a simple model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocols.errors import RedraftError, SettingError
+from protocols.turns import Close, Role, Turn
+from protocols.weights import version_of
+from protocols.wire import NO_VERSION, row_of, whole_group
+from replay.config import ReplaySettings
+from replay.groups import TRAINED, Record, State
+from replay.samplers import Fifo, Uniform
+from replay.spool import Spool
+from replay.store import Store
+
+A, B = b"A" * 16, b"B" * 16
+
+
+def turn(group=A, lease=0, number=0, version=0, size=3):
+    ids = np.arange(size, dtype=np.int32)
+    logprobs = -np.arange(size, dtype=np.float32)
+    return Turn(group, lease, number, number - 1, ids, ids + 1, logprobs, ((0, version),), Role.ATTEMPT)
+
+
+def put(store, *items, order=0, spread=1.0):
+    rows = [row_of(item, order, spread if isinstance(item, Close) else 0.0) for item in items]
+    return store.change(lambda draft: [draft.store(row, record) for row, record in rows])
+
+
+def whole(group=A, lease=0, turns=2, version=0):
+    return [*(turn(group, lease, n, version) for n in range(turns)), Close(group, lease, turns)]
+
+
+def do(store, name, *arguments):
+    return store.change(lambda draft: getattr(draft, name)(*arguments))
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path, "run", ReplaySettings())
+    yield store
+    store.close()
+
+
+def state(store, group=A):
+    record = store.groups.get(group)
+    return None if record is None else record.state
+
+
+def test_a_group_is_ready_only_when_whole_in_whatever_order_its_rows_come(store):
+    first, second, close = whole()
+    for item in (close, second):
+        put(store, item)
+        assert state(store) is State.OPEN
+    put(store, first)
+    assert state(store) is State.READY
+    rows = do(store, "rows", A)
+    assert [t.turn for t in whole_group(rows).turns] == [0, 1]
+
+
+def test_a_resent_row_is_a_duplicate_also_of_a_closed_and_of_a_forgotten_group(store):
+    first, second, close = whole()
+    assert put(store, first, first) == ["stored", "duplicate"]
+    put(store, second, close)
+    assert put(store, first, close) == ["duplicate"] * 2
+    do(store, "claim", A, b"learner/1", 1)
+    do(store, "commit", A, 1)
+    do(store, "forget", A, TRAINED)
+    assert put(store, first, turn(lease=5)) == ["duplicate"] * 2
+    assert store.stats()["trained_total"] == 1 and store.stats()["rows"] == 0
+
+
+def test_a_newer_lease_drops_the_open_rows_of_the_older_and_fences_them_off(store):
+    put(store, turn(number=0), turn(number=1))
+    assert put(store, turn(lease=2), turn(number=2), Close(A, 0, 3)) == ["stored", "fenced", "fenced"]
+    assert store.groups.get(A).rows == 1 and store.groups.rows == 1
+    put(store, Close(A, 2, 1))
+    assert whole_group(do(store, "rows", A)).lease == 2
+    assert put(store, turn(lease=3)) == ["duplicate"], "a closed group is final"
+
+
+def test_an_abandoned_play_is_fenced_off_and_the_next_lease_is_not(store):
+    put(store, turn(lease=1))
+    do(store, "abandon", A, 1)
+    assert store.stats()["open"] == 0 and store.groups.bytes == 0
+    assert put(store, turn(lease=1, number=1), turn(lease=2)) == ["fenced", "stored"]
+    do(store, "abandon", A, 1)
+    assert state(store) is State.OPEN, "a late abandon of an older play leaves the newer one"
+
+
+def test_flat_and_empty_groups_are_set_aside_and_counted(tmp_path):
+    store = Store(tmp_path, "run", ReplaySettings(drop_flat=True))
+    put(store, *whole(), spread=0.0)
+    put(store, Close(B, 0, 0))
+    assert store.stats()["dropped"] == {"flat": 1, "empty": 1}
+    assert store.stats()["ready"] == 0 and store.groups.rows == 0
+    store.close()
+
+
+def test_two_uses_are_two_steps_and_resume_undoes_those_that_came_after(tmp_path):
+    store = Store(tmp_path, "run", ReplaySettings(max_uses=2))
+    put(store, *whole())
+    for step, after in ((4, State.READY), (6, State.USED)):
+        do(store, "claim", A, b"learner/1", step)
+        do(store, "commit", A, step)
+        do(store, "commit", A, step)
+        assert state(store) is after
+    with pytest.raises(RedraftError, match="claim_lease_s"):
+        do(store, "commit", A, 7)
+    do(store, "resume", A, 5)
+    assert state(store) is State.READY and store.groups.get(A).uses == (4,)
+    do(store, "set_aside_stale", A)
+    assert state(store) is State.USED, "a use that a resume may undo is kept"
+    store.close()
+
+
+def test_staleness_is_that_of_the_oldest_token_across_lives_of_the_learner():
+    record = Record(0, 0)
+    assert record.staleness(9) == 0
+    for number, version in enumerate((version_of(0, 57), version_of(1, 51), NO_VERSION)):
+        record = record.with_row(number, version, 0, 0.0, 10)
+    assert record.staleness(52) == 5
+    assert Record.unpack(record.pack()) == record
+
+
+def test_fifo_waits_for_the_straggler_that_overtaking_would_lose():
+    ready = [(bytes([n]) * 16, Record(0, n, State.READY, low=3, high=3)) for n in (5, 4)]
+    straggler = (A, Record(0, 1, low=1, high=1))
+    assert Fifo().pick(ready, [straggler], 1, 3, 2) == ([], "straggler")
+    assert Fifo().pick(ready, [straggler], 1, 2, 2) == ([b"\4" * 16], "")
+    assert Fifo().pick(ready, [straggler], 1, 4, 2) == ([b"\4" * 16], ""), "it is lost already"
+    assert Fifo().pick(ready, [(A, Record(0, 9, low=1, high=1))], 2, 3, 2)[1] == "", "it comes later anyway"
+    assert Fifo().pick(ready, [], 3, 3, 2) == ([], "groups")
+
+
+def test_uniform_gives_each_ready_group_the_same_chance():
+    ready = [(bytes([n]) * 16, Record(0, n, State.READY)) for n in range(8)]
+    sampler, seen = Uniform(0), Counter()
+    for _ in range(2000):
+        ids, _ = sampler.pick(ready, [], 2, 0, 0)
+        assert len(set(ids)) == 2
+        seen.update(ids)
+    assert max(seen.values()) < 1.25 * min(seen.values())
+    assert Uniform(3).pick(ready, [], 4, 0, 0) == Uniform(3).pick(ready[::-1], [], 4, 0, 0)
+
+
+def test_what_was_committed_is_there_after_reopening_and_what_failed_is_not(tmp_path):
+    store = Store(tmp_path, "run", ReplaySettings())
+    put(store, *whole())
+    put(store, turn(B), Close(B, 0, 1))
+    do(store, "claim", A, b"learner/1", 7)
+    do(store, "commit", A, 3)
+    do(store, "forget", B, "stale")
+    with pytest.raises(AttributeError):
+        store.change(lambda draft: (draft.forget(A, TRAINED), draft.forget(b"?" * 16, TRAINED)))
+    before = store.stats()
+    assert before["used"] == 1
+    store.close()
+    store = Store(tmp_path, "run", ReplaySettings())
+    fresh = {"stored": 0, "duplicates": 0}
+    assert store.stats() | fresh == before | fresh
+    assert store.groups.get(A).uses == (3,)
+    store.close()
+
+
+def test_a_folder_belongs_to_one_run_and_to_one_service_at_a_time(tmp_path):
+    spool = Spool(tmp_path, "mine", 1 << 20)
+    with pytest.raises(SettingError, match=r"replay\.folder.*another replay service"):
+        Spool(tmp_path, "mine", 1 << 20)
+    spool.close()
+    with pytest.raises(SettingError, match="mine"):
+        Spool(tmp_path, "other", 1 << 20)
+    Spool(tmp_path, "mine", 1 << 20).close()
+
+
+class Model:
+    """One group, as plainly as possible."""
+
+    def __init__(self, max_uses):
+        self.max_uses, self.state, self.lease, self.rows, self.uses = max_uses, "none", -1, {}, set()
+
+    def row(self, lease, number, turns):
+        if self.state not in ("none", "open", "abandoned"):
+            return "duplicate"
+        if lease < self.lease or (lease == self.lease and self.state == "abandoned"):
+            return "fenced"
+        if lease > self.lease:
+            self.lease, self.rows = lease, {}
+        self.state = "open"
+        if number in self.rows:
+            return "duplicate"
+        self.rows[number] = turns
+        if -1 in self.rows and sorted(self.rows) == list(range(-1, self.rows[-1])):
+            self.state = "ready"
+        return "stored"
+
+    def commit(self, step):
+        if self.state in ("ready", "claimed") and step not in self.uses:
+            self.uses.add(step)
+            self.settle()
+
+    def settle(self):
+        self.state = "used" if len(self.uses) >= self.max_uses else "ready"
+
+    def resume(self, step):
+        if self.state in ("ready", "claimed", "used"):
+            self.uses = {use for use in self.uses if use <= step}
+            self.settle()
+
+
+small = st.integers(0, 2)
+actions = st.one_of(
+    st.tuples(st.just("row"), small, st.integers(-1, 2)),
+    st.tuples(st.sampled_from(["commit", "resume", "abandon"]), small),
+    st.tuples(st.sampled_from(["claim", "give_back", "forget", "tear"])),
+)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(actions, max_size=25), st.integers(1, 2))
+def test_any_history_of_a_group_agrees_with_the_model(history, max_uses):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        store, model = Store(Path(folder), "run", ReplaySettings(max_uses=max_uses)), Model(max_uses)
+        for name, *values in history:
+            _act(store, model, name, values)
+            held = store.groups.get(A)
+            assert (held.state.name.lower() if held else "none") == model.state.replace("forgotten", "none")
+            assert store.groups.rows == len(model.rows)
+            if held is not None and held.state not in (State.OPEN, State.ABANDONED):
+                assert set(held.uses) == model.uses
+                assert [t.turn for t in whole_group(do(store, "rows", A)).turns] == list(range(held.turns))
+        store.close()
+
+
+def _act(store, model, name, values):
+    closed = model.state in ("ready", "claimed", "used")
+    if name == "row":
+        lease, number = values
+        item = Close(A, lease, 2) if number < 0 else turn(A, lease, number)
+        assert put(store, item) == [model.row(lease, number, 2)]
+    elif name == "commit":
+        model.commit(*values)
+        try:
+            do(store, "commit", A, *values)
+        except RedraftError:
+            assert model.state in ("none", "open", "abandoned", "used")
+    elif name == "resume" and closed:
+        model.resume(*values)
+        do(store, "resume", A, *values)
+    elif name == "abandon":
+        do(store, "abandon", A, *values)
+        if model.state in ("none", "open", "abandoned") and values[0] >= model.lease:
+            model.state, model.lease, model.rows = "abandoned", values[0], {}
+    elif name == "claim" and model.state == "ready":
+        model.state = "claimed"
+        do(store, "claim", A, b"learner/1", 1)
+    elif name == "give_back":
+        do(store, "give_back", A)
+        model.state = "ready" if model.state == "claimed" else model.state
+    elif name == "forget" and model.state == "used":
+        do(store, "forget", A, TRAINED)
+        model.state, model.rows = "forgotten", {}
+    elif name == "tear" and closed:
+        do(store, "tear", A)
+        model.__init__(model.max_uses)
