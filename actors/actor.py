@@ -23,6 +23,7 @@ from protocols import metrics
 from protocols.errors import DeadlineError, WeightsError
 from protocols.turns import Close, Lease, Turn
 from protocols.weights import WeightRef
+from replay.config import Endpoints
 
 log = logging.getLogger("redraft.actor")
 ROOM_S = 120.0
@@ -41,7 +42,9 @@ class Spec:
     rollout: RolloutSettings
     sampling: SamplingSettings
     actors: ActorSettings
-    endpoints: object  # replay.config.Endpoints
+    endpoints: Endpoints
+    version: int | None = None
+    """Of the weights in `model`, where no learner will announce any: an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Actor:
             log.exception("%s cannot start", self._name)
             self._fail(f"cannot start: {error}")
         else:
-            self._report.state = "ready"
+            self._report.state, self._report.version = "ready", self._spec.version
 
     async def _build(self) -> None:
         from transformers import AutoTokenizer
@@ -138,7 +141,7 @@ class Actor:
 
         spec = self._spec
         self._report.metrics_port = metrics.serve(spec.actors.metrics_port, "actors.metrics_port")
-        self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed)
+        self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         self._renderer = Renderer(AutoTokenizer.from_pretrained(spec.model))
         self._environments = Environments(lambda: environments.make(spec.environment), spec.environment.time_limit_s)
         self._producer = Producer(spec.endpoints, f"{self._name}-{os.getpid()}")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import msgpack
 import numpy as np
 
 from protocols.errors import WireError
 from protocols.turns import LOGPROBS, TOKENS, Close, Group, Role, Stop, Turn
+from protocols.weights import step_of
 
 SCHEMA = 1
 CLOSE = -1  # the `turn` of a close row
@@ -79,31 +81,32 @@ def encode_turn(turn: Turn) -> bytes:
 
 
 def decode_turn(group: bytes, lease: int, turn: int, record: bytes) -> Turn:
+    """The turn of a record. Raises WireError when it is not one."""
     try:
         (parent, after, index, episode, role, stop, terminated, truncated, reward, prompt, response, logprobs, versions,
          timing, extra) = msgpack.unpackb(record, use_list=False, strict_map_key=False)  # fmt: skip
+        return Turn(
+            group=group,
+            lease=lease,
+            turn=turn,
+            parent=parent,
+            after=after,
+            index=index,
+            episode=episode,
+            role=Role(role),
+            stop=Stop(stop),
+            terminated=terminated,
+            truncated=truncated,
+            reward=reward,
+            prompt=np.frombuffer(prompt, TOKENS),
+            response=np.frombuffer(response, TOKENS),
+            logprobs=np.frombuffer(logprobs, LOGPROBS),
+            versions=versions,
+            timing=timing,
+            extra=extra,
+        )
     except Exception as error:
         raise WireError(f"turn {turn} of group {group.hex()}: {error}") from None
-    return Turn(
-        group=group,
-        lease=lease,
-        turn=turn,
-        parent=parent,
-        after=after,
-        index=index,
-        episode=episode,
-        role=Role(role),
-        stop=Stop(stop),
-        terminated=terminated,
-        truncated=truncated,
-        reward=reward,
-        prompt=np.frombuffer(prompt, TOKENS),
-        response=np.frombuffer(response, TOKENS),
-        logprobs=np.frombuffer(logprobs, LOGPROBS),
-        versions=versions,
-        timing=timing,
-        extra=extra,
-    )
 
 
 def encode_close(close: Close) -> bytes:
@@ -127,7 +130,7 @@ def row_of(item: Turn | Close, order: int, spread: float = 0.0) -> tuple[np.void
     row["group"] = np.void(item.group)
     row["lease"] = item.lease
     row["turn"] = CLOSE if closing else item.turn
-    row["version"] = min((version for _, version in versions), default=NO_VERSION)
+    row["version"] = min((version for _, version in versions), key=step_of, default=NO_VERSION)
     row["order"] = order
     row["turns"] = item.turns if closing else 0
     row["spread"] = spread
@@ -153,7 +156,7 @@ def split(index_frame: bytes, blob: bytes) -> list[tuple[np.void, bytes]]:
     for row in index:
         start, size = int(row["start"]), int(row["size"])
         record = bytes(view[start : start + size])
-        if len(record) != size or zlib.crc32(record) != int(row["crc"]):
+        if not size or len(record) != size or zlib.crc32(record) != int(row["crc"]):
             raise WireError(f"row {int(row['turn'])} of group {bytes(row['group']).hex()} fails its checksum")
         rows.append((row, record))
     return rows
@@ -175,6 +178,4 @@ def whole_group(rows: Iterable[tuple[np.void, bytes]]) -> Group:
 
 
 def _final(turn: Turn, close: Close) -> Turn:
-    from dataclasses import replace
-
     return replace(turn, reward=close.rewards[turn.turn]) if turn.turn in close.rewards else turn

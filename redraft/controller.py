@@ -69,7 +69,7 @@ class Controller:
         self._replay = self._endpoints = None
         self._ranks: list = []
         self._learning: list = []
-        self._files: dict = {}
+        self._files: list = []
 
     def run(self) -> dict:
         """Starts the parts, trains, evaluates before and after; returns the summary, which is also in the run folder."""
@@ -128,7 +128,7 @@ class Controller:
         self._replay = parts.start_replay(run, recipe, self._endpoints)
         self._files = parts.start_node_files(run)
         self._ranks = parts.start_ranks(run, recipe, self._endpoints)
-        maker = parts.actor_maker(run, recipe, self._endpoints, self._files)
+        maker = parts.actor_maker(run, recipe, self._endpoints)
         self._fleet = Fleet(maker, recipe.actors.count, recipe.start_s, recipe.actors.silence_s, self._lost)
         self._wait(self._replay.metrics_port.remote(), "replay", recipe.start_s)
         self._client = Client(self._endpoints, "controller")
@@ -295,7 +295,7 @@ class Controller:
             self._fleet.close(5.0)
         for rank in self._ranks:
             ray.kill(rank)
-        ray.wait([files.close.remote() for files in self._files.values()] or [ray.put(0)], timeout=5.0)
+        ray.wait([files.close.remote() for files in self._files] or [ray.put(0)], timeout=5.0)
         if self._replay is not None:
             ray.wait([self._replay.close.remote()], timeout=10.0)
             ray.kill(self._replay)

@@ -58,11 +58,12 @@ def accuracy_by_turn(first: dict, last: dict | None, last_name: str) -> str:
 def _accuracy(axes, summary: dict, name: str, color: str) -> None:
     turns = np.arange(1, summary["turns"] + 1)
     errors = [error or 0.0 for error in summary["se"]["accuracy_by_turn"]]
-    axes.errorbar(
-        turns, summary["accuracy_by_turn"], errors, color=color, marker="o", markersize=4, capsize=3, label=name
-    )
+    axes.plot(turns, summary["accuracy_by_turn"], color=color, marker="o", markersize=4, label=name)
+    axes.errorbar(turns, summary["accuracy_by_turn"], errors, fmt="none", ecolor=color, capsize=3)
     if summary.get("greedy"):
-        axes.plot(turns, summary["greedy"]["accuracy_by_turn"], "--", color=color, linewidth=1.2, label=f"{name}, greedy")
+        axes.plot(
+            turns, summary["greedy"]["accuracy_by_turn"], "--", color=color, linewidth=1.2, label=f"{name}, greedy"
+        )
 
 
 def accuracy_over_steps(evaluations: Sequence[dict]) -> str:
@@ -73,7 +74,9 @@ def accuracy_over_steps(evaluations: Sequence[dict]) -> str:
 
 def reward_by_turn(steps: Sequence[dict]) -> str:
     """Mean reward of the batch, by turn number."""
-    return _by_turn(_of(steps, "step"), [s.get("reward_by_index", []) for s in steps], "reward", "mean reward of the batch")
+    return _by_turn(
+        _of(steps, "step"), [s.get("reward_by_index", []) for s in steps], "reward", "mean reward of the batch"
+    )
 
 
 def _by_turn(x: Sequence[float], values: Sequence[Sequence[float]], name: str, ylabel: str) -> str:
@@ -95,7 +98,8 @@ def staleness(steps: Sequence[dict]) -> str:
         axes.fill_between(x, mean, most, color=AFTER, alpha=0.15, step="mid", label="up to the largest")
         axes.plot(x, mean, color=AFTER, label="mean", **_marker(x))
         _steps(axes, "steps")
-        axes.set_ylim(0, max(1.0, np.nanmax(most, initial=1.0)) * 1.25)
+        axes.set_ylim(0, 1.25 * np.nanmax(most, initial=1.0))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         _legend(axes, columns=2)
         return _svg(figure, "staleness")
 
@@ -141,7 +145,7 @@ def optimisation(steps: Sequence[dict]) -> str:
 def mismatch(steps: Sequence[dict]) -> str:
     """|log-prob of trainer minus sampler|: mean and largest over the trained tokens, on a logarithmic axis."""
     x = _of(steps, "step")
-    with _drawing(height=3.9) as (figure, axes):
+    with _drawing() as (figure, axes):
         axes.plot(x, _of(steps, "mismatch_max"), color=BEFORE, label="largest", **_marker(x))
         axes.plot(x, _of(steps, "mismatch_mean"), color=AFTER, label="mean", **_marker(x))
         axes.set_yscale("symlog", linthresh=1e-4)
@@ -180,7 +184,9 @@ def _legend(axes, columns: int = 1) -> None:
     """Above the picture, where it hides nothing."""
     handles = axes.get_legend_handles_labels()[0]
     if handles:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=max(columns, 2), borderaxespad=0.2, columnspacing=1.2)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=max(columns, 2), borderaxespad=0.2, columnspacing=1.2
+        )
 
 
 class _drawing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -157,8 +158,6 @@ def status(name: str) -> dict:
     except RedraftError:
         if not summary.exists():
             raise
-    import json
-
     return json.loads(summary.read_text())
 
 
@@ -169,4 +168,55 @@ def stop(name: str) -> None:
 
 
 def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Console) -> None:
-    raise SettingError("eval", "not yet")
+    """Plays the test tasks with a checkpoint's weights; prints the table, adds a line to evaluations.jsonl."""
+    import ray
+
+    from actors import environments
+    from actors.actor import Orders
+    from learner import checkpoint
+    from protocols.weights import version_of
+    from redraft import parts
+    from redraft.evaluation import table
+    from redraft.exam import Exam
+    from redraft.fleet import Fleet
+    from redraft.status import Status
+
+    run = runs.find(name)
+    logs.to_terminal(run.name)
+    recipe = recipes.load(run.folder / "recipe.yaml", overrides)
+    folder = _checkpoint(run, step)
+    state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
+    tests = environments.tasks(recipe.environment, recipe.data, "test")
+    began = time.monotonic()
+    with ray_for(recipe, run) as run:
+        status, where = Status(run, recipe), parts.endpoints(nodes=1)
+        files = parts.start_node_files(run)
+        maker = parts.actor_maker(run, recipe, where, str(folder / "model"), version_of(state.life, state.step))
+        lost = lambda actor, why: status.event(f"actor-{actor} replaced: {why}")  # noqa: E731
+        fleet = Fleet(maker, recipe.actors.count, recipe.start_s, recipe.actors.silence_s, lost)
+        exam = Exam(recipe, tests, fleet, status)
+        status.phase("evaluating", folder.name)
+        with LiveView(console, run.name) as view:
+            while not exam.advance():
+                fleet.receive()
+                for actor in fleet.idle():
+                    fleet.send(actor, Orders())
+                view.update(status.snapshot())
+                time.sleep(POLL_S / 5)
+        fleet.close(5.0)
+        ray.wait([owner.close.remote() for owner in files], num_returns=len(files), timeout=5.0)
+        parts.forget(where)
+    summary = exam.summary()
+    facts = {"label": "eval", "step": state.step, "version": version_of(state.life, state.step)}
+    run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | summary)
+    console.print(table(None, summary, recipe.environment.feedback))
+
+
+def _checkpoint(run: Run, step: int | None) -> Path:
+    from learner import checkpoint
+
+    found = checkpoint.newest(run.folder) if step is None else run.checkpoints / f"step-{step:06d}"
+    if found is None or not found.exists():
+        known = ", ".join(str(int(path.name[5:])) for path in sorted(run.checkpoints.glob("step-*"))) or "none"
+        raise SettingError("--step", f"{run.name} has no such checkpoint", f"Steps with one: {known}")
+    return found

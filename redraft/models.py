@@ -24,7 +24,7 @@ RECIPE_OF_MAKING = 1
 
 
 class PretrainSettings(Settings):
-    """Supervised training on demonstrations of the environment (LEARNING yardstick: 450 steps)."""
+    """Supervised training on demonstrations of the environment."""
 
     steps: int = Field(450, ge=1)
     """Optimizer steps."""

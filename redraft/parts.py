@@ -61,9 +61,9 @@ class ReplayPart:
 class ActorPart(Actor):
     """An actor that logs into the run folder."""
 
-    def __init__(self, folder: str, run: str, spec: Spec, name: str, files: dict[str, object]):
+    def __init__(self, folder: str, run: str, spec: Spec, name: str):
         logs.to_file(Path(folder), run, name)
-        super().__init__(spec, name, files[ray.get_runtime_context().get_node_id()])
+        super().__init__(spec, name, ray.get_actor(_files_name(spec.run_id, ray.get_runtime_context().get_node_id())))
 
 
 class RankPart(Rank):
@@ -114,26 +114,32 @@ def start_replay(run: Run, recipe: Recipe, where: Endpoints):
     return part.remote(str(run.folder), run.name, run.id, where, recipe.replay)
 
 
-def start_node_files(run: Run) -> dict[str, object]:
-    """One owner of weight files on each node that is alive, by the node's id."""
+def start_node_files(run: Run) -> list:
+    """The owner of weight files on each node that is alive; actors find theirs by name."""
     part = ray.remote(NodeFiles)
-    return {
-        node["NodeID"]: part.options(
+    return [
+        part.options(
+            name=_files_name(run.id, node["NodeID"]),
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=-1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            runtime_env=worker_environment(1),
         ).remote(run.id)
         for node in ray.nodes()
         if node["Alive"]
-    }
+    ]
 
 
-def actor_maker(run: Run, recipe: Recipe, where: Endpoints, files: dict[str, object]):
-    """A function that makes the actor of a name."""
+def _files_name(run_id: str, node_id: str) -> str:
+    return f"files-{run_id}-{node_id}"
+
+
+def actor_maker(run: Run, recipe: Recipe, where: Endpoints, model: str = "", version: int | None = None):
+    """A function that makes the actor of a name; with `version`, one that plays with `model` as it is."""
     spec = Spec(
         run_id=run.id,
-        model=run.model,
+        model=model or run.model,
         dtype=recipe.model.dtype,
         seed=recipe.seed,
         data=recipe.data,
@@ -142,6 +148,7 @@ def actor_maker(run: Run, recipe: Recipe, where: Endpoints, files: dict[str, obj
         sampling=recipe.sampling,
         actors=recipe.actors,
         endpoints=where,
+        version=version,
     )
     part = ray.remote(ActorPart)
 
@@ -152,7 +159,7 @@ def actor_maker(run: Run, recipe: Recipe, where: Endpoints, files: dict[str, obj
             max_restarts=-1,
             max_concurrency=1000,
             runtime_env=worker_environment(recipe.actors.engine.threads),
-        ).remote(str(run.folder), run.name, spec, name, files)
+        ).remote(str(run.folder), run.name, spec, name)
 
     return make
 

@@ -126,7 +126,7 @@ def _header(name: str, recipe: dict, summary: dict, steps: Sequence[dict]) -> st
     listed = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
     error = f'<p class="error">{escape(str(summary["error"]))}</p>' if summary.get("error") else ""
     badge = f'<span class="state {escape(state.split()[0])}">{escape(state)}</span>'
-    return f"<header><h1>{escape(name)} {badge}</h1>{error}<dl>{listed}</dl></header>"
+    return f'<header><h1>{escape(name)} {badge}</h1><p class="lead">{LEAD}</p>{error}<dl>{listed}</dl></header>'
 
 
 def _model(recipe: dict) -> str:
@@ -156,7 +156,8 @@ def _results(first: dict | None, last: dict | None, last_name: str, recipe: dict
     rows = evaluation.rows(first, last)
     if not rows:
         return "<section><h2>Results</h2><p>There is no evaluation yet.</p></section>"
-    remarks = evaluation.remarks(first, last, str(_at(recipe, "environment.feedback") or ""))
+    remarks = evaluation.remarks(first, last, str(_at(recipe, "environment.feedback")))
+    told = "".join(f'<p class="remark">{escape(remark)}</p>' for remark in remarks)
     heads = ["", "before", last_name, "change"] if first and last else ["", "before" if first else last_name]
     shown, section = [], "sampled"
     for row in rows:
@@ -169,7 +170,7 @@ def _results(first: dict | None, last: dict | None, last_name: str, recipe: dict
     return (
         f'<section><h2>Results</h2><p class="how">On {n} test tasks, ± one standard error. Evaluation plays every turn '
         f"and never stops at a right answer.</p><table><thead><tr>{head}</tr></thead><tbody>{''.join(shown)}</tbody>"
-        f"</table>{''.join(f'<p class="remark">{escape(remark)}</p>' for remark in remarks)}</section>"
+        f"</table>{told}</section>"
     )
 
 
@@ -200,8 +201,8 @@ def _plots(first, last, last_name: str, evaluations: Sequence[dict], steps: Sequ
             ("Staleness", figures.staleness(steps), HOW["staleness"]),
             ("Where the learner's time went", figures.learner_time(steps), HOW["time"]),
             ("Generation", figures.generation(steps), HOW["generation"]),
-            ("Optimisation", figures.optimisation(steps), HOW["optimisation"]),
             ("Trainer against sampler", figures.mismatch(steps), HOW["mismatch"]),
+            ("Optimisation", figures.optimisation(steps), HOW["optimisation"]),
         ]
     cards = "".join(
         f'<figure><h3>{escape(title)}</h3>{svg}<figcaption class="how">{escape(how)}</figcaption></figure>'
@@ -216,6 +217,11 @@ def _recipe(text: str) -> str:
     return f"<section><details><summary>The resolved recipe</summary><pre>{escape(text)}</pre></details></section>"
 
 
+LEAD = (
+    "A run of Redraft: actors let a language model answer tasks, in one or more turns; the environment scores every "
+    "answer; a learner trains the model on the scored turns and sends its new weights back while the actors play on."
+)
+
 HOW = {
     "accuracy": "A line that rises says that retrying helps; a line that falls, that right answers are given up again. "
     "Bars are one standard error; dashed lines are played at temperature 0.",
@@ -223,31 +229,38 @@ HOW = {
     "the model has learned to use its further tries.",
     "reward": "Training tasks, sampled as they came, so it is noisier than the evaluation and of other tasks.",
     "staleness": "How many steps older the weights that sampled were than those that learned. "
-    "It stays below the bound of the recipe; 0 would mean that actors and learner take turns.",
+    "It is never above the recipe's bound; always 0 would mean that actors and learner take turns.",
     "time": "Much red: the learner waits for groups, so more or faster actors would help. "
     "Much blue: it is the bottleneck. Packing runs beside training and costs no time of its own.",
     "generation": "Tokens that all actors sampled in a second, as the controller counted them.",
     "optimisation": "Entropy that drops towards 0 early means that the model stops exploring; a gradient norm that "
     "explodes, that the learning rate is too high. Gaps are steps whose gradient was not finite.",
-    "mismatch": "How far log-probs of trainer and sampler differ on trained tokens. It grows with staleness and with "
-    "coarser numbers; a jump of the mean means that actors do not compute with the weights that were published.",
+    "mismatch": "How far the log-probs of trainer and sampler differ on trained tokens: it grows with staleness and "
+    "with coarser numbers, and a jump of the mean is a reason to doubt what the actors compute with.",
 }
 
 CSS = """
 :root { --ink: #0f172a; --soft: #64748b; --line: #e2e8f0; --blue: #2563eb; }
 * { box-sizing: border-box; }
-body { margin: 0; background: #f8fafc; color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
+body { margin: 0; background: #f8fafc; color: var(--ink);
+  font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 32px 24px 48px; }
-header, section { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 20px 24px; margin-bottom: 20px; }
-h1 { margin: 0 0 14px; font-size: 26px; } h2 { margin: 0 0 10px; font-size: 18px; } h3 { margin: 0 0 4px; font-size: 15px; }
-.state { font-size: 13px; font-weight: 600; vertical-align: middle; margin-left: 8px; padding: 3px 10px; border-radius: 999px; background: #e2e8f0; color: #475569; }
+header, section { background: #fff; border: 1px solid var(--line); border-radius: 12px;
+  padding: 20px 24px; margin-bottom: 20px; }
+h1 { margin: 0 0 8px; font-size: 26px; }
+h2 { margin: 0 0 10px; font-size: 18px; }
+h3 { margin: 0 0 4px; font-size: 15px; }
+.state { font-size: 13px; font-weight: 600; vertical-align: middle; margin-left: 8px;
+  padding: 3px 10px; border-radius: 999px; background: #e2e8f0; color: #475569; }
 .state.done { background: #dcfce7; color: #166534; } .state.failed { background: #fee2e2; color: #991b1b; }
+.lead { margin: 0 0 16px; color: var(--soft); max-width: 850px; }
 .error { color: #991b1b; font-weight: 600; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(165px, 1fr)); gap: 10px 18px; margin: 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(175px, 1fr)); gap: 10px 18px; margin: 0; }
 dt { color: var(--soft); font-size: 12px; } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child { text-align: left; font-weight: 600; } thead th { color: var(--soft); font-size: 12px; font-weight: 600; }
+th:first-child { text-align: left; font-weight: 600; }
+thead th { color: var(--soft); font-size: 12px; font-weight: 600; }
 td.meaning, thead th:last-child { text-align: left; color: var(--soft); white-space: normal; width: 40%; }
 td.clear { font-weight: 700; } td.unclear { color: var(--soft); }
 tr.part th { padding-top: 16px; color: var(--soft); font-size: 12px; text-align: left; }
@@ -256,7 +269,8 @@ tr.part th { padding-top: 16px; color: var(--soft); font-size: 12px; text-align:
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 26px 32px; }
 figure { margin: 0; } figure svg { width: 100%; height: auto; display: block; }
 details summary { cursor: pointer; font-weight: 600; }
-pre { overflow-x: auto; background: #f8fafc; border: 1px solid var(--line); border-radius: 8px; padding: 14px; font-size: 13px; }
+pre { overflow-x: auto; background: #f8fafc; border: 1px solid var(--line); border-radius: 8px;
+  padding: 14px; font-size: 13px; }
 """
 
 PAGE = """<!doctype html>

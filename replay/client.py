@@ -381,6 +381,6 @@ def _groups(heads: list[dict], index: bytes, blob: bytes) -> tuple[list[Group], 
         of_group = list(islice(rows, head["rows"]))
         try:
             groups.append(whole_group(of_group))
-        except (WireError, ValueError, TypeError) as error:
+        except WireError as error:
             torn.append((head["id"], error))
     return groups, torn

@@ -8,6 +8,8 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +80,19 @@ def model_path(tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture
-def place():
+@contextmanager
+def replay() -> Iterator[tuple[Endpoints, Path]]:
     """A replay service with a short ipc path, and a run folder."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         endpoints = Endpoints(f"ipc://{folder}/in", f"ipc://{folder}/out")
         with Service(Path(folder, "spool"), endpoints, ReplaySettings(), "run"):
             yield endpoints, Path(folder, "run")
+
+
+@pytest.fixture
+def place():
+    with replay() as made:
+        yield made
 
 
 def groups(count: int) -> list[Group]:
@@ -183,39 +191,37 @@ def assert_close(state: dict, expected: dict) -> None:
     assert worst < 2e-5
 
 
-def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path, place):
-    endpoints, run_dir = place
+def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path):
     made = groups(3 * BATCH)
-    fill(endpoints, made)
-    whole = Learner(model_path, endpoints, run_dir / "whole", settings())
-    whole.start(4)  # more than there are groups for: it trains three steps, then waits
-    deadline = time.monotonic() + 30
-    while len(whole.noted()[1]) < 3:
-        assert time.monotonic() < deadline, "three steps did not come"
-        time.sleep(0.05)
-    ray.get(whole.ranks[0].stop.remote())
-    returned, weights, reports = whole.finish()
-    assert returned == [{"step": 3, "reason": "stopped"}]
-    assert newest(run_dir / "whole").name == "step-000003"
-    assert [ref.version for ref, _ in weights] == [0, 1, 2, 3]
-    for step in (0, 2, 3):
-        assert_close(load(weights[step][1]), plain_torch(model_path, made, step))
-    check_report(reports[0], made)
-    check_publication(*weights[3], run_dir / "whole")
+    with replay() as (endpoints, run_dir):
+        fill(endpoints, made)
+        whole = Learner(model_path, endpoints, run_dir, settings())
+        whole.start(4)  # more than there are groups for: it trains three steps, then waits
+        deadline = time.monotonic() + 30
+        while len(whole.noted()[1]) < 3:
+            assert time.monotonic() < deadline, "three steps did not come"
+            time.sleep(0.05)
+        ray.get(whole.ranks[0].stop.remote())
+        returned, weights, reports = whole.finish()
+        assert returned == [{"step": 3, "reason": "stopped"}]
+        assert newest(run_dir).name == "step-000003"
+        assert [ref.version for ref, _ in weights] == [0, 1, 2, 3]
+        for step in (0, 2, 3):
+            assert_close(load(weights[step][1]), plain_torch(model_path, made, step))
+        check_report(reports[0], made)
+        check_publication(*weights[3], run_dir)
 
-    client = Client(endpoints, "test")
-    client.resume(0)  # nothing was trained, as far as the second run knows
-    first = Learner(model_path, endpoints, run_dir / "halves", settings())
-    first.start(2)
-    assert first.finish()[0] == [{"step": 2, "reason": "done"}]
-    second = Learner(model_path, endpoints, run_dir / "halves", settings(), resume=True)
-    assert second.ready == [{"step": 2, "life": 1, "cursor": {"task": 17}}]
-    second.start(3)
-    _, resumed, _ = second.finish()
-    assert [ref.version for ref, _ in resumed] == [version_of(1, 2), version_of(1, 3)]
-    assert resumed[1][1] == weights[3][1]
-    assert client.stats()["claimed"] == 0
-    client.close()
+    with replay() as (endpoints, run_dir):
+        fill(endpoints, made)
+        first = Learner(model_path, endpoints, run_dir, settings())
+        first.start(2)
+        assert first.finish()[0] == [{"step": 2, "reason": "done"}]
+        second = Learner(model_path, endpoints, run_dir, settings(), resume=True)
+        assert second.ready == [{"step": 2, "life": 1, "cursor": {"task": 17}}]
+        second.start(3)
+        _, resumed, _ = second.finish()
+        assert [ref.version for ref, _ in resumed] == [version_of(1, 2), version_of(1, 3)]
+        assert resumed[1][1] == weights[3][1]
 
 
 def check_report(report: dict, made: list[Group]) -> None:

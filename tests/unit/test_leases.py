@@ -1,0 +1,88 @@
+"""Leases: nothing is skipped, nothing is played twice, and staleness is bounded before it arises."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.tasks import TaskOrder
+from redraft.leases import LIFE_NUMBERS, PLAYS, LeaseBook, admissible
+
+TASKS = [{"id": str(n)} for n in range(10)]
+
+
+def book(cursor=0, life=0, known=lambda ids: set()) -> LeaseBook:
+    return LeaseBook(TaskOrder(TASKS, seed=1), "run", 0, cursor, life, known)
+
+
+def test_leases_follow_the_order_of_tasks_and_their_order_rises():
+    leases = book().give(actor=0, count=20, now=0.0)
+    assert sorted(lease.task["id"] for lease in leases[:10]) == [task["id"] for task in TASKS]
+    assert [lease.order for lease in leases] == list(range(20))
+    assert len({lease.group for lease in leases}) == 20
+
+
+def test_a_lost_group_is_leased_again_first_under_a_higher_number_and_its_old_order():
+    leases = book()
+    first, second = leases.give(0, 2, 0.0)
+    assert leases.lost(first.group) == first
+    again, new = leases.give(1, 2, 1.0)
+    assert (again.group, again.number, again.order) == (first.group, first.number + 1, first.order)
+    assert new.order == 2
+    assert leases.of(1) == [first.group, new.group] and leases.of(0) == [second.group]
+
+
+def test_a_group_that_is_lost_again_and_again_is_given_up():
+    leases = book()
+    (lease,) = leases.give(0, 1, 0.0)
+    for _ in range(PLAYS):
+        leases.lost(lease.group)
+        (last,) = leases.give(0, 1, 0.0)
+    assert leases.given_up == 1 and last.group != lease.group
+
+
+def test_losing_what_is_not_leased_changes_nothing():
+    leases = book()
+    (lease,) = leases.give(0, 1, 0.0)
+    leases.closed([lease.group])
+    assert leases.lost(lease.group) is None and leases.give(0, 1, 0.0)[0].order == 1
+
+
+def test_the_cursor_is_the_first_position_that_is_not_closed():
+    leases = book()
+    first, second, third = leases.give(0, 3, 0.0)
+    leases.closed([second.group])
+    assert leases.cursor == 0
+    leases.lost(first.group)
+    assert leases.cursor == 0
+    leases.closed([third.group])
+    leases.closed([leases.give(0, 1, 0.0)[0].group])
+    assert leases.cursor == 3
+
+
+def test_a_resumed_run_skips_what_replay_holds_and_leases_the_rest():
+    before = book()
+    leases = before.give(0, 6, 0.0)
+    closed = {lease.group for lease in leases[::2]}
+    resumed = book(cursor=0, life=1, known=lambda ids: closed & set(ids))
+    played = resumed.give(0, 5, 0.0)
+    assert [lease.order for lease in played] == [1, 3, 5, 6, 7]
+    assert all(lease.number >= LIFE_NUMBERS for lease in played)
+
+
+def test_overdue_leases_are_found():
+    leases = book()
+    (old,) = leases.give(0, 1, 10.0)
+    leases.give(0, 1, 20.0)
+    assert leases.overdue(before=15.0) == [old.group]
+
+
+@given(st.integers(0, 8), st.integers(1, 64), st.integers(1, 30))
+def test_admission_bounds_staleness(eta, batch, steps):
+    """A worst-case pipeline: actors start whatever they may under the newest weights, the learner takes in order."""
+    leased: list[int] = []  # version at which each group was leased
+    used = 0
+    for version in range(steps):
+        leased += [version] * admissible(eta, version, batch, 1, used, len(leased) - used)
+        taken = leased[used : used + batch]
+        assert len(taken) == batch, "the learner never lacks a batch"
+        assert version - min(taken) <= eta
+        used += batch

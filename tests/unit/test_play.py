@@ -1,0 +1,115 @@
+"""Environments that raise or hang end their episode, are counted, and never end the actor; rollouts write true turns."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from actors import environments, rollouts
+from actors.config import DataSettings, EngineSettings, EnvironmentSettings, RolloutSettings, SamplingSettings
+from actors.engines.scripted import ScriptedEngine
+from actors.environments.base import TextEnvironment
+from actors.group import GroupWriter
+from actors.play import EpisodeFailure, Environments
+from actors.rendering import Renderer
+from protocols.turns import Close, Lease, Role
+from redraft.models import build_tokenizer
+
+
+class Raises(TextEnvironment):
+    def reset(self, *, seed=None, options=None):
+        return "say\n", {}
+
+    def step(self, text):
+        raise ArithmeticError("broken verifier")
+
+
+class Hangs(Raises):
+    release = threading.Event()
+
+    def step(self, text):
+        self.release.wait(20)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made = build_tokenizer("characters", 256)
+    made.save_pretrained(folder)
+    return folder, made
+
+
+def play(tokenizer, environment, settings: RolloutSettings, limit_s=5.0, max_tokens=9):
+    """The turns of one group, played with the scripted engine; the last item is the close row."""
+    folder, made = tokenizer
+    items = []
+
+    async def run():
+        engine = ScriptedEngine(folder, EngineSettings(name="scripted"), seed=1, version=4)
+        lent = Environments(environment, limit_s)
+        task = environments.tasks(EnvironmentSettings(name="signs"), DataSettings(), "test")[0]
+        writer = GroupWriter(Lease(bytes(16), 0, 0, task, 0), lambda item, order, spread: items.append(item))
+        for episode in range(settings.episodes):
+            sampling = SamplingSettings(max_tokens=max_tokens)
+            stage = rollouts.Stage(engine, Renderer(made), writer, settings, sampling, episode)
+            try:
+                async with lent.one(task, 0) as playing:
+                    await rollouts.named(settings.name)(stage, playing)
+            except EpisodeFailure as failure:
+                writer.error(episode, str(failure))
+        writer.close()
+
+    asyncio.run(run())
+    return items
+
+
+def signs():
+    return environments.make(EnvironmentSettings(name="signs", feedback="residual"))
+
+
+def test_a_verifier_that_raises_ends_its_episode_and_not_the_group(tokenizer):
+    error, close = play(tokenizer, Raises, RolloutSettings())
+    assert error.role is Role.ERROR and "broken verifier" in error.extra["error"] and len(error.response) == 0
+    assert isinstance(close, Close) and close.turns == 1
+
+
+def test_an_environment_that_hangs_is_left_behind_within_its_limit(tokenizer):
+    try:
+        error, close = play(tokenizer, Hangs, RolloutSettings(), limit_s=0.2)
+    finally:
+        Hangs.release.set()
+    assert error.role is Role.ERROR and "environment.time_limit_s=0.2" in error.extra["error"]
+    assert close.turns == 1
+
+
+def test_retry_writes_a_path_whose_tokens_are_what_the_engine_saw(tokenizer):
+    folder, made = tokenizer
+    *turns, close = play(tokenizer, signs, RolloutSettings(name="retry", turns=3, reflect=True))
+    assert [turn.role.name for turn in turns] == ["ATTEMPT", "REFLECTION", "ATTEMPT", "REFLECTION", "ATTEMPT"]
+    assert [turn.index for turn in turns] == [0, 1, 1, 2, 2]
+    assert [turn.parent for turn in turns] == [-1, 0, 1, 2, 3] and close.turns == 5
+    engine = ScriptedEngine(folder, EngineSettings(name="scripted"), seed=1, version=4)
+    context = np.empty(0, np.int32)
+    for turn in turns:  # the scripted engine answers the same context in the same way
+        context = np.concatenate((context, turn.prompt))
+        again = asyncio.run(engine.generate(context, SamplingSettings(max_tokens=9)))
+        assert again.ids.tolist() == turn.response.tolist() and turn.versions == ((0, 4),)
+        context = np.concatenate((context, turn.response))
+
+
+def test_a_reflection_carries_the_reward_of_the_attempt_that_it_led_to(tokenizer):
+    *turns, _ = play(tokenizer, signs, RolloutSettings(name="retry", turns=3, reflect=True))
+    for reflection, attempt in zip(turns[1::2], turns[2::2], strict=True):
+        assert reflection.reward == attempt.reward and reflection.extra == attempt.extra
+
+
+def test_a_group_holds_its_episodes_side_by_side(tokenizer):
+    *turns, close = play(tokenizer, signs, RolloutSettings(episodes=3))
+    assert [turn.episode for turn in turns] == [0, 1, 2] and all(turn.parent == -1 for turn in turns)
+    assert close.turns == 3
+
+
+def test_an_unknown_environment_is_refused_with_the_known_names():
+    with pytest.raises(Exception, match="environment.name.*signs"):
+        environments.make(EnvironmentSettings(name="chess"))

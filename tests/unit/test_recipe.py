@@ -1,0 +1,63 @@
+"""A recipe is right as a whole, or refused in one line that names the key and the cure."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from protocols.errors import SettingError
+from redraft import recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_valid_and_named_after_its_file(path):
+    found = recipe.load(path)
+    assert found.name == path.stem
+    assert recipe.build(yaml.safe_load(found.dump())) == found
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("learner.nonsense=1", "learner.nonsense", "batch_groups"),
+        ("nonsense=1", "nonsense", "environment"),
+        ("learner.objective.nonsense=1", "learner.objective.nonsense", "temperature"),
+        ("actors.engine.name=gpt", "actors.engine.name", "'vllm' or 'scripted'"),
+        ("steps=many", "steps", "integer"),
+        ("steps=0", "steps", "greater than or equal to 1"),
+        ("rollout.name=attempt", "rollout", "name=retry"),
+        ("learner.row_tokens=32", "recipe", "actors.engine.max_length"),
+        ("sampling.temperature=0", "recipe", "sampling.temperature"),
+        ("learner.credit={name: group}", "recipe", "rollout.episodes"),
+        ("name=../escape", "name", "pattern"),
+        ("model.path=x", "model", "exactly one"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
+    with pytest.raises(SettingError) as refused:
+        recipe.load(QUICKSTART, [override])
+    assert refused.value.setting == key
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["learner", "=1", "name.first=1"])
+def test_an_override_that_is_none_is_refused(text):
+    with pytest.raises(SettingError):
+        recipe.load(QUICKSTART, [text])
+
+
+def test_overrides_take_yaml_values():
+    found = recipe.load(QUICKSTART, ["steps=3", "learner.objective={name: sft}", "data.path=some/where"])
+    assert (found.steps, found.learner.objective.name, found.data.path) == (3, "sft", "some/where")
+
+
+@pytest.mark.parametrize(("content", "words"), [("a: [", "not YAML"), ("7", "no settings"), (None, "cannot be read")])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, words):
+    path = tmp_path / "r.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingError, match=words):
+        recipe.load(path)

@@ -1,0 +1,137 @@
+"""What a report promises: one file without a network, from whatever a run has written so far, with nothing left out."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from redraft.evaluation import WITH_FEEDBACK
+from redraft.report import write_report
+
+RECIPE = """
+name: tries <b>
+steps: 3
+model: {make: {layers: 3, hidden: 96}, dtype: float32}
+environment: {name: signs, feedback: residual}
+rollout: {name: retry, turns: 2}
+"""
+
+
+def summary(right: float) -> dict:
+    figures = {
+        "accuracy_by_turn": [right, right / 2],
+        "keep_rate": right,
+        "fix_rate": None,
+        "repeat_rate": 0.25,
+        "m1_t1": right,
+        "m1_t5": right,
+        "p1_t5": right,
+    }
+    se = {key: [0.01, 0.02] if isinstance(value, list) else value and 0.01 for key, value in figures.items()}
+    firsts = {"m5_t1": right, "p5_t1": right}
+    return {"n": 50, "turns": 2, "independent": 5, "errors": 0, "greedy": figures | {"se": se}} | {
+        **figures,
+        **firsts,
+        "se": se | dict.fromkeys(firsts, 0.01),
+    }
+
+
+def step(number: int, reward: float = 0.5) -> dict:
+    return {
+        "step": number,
+        "version": number,
+        "loss": 1.0 / number,
+        "entropy": 0.5,
+        "gradient_norm": None if number == 2 else 1.0,
+        "mismatch_mean": 0.01,
+        "mismatch_max": 0.2,
+        "reward_by_index": [reward, reward],
+        "staleness_mean": 0.5,
+        "staleness_max": 1,
+        "seconds": {"wait": 0.1, "pack": 0.01, "train": 1.0, "gather": 0.1, "publish": 0.1, "commit": 0.01},
+        "time_s": 2.0 * number,
+        "tokens_per_s": 1000.0,
+    }
+
+
+def write(folder: Path, file: str, *lines: dict) -> None:
+    (folder / file).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    write(tmp_path, "metrics.jsonl", step(1), step(2), step(3))
+    before = {"step": 0, "version": 0, "label": "before", "seconds": 1.0} | summary(0.3)
+    after = {"step": 3, "version": 3, "label": "after", "seconds": 1.0} | summary(0.6)
+    write(tmp_path, "evaluations.jsonl", before, after)
+    done = {"name": "tries <b>", "state": "done", "error": None, "steps": 3, "seconds": 75.0}
+    write(tmp_path, "summary.json", done | {"before": summary(0.3), "after": summary(0.6)})
+    return tmp_path
+
+
+def page_of(run_dir: Path) -> str:
+    return write_report(run_dir).read_text(encoding="utf-8")
+
+
+def test_a_report_says_what_ran_what_came_of_it_and_what_that_does_not_mean(run_dir: Path):
+    page = page_of(run_dir)
+    for fact in ("3 of 3", "1 min 15 s", "residual", "0.300 ± 0.010", "0.600 ± 0.010", "+0.300 ± 0.014", "p5@t1"):
+        assert fact in page, fact
+    assert WITH_FEEDBACK.replace("'", "&#x27;") in page
+    assert page.count("<svg") == 7
+
+
+def test_a_report_needs_nothing_but_itself(run_dir: Path):
+    page = page_of(run_dir)
+    fetched = re.findall(r"""(?:src|href)\s*=\s*["']([^"'#][^"']*)|url\((?!#)([^)]*)\)|@import|<script|<link""", page)
+    assert not fetched
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(svg)
+
+
+def test_ids_of_different_plots_differ(run_dir: Path):
+    clips = re.findall(r'<clipPath id="([^"]+)"', page_of(run_dir))
+    assert len(clips) == len(set(clips)) > 0
+
+
+def test_text_from_a_run_cannot_become_markup(run_dir: Path):
+    failed = {"name": "tries <b>", "state": "failed", "error": "actor-1: <script>alert(1)</script>"}
+    write(run_dir, "summary.json", failed)
+    page = page_of(run_dir)
+    assert "tries &lt;b&gt;" in page and "tries <b>" not in page
+    assert "<script" not in page and "&lt;script&gt;" in page
+
+
+def test_any_file_may_be_missing(tmp_path: Path):
+    assert "no evaluation yet" in page_of(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    write(tmp_path, "metrics.jsonl", step(1))
+    page = page_of(tmp_path)
+    assert "running or interrupted" in page and "1 of 3" in page
+
+
+def test_lines_that_are_still_being_written_are_left_out(run_dir: Path):
+    for file in ("metrics.jsonl", "evaluations.jsonl", "summary.json"):
+        with open(run_dir / file, "a") as stream:
+            stream.write('{"step": 4, "lo')
+    page = page_of(run_dir)
+    assert "3 of 3" in page and "0.600 ± 0.010" in page
+
+
+def test_steps_that_a_resumed_run_played_again_count_once(run_dir: Path):
+    write(run_dir, "metrics.jsonl", step(1), step(2), step(3), step(2))
+    (run_dir / "summary.json").unlink()
+    assert "2 of 3" in page_of(run_dir)
+
+
+def test_evaluations_during_training_get_a_plot_and_the_newest_stands_for_the_end(run_dir: Path):
+    lines = [{"step": n, "label": "step" if n else "before", **summary(0.3 + n / 10)} for n in range(3)]
+    write(run_dir, "evaluations.jsonl", *lines)
+    (run_dir / "summary.json").unlink()
+    page = page_of(run_dir)
+    assert "Accuracy over training" in page and "<th>step 2</th>" in page
