@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +50,7 @@ def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, time
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)  # in DeepSpeed's own calls
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a C++ build at the first collective
     backend = "gloo" if device == "cpu" else "nccl"
     timeout = timedelta(seconds=timeout_s)
@@ -194,6 +196,9 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, settings: LearnerSettings, dtype: torch.dtype):
     import deepspeed
 
+    # Micro-batches add up in float32, but for stage 1: there DeepSpeed would switch to its BF16_Optimizer, which prints
+    # memory reports that no setting turns off. Its sums stay in the run's dtype, so prefer few, large micro-batches.
+    sums = {"grad_accum_dtype": "fp32"} if settings.zero > 1 else {}
     engine, *_ = deepspeed.initialize(
         model=policy,
         optimizer=optimizer,
@@ -203,6 +208,7 @@ def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, settings: Lear
             "gradient_clipping": settings.optimizer.clip,
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, instead of one that is compiled at first use
             "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
+            "data_types": sums,
             "zero_optimization": {"stage": settings.zero, "overlap_comm": False},
         },
     )

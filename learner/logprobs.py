@@ -58,7 +58,9 @@ class Policy(nn.Module):
 def load_model(path: str, dtype: torch.dtype, attention: str) -> nn.Module:
     """The model of a folder, in `dtype`. Raises SettingError when the folder holds none."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, ImportError) as error:

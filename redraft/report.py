@@ -11,6 +11,7 @@ import yaml
 
 from redraft import evaluation
 
+OF_THE_RUN = ("before", "step", "after")  # labels of evaluations that the run itself made
 # Keys of the recipe that say what a run was, in the order in which people ask.
 FACTS = {
     "environment": "environment.name",
@@ -192,7 +193,7 @@ def _plots(first, last, last_name: str, evaluations: Sequence[dict], steps: Sequ
     drawn = []
     if first or last:
         drawn.append(("Accuracy by turn", figures.accuracy_by_turn(first, last, last_name), HOW["accuracy"]))
-    measured = _history([e for e in evaluations if "accuracy_by_turn" in e and "step" in e])
+    measured = _history([e for e in evaluations if e.get("label") in OF_THE_RUN])
     if len(measured) > 2:
         drawn.append(("Accuracy over training", figures.accuracy_over_steps(measured), HOW["over_steps"]))
     if steps:

@@ -86,7 +86,9 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(attention):
                 alone = logits.log_softmax(-1)[micro.picks[mine] - row * width - start]
                 chosen = alone.gather(-1, torch.from_numpy(micro.targets[mine])[:, None]).squeeze(-1)
                 worst = max(worst, (packed[mine] - chosen).abs().max().item())
-                torch.testing.assert_close(entropy[mine], -(alone.exp() * alone).sum(-1), check_dtype=False, atol=1e-4, rtol=0)
+                torch.testing.assert_close(
+                    entropy[mine], -(alone.exp() * alone).sum(-1), check_dtype=False, atol=1e-4, rtol=0
+                )
     print(f"{attention}: packed and alone differ by at most {worst:.1e}")
     assert worst < 1e-4
 

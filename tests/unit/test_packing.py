@@ -94,7 +94,9 @@ def test_ids_and_logprobs_reach_the_loss_bit_for_bit():
         logprobs = (-random.exponential(size=5)).astype(np.float32)
         reward = float(place + 1)
         sent[reward] = (response.tolist(), logprobs.tobytes())
-        groups.append(group(turn(0, -1, random.integers(0, 60, 3).tolist(), response.tolist(), logprobs, reward=reward)))
+        groups.append(
+            group(turn(0, -1, random.integers(0, 60, 3).tolist(), response.tolist(), logprobs, reward=reward))
+        )
     choice = settings(ranks=2, objective={"name": "grpo"}, credit={"name": "raw"}, row_tokens=32, micro_tokens=32)
     batch = prepare(groups, 0, choice)
     got = {}

@@ -1,0 +1,198 @@
+"""A run on the real parts: it ends well, survives what may die, stops when told, and goes on where it was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RECIPE = {
+    "name": "tiny",
+    "steps": 4,
+    "model": {"dtype": "float32", "make": {"seed": 0}},
+    "environment": {"name": "signs", "feedback": "residual"},
+    "rollout": {"name": "retry", "turns": 3, "reflect": True},
+    "sampling": {"max_tokens": 9},
+    "actors": {"count": 1, "episodes": 32, "engine": {"max_running": 32, "max_length": 128}},
+    "learner": {
+        "batch_groups": 16,
+        "row_tokens": 256,
+        "micro_tokens": 1024,
+        "attention": "eager",
+        "checkpoint_every": 2,
+        "credit": {"name": "turnwise", "baseline": "batch"},
+        "objective": {"name": "awr", "temperature": 0.5},
+        "optimizer": {"lr": 0.0005},
+    },
+    "evaluation": {"n": 20},
+}
+
+
+class Command:
+    """`redraft ...` in a folder of its own, with a deadline for everything."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        self.folder = folder
+        self.log = folder / "output.txt"
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "redraft", *arguments],
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                start_new_session=True,
+            )
+
+    def wait(self, limit_s: float) -> str:
+        try:
+            self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise AssertionError(f"still running after {limit_s} s:\n{self.log.read_text()[-3000:]}") from None
+        return self.log.read_text()
+
+    def until(self, condition, limit_s: float):
+        """Waits for a condition on the running command; returns what it found."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            if found := condition():
+                return found
+            assert self.process.poll() is None, f"ended too early:\n{self.log.read_text()[-3000:]}"
+            select_nothing(0.05)
+        raise AssertionError(f"not within {limit_s} s:\n{self.log.read_text()[-3000:]}")
+
+    def lines(self, name: str, file: str) -> list[dict]:
+        path = self.folder / "runs" / name / file
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def steps(self, name: str) -> list[int]:
+        return [line["step"] for line in self.lines(name, "metrics.jsonl")]
+
+    def summary(self, name: str) -> dict:
+        return json.loads((self.folder / "runs" / name / "summary.json").read_text())
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def part(self, title: str) -> psutil.Process | None:
+        """The worker process that Ray has named after a class, once it runs."""
+        return next((child for child in self.children() if title in " ".join(child.cmdline())), None)
+
+
+def select_nothing(seconds: float) -> None:
+    """Gives the processor away between two looks at a condition that has a deadline."""
+    import select
+
+    select.select([], [], [], seconds)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("work")
+    (made / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    return made
+
+
+def leftovers() -> list[Path]:
+    """Weight files in /dev/shm whose owner is gone."""
+    return [path for path in Path("/dev/shm").glob("redraft-*") if not psutil.pid_exists(int(path.name.rsplit("-")[-1]))]
+
+
+def test_a_run_trains_evaluates_and_leaves_a_folder_that_tells_all(folder):
+    run = Command(folder, "train", "tiny.yaml")
+    output = run.wait(240)
+    assert run.process.returncode == 0, output[-3000:]
+    kept = folder / "runs" / "tiny"
+    assert run.summary("tiny")["state"] == "done"
+    assert run.steps("tiny") == [1, 2, 3, 4]
+    assert [line["label"] for line in run.lines("tiny", "evaluations.jsonl")] == ["before", "after"]
+    for line in run.lines("tiny", "metrics.jsonl"):
+        assert line["groups"] == 16 and line["turns"] == 16 * 5
+        assert line["mismatch_mean"] < 1e-3, "trainer and sampler agree on the log-probs of what was sampled"
+        assert line["staleness_max"] <= 1
+    assert {"report.html", "recipe.yaml", "run.json", "spool", "checkpoints"} <= {path.name for path in kept.iterdir()}
+    assert (kept / "checkpoints" / "step-000004" / "model" / "model.safetensors").exists()
+    assert not leftovers()
+    assert "Traceback" not in output and "Warning" not in output, output
+
+
+def test_an_existing_run_is_not_overwritten(folder):
+    output = Command(folder, "train", "tiny.yaml")
+    assert "--resume" in output.wait(60) and output.process.returncode != 0
+
+
+def test_a_checkpoint_can_be_evaluated_later(folder):
+    command = Command(folder, "eval", "tiny", "evaluation.n=10")
+    output = command.wait(120)
+    assert command.process.returncode == 0, output[-3000:]
+    assert command.lines("tiny", "evaluations.jsonl")[-1]["n"] == 10
+
+
+def test_an_actor_that_is_killed_is_replaced_and_the_run_ends_well(folder):
+    run = Command(folder, "train", "tiny.yaml", "steps=10", "actors.count=2", "--run", "killed")
+    run.until(lambda: len(run.steps("killed")) >= 2, 180)
+    run.part("ray::ActorPart").send_signal(signal.SIGKILL)
+    output = run.wait(240)
+    assert run.process.returncode == 0, output[-3000:]
+    assert run.summary("killed")["state"] == "done" and run.steps("killed") == list(range(1, 11))
+    assert "replaced: its process died" in (folder / "runs" / "killed" / "logs" / "controller.log").read_text()
+
+
+def test_ctrl_c_stops_everything_and_resume_goes_on(folder):
+    run = Command(folder, "train", "tiny.yaml", "steps=200", "--run", "broken")
+    run.until(lambda: len(run.steps("broken")) >= 3, 180)
+    children = run.children()
+    os.kill(run.process.pid, signal.SIGINT)
+    output = run.wait(120)
+    stopped = run.summary("broken")
+    assert stopped["state"] == "stopped" and "--resume" in output
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, f"left behind: {alive}"
+    assert not leftovers()
+
+    more = stopped["steps"] + 3
+    again = Command(folder, "train", "tiny.yaml", f"steps={more}", "--run", "broken", "--resume")
+    output = again.wait(240)
+    assert again.process.returncode == 0, output[-3000:]
+    assert again.steps("broken") == list(range(1, more + 1)), "no step is lost, none is done twice"
+    versions = [line["version"] for line in again.lines("broken", "metrics.jsonl")]
+    assert versions == sorted(set(versions)), "version numbers never repeat"
+
+
+def test_the_replay_service_may_be_killed_too(folder):
+    run = Command(folder, "train", "tiny.yaml", "steps=10", "--run", "forgetful")
+    run.until(lambda: len(run.steps("forgetful")) >= 2, 180)
+    run.part("ray::ReplayPart").send_signal(signal.SIGKILL)
+    output = run.wait(240)
+    assert run.process.returncode == 0, output[-3000:]
+    assert run.steps("forgetful") == list(range(1, 11))
+
+
+def test_a_learner_that_is_killed_ends_the_run_with_a_clear_word_and_resume_goes_on(folder):
+    run = Command(folder, "train", "tiny.yaml", "steps=200", "--run", "widowed")
+    run.until(lambda: len(run.steps("widowed")) >= 3, 180)
+    run.part("ray::RankPart").send_signal(signal.SIGKILL)
+    output = run.wait(120)
+    assert run.process.returncode != 0 and "learner" in output and "--resume" in output, output[-3000:]
+    done = max(run.steps("widowed"))
+    again = Command(folder, "train", "tiny.yaml", f"steps={done + 3}", "--run", "widowed", "--resume")
+    output = again.wait(240)
+    assert again.process.returncode == 0, output[-3000:]
+    steps = again.steps("widowed")
+    assert steps[-1] == done + 3 and sorted(set(steps)) == list(range(1, done + 4))
+
+
+def test_gsm8k_trains_with_two_actors_and_two_ranks_under_zero_3(folder, data_folder):
+    recipe = ROOT / "recipes" / "gsm8k-grpo.yaml"
+    run = Command(folder, "train", str(recipe), f"data.path={data_folder / 'gsm8k'}", "--run", "gsm8k")
+    output = run.wait(300)
+    assert run.process.returncode == 0, output[-3000:]
+    assert run.steps("gsm8k") == [1, 2, 3]

@@ -1,0 +1,184 @@
+"""vLLM computes with the weights it was given, says which ones, and an engine that does not is found out."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from blake3 import blake3
+
+from actors import engines, weights
+from actors.config import EngineSettings, EnvironmentSettings, SamplingSettings
+from learner.publish import bits_of
+from protocols.checksum import element_checksum
+from protocols.errors import WeightsError
+from protocols.turns import Stop
+from protocols.weights import Probe, WeightRef
+from redraft.models import MakeSettings, ModelSettings, prepare
+
+CLOSE = 1e-4
+TOKENS = np.random.default_rng(0).integers(0, 40, 48).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two random models of one shape, float32 and with tied embeddings."""
+    cache = tmp_path_factory.mktemp("models")
+    made = [ModelSettings(make=MakeSettings(seed=seed, max_length=1024), dtype="float32") for seed in (0, 1)]
+    return [prepare(settings, EnvironmentSettings(name="signs"), cache, print) for settings in made]
+
+
+@pytest.fixture(scope="module", params=["in_process", "separate"])
+def running(request, models):
+    """(engine, run): an engine that starts with the first model, and the loop that it lives on."""
+    settings = EngineSettings(process=request.param, max_length=1024, max_running=16)
+    with asyncio.Runner() as runner:
+        engine = runner.run(engines.start(models[0], "float32", settings, seed=0))
+        yield engine, runner.run
+        runner.run(engine.close())
+
+
+def transformers_logprobs(folder, ids, temperature=1.0) -> np.ndarray:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = (model(torch.tensor(ids.tolist())[None]).logits[0] / temperature).log_softmax(-1)
+    return logprobs[:-1].gather(-1, torch.tensor(ids[1:].tolist())[:, None])[:, 0].numpy()
+
+
+def reference(folder, version: int, path=None) -> WeightRef:
+    """What the learner would announce for the model in `folder`."""
+    from safetensors.torch import load_file
+
+    path = path or folder / "model.safetensors"
+    return WeightRef(
+        version=version,
+        digest=blake3(path.read_bytes()).hexdigest(),
+        size_bytes=path.stat().st_size,
+        blob=None,
+        probe=Probe(tuple(TOKENS.tolist()), tuple(transformers_logprobs(folder, TOKENS).tolist())),
+        elements=element_checksum(bits_of(load_file(path).values())),
+    )
+
+
+def test_after_an_update_log_probs_are_those_of_transformers_with_the_new_weights(running, models):
+    engine, run = running
+    for version, folder in ((1, models[1]), (2, models[0]), (3, models[1])):
+        run(engine.load(folder / "model.safetensors", version))
+        difference = np.abs(run(engine.score(TOKENS)) - transformers_logprobs(folder, TOKENS)).max()
+        print(f"version {version}: largest difference of log-probs from transformers {difference:.1e}")
+        assert difference < CLOSE
+
+
+def test_sampled_log_probs_are_those_of_transformers_also_for_a_prompt_that_an_older_version_cached(running, models):
+    engine, run = running
+    prompt = np.tile(TOKENS, 12)  # several blocks of the prefix cache
+    for version, folder in ((4, models[0]), (5, models[1])):
+        run(engine.load(folder / "model.safetensors", version))
+        made = run(engine.generate(prompt, SamplingSettings(max_tokens=8)))
+        whole = transformers_logprobs(folder, np.concatenate((prompt, made.ids)))
+        assert np.abs(made.logprobs - whole[len(prompt) - 1 :]).max() < CLOSE
+        assert made.versions == ((0, version),)
+
+
+def test_log_probs_are_those_of_the_temperature_that_sampled(running, models):
+    engine, run = running
+    run(engine.load(models[0] / "model.safetensors", 6))
+    made = run(engine.generate(TOKENS, SamplingSettings(max_tokens=8, temperature=0.5)))
+    whole = transformers_logprobs(models[0], np.concatenate((TOKENS, made.ids)), temperature=0.5)
+    assert np.abs(made.logprobs - whole[len(TOKENS) - 1 :]).max() < CLOSE
+
+
+def test_a_generation_that_spans_an_update_reports_both_versions(running, models):
+    engine, run = running
+
+    async def spanning():
+        run_on = SamplingSettings(max_tokens=700)
+        before = engine.version
+        for _ in range(20):  # the end token may come early
+            generation = asyncio.ensure_future(engine.generate(TOKENS, run_on))
+            while not engine.running:
+                await asyncio.sleep(0)
+            await engine.load(models[0] / "model.safetensors", before + 1)
+            made = await generation
+            before += 1
+            if len(made.versions) == 2:
+                return before, made
+        return before, made
+
+    version, made = run(spanning())
+    (start, old), (switch, new) = made.versions
+    assert (start, old, new) == (0, version - 1, version) and 0 < switch < len(made.ids)
+    assert len(made.logprobs) == len(made.ids)
+
+
+def test_what_was_published_is_accepted_and_what_was_damaged_is_refused(running, models, tmp_path):
+    engine, run = running
+    ref = reference(models[1], 100)
+    difference = run(weights.apply(engine, ref, str(models[1] / "model.safetensors"), CLOSE))
+    assert difference < CLOSE and engine.version == 100
+    damaged = tmp_path / "damaged.safetensors"
+    data = bytearray((models[1] / "model.safetensors").read_bytes())
+    data[-100] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(WeightsError, match="digest"):
+        run(weights.apply(engine, ref, str(damaged), CLOSE))
+    assert engine.version == 100, "damaged bytes never reach the engine"
+
+
+class KeepsOldHead:
+    """A faulty engine: it loads everything but the head (with tied embeddings: the embedding), and cannot be read back."""
+
+    def __init__(self, engine, old, folder):
+        self._engine, self._old, self._folder = engine, old, folder
+
+    async def load(self, path, version):
+        from safetensors.torch import load_file, save_file
+
+        kept = "model.embed_tokens.weight"
+        mixed = self._folder / "mixed.safetensors"
+        save_file(load_file(path) | {kept: load_file(self._old)[kept]}, mixed)
+        await self._engine.load(mixed, version)
+
+    async def elements(self):
+        return None
+
+    async def score(self, ids):
+        return await self._engine.score(ids)
+
+
+def test_an_engine_that_keeps_its_old_head_fails_the_probe(running, models, tmp_path):
+    engine, run = running
+    faulty = KeepsOldHead(engine, models[0] / "model.safetensors", tmp_path)
+    with pytest.raises(WeightsError, match="does not compute with these weights"):
+        run(weights.apply(faulty, reference(models[1], 101), str(models[1] / "model.safetensors"), CLOSE))
+
+
+def test_an_engine_that_keeps_its_old_head_fails_the_read_back(running, models, tmp_path):
+    engine, run = running
+    faulty = KeepsOldHead(engine, models[0] / "model.safetensors", tmp_path)
+    faulty.elements = engine.elements
+    with pytest.raises(WeightsError, match="live parameters"):
+        run(weights.apply(faulty, reference(models[1], 102), str(models[1] / "model.safetensors"), CLOSE))
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_by_the_names_of_the_settings(running):
+    engine, run = running
+    with pytest.raises(engines.PromptTooLong, match=r"actors\.engine\.max_length"):
+        run(engine.generate(np.zeros(1020, np.int32), SamplingSettings(max_tokens=9)))
+
+
+def test_abort_ends_what_is_under_way(running):
+    engine, run = running
+
+    async def aborted():
+        generations = [asyncio.ensure_future(engine.generate(TOKENS, SamplingSettings(max_tokens=900))) for _ in range(8)]
+        while engine.running < 8:
+            await asyncio.sleep(0)
+        await engine.abort()
+        return await asyncio.gather(*generations)
+
+    stops = {made.stop for made in run(aborted())}
+    assert stops <= {Stop.ABORTED, Stop.END} and Stop.ABORTED in stops
+    assert engine.running == 0

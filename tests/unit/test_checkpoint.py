@@ -1,0 +1,47 @@
+"""Checkpoints: one is whole or not there, old ones go, and version numbers never repeat."""
+
+from __future__ import annotations
+
+import pytest
+
+from learner.checkpoint import RunState, begin, finish, newest, next_life, read
+from protocols.errors import SettingError
+
+
+def write(run_dir, step: int, keep: int = 2):
+    return finish(begin(run_dir, step), RunState("run", step, 0, {"task": step}, ranks=2, zero=3), keep)
+
+
+def test_there_is_none_at_first(tmp_path):
+    assert newest(tmp_path) is None
+
+
+def test_the_newest_finished_one_is_found_and_only_the_newest_are_kept(tmp_path):
+    for step in (9, 10, 1_000_000):
+        path = write(tmp_path, step)
+    assert newest(tmp_path) == path == tmp_path / "checkpoints" / "step-1000000"
+    assert sorted(folder.name for folder in path.parent.iterdir()) == ["step-000010", "step-1000000"]
+
+
+def test_one_that_was_not_finished_is_not_seen_and_can_be_begun_again(tmp_path):
+    write(tmp_path, 1)
+    (begin(tmp_path, 2) / "half").touch()
+    assert newest(tmp_path).name == "step-000001"
+    assert not list(begin(tmp_path, 2).iterdir())
+
+
+def test_a_state_reads_back_as_it_was(tmp_path):
+    assert read(write(tmp_path, 3), "run", ranks=2, zero=3) == RunState("run", 3, 0, {"task": 3}, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "run_id, ranks, zero, message",
+    [("other", 2, 3, "belongs to run run"), ("run", 1, 3, "learner.ranks: 1, but"), ("run", 2, 1, "Set it to 3")],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_id, ranks, zero, message):
+    with pytest.raises(SettingError, match=message):
+        read(write(tmp_path, 3), run_id, ranks, zero)
+
+
+def test_every_life_has_a_number_of_its_own_even_without_a_checkpoint(tmp_path):
+    assert [next_life(tmp_path) for _ in range(3)] == [0, 1, 2]
