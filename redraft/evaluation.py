@@ -41,8 +41,6 @@ class EvaluationSettings(Settings):
     """First answers of a task that m5@t1 and p5@t1 look at."""
     greedy: bool = True
     """Also play every task once at temperature 0."""
-    every: int = Field(0, ge=0)
-    """Steps between evaluations while training; 0 = only before and after."""
     turns: int | None = Field(None, ge=1)
     """Answers in an episode (None = as in rollout)."""
 
@@ -56,6 +54,7 @@ class Attempt:
     stands: bool = False
 
 
+WIDE = 110  # columns of a terminal
 MISSING = Attempt(False, None)
 
 
@@ -295,8 +294,11 @@ def shown(figure: tuple[float | None, float | None], sign: str = "") -> str:
     return f"{value:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
-def table(before: dict | None, after: dict | None, feedback: str) -> Table:
-    """The results for the terminal: each figure before and after with its standard error, and the change."""
+def table(before: dict | None, after: dict | None, feedback: str, width: int = 120) -> Table:
+    """The results for the terminal: each figure before and after with its standard error, and the change.
+
+    What a figure means is said where the terminal is wide enough.
+    """
     from rich import box
     from rich.table import Table
 
@@ -309,7 +311,9 @@ def table(before: dict | None, after: dict | None, feedback: str) -> Table:
     for header, wanted in (("before", before), ("after", after), ("change", both)):
         if wanted:
             drawn.add_column(header if both or header == "change" else "result", justify="right", no_wrap=True)
-    drawn.add_column("meaning", style="dim")
+    explained = width >= WIDE
+    if explained:
+        drawn.add_column("meaning", style="dim")
     section = "sampled"
     for row in rows(before, after):
         if row.section != section:
@@ -317,8 +321,7 @@ def table(before: dict | None, after: dict | None, feedback: str) -> Table:
             section = row.section
         figures = [shown(row.before)] * (before is not None) + [shown(row.after)] * (after is not None)
         change = [shown(row.change, "+")] * both
-        if section == "sampled":
-            drawn.add_row(row.label, *figures, *change, row.meaning)
-        else:
-            drawn.add_row(f"greedy {row.label}", *figures, *change, "as above, at temperature 0")
+        meaning = row.meaning if section == "sampled" else "as above, at temperature 0"
+        label = row.label if section == "sampled" else f"greedy {row.label}"
+        drawn.add_row(label, *figures, *change, *[meaning] * explained)
     return drawn

@@ -118,7 +118,7 @@ def _show(run: Run, recipe: Recipe, summary: dict, console: Console) -> None:
     from redraft.report import write_report
 
     if summary.get("before"):
-        console.print(table(summary["before"], summary.get("after"), recipe.environment.feedback))
+        console.print(table(summary["before"], summary.get("after"), recipe.environment.feedback, console.width))
     path = write_report(run.folder)
     console.print(f"{run.name}: {summary['state']} after {summary['steps']} steps, {summary['seconds']:.0f} s")
     console.print(f"report: {_relative(path)}")
@@ -209,7 +209,7 @@ def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Con
     summary = exam.summary()
     facts = {"label": "eval", "step": state.step, "version": version_of(state.life, state.step)}
     run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | summary)
-    console.print(table(None, summary, recipe.environment.feedback))
+    console.print(table(None, summary, recipe.environment.feedback, console.width))
 
 
 def _checkpoint(run: Run, step: int | None) -> Path:

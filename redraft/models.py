@@ -145,7 +145,9 @@ def _digest(make: MakeSettings, environment: EnvironmentSettings) -> str:
 def _make(make: MakeSettings, environment: EnvironmentSettings, folder: Path, progress: Callable[[str], None]) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     tokenizer = build_tokenizer(make.tokenizer, make.max_length)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

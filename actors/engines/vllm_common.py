@@ -10,6 +10,7 @@ import numpy as np
 
 from actors.config import EngineSettings, SamplingSettings
 from actors.engines import Completion, PromptTooLong
+from actors.rendering import Renderer
 from protocols.turns import LOGPROBS, TOKENS, Stop
 
 WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
@@ -68,10 +69,10 @@ def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: in
 
 
 def end_token(model: Path) -> int:
-    """The id that ends a response, from the tokenizer beside the weights."""
+    """The id that ends a response: that of the chat template, or the tokenizer's where it has none."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(model)).eos_token_id
+    return Renderer(AutoTokenizer.from_pretrained(str(model))).end
 
 
 ABORTED = Completion(np.empty(0, TOKENS), np.empty(0, LOGPROBS), (), Stop.ABORTED, 0.0)
