@@ -36,7 +36,7 @@ def prepare(groups: Sequence[Group], step: int, settings: LearnerSettings) -> Ba
     packed = pack(lines.sequences, shares, settings)
     facts = facts_of(groups, step) | {
         "tokens": packed.tokens,
-        "padding_share": packed.padding / packed.tokens,
+        "padding_share": packed.padding / max(1, packed.tokens),
         "truncated_sequences": lines.truncated,
     }
     return Batch([group.id for group in groups], packed.micros, facts, time.monotonic() - start)

@@ -51,7 +51,7 @@ class CreditSettings(Settings):
     @model_validator(mode="after")
     def _fits(self):
         for key, owner in (("baseline", "turnwise"), ("std", "group")):
-            if key in self.model_fields_set and self.name != owner:
+            if self.name != owner and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"credit.{key} only acts with credit.name: {owner}. Remove {key}, or set that name")
         return self
 
@@ -89,7 +89,7 @@ class GrpoSettings(Settings):
     @model_validator(mode="after")
     def _fits(self):
         for key, owner in (("tis_cap", "tis"), ("max_weight", "decoupled")):
-            if key in self.model_fields_set and self.correction != owner:
+            if self.correction != owner and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"objective.{key} only acts with objective.correction: {owner}. Remove it or set that")
         return self
 
@@ -108,8 +108,8 @@ class LearnerSettings(Settings):
 
     ranks: PositiveInt = 1
     """Training processes; each is a Ray actor with one device."""
-    zero: Literal[1, 2, 3] = 1
-    """What DeepSpeed shards over ranks: 1 optimizer state, 2 also gradients, 3 also weights."""
+    zero: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed shards over ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
     cpus: NonNegativeFloat = 1.0
     """Ray CPUs of one rank."""
     gpus: NonNegativeFloat = 0.0

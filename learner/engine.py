@@ -88,6 +88,9 @@ class Engine:
             weight_decay=settings.optimizer.weight_decay,
         )
         self.engine = _initialize(Policy(model.train(), temperature), self.optimizer, settings, self.dtype)
+        self._clipped_norm: float | None = None
+        if self._clips_itself:
+            self.optimizer.register_step_pre_hook(self._clip)
         self.reference = self._start_model(model_path, temperature)
 
     def _start_model(self, model_path: str, temperature: float) -> Policy | None:
@@ -112,8 +115,20 @@ class Engine:
             stats = stats.cpu()
             sums = torch.cat([sums[:-1] + stats[:-1], torch.maximum(sums[-1:], stats[-1:])])
         self.engine.step()
-        norm = float(self.engine.get_global_grad_norm())
+        norm = self._clipped_norm if self._clips_itself else float(self.engine.get_global_grad_norm())
         return StepResult(self._over_ranks(sums), norm, lr, applied=math.isfinite(norm))
+
+    @property
+    def _clips_itself(self) -> bool:
+        """Without sharding and in float32 DeepSpeed neither tells the norm nor stops a gradient that is not finite."""
+        return self.settings.zero == 0 and self.dtype is torch.float32
+
+    def _clip(self, optimizer: torch.optim.Optimizer, *_) -> None:
+        """Before the optimizer's step, on gradients averaged over ranks."""
+        parameters = list(self.engine.module.parameters())
+        self._clipped_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.optimizer.clip))
+        if not math.isfinite(self._clipped_norm):
+            optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient stays as it is
 
     def _loss(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         tensors = {
@@ -196,7 +211,7 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, settings: LearnerSettings, dtype: torch.dtype):
     import deepspeed
 
-    # Micro-batches add up in float32, but for stage 1: there DeepSpeed would switch to its BF16_Optimizer, which prints
+    # Micro-batches add up in float32, but for stages 0 and 1: there DeepSpeed would switch to its BF16_Optimizer, which prints
     # memory reports that no setting turns off. Its sums stay in the run's dtype, so prefer few, large micro-batches.
     sums = {"grad_accum_dtype": "fp32"} if settings.zero > 1 else {}
     engine, *_ = deepspeed.initialize(
@@ -205,7 +220,7 @@ def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, settings: Lear
         config={
             "train_micro_batch_size_per_gpu": 1,  # required, and without effect: micro-batches are ours
             "managed_gradient_accumulation": False,  # step() ends the batch, however many micro-batches it had
-            "gradient_clipping": settings.optimizer.clip,
+            "gradient_clipping": 0.0 if settings.zero == 0 and dtype is torch.float32 else settings.optimizer.clip,
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, instead of one that is compiled at first use
             "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
             "data_types": sums,

@@ -14,6 +14,7 @@ from replay.client import Claim, Client
 from replay.config import Endpoints
 
 POLL_S = 1.0  # how soon a waiting claim notices that the run is stopping
+CROWDED = 0.5  # share of replay.max_bytes: above it a checkpoint lets replay forget, well before leases are held back
 CULPRITS = {
     "groups": "actors: too few groups are ready",
     "straggler": "an actor: the group next in order is still open",
@@ -22,10 +23,11 @@ CULPRITS = {
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A batch, and why it had to be waited for ("" when it was there)."""
+    """A batch, why it had to be waited for ("" when it was there), and whether replay is so full that it needs a checkpoint."""
 
     batch: Batch
     reason: str
+    crowded: bool
 
 
 class Prefetch:
@@ -66,7 +68,8 @@ class Prefetch:
             wait_s = min(POLL_S, max(0.0, deadline - time.monotonic()))
             claim = self._client.claim(settings.batch_groups, step, settings.max_staleness, wait_s)
             if claim.groups:
-                return Fetched(prepare(claim.groups, step, settings), reason)
+                crowded = claim.stats["bytes"] > CROWDED * claim.stats["max_bytes"]
+                return Fetched(prepare(claim.groups, step, settings), reason, crowded)
             reason = claim.reason
             if time.monotonic() >= deadline:
                 raise _late(claim, settings)

@@ -25,7 +25,7 @@ from learner import checkpoint
 from learner.config import LearnerSettings
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
-from protocols.weights import Probe, WeightRef, version_of
+from protocols.weights import TRIAL, Probe, WeightRef, version_of
 from replay.config import Endpoints
 
 log = logging.getLogger("redraft.learner")
@@ -193,6 +193,7 @@ class Rank:
         try:
             if self._resumed:
                 client.resume(self.step)
+            self._publish_trial(controller)
             self._publish(controller, {})
             saved = None
             if self.step < until_step:
@@ -206,7 +207,7 @@ class Rank:
                 if self.step + 1 < until_step:
                     prefetch.start(self.step + 1)
                 report = self._train(fetched, client, controller, seconds)
-                if self.step % self.settings.checkpoint_every == 0:
+                if self.step % self.settings.checkpoint_every == 0 or fetched.crowded:
                     with timed(seconds, "checkpoint"):
                         self._checkpoint(client, controller)
                     saved = self.step
@@ -264,6 +265,16 @@ class Rank:
         with timed(seconds, "publish"):
             ref: WeightRef = publish(state, version_of(self.life, self.step), Probe(tokens, logprobs))
             controller.announce.remote(ref)
+
+    def _publish_trial(self, controller) -> None:
+        """Strongly perturbed weights, which an actor must follow before it may play: no rounding hides an old head."""
+        from learner.publish import perturbed, probe_tokens, publish, scored_by
+
+        tokens = probe_tokens(self.settings.probe_tokens, self.engine.vocabulary, self.seed)
+        state, _ = self._order("weights", tokens)
+        state = perturbed(state, self.seed)
+        logprobs = scored_by(state, self.model_path, self.settings.attention, tokens)
+        controller.announce_trial.remote(publish(state, TRIAL, Probe(tokens, logprobs)))
 
     def _checkpoint(self, client, controller) -> None:
         import ray

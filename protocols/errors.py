@@ -9,18 +9,22 @@ class SettingError(RedraftError):
     """A value that a person wrote cannot work. `setting` is the dotted recipe key."""
 
     def __init__(self, setting: str, problem: str, cure: str = ""):
-        self.setting = setting
+        self.setting, self._made_of = setting, (setting, problem, cure)
         super().__init__(f"{setting}: {problem}" + (f". {cure}" if cure else ""))
+
+    def __reduce__(self):  # an error crosses processes whole
+        return type(self), self._made_of
 
 
 class DeadlineError(RedraftError):
     """A wait ran out. `culprit` names who was waited for."""
 
     def __init__(self, waiter: str, culprit: str, seconds: float, detail: str = ""):
-        self.culprit = culprit
-        super().__init__(
-            f"{waiter} waited {seconds:.0f} s for {culprit} in vain" + (f": {detail}" if detail else "")
-        )
+        self.culprit, self._made_of = culprit, (waiter, culprit, seconds, detail)
+        super().__init__(f"{waiter} waited {seconds:.0f} s for {culprit} in vain" + (f": {detail}" if detail else ""))
+
+    def __reduce__(self):
+        return type(self), self._made_of
 
 
 class WireError(RedraftError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LIFE = 1_000_000
+TRIAL = -1  # the version of perturbed weights that prove an engine follows; nothing is sampled from it
 
 
 def version_of(life: int, step: int) -> int:
@@ -38,8 +39,8 @@ class Probe:
 class WeightRef:
     """An announced version. `blob` is the Ray reference of the safetensors bytes; `digest` their blake3, in hex.
 
-    `elements` is the order-free checksum of all elements (`redraft`'s engines may fuse or pad tensors, which
-    leaves it unchanged), compared with the live parameters of an engine where it has them.
+    `elements` is their order-free checksum, which fusing and padding leave unchanged: it is compared with the live
+    parameters of an engine where they can be read back.
     """
 
     version: int

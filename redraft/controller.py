@@ -91,12 +91,13 @@ class Controller:
 
     # Called by the learner, the command line and the live view.
 
-    def announce(self, ref: WeightRef, trial: bool = False) -> None:
-        """New weights. Actors get them with their next orders; the trial only when they start."""
-        if trial:
-            self._trial = ref
-        else:
-            self._weights = ref
+    def announce(self, ref: WeightRef) -> None:
+        """New weights: actors get them with their next orders."""
+        self._weights = ref
+
+    def announce_trial(self, ref: WeightRef) -> None:
+        """Perturbed weights: an actor must follow them before it may play."""
+        self._trial = ref
 
     def step_done(self, report: dict) -> None:
         """The learner's line about one step."""

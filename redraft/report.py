@@ -11,7 +11,6 @@ import yaml
 
 from redraft import evaluation
 
-OF_THE_RUN = ("before", "step", "after")  # labels of evaluations that the run itself made
 # Keys of the recipe that say what a run was, in the order in which people ask.
 FACTS = {
     "environment": "environment.name",
@@ -108,8 +107,6 @@ def _last(evaluations: Sequence[dict], summary: dict) -> tuple[dict | None, str]
     for found in reversed(evaluations):
         if found.get("label") == "after":
             return found, "after"
-        if found.get("label") == "step":
-            return found, f"step {found['step']}"
     return summary.get("after"), "after"
 
 
@@ -193,7 +190,7 @@ def _plots(first, last, last_name: str, evaluations: Sequence[dict], steps: Sequ
     drawn = []
     if first or last:
         drawn.append(("Accuracy by turn", figures.accuracy_by_turn(first, last, last_name), HOW["accuracy"]))
-    measured = _history([e for e in evaluations if e.get("label") in OF_THE_RUN])
+    measured = sorted({e["step"]: e for e in evaluations}.values(), key=lambda e: e["step"])
     if len(measured) > 2:
         drawn.append(("Accuracy over training", figures.accuracy_over_steps(measured), HOW["over_steps"]))
     if steps:

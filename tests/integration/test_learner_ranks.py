@@ -45,10 +45,13 @@ class Controller:
     """Notes what the learner tells its controller."""
 
     def __init__(self):
-        self.refs, self.reports = [], []
+        self.refs, self.reports, self.trials = [], [], []
 
     def announce(self, ref):
         self.refs.append(ref)
+
+    def announce_trial(self, ref):
+        self.trials.append(ref)
 
     def step_done(self, report):
         self.reports.append(report)
@@ -250,11 +253,12 @@ def check_publication(ref, blob: bytes, run_dir: Path) -> None:
     np.testing.assert_allclose(ref.probe.logprobs, logprobs, atol=1e-5)
 
 
-def test_two_ranks_under_zero_3_train_like_plain_torch_and_resume(model_path, place):
+@pytest.mark.parametrize("zero", [0, 3])
+def test_two_ranks_train_like_plain_torch_and_resume(model_path, place, zero):
     endpoints, run_dir = place
     made = groups(3 * BATCH)
     fill(endpoints, made)
-    choice = settings(ranks=2, zero=3, micro_tokens=32, logprob_chunk=16)
+    choice = settings(ranks=2, zero=zero, micro_tokens=32, logprob_chunk=16)
     first = Learner(model_path, endpoints, run_dir, choice)
     first.start(2)
     returned, weights, reports = first.finish()
@@ -287,7 +291,6 @@ def test_a_batch_that_was_fetched_and_not_taken_is_given_back(place):
     deadline = time.monotonic() + 10
     while client.stats()["claimed"] < BATCH:
         assert time.monotonic() < deadline, "the batch was not claimed"
-        time.sleep(0.01)
     prefetch.close()
     assert client.stats()["claimed"] == 0 and client.stats()["ready"] == BATCH
     client.close()

@@ -1,12 +1,14 @@
 """What travels arrives unchanged, and what is damaged is refused."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols import checksum, keys, wire
-from protocols.errors import WireError
+from protocols.errors import DeadlineError, SettingError, WireError
 from protocols.turns import Close, Role, Stop, Turn
 from protocols.weights import staleness, step_of, version_of
 
@@ -74,6 +76,12 @@ def test_garbage_is_a_wire_error_and_nothing_else(data):
             continue
     with pytest.raises(WireError):
         wire.split(data[: len(data) - len(data) % wire.ROW.itemsize] or bytes(wire.ROW.itemsize), b"")
+
+
+@pytest.mark.parametrize("error", [SettingError("a.b", "is wrong", "Cure it"), DeadlineError("a", "b", 3, "c")])
+def test_errors_cross_processes_with_their_words(error):
+    again = pickle.loads(pickle.dumps(error))  # as Ray does between our own processes
+    assert type(again) is type(error) and str(again) == str(error)
 
 
 def test_a_message_of_another_schema_is_refused():

@@ -130,7 +130,7 @@ def test_steps_that_a_resumed_run_played_again_count_once(run_dir: Path):
 
 
 def test_evaluations_during_training_get_a_plot_and_the_newest_stands_for_the_end(run_dir: Path):
-    lines = [{"step": n, "label": "step" if n else "before", **summary(0.3 + n / 10)} for n in range(3)]
+    lines = [{"step": n, "label": "eval" if n else "before", **summary(0.3 + n / 10)} for n in range(3)]
     write(run_dir, "evaluations.jsonl", *lines)
     (run_dir / "summary.json").unlink()
     page = page_of(run_dir)
