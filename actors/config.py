@@ -100,7 +100,7 @@ class ActorSettings(Settings):
     """An actor that does not answer for so long is replaced."""
     probe_tolerance: float | None = Field(None, gt=0)
     """Largest mean difference of probe log-probs (None: 0.001 for float32, 0.05 for bfloat16)."""
-    weight_failures: int = Field(3, ge=1)
-    """Replacements after failed weight checks before the run stops."""
+    failures: int = Field(3, ge=1)
+    """Failed weight checks, or failed starts, of actors before the run stops."""
     metrics_port: int = Field(0, ge=0, le=65535)
     """Prometheus port of the first actor on a node (0 = any free one)."""

@@ -63,7 +63,7 @@ class Controller:
         self._stopping = threading.Event()
         self._weights: WeightRef | None = None
         self._trial: WeightRef | None = None
-        self._refused = 0
+        self._refused = self._failed_starts = 0
         self._book: LeaseBook | None = None
         self._fleet: Fleet | None = None
         self._replay = self._endpoints = None
@@ -138,7 +138,7 @@ class Controller:
         for number, state in enumerate(states):
             self._wait(state, f"learner rank {number}", recipe.start_s)
         state = ray.get(states[0])
-        self._status.resumed(state["step"])
+        self._status.started(state["step"], self._metrics_ports())
         self._book = LeaseBook(
             TaskOrder(tasks, recipe.seed),
             run.id,
@@ -148,6 +148,15 @@ class Controller:
             self._client.known,
         )
         log.info("started: step %d, life %d, %d training tasks", state["step"], state["life"], len(tasks))
+
+    def _metrics_ports(self) -> dict[str, int]:
+        """Where each process serves its metrics; those of actors come with their reports."""
+        ports = {"controller": metrics.serve(0, "controller")}
+        ports["replay"] = self._wait(self._replay.metrics_port.remote(), "replay", self._recipe.start_s)
+        for number, rank in enumerate(self._ranks):
+            name = f"learner-{number}"
+            ports[name] = self._wait(rank.metrics_port.remote(), name, self._recipe.start_s)
+        return ports
 
     def _train_and_evaluate(self) -> dict:
         me = ray.get_runtime_context().current_actor
@@ -175,8 +184,11 @@ class Controller:
     def _tick(self, leasing: bool) -> None:
         for number, report in self._fleet.receive():
             self._take(number, report)
-        if self._refused >= self._recipe.actors.weight_failures:
-            raise WeightsError(f"{self._refused} actors refused the learner's weights; the last: {self._status.last_event}")
+        failures = self._recipe.actors.failures
+        if self._refused >= failures:
+            raise WeightsError(f"actors refused the learner's weights {failures} times; the last: {self._status.last_event}")
+        if self._failed_starts >= failures:
+            raise RedraftError(f"actors could not start {failures} times; the last: {self._status.last_event}")
         room = self._room() if leasing and not self._stopping.is_set() else 0
         self._give_orders(room)
         if self._stopping.is_set():
@@ -185,8 +197,8 @@ class Controller:
 
     def _take(self, number: int, report: Report) -> None:
         """What one actor reports."""
-        if report.weights_refused:
-            self._refused += 1
+        self._refused += report.weights_refused
+        self._failed_starts += report.state == "failed" and report.version is None and not report.weights_refused
         if self._book is None:
             return
         self._book.closed(report.closed)
@@ -221,6 +233,8 @@ class Controller:
             return 0
         stats = self._client.stats()
         self._status.replay(stats)
+        if stats["full"]:
+            self._status.event("replay: the disk of the run folder is full; nothing is leased until there is room", once="full")
         if stats["full"] or stats["bytes"] > FULL_SHARE * stats["max_bytes"]:
             return 0
         version = min(step_of(self._fleet.members[number].report.version) for number in ready)

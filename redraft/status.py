@@ -43,9 +43,10 @@ class Status:
         with self._lock:
             self._facts["progress"] = [done, total]
 
-    def resumed(self, step: int) -> None:
+    def started(self, step: int, metrics_ports: dict[str, int]) -> None:
+        """All parts are up, and `step` steps were done before."""
         with self._lock:
-            self._facts["step"] = step
+            self._facts |= {"step": step, "metrics_ports": metrics_ports}
 
     def event(self, text: str, once: str | None = None) -> None:
         """Something that a person should know, logged; with `once`, the first time for that cause only."""
@@ -106,7 +107,10 @@ class Status:
                 self._rewards.append(report["reward"])
             self._facts |= {key: value for key, value in line.items() if key not in ("actors", "leases", "seconds")}
             self._facts["waits"] = {"learner": _waits(report)}
-        self._run.append("metrics.jsonl", line)
+        try:
+            self._run.append("metrics.jsonl", line)
+        except OSError as error:
+            self.event(f"metrics.jsonl cannot be written: {error}", once="metrics.jsonl")
 
     def snapshot(self) -> dict:
         """Everything, for people; see redraft.live."""

