@@ -63,8 +63,12 @@ def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: in
     if on_gpu():
         return arguments | dict(gpu_memory_utilization=settings.gpu_memory)
     # Compiling costs a minute at every start and gains nothing at the sizes that a CPU can train.
+    # The smallest block that CPU attention takes: dialogues are short, and only whole blocks of a prefix are cached.
     return arguments | dict(
-        enforce_eager=True, kv_cache_memory_bytes=int(settings.kv_cache_gb * 2**30), async_scheduling=False
+        enforce_eager=True,
+        kv_cache_memory_bytes=int(settings.kv_cache_gb * 2**30),
+        block_size=32,
+        async_scheduling=False,
     )
 
 
