@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from dataclasses import dataclass, field
 
 from actors import engines, rollouts, weights
@@ -110,7 +109,9 @@ class Actor:
                 self._updating = self._background(self._update(orders.trial))
         return self._take_report()
 
-    async def evaluate(self, tasks: list[dict], settings: RolloutSettings, sampling: SamplingSettings) -> list[list[Turn]]:
+    async def evaluate(
+        self, tasks: list[dict], settings: RolloutSettings, sampling: SamplingSettings
+    ) -> list[list[Turn]]:
         """Plays tasks outside of training: the turns of each task, which go nowhere else."""
         return await asyncio.gather(*(self._evaluate(task, settings, sampling) for task in tasks))
 

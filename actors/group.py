@@ -70,7 +70,7 @@ class GroupWriter:
         return number
 
     def error(self, episode: int, error: str) -> None:
-        """Ends an episode that cannot go on with a turn of role ERROR, after its last one; nothing was sampled in it."""
+        """Ends an episode that cannot go on: a turn of role ERROR after its last one, in which nothing was sampled."""
         parent = self._last.get(episode, -1)
         self.turn(
             Role.ERROR, parent, NO_TOKENS, NOTHING_SAMPLED, episode=episode, index=0, reward=0.0, extra={"error": error}

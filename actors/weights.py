@@ -110,7 +110,7 @@ async def apply(engine: Engine, ref: WeightRef, path: str, tolerance: float) -> 
 
 
 async def probe(engine: Engine, ref: WeightRef) -> float:
-    """Mean absolute difference between the engine's log-probs of the probe and the learner's, under other weights too."""
+    """Mean absolute difference between the engine's log-probs of the probe and the learner's."""
     scored = await engine.score(np.array(ref.probe.tokens, np.int32))
     return float(np.abs(scored - np.array(ref.probe.logprobs, np.float32)).mean())
 

@@ -211,8 +211,8 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, settings: LearnerSettings, dtype: torch.dtype):
     import deepspeed
 
-    # Micro-batches add up in float32, but for stages 0 and 1: there DeepSpeed would switch to its BF16_Optimizer, which prints
-    # memory reports that no setting turns off. Its sums stay in the run's dtype, so prefer few, large micro-batches.
+    # Micro-batches add up in float32, but for stages 0 and 1: there DeepSpeed would switch to its BF16_Optimizer, which
+    # prints memory reports that no setting turns off. Sums stay in the run's dtype there: prefer few, large ones.
     sums = {"grad_accum_dtype": "fp32"} if settings.zero > 1 else {}
     engine, *_ = deepspeed.initialize(
         model=policy,

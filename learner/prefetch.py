@@ -23,7 +23,7 @@ CULPRITS = {
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A batch, why it had to be waited for ("" when it was there), and whether replay is so full that it needs a checkpoint."""
+    """A batch, why it had to be waited for ("" when it was there), and whether replay is getting full."""
 
     batch: Batch
     reason: str

@@ -12,7 +12,7 @@ from learner.logprobs import Policy, load_model
 from protocols.checksum import element_checksum
 from protocols.weights import Probe, WeightRef
 
-STRENGTH = 0.5  # of the perturbation of a trial
+STRENGTH = 1.0  # of the perturbation of a trial
 
 
 def publish(state: dict[str, Tensor], version: int, probe: Probe) -> WeightRef:

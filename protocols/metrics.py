@@ -1,4 +1,4 @@
-"""Every metric that Redraft exports, by its only name. A metric appears in a process when that process first uses it."""
+"""Every metric that Redraft exports, by its only name. A process exports a metric once it has used it."""
 
 from __future__ import annotations
 

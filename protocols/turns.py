@@ -43,7 +43,7 @@ class Stop(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One response and what led to it. Arrays are one-dimensional: prompt int32[P], response int32[R], logprobs float32[R].
+    """One response and what led to it: prompt int32[P], response int32[R], logprobs float32[R].
 
     `versions` are (start, version) stretches of the response, `start` rising from 0: an update may land inside it.
     `logprobs` are under the policy that sampled, NaN where authored. `timing` is seconds queued, generating, in the
@@ -73,7 +73,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Ends a group: it has exactly `turns` turns. `rewards` overrides the reward of single turns, where it was known late."""
+    """Ends a group: it has exactly `turns` turns. `rewards` sets the reward of turns where it was known late."""
 
     group: bytes
     lease: int
@@ -94,7 +94,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Leave to play one task once: `number` fences off earlier plays of the same group, `order` is the lease's place in time."""
+    """Leave to play one task once: `number` fences off earlier plays of its group, `order` is its place in time."""
 
     group: bytes
     number: int

@@ -9,16 +9,16 @@ It holds no turn and no weights. Ten times a second it takes the actors' reports
 each actor its orders: leases for as many groups as admission allows, and the newest weights. The learner calls it
 after each step. Everything else flows past it.
 
-    who waits             for what                        what ends the wait                       at the latest
-    --------------------  ------------------------------  ---------------------------------------  -----------------------
-    learner (claim)       a whole batch of closed groups  a close row; a straggler that closes     learner.claim_deadline_s
-    actor (before play)   room in replay                  replay acknowledges, or has space again  120 s, then abandons
-    actor (in play)       engine, environment             a completion; environment.time_limit_s   actors.lease_s
-    actor (new weights)   a node's file                   the object store delivers                actors.silence_s
-    controller (start)    all parts                       their first report                       start_s
-    controller (leases)   admission                       a step; a lost lease                     the learner's deadline
-    controller (actor)    its report                      the report, or replacing the actor       actors.silence_s
-    ranks 1..             an order of rank 0              the order                                the learner's + 300 s
+    who waits             for what                      what ends the wait                     at the latest
+    --------------------  ----------------------------  -------------------------------------  ------------------------
+    learner (claim)       a batch of closed groups      a close row; a straggler that closes   learner.claim_deadline_s
+    actor (before play)   room in replay                acknowledgements; space on the disk    120 s, then abandons
+    actor (in play)       engine, environment           a completion; environment.time_limit_s actors.lease_s
+    actor (new weights)   a node's file                 the object store delivers              actors.silence_s
+    controller (start)    all parts                     their first report                     start_s
+    controller (leases)   admission                     a step; a lost lease                   the learner's deadline
+    controller (actor)    its report                    the report, or replacing the actor     actors.silence_s
+    ranks 1..             an order of rank 0            the order                              the learner's + 300 s
 
 When a wait runs out, the run stops with an error that names who was waited for; `redraft train --resume` goes on.
 """
@@ -72,7 +72,7 @@ class Controller:
         self._files: list = []
 
     def run(self) -> dict:
-        """Starts the parts, trains, evaluates before and after; returns the summary, which is also in the run folder."""
+        """Starts the parts, trains, evaluates before and after; returns the summary, as written to the run folder."""
         summary = {"name": self._run.name, "state": "failed", "error": ""}
         began = time.time()
         try:
@@ -186,7 +186,9 @@ class Controller:
             self._take(number, report)
         failures = self._recipe.actors.failures
         if self._refused >= failures:
-            raise WeightsError(f"actors refused the learner's weights {failures} times; the last: {self._status.last_event}")
+            raise WeightsError(
+                f"actors refused the learner's weights {failures} times; the last: {self._status.last_event}"
+            )
         if self._failed_starts >= failures:
             raise RedraftError(f"actors could not start {failures} times; the last: {self._status.last_event}")
         room = self._room() if leasing and not self._stopping.is_set() else 0
@@ -234,7 +236,9 @@ class Controller:
         stats = self._client.stats()
         self._status.replay(stats)
         if stats["full"]:
-            self._status.event("replay: the disk of the run folder is full; nothing is leased until there is room", once="full")
+            self._status.event(
+                "replay: the disk of the run folder is full; nothing is leased until there is room", once="full"
+            )
         if stats["full"] or stats["bytes"] > FULL_SHARE * stats["max_bytes"]:
             return 0
         version = min(step_of(self._fleet.members[number].report.version) for number in ready)
@@ -280,7 +284,9 @@ class Controller:
 
     def _until(self, condition, culprit: str, what: str) -> None:
         if not self._serve(condition, deadline_s=self._recipe.start_s):
-            raise DeadlineError("the controller", culprit, self._recipe.start_s, f"{what} did not come; see logs/ in the run")
+            raise DeadlineError(
+                "the controller", culprit, self._recipe.start_s, f"{what} did not come; see logs/ in the run"
+            )
 
     def _wait(self, reference, culprit: str, limit_s: float):
         try:

@@ -63,9 +63,13 @@ def _hardware() -> Iterator[Finding]:
         names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
         yield Finding(True, f"{len(names)} GPU: {', '.join(sorted(set(names)))}")
     else:
-        yield Finding(None, "no CUDA GPU", "vLLM's CPU build and DeepSpeed's CPU accelerator are used: tiny models only")
+        yield Finding(
+            None, "no CUDA GPU", "vLLM's CPU build and DeepSpeed's CPU accelerator are used: tiny models only"
+        )
     address = os.environ.get("RAY_ADDRESS")
-    yield Finding(None, f"Ray: {f'joins {address}' if address else 'started here for each run'}", "set RAY_ADDRESS to join")
+    yield Finding(
+        None, f"Ray: {f'joins {address}' if address else 'started here for each run'}", "set RAY_ADDRESS to join"
+    )
 
 
 def _version(name: str) -> str | None:

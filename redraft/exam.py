@@ -35,7 +35,7 @@ class Exam:
         self._played: dict[tuple[int, int], list[list[Turn]]] = {}
 
     def advance(self) -> bool:
-        """Collects what was played and hands out more; True when all is played. Raises RedraftError after many losses."""
+        """Collects what was played, hands out more; True when all is played. Raises RedraftError after many losses."""
         for actor, turns in self._fleet.evaluated():
             number, start, losses = self._under_way.pop(actor)
             if turns is not None:

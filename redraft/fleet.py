@@ -41,7 +41,12 @@ class Fleet:
     """`make(name)` creates an actor handle (restarting for ever); `on_lost(actor id, why)` is told of every loss."""
 
     def __init__(
-        self, make: Callable[[str], object], count: int, start_s: float, silence_s: float, on_lost: Callable[[int, str], None]
+        self,
+        make: Callable[[str], object],
+        count: int,
+        start_s: float,
+        silence_s: float,
+        on_lost: Callable[[int, str], None],
     ):
         self._start_s, self._silence_s, self._on_lost = start_s, silence_s, on_lost
         handles = [make(f"actor-{n}") for n in range(count)]

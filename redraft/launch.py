@@ -80,9 +80,7 @@ def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
     from redraft.controller import Controller
 
     controller = (
-        ray.remote(Controller)
-        .options(name=actor_name(run), num_cpus=0, max_concurrency=16)
-        .remote(run, recipe, resume)
+        ray.remote(Controller).options(name=actor_name(run), num_cpus=0, max_concurrency=16).remote(run, recipe, resume)
     )
     ended = controller.run.remote()
     with LiveView(console, run.name) as view:

@@ -19,7 +19,7 @@ from protocols.settings import Settings
 HEAD_SIZES = (32, 64, 128)
 """Head sizes that vLLM's attention takes on a CPU and on a GPU."""
 CHARACTERS = "0123456789+-*/()>?=.,;:!@ abcdefghijklmnopqrstuvwxyz"
-RECIPE_OF_MAKING = 1
+RECIPE_OF_MAKING = 2
 """Raised when the same settings would make another model, so that older ones in a cache are not used."""
 
 

@@ -109,7 +109,11 @@ def here() -> NodeAffinitySchedulingStrategy:
 def start_replay(run: Run, recipe: Recipe, where: Endpoints):
     """The replay service beside the controller; Ray restarts it when it dies."""
     part = ray.remote(ReplayPart).options(
-        num_cpus=0, max_restarts=-1, max_concurrency=CALLS, scheduling_strategy=here(), runtime_env=worker_environment(1)
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=CALLS,
+        scheduling_strategy=here(),
+        runtime_env=worker_environment(1),
     )
     return part.remote(str(run.folder), run.name, run.id, where, recipe.replay)
 

@@ -47,7 +47,9 @@ class Recipe(Settings):
         if credit.name == "group" and episodes < 2:
             raise ValueError("rollout.episodes: learner.credit.name=group compares episodes of a task; set 2 or more")
         if credit.name == "turnwise" and credit.baseline == "group" and episodes < 2:
-            raise ValueError("rollout.episodes: learner.credit.baseline=group needs 2 or more; or set baseline to batch")
+            raise ValueError(
+                "rollout.episodes: learner.credit.baseline=group needs 2 or more; or set baseline to batch"
+            )
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature: 0 (greedy) cannot be trained on; set it above 0")
         if self.learner.row_tokens < self.actors.engine.max_length:

@@ -1,4 +1,4 @@
-"""Replay keeps turns between the actors that make them and the learner that uses them: a ZeroMQ service on an LMDB spool.
+"""Replay keeps turns between the actors that make them and the learner that uses them: ZeroMQ on an LMDB spool.
 
 What it promises
 - What was acknowledged is in the spool: it survives kill -9 of the service at any instant. An acknowledgement names the

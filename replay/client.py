@@ -63,7 +63,8 @@ class Producer:
         """Takes a turn or close row of the lease whose place in time is `order`.
 
         For a close row returns a future that is done when replay has stored it and all that was added before it; it
-        fails with WireError when replay refuses its batch. Raises WireError when the turn cannot be encoded, RedraftError when the producer is closed.
+        fails with WireError when replay refuses its batch. Raises WireError when the turn cannot be encoded,
+        RedraftError when the producer is closed.
         """
         row, record = row_of(item, order, spread)
         done = Future() if isinstance(item, Close) else None
@@ -292,7 +293,7 @@ class Client:
         self._dealer.connect(self._endpoint)
 
     def claim(self, count: int, step: int, max_staleness: int, wait_s: float) -> Claim:
-        """`count` groups for the trainer at `step`, none of them staler than `max_staleness`; or none within `wait_s`."""
+        """`count` groups for the trainer at `step`, none staler than `max_staleness`; or none within `wait_s`."""
         deadline = time.monotonic() + wait_s
         while True:
             left_s = max(deadline - time.monotonic(), 0.0)

@@ -41,7 +41,8 @@ class Record:
     """One held group. `low` and `high` are the versions of the smallest and largest step that sampled in it.
 
     `turns` is what the close row promises (-1 before it came), `rows` counts what is stored with the close row,
-    `highest` is the largest turn number, `size` the bytes of its records. `uses` are the steps that used it. `holder` and `request` name its claim.
+    `highest` is the largest turn number, `size` the bytes of its records. `uses` are the steps that used it.
+    `holder` and `request` name its claim.
     """
 
     lease: int
@@ -68,7 +69,7 @@ class Record:
         return max((staleness(step, v) for v in (self.low, self.high) if v != NO_VERSION), default=0)
 
     def with_row(self, turn: int, version: int, turns: int, spread: float, size: int) -> Record:
-        """This open group with one more row. Written out, because `dataclasses.replace` would double the cost of a row."""
+        """This open group with one more row. Written out: `dataclasses.replace` would double the cost of a row."""
         closing = turn == CLOSE
         low, high = self.low, self.high
         if version not in (NO_VERSION, low, high):

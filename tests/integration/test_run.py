@@ -107,7 +107,9 @@ def folder(tmp_path_factory):
 
 def leftovers() -> list[Path]:
     """Weight files in /dev/shm whose owner is gone."""
-    return [path for path in Path("/dev/shm").glob("redraft-*") if not psutil.pid_exists(int(path.name.rsplit("-")[-1]))]
+    return [
+        path for path in Path("/dev/shm").glob("redraft-*") if not psutil.pid_exists(int(path.name.rsplit("-")[-1]))
+    ]
 
 
 def test_a_run_trains_evaluates_and_leaves_a_folder_that_tells_all(folder):
@@ -143,13 +145,17 @@ def test_a_checkpoint_can_be_evaluated_later(folder):
 
 
 def check_metrics(folder: Path, name: str) -> None:
-    """`redraft status` names every process's metrics port, and each of them serves metrics of ours and no unknown ones."""
+    """`redraft status` names every process's metrics port; each of them serves metrics of ours and no unknown ones."""
     command = [sys.executable, "-m", "redraft", "status", name]
-    answer = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    answer = subprocess.run(
+        command, cwd=folder, capture_output=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     status = json.loads(answer.stdout)
     ports = status["metrics_ports"] | {actor["name"]: actor["metrics_port"] for actor in status["actors"]}
     assert {"controller", "replay", "learner-0", "actor-0", "actor-1"} == set(ports)
-    known = {metric.name.removesuffix("_total") for metric in vars(metrics).values() if isinstance(metric, metrics.Metric)}
+    known = {
+        metric.name.removesuffix("_total") for metric in vars(metrics).values() if isinstance(metric, metrics.Metric)
+    }
     for part, port in ports.items():
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
             families = {family.name for family in text_string_to_metric_families(page.read().decode())}

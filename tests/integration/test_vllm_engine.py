@@ -128,7 +128,7 @@ def test_what_was_published_is_accepted_and_what_was_damaged_is_refused(running,
 
 
 class KeepsOldHead:
-    """A faulty engine: it loads everything but the head (with tied embeddings: the embedding), and cannot be read back."""
+    """A faulty engine: it loads everything but the (tied) head, and cannot be read back."""
 
     def __init__(self, engine, old, folder):
         self._engine, self._old, self._folder = engine, old, folder
@@ -173,7 +173,9 @@ def test_abort_ends_what_is_under_way(running):
     engine, run = running
 
     async def aborted():
-        generations = [asyncio.ensure_future(engine.generate(TOKENS, SamplingSettings(max_tokens=900))) for _ in range(8)]
+        generations = [
+            asyncio.ensure_future(engine.generate(TOKENS, SamplingSettings(max_tokens=900))) for _ in range(8)
+        ]
         while engine.running < 8:
             await asyncio.sleep(0)
         await engine.abort()

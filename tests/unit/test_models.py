@@ -17,7 +17,7 @@ from actors.config import EnvironmentSettings
 from actors.rendering import Renderer
 from protocols.errors import SettingError
 from redraft.models import MakeSettings, ModelSettings, PretrainSettings, build_tokenizer, prepare
-from redraft.pretrain import IGNORED, collate
+from redraft.pretrain import collate
 
 SIGNS = EnvironmentSettings(name="signs", feedback="residual")
 BRIEF = PretrainSettings(steps=8, warmup=2, batch=((1, 16, 0.5), (2, 8, 0.5)))
@@ -33,8 +33,8 @@ def test_a_made_model_is_a_float32_hugging_face_folder(tmp_path):
         file.name for file in folder.iterdir()
     }
     with safe_open(folder / "model.safetensors", "pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
-        assert "lm_head.weight" not in file.keys()  # tied  # noqa: SIM118
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}
+        assert "lm_head.weight" not in file.keys()  # tied
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = tokenizer.encode("7128>6\n", add_special_tokens=False)
     assert tokenizer.decode(ids) == "7128>6\n" and ids[-1] == tokenizer.eos_token_id == model.config.eos_token_id
@@ -80,28 +80,28 @@ def test_pretraining_lowers_the_loss_reports_progress_and_is_reproducible(tmp_pa
     assert any("8/8" in line for line in lines)
     assert (folder / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     source = environments.make(SIGNS)
-    batch = collate(source.demonstrations(np.random.default_rng(9), 32, 2), AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pad = tokenizer.pad_token_id
+    batch = collate(source.demonstrations(np.random.default_rng(9), 32, 2), tokenizer)
     losses = {}
     for name, path in (("before", untrained), ("after", folder)):
         model = AutoModelForCausalLM.from_pretrained(path)
         with torch.no_grad():
-            losses[name] = model(input_ids=batch[0], labels=batch[1]).loss.item()
+            losses[name] = model(input_ids=batch, labels=batch.where(batch != pad, -100)).loss.item()
     print(f"loss of demonstrations {losses['before']:.2f} -> {losses['after']:.2f} in 8 steps; {lines[-1]}")
     assert losses["after"] < 0.8 * losses["before"]
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes"])
-def test_demonstrations_are_tokenised_as_they_are_played_and_only_own_tokens_are_learned(kind):
+def test_demonstrations_are_tokenised_as_they_are_played(kind):
     tokenizer = build_tokenizer(kind, 256)
     renderer = Renderer(tokenizer)
     dialogue = [("7128>6\n", False), ("7+1-2-8", True), ("?-8\n", False), ("", True), ("7+1-2-8", True)]
-    ids, labels = collate([dialogue, dialogue[:2]], tokenizer)
+    ids = collate([dialogue, dialogue[:2]], tokenizer)
     own = [*tokenizer.encode("7+1-2-8", add_special_tokens=False), renderer.end]
     expected = [*renderer.first("7128>6\n"), *own, *renderer.next("?-8\n", True), renderer.end, *own]
     assert ids[0].tolist() == expected
-    assert labels[0][labels[0] != IGNORED].tolist() == [*own, renderer.end, *own]
     assert ids[1, 15:].unique().tolist() == [tokenizer.pad_token_id]
-    assert labels[1][labels[1] != IGNORED].tolist() == own
 
 
 def test_settings_that_cannot_work_name_the_key(tmp_path):

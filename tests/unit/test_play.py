@@ -1,4 +1,4 @@
-"""Environments that raise or hang end their episode, are counted, and never end the actor; rollouts write true turns."""
+"""Environments that raise or hang end their episode and never the actor; rollouts write true turns."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from actors.config import DataSettings, EngineSettings, EnvironmentSettings, Rol
 from actors.engines.scripted import ScriptedEngine
 from actors.environments.base import TextEnvironment
 from actors.group import GroupWriter
-from actors.play import EpisodeFailure, Environments
+from actors.play import Environments, EpisodeFailure
 from actors.rendering import Renderer
 from protocols.turns import Close, Lease, Role
 from redraft.models import build_tokenizer

@@ -1,0 +1,129 @@
+"""An actor whose engine does not follow the weights is found out by the probe, replaced, and its replacement plays."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from actors.actor import Orders, Spec
+from actors.config import (
+    ActorSettings,
+    DataSettings,
+    EngineSettings,
+    EnvironmentSettings,
+    RolloutSettings,
+    SamplingSettings,
+)
+from actors.weights import NodeFiles
+from learner.publish import bits_of, perturbed, scored_by
+from protocols.checksum import element_checksum
+from protocols.weights import TRIAL, Probe, WeightRef
+from redraft.fleet import Fleet
+from redraft.models import MakeSettings, ModelSettings, prepare
+from replay.config import Endpoints
+
+ROOT = Path(__file__).parents[2]
+HEAD = "model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    environment = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))), "OMP_NUM_THREADS": "1"}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment}, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    settings = ModelSettings(make=MakeSettings(seed=3), dtype="bfloat16")
+    return prepare(settings, EnvironmentSettings(name="signs"), tmp_path_factory.mktemp("model"), print)
+
+
+def published(model: Path, version: int) -> WeightRef:
+    """What a learner would announce in bfloat16: the model's weights, or perturbed ones for the trial."""
+    import torch
+    from blake3 import blake3
+    from safetensors.torch import load_file, save
+
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(model / "model.safetensors").items()}
+    if version == TRIAL:
+        state = perturbed(state, seed=0)
+    tokens = tuple(np.random.default_rng(0).integers(0, 50, 32).tolist())
+    blob = save(state)
+    return WeightRef(
+        version=version,
+        digest=blake3(blob).hexdigest(),
+        size_bytes=len(blob),
+        blob=ray.put(np.frombuffer(blob, np.uint8)),
+        probe=Probe(tokens, scored_by(state, str(model), "eager", tokens)),
+        elements=element_checksum(bits_of(state.values())),
+    )
+
+
+def faulty_actor(marker: Path):
+    """An actor class whose first process has an engine that keeps its old head and cannot be read back."""
+    from actors.actor import Actor
+
+    class KeepsOldHeadOnce(Actor):
+        async def _build(self):
+            await super()._build()
+            if marker.exists():
+                return
+            marker.touch()
+            from safetensors.torch import load_file, save_file
+
+            engine, old = self._engine, load_file(Path(self._spec.model) / "model.safetensors")[HEAD]
+            load = engine.load
+
+            async def faulty_load(path, version):
+                state = load_file(path)
+                state[HEAD] = old.to(state[HEAD].dtype)
+                save_file(state, marker.with_suffix(".safetensors"))
+                await load(marker.with_suffix(".safetensors"), version)
+
+            async def no_elements():
+                return None
+
+            engine.load, engine.elements = faulty_load, no_elements
+
+    return KeepsOldHeadOnce
+
+
+def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_verified(model, tmp_path):
+    files = ray.remote(NodeFiles).remote("test")
+    endpoints = Endpoints("ipc:///tmp/redraft-no-replay-in", "ipc:///tmp/redraft-no-replay-out")
+    spec = Spec(
+        run_id="test",
+        model=str(model),
+        dtype="bfloat16",
+        seed=0,
+        data=DataSettings(),
+        environment=EnvironmentSettings(name="signs"),
+        rollout=RolloutSettings(),
+        sampling=SamplingSettings(),
+        actors=ActorSettings(engine=EngineSettings(max_length=128, max_running=8)),
+        endpoints=endpoints,
+    )
+    part = ray.remote(faulty_actor(tmp_path / "failed-once"))
+
+    def make(name):
+        return part.options(num_cpus=1, max_restarts=-1, max_concurrency=100).remote(spec, name, files)
+
+    lost: list[str] = []
+    fleet = Fleet(make, 1, start_s=120, silence_s=60, on_lost=lambda number, why: lost.append(why))
+    orders = Orders(weights=published(model, 0), trial=published(model, TRIAL))
+    deadline = time.monotonic() + 180
+    while not fleet.ready():
+        assert time.monotonic() < deadline, f"no verified actor; lost: {lost}"
+        fleet.receive()
+        for number in fleet.idle():
+            fleet.send(number, orders)
+    print(f"lost: {lost}; probe of the replacement: {fleet.members[0].report.probe_difference:.4f}")
+    assert len(lost) == 1 and "version -1" in lost[0] and "does not compute with these weights" in lost[0]
+    assert fleet.members[0].report.version == 0
+    ray.get(files.close.remote(), timeout=10)
+    fleet.close(5.0)
