@@ -19,7 +19,7 @@ from actors.group import GroupWriter
 from actors.play import Environments, EpisodeFailure
 from actors.rendering import Renderer
 from protocols import metrics
-from protocols.errors import DeadlineError, WeightsError
+from protocols.errors import DeadlineError, SettingError, WeightsError
 from protocols.turns import Close, Lease, Turn
 from protocols.weights import WeightRef
 from replay.config import Endpoints
@@ -62,8 +62,8 @@ class Report:
     state: str
     version: int | None = None
     probe_difference: float = 0.0
-    closed: list[bytes] = field(default_factory=list)
-    abandoned: list[tuple[bytes, str]] = field(default_factory=list)
+    closed: list[tuple[bytes, int]] = field(default_factory=list)  # group, lease number
+    abandoned: list[tuple[bytes, int, str]] = field(default_factory=list)
     playing: int = 0
     running: int = 0
     turns: int = 0
@@ -83,6 +83,7 @@ class Actor:
         self._report = Report("starting", pid=os.getpid(), node=socket.gethostname())
         self._tasks: set[asyncio.Task] = set()
         self._playing = 0
+        self._logged: set[str] = set()
         self._announced: WeightRef | None = None
         self._starting: asyncio.Task | None = None
         self._updating: asyncio.Task | None = None
@@ -120,6 +121,7 @@ class Actor:
         for task in self._tasks:
             task.cancel()
         if self._starting is not None and self._starting.done() and self._report.state == "ready":
+            await self._engine.abort()
             await self._engine.close()
             await asyncio.to_thread(self._producer.close, 5.0)
 
@@ -141,7 +143,8 @@ class Actor:
         from replay.client import Producer
 
         spec = self._spec
-        self._report.metrics_port = metrics.serve(spec.actors.metrics_port, "actors.metrics_port")
+        base, number = spec.actors.metrics_port, int(self._name.rpartition("-")[2])
+        self._report.metrics_port = metrics.serve(base + number if base else 0, "actors.metrics_port")
         self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         self._renderer = Renderer(AutoTokenizer.from_pretrained(spec.model))
         self._environments = Environments(lambda: environments.make(spec.environment), spec.environment.time_limit_s)
@@ -150,10 +153,12 @@ class Actor:
     async def _update(self, trial: WeightRef | None) -> None:
         """Brings the engine to the newest announced version, again while newer ones come."""
         await self._starting
+        if self._report.state != "ready":
+            return
         tolerance = self._spec.actors.probe_tolerance or weights.TOLERANCE[self._spec.dtype]
         try:
             if trial is not None and self._report.version is None:
-                await self._try(trial, tolerance)
+                await self._try(trial, weights.trial_tolerance(trial, self._announced, tolerance))
             while self._report.state == "ready" and self._report.version != self._announced.version:
                 ref = self._announced
                 self._report.probe_difference = await self._try(ref, tolerance)
@@ -162,16 +167,19 @@ class Actor:
             metrics.WEIGHTS_REFUSED.inc()
             self._report.weights_refused = True
             self._fail(str(error))
+        except TimeoutError:
+            self._fail(f"version {self._announced.version} was not loaded within {self._spec.actors.silence_s:g} s")
         except Exception as error:
             log.exception("%s cannot load weights", self._name)
             self._fail(f"cannot load weights: {error}")
 
     async def _try(self, ref: WeightRef, tolerance: float) -> float:
-        path = await self._files.place.remote(ref, self._name)
-        try:
-            return await weights.apply(self._engine, ref, path, tolerance)
-        finally:
-            await self._files.done.remote(self._name)
+        async with asyncio.timeout(self._spec.actors.silence_s):
+            path = await self._files.place.remote(ref, self._name)
+            try:
+                return await weights.apply(self._engine, ref, path, tolerance)
+            finally:
+                await self._files.done.remote(self._name)
 
     # Playing.
 
@@ -187,11 +195,13 @@ class Actor:
             self._abandon(lease, f"not closed within actors.lease_s={limit:g}")
         except (DeadlineError, rollouts.Aborted) as error:
             self._abandon(lease, str(error) or "aborted")
+        except SettingError as error:  # every other group would end like this one
+            self._fail(str(error))
         except Exception as error:
             log.exception("%s gives up group %s", self._name, lease.group.hex()[:8])
             self._abandon(lease, f"{type(error).__name__}: {error}")
         else:
-            self._report.closed.append(lease.group)
+            self._report.closed.append((lease.group, lease.number))
             metrics.GROUPS.labels(end="closed").inc()
         finally:
             self._playing -= 1
@@ -217,6 +227,7 @@ class Actor:
             async with self._environments.one(lease.task, lease.seed + episode) as environment:
                 await rollouts.named(settings.name)(stage, environment)
         except EpisodeFailure as failure:
+            self._note(failure)
             writer.error(episode, str(failure))
         metrics.EPISODES.inc()
 
@@ -224,7 +235,8 @@ class Actor:
         lease = Lease(bytes(16), 0, 0, task, self._spec.seed)
         turns: list[Turn] = []
         writer = GroupWriter(lease, lambda turn, order, spread: turns.append(turn))
-        await self._episodes(lease, writer, settings, sampling)
+        async with asyncio.timeout(self._spec.actors.lease_s):
+            await self._episodes(lease, writer, settings, sampling)
         return turns
 
     # Reporting.
@@ -248,15 +260,27 @@ class Actor:
         return report
 
     def _report_engine_failure(self) -> None:
-        if self._report.state == "ready" and (error := self._engine.error) is not None:
-            self._fail(f"the engine has stopped: {error}")
+        if self._report.state != "ready":
+            return
+        if self._engine.error is not None:
+            self._fail(f"the engine has stopped: {self._engine.error}")
+        elif not self._producer.alive:
+            self._fail("the replay producer's thread has stopped; see the log")
 
     def _fail(self, error: str) -> None:
-        self._report.state, self._report.error = "failed", error
+        """Says that this actor has to be replaced, and why: the first cause counts."""
+        if self._report.state != "failed":
+            self._report.state, self._report.error = "failed", error
+
+    def _note(self, failure: EpisodeFailure) -> None:
+        metrics.ENVIRONMENT_ERRORS.labels(kind=failure.kind).inc()
+        if str(failure) not in self._logged:
+            self._logged.add(str(failure))
+            log.warning("an episode ended (%s): %s; this cause is logged once, and counted", failure.kind, failure)
 
     def _abandon(self, lease: Lease, reason: str) -> None:
         metrics.GROUPS.labels(end="abandoned").inc()
-        self._report.abandoned.append((lease.group, reason))
+        self._report.abandoned.append((lease.group, lease.number, reason))
 
     def _background(self, work) -> asyncio.Task:
         task = asyncio.ensure_future(work)

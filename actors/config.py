@@ -103,4 +103,4 @@ class ActorSettings(Settings):
     failures: int = Field(3, ge=1)
     """Failed weight checks, or failed starts, of actors before the run stops."""
     metrics_port: int = Field(0, ge=0, le=65535)
-    """Prometheus port of the first actor on a node (0 = any free one)."""
+    """Prometheus port of actor 0; actor n takes the port n above (0 = any free one)."""

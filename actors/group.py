@@ -65,6 +65,7 @@ class GroupWriter:
             **facts,
         )
         self._sink(turn, self._lease.order, 0.0)
+        metrics.GENERATION_SECONDS.observe(completion.seconds)
         metrics.TURNS.labels(role=role.name.lower()).inc()
         metrics.TOKENS.labels(role=role.name.lower()).inc(len(completion.ids))
         return number

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 
 from protocols import metrics
 
-log = logging.getLogger("redraft.actor")
 WORKERS = 32
 
 
@@ -59,19 +57,19 @@ class Environments:
     """Lends environments to episodes. `make` builds one; those that failed are thrown away, the others used again.
 
     An environment whose class says `blocking = False` is called directly; others run in threads, since they may
-    sleep, compute or hang. A hung thread cannot be stopped: it is left behind with its pool, and a new pool begins.
+    sleep, compute or hang. A hung thread cannot be stopped: it is left behind with its pool, and a new one begins.
     """
 
     def __init__(self, make: Callable[[], object], time_limit_s: float):
         self._make, self._limit = make, time_limit_s
         self._idle: list = []
         self._threads = ThreadPoolExecutor(WORKERS, "environment")
-        self._logged: set[str] = set()
+        self._free = asyncio.Semaphore(WORKERS)  # so that the limit counts from a step's start, not from its queueing
 
     @asynccontextmanager
     async def one(self, task: dict, seed: int) -> AsyncIterator[Playing]:
-        environment = self._idle.pop() if self._idle else self._make()
-        call = self._in_thread if getattr(environment, "blocking", True) else self._directly
+        environment = self._idle.pop() if self._idle else await self._directly(self._make)
+        call = self._in_thread if environment.blocking else self._directly
         playing = Playing(environment, call)
         await playing.reset(task, seed)
         yield playing
@@ -81,23 +79,19 @@ class Environments:
         try:
             return function(*arguments, **named)
         except Exception as error:
-            raise self._failure("raised", f"{type(error).__name__}: {error}") from error
+            raise EpisodeFailure("raised", f"{type(error).__name__}: {error}") from error
 
     async def _in_thread(self, function: Callable, *arguments, **named):
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._threads, lambda: function(*arguments, **named))
-        try:
-            return await asyncio.wait_for(work, self._limit)
-        except TimeoutError:
-            self._threads.shutdown(wait=False)
-            self._threads = ThreadPoolExecutor(WORKERS, "environment")
-            raise self._failure("hung", f"no answer within environment.time_limit_s={self._limit:g}") from None
-        except Exception as error:
-            raise self._failure("raised", f"{type(error).__name__}: {error}") from error
-
-    def _failure(self, kind: str, message: str) -> EpisodeFailure:
-        metrics.ENVIRONMENT_ERRORS.labels(kind=kind).inc()
-        if message not in self._logged:
-            self._logged.add(message)
-            log.warning("an environment %s: %s (this cause is logged once, and counted)", kind, message)
-        return EpisodeFailure(kind, message)
+        async with self._free:
+            loop, threads = asyncio.get_running_loop(), self._threads
+            work = loop.run_in_executor(threads, lambda: function(*arguments, **named))
+            try:
+                return await asyncio.wait_for(work, self._limit)
+            except TimeoutError:
+                if threads is self._threads:
+                    self._threads = ThreadPoolExecutor(WORKERS, "environment")
+                    threads.shutdown(wait=False)
+                message = f"no answer within environment.time_limit_s={self._limit:g}"
+                raise EpisodeFailure("hung", message) from None
+            except Exception as error:
+                raise EpisodeFailure("raised", f"{type(error).__name__}: {error}") from error

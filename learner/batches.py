@@ -14,7 +14,8 @@ from learner.credit import credit, scored
 from learner.objectives import coefficients
 from learner.packing import MicroBatch, pack
 from learner.sequences import linearise
-from protocols.turns import Group
+from protocols.errors import RedraftError
+from protocols.turns import Group, Role
 from protocols.weights import staleness
 
 
@@ -29,7 +30,14 @@ class Batch:
 
 
 def prepare(groups: Sequence[Group], step: int, settings: LearnerSettings) -> Batch:
-    """Credit, linearise, weigh and pack the groups that a trainer at `step` steps is going to train on."""
+    """Credit, linearise, weigh and pack the groups that a trainer at `step` steps is going to train on.
+
+    Raises RedraftError when every episode in them ended with an error: there is nothing to learn from, and will not be.
+    """
+    turns = [turn for group in groups for turn in group.turns]
+    errors = [turn for turn in turns if turn.role is Role.ERROR]
+    if turns and len(errors) == len(turns):
+        raise RedraftError(f"every episode of a batch ended with an error; the last: {errors[-1].extra.get('error')}")
     start = time.monotonic()
     lines = linearise(groups, credit(groups, settings.credit), settings)
     shares = coefficients(lines.sequences, lines.turns, settings)
@@ -38,6 +46,7 @@ def prepare(groups: Sequence[Group], step: int, settings: LearnerSettings) -> Ba
         "tokens": packed.tokens,
         "padding_share": packed.padding / max(1, packed.tokens),
         "truncated_sequences": lines.truncated,
+        "errors": len(errors),
     }
     return Batch([group.id for group in groups], packed.micros, facts, time.monotonic() - start)
 

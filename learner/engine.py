@@ -146,7 +146,7 @@ class Engine:
         return loss_of(self.settings.objective, logprobs, entropy, *per_token, reference)
 
     def _over_ranks(self, sums: Tensor) -> np.ndarray:
-        total, largest = sums.to(self.device), sums[-1:].to(self.device)
+        total, largest = sums.to(self.device), sums[-1:].clone().to(self.device)
         dist.all_reduce(total)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return torch.cat([total[:-1], largest]).cpu().numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from learner.batches import Batch, prepare
@@ -23,11 +23,10 @@ CULPRITS = {
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A batch, why it had to be waited for ("" when it was there), and whether replay is getting full."""
+    """A batch, and why it had to be waited for ("" when it was there)."""
 
     batch: Batch
     reason: str
-    crowded: bool
 
 
 class Prefetch:
@@ -37,12 +36,17 @@ class Prefetch:
         self._settings = settings
         self._client = Client(endpoints, name)
         self._stopping = threading.Event()
+        self.crowded = False  # replay holds so much that a checkpoint should let it forget, as of the last claim
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._next: Future[Fetched | None] | None = None
 
     def start(self, step: int) -> None:
         """Begins to claim the batch that the trainer will use when it has done `step` steps."""
         self._next = self._thread.submit(self._fetch, step)
+
+    def ready(self, wait_s: float) -> bool:
+        """Whether `take` would return at once; waits up to `wait_s` for that."""
+        return bool(wait([self._next], wait_s).done)
 
     def take(self) -> Fetched | None:
         """The batch last started; None when the run is stopping. Raises DeadlineError when none came in time."""
@@ -67,9 +71,9 @@ class Prefetch:
         while not self._stopping.is_set():
             wait_s = min(POLL_S, max(0.0, deadline - time.monotonic()))
             claim = self._client.claim(settings.batch_groups, step, settings.max_staleness, wait_s)
+            self.crowded = claim.stats["bytes"] > CROWDED * claim.stats["max_bytes"]
             if claim.groups:
-                crowded = claim.stats["bytes"] > CROWDED * claim.stats["max_bytes"]
-                return Fetched(prepare(claim.groups, step, settings), reason, crowded)
+                return Fetched(prepare(claim.groups, step, settings), reason)
             reason = claim.reason
             if time.monotonic() >= deadline:
                 raise _late(claim, settings)

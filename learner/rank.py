@@ -32,6 +32,7 @@ log = logging.getLogger("redraft.learner")
 
 ORDER_GRACE_S = 300.0  # on top of the claim deadline: a checkpoint, a slow step
 CURSOR_S = 60.0  # longest wait for the controller's cursor
+POLL_S = 1.0  # how often a rank that waits for a batch looks up
 BAD_STEPS = 3  # so many gradients in a row that are not finite end the run
 
 
@@ -60,7 +61,7 @@ class Rank:
         self.seed, self.endpoints = seed, endpoints
         self.steps, self.dtype, self.temperature = steps, dtype, temperature
         self.step = self.life = 0
-        self._resumed = False
+        self._resumed = self._loaded = False
         self._bad_steps = self._skipped = 0
         self._stopping = threading.Event()
         self._prefetch = None
@@ -96,8 +97,23 @@ class Rank:
         state = checkpoint.read(folder, self.run_id, self.world, self.settings.zero)
         self.engine.load(str(folder), checkpoint.TAG)
         torch.set_rng_state(torch.load(folder / f"random-{self.rank}.pt", weights_only=True))
-        self.step = state.step
+        self.step, self._loaded = state.step, True
         return {"step": self.step, "life": self.life, "cursor": state.cursor}
+
+    def announce(self, controller) -> None:
+        """Announces the weights that training starts from; on resume, replay first takes back what came after them."""
+        if self.rank:
+            self._follow()
+            return
+        from replay.client import Client
+
+        if self._resumed:
+            client = Client(self.endpoints, f"learner-{self.life}")
+            client.resume(self.step)
+            client.close()
+        self._publish_trial(controller)
+        self._publish(controller, {})
+        self._order("end", "announced")
 
     def run(self, controller, until_step: int) -> dict:
         """Trains until `until_step` steps are done or `stop` is called; returns the step and "done" or "stopped".
@@ -110,9 +126,8 @@ class Rank:
         if self.device == "cpu":
             torch.set_num_threads(self.settings.threads)  # holds for the calling thread only
         if self.rank:
-            while (order := self._receive())[0] != "end":
-                self._obey(*order)
-            return {"step": self.step, "reason": order[1]}
+            reason = self._follow()
+            return {"step": self.step, "reason": reason}
         try:
             reason = self._lead(controller, until_step)
         except RedraftError:
@@ -151,6 +166,12 @@ class Rank:
         if self.world > 1:
             dist.scatter_object_list([None], [(kind, item) for item in payloads], src=0, group=self.objects)
         return self._obey(kind, payloads[0])
+
+    def _follow(self) -> str:
+        """Ranks 1..: does what rank 0 orders until it says "end"; returns why it did."""
+        while (order := self._receive())[0] != "end":
+            self._obey(*order)
+        return order[1]
 
     def _receive(self) -> tuple:
         import torch.distributed as dist
@@ -191,23 +212,23 @@ class Rank:
         client, prefetch = Client(self.endpoints, name), Prefetch(self.endpoints, name, self.settings)
         self._prefetch = prefetch
         try:
-            if self._resumed:
-                client.resume(self.step)
-            self._publish_trial(controller)
-            self._publish(controller, {})
-            saved = None
+            saved = self.step if self._loaded else None
             if self.step < until_step:
                 prefetch.start(self.step)
             while self.step < until_step and not self._stopping.is_set():
                 seconds = {"checkpoint": 0.0}
                 with timed(seconds, "wait"):
+                    while not prefetch.ready(POLL_S):
+                        if prefetch.crowded and saved != self.step:
+                            self._checkpoint(client, controller)
+                            saved = self.step
                     fetched = prefetch.take()
                 if fetched is None:
                     break
                 if self.step + 1 < until_step:
                     prefetch.start(self.step + 1)
                 report = self._train(fetched, client, controller, seconds)
-                if self.step % self.settings.checkpoint_every == 0 or fetched.crowded:
+                if self.step % self.settings.checkpoint_every == 0 or prefetch.crowded:
                     with timed(seconds, "checkpoint"):
                         self._checkpoint(client, controller)
                     saved = self.step

@@ -5,7 +5,7 @@
        |                +------------- weights v+1 -----------+
        +---- admission: (eta + version + 1) * batch - (accepted + running)
 
-It holds no turn and no weights. Ten times a second it takes the actors' reports, counts what replay holds, and sends
+It holds no turn and no weights. Twenty times a second it takes the actors' reports, counts what replay holds, and sends
 each actor its orders: leases for as many groups as admission allows, and the newest weights. The learner calls it
 after each step. Everything else flows past it.
 
@@ -26,22 +26,23 @@ When a wait runs out, the run stops with an error that names who was waited for;
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from actors import environments
 from actors.actor import Orders, Report
 from actors.tasks import TaskOrder
 from protocols import metrics
-from protocols.errors import DeadlineError, RedraftError, WeightsError
+from protocols.errors import DeadlineError, RedraftError
 from protocols.weights import WeightRef, step_of
 from redraft import logs, parts
 from redraft.exam import Exam
 from redraft.fleet import Fleet
-from redraft.leases import LeaseBook, admissible
+from redraft.leases import PLAYS, LeaseBook, admissible
 from redraft.recipe import Recipe
 from redraft.run import Run
 from redraft.status import Status
@@ -49,8 +50,8 @@ from replay.client import Client
 
 log = logging.getLogger("redraft.controller")
 TICK_S = 0.05
+GIVEN_UP = 10  # groups that could not be played, before the run stops
 FULL_SHARE = 0.9  # of replay.max_bytes: above it no new group is leased
-STOP_S = 60.0
 
 
 class Controller:
@@ -63,7 +64,6 @@ class Controller:
         self._stopping = threading.Event()
         self._weights: WeightRef | None = None
         self._trial: WeightRef | None = None
-        self._refused = self._failed_starts = 0
         self._book: LeaseBook | None = None
         self._fleet: Fleet | None = None
         self._replay = self._endpoints = None
@@ -78,7 +78,7 @@ class Controller:
         try:
             self._start()
             summary |= self._train_and_evaluate()
-        except (RedraftError, RayTaskError, RayActorError) as error:
+        except Exception as error:  # whatever ends a run is said in its summary
             cause = error.cause if isinstance(error, RayTaskError) else error
             summary["error"] = " ".join(str(cause).split())
             log.error("the run stops: %s", summary["error"], exc_info=not isinstance(cause, RedraftError))
@@ -130,7 +130,7 @@ class Controller:
         self._files = parts.start_node_files(run)
         self._ranks = parts.start_ranks(run, recipe, self._endpoints)
         maker = parts.actor_maker(run, recipe, self._endpoints)
-        self._fleet = Fleet(maker, recipe.actors.count, recipe.start_s, recipe.actors.silence_s, self._lost)
+        self._fleet = Fleet(maker, recipe.actors, recipe.start_s, self._lost)
         self._wait(self._replay.metrics_port.remote(), "replay", recipe.start_s)
         self._client = Client(self._endpoints, "controller")
         master = self._wait(self._ranks[0].address.remote(), "learner rank 0", recipe.start_s)
@@ -160,12 +160,13 @@ class Controller:
 
     def _train_and_evaluate(self) -> dict:
         me = ray.get_runtime_context().current_actor
-        self._learning = [rank.run.remote(me, self._recipe.steps) for rank in self._ranks]
-        self._until(lambda: self._weights is not None, "learner rank 0", "its first weights")
+        for rank in [rank.announce.remote(me) for rank in self._ranks]:
+            self._wait(rank, "learner", self._recipe.start_s)
         self._until(self._fleet_is_ready, "actors", "an engine with verified weights")
         before = self._evaluation("before")
         self._status.phase("training")
-        self._serve(until=lambda: self._learner_ended(), leasing=True)
+        self._learning = [rank.run.remote(me, self._recipe.steps) for rank in self._ranks]
+        self._serve(self._learner_ended, leasing=True)
         if ray.get(self._learning[0])["reason"] != "done":
             return {"state": "stopped", "before": before}
         self._until(self._fleet_is_newest, "actors", "the last weights")
@@ -184,13 +185,6 @@ class Controller:
     def _tick(self, leasing: bool) -> None:
         for number, report in self._fleet.receive():
             self._take(number, report)
-        failures = self._recipe.actors.failures
-        if self._refused >= failures:
-            raise WeightsError(
-                f"actors refused the learner's weights {failures} times; the last: {self._status.last_event}"
-            )
-        if self._failed_starts >= failures:
-            raise RedraftError(f"actors could not start {failures} times; the last: {self._status.last_event}")
         room = self._room() if leasing and not self._stopping.is_set() else 0
         self._give_orders(room)
         if self._stopping.is_set():
@@ -199,36 +193,37 @@ class Controller:
 
     def _take(self, number: int, report: Report) -> None:
         """What one actor reports."""
-        self._refused += report.weights_refused
-        self._failed_starts += report.state == "failed" and report.version is None and not report.weights_refused
         if self._book is None:
             return
         self._book.closed(report.closed)
-        for group, why in report.abandoned:
-            self._abandon(group, why)
+        for group, lease, why in report.abandoned:
+            self._abandon(group, lease, why)
         self._status.played(report.turns, report.tokens)
 
     def _lost(self, number: int, why: str) -> None:
         """An actor is gone: its leases are given again."""
-        self._status.event(f"{self._fleet.members[number].name} replaced: {why}")
+        self._status.replaced(number, why)
         metrics.RESTARTS.labels(part="actor").inc()
-        for group in self._book.of(number) if self._book else ():
-            self._abandon(group, "actor")
+        for group, lease in self._book.of(number) if self._book else ():
+            self._abandon(group, lease, "actor")
 
-    def _abandon(self, group: bytes, why: str) -> None:
-        lease = self._book.lost(group)
+    def _abandon(self, group: bytes, number: int, why: str) -> None:
+        """Takes a lease back and has replay drop its rows. Raises RedraftError when groups fail again and again."""
+        lease = self._book.lost(group, number)
         if lease is None:
             return
         metrics.LEASES_LOST.labels(reason="actor" if why == "actor" else "abandoned").inc()
         if why != "actor":
             self._status.event(f"group {group.hex()[:8]} abandoned: {why}", once=why)
         self._client.abandon(group, lease.number)
+        if self._book.given_up >= GIVEN_UP:
+            raise RedraftError(f"{GIVEN_UP} groups could not be played, in {PLAYS} tries each; the last: {why}")
 
     def _room(self) -> int:
         """How many groups may be leased now; derived from what replay holds, never counted here."""
         limit = self._recipe.actors.lease_s + self._recipe.actors.silence_s
-        for group in self._book.overdue(time.monotonic() - limit):
-            self._abandon(group, f"no word of it for {limit:.0f} s")
+        for group, lease in self._book.overdue(time.monotonic() - limit):
+            self._abandon(group, lease, f"no word of it for {limit:.0f} s")
         learner = self._recipe.learner
         ready = self._fleet.ready()
         if not ready:
@@ -242,23 +237,23 @@ class Controller:
         if stats["full"] or stats["bytes"] > FULL_SHARE * stats["max_bytes"]:
             return 0
         version = min(step_of(self._fleet.members[number].report.version) for number in ready)
-        accepted = stats["trained_total"] + stats["claimed"] + stats["ready"]
+        held = stats["claimed"] + stats["ready"]
         return admissible(
-            learner.max_staleness,
-            version,
-            learner.batch_groups,
-            self._recipe.replay.max_uses,
-            accepted,
-            len(self._book.live),
+            learner.max_staleness, version, stats["step"], learner.batch_groups, held, len(self._book.live)
         )
 
     def _give_orders(self, room: int) -> None:
-        for number in self._fleet.idle():
-            member = self._fleet.members[number]
-            capacity = self._recipe.actors.episodes - len(self._book.of(number)) if self._book and room else 0
-            leases = []
-            if member.ready and capacity > 0:
-                leases = self._book.give(number, min(capacity, room), time.monotonic())
+        """Sends every idle actor its orders; the room is shared out, the least busy first."""
+        busy = {number: len(self._book.of(number)) if self._book else 0 for number in self._fleet.members}
+        idle = sorted(self._fleet.idle(), key=busy.get)
+        ready = [number for number in idle if self._fleet.members[number].ready]
+        for number in idle:
+            member, leases = self._fleet.members[number], []
+            if number in ready and room:
+                share = math.ceil(room / (len(ready) - ready.index(number)))
+                leases = self._book.give(
+                    number, min(share, self._recipe.actors.episodes - busy[number]), time.monotonic()
+                )
                 room -= len(leases)
             new = self._weights if self._weights and member.report.version != self._weights.version else None
             trial = self._trial if new and member.report.version is None else None
@@ -275,7 +270,6 @@ class Controller:
         return not running
 
     def _fleet_is_ready(self) -> bool:
-        self._learner_ended()
         return bool(self._fleet.ready()) or self._stopping.is_set()
 
     def _fleet_is_newest(self) -> bool:
@@ -296,12 +290,17 @@ class Controller:
 
     # Evaluation.
 
-    def _evaluation(self, label: str) -> dict:
-        """Plays the test tasks on all actors with the weights now in force; writes a line of evaluations.jsonl."""
+    def _evaluation(self, label: str) -> dict | None:
+        """Plays the test tasks on all actors with the weights now in force; writes a line of evaluations.jsonl.
+
+        None when the run is stopped meanwhile.
+        """
         began = time.monotonic()
         self._status.phase("evaluating", label)
         exam = Exam(self._recipe, self._tests, self._fleet, self._status)
-        self._serve(exam.advance)
+        self._serve(lambda: self._stopping.is_set() or exam.advance())
+        if self._stopping.is_set():
+            return None
         line = exam.summary()
         facts = {"label": label, "step": self._status.step, "version": self._weights.version}
         self._run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | line)
@@ -316,7 +315,8 @@ class Controller:
             self._fleet.close(5.0)
         for rank in self._ranks:
             ray.kill(rank)
-        ray.wait([files.close.remote() for files in self._files] or [ray.put(0)], timeout=5.0)
+        if self._files:
+            ray.wait([files.close.remote() for files in self._files], num_returns=len(self._files), timeout=5.0)
         if self._replay is not None:
             ray.wait([self._replay.close.remote()], timeout=10.0)
             ray.kill(self._replay)

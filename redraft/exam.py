@@ -43,7 +43,10 @@ class Exam:
             elif losses + 1 < TRIES:
                 self._shares.append((number, start, losses + 1))
             else:
-                raise RedraftError(f"test tasks {start} to {start + SHARE} were lost with their actor {TRIES} times")
+                tasks = f"test tasks {start} to {start + SHARE}"
+                raise RedraftError(
+                    f"{tasks} were lost with their actor {TRIES} times; the last: {self._status.last_event}"
+                )
         for actor in self._fleet.ready():
             if self._shares and actor not in self._under_way:
                 number, start, _ = self._under_way[actor] = self._shares.popleft()

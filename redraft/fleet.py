@@ -1,7 +1,8 @@
 """The fleet: actors as Ray's FaultTolerantActorManager keeps them, one `exchange` in flight with each.
 
-An actor that dies is restarted by Ray; one that is silent too long, or says that it has failed, is killed so that
-Ray restarts it. Either way the controller learns which actor it was and why, and takes its leases back.
+An actor that dies is restarted by Ray; one that is silent or starts for too long, or says that it has failed, is killed
+so that Ray restarts it. Either way `on_lost` learns which actor it was and why. When starts or weight checks fail again
+and again, that is an error that names the last cause.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import ray
+from ray.exceptions import RayActorError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from actors.actor import Orders, Report
+from actors.config import ActorSettings
+from protocols.errors import RedraftError, WeightsError
 
 log = logging.getLogger("redraft.fleet")
 PROBE_S = 2.0
@@ -29,6 +33,7 @@ class Member:
     name: str
     handle: object
     heard: float
+    began: float
     report: Report = field(default_factory=lambda: Report("starting"))
     evaluating: bool = False
 
@@ -43,18 +48,18 @@ class Fleet:
     def __init__(
         self,
         make: Callable[[str], object],
-        count: int,
+        settings: ActorSettings,
         start_s: float,
-        silence_s: float,
         on_lost: Callable[[int, str], None],
     ):
-        self._start_s, self._silence_s, self._on_lost = start_s, silence_s, on_lost
-        handles = [make(f"actor-{n}") for n in range(count)]
+        self._settings, self._start_s, self._on_lost = settings, start_s, on_lost
+        handles = [make(f"actor-{n}") for n in range(settings.count)]
         # Two calls at most: an exchange and an evaluation, told apart by their tags.
         self._manager = FaultTolerantActorManager(handles, max_remote_requests_in_flight_per_actor=1)
         now = time.monotonic()
-        self.members = {n: Member(f"actor-{n}", handle, now) for n, handle in enumerate(handles)}
+        self.members = {n: Member(f"actor-{n}", handle, now, now) for n, handle in enumerate(handles)}
         self._probed = now
+        self._failed_starts = self._refused = 0
 
     def ready(self) -> list[int]:
         return [number for number, member in self.members.items() if member.ready]
@@ -76,19 +81,37 @@ class Fleet:
         ]
 
     def receive(self) -> list[tuple[int, Report]]:
-        """Reports that have come in. Losses are handled on the way."""
+        """Reports that have come in; losses are handled on the way.
+
+        Raises WeightsError or RedraftError when actors fail their weight checks, or to start, `actors.failures` times.
+        """
         reports = []
         for result in self._manager.fetch_ready_async_reqs(tags=EXCHANGES):
-            member = self.members[result.actor_id]
             if result.ok:
-                member.heard, member.report = time.monotonic(), result.get()
-                reports.append((result.actor_id, member.report))
-                if member.report.state == "failed":
-                    self.replace(result.actor_id, member.report.error)
+                reports.append((result.actor_id, result.get()))
+                self._heard(result.actor_id, result.get())
             else:
-                self._gone(result.actor_id, "its process died")
+                self._broken(result.actor_id, result.get())
         self._watch()
         return reports
+
+    def _heard(self, number: int, report: Report) -> None:
+        member = self.members[number]
+        member.heard, member.report = time.monotonic(), report
+        self._refused += report.weights_refused
+        if report.state == "failed":
+            self.replace(number, report.error)
+        elif member.ready:
+            self._failed_starts = 0
+        if self._refused >= self._settings.failures:
+            raise WeightsError(f"actors refused the learner's weights {self._refused} times; the last: {report.error}")
+
+    def _broken(self, number: int, error: Exception) -> None:
+        """A call failed: the process died, or the call itself did, and then the process is not to be trusted."""
+        if isinstance(error, RayActorError):
+            self._gone(number, "its process died")
+        else:
+            self.replace(number, _cause(error))
 
     def evaluate(self, number: int, tasks: list[dict], rollout, sampling) -> None:
         """Has an actor play tasks outside of training; `evaluated` tells the end."""
@@ -107,7 +130,7 @@ class Fleet:
             if self.members[result.actor_id].evaluating:
                 ended.append((result.actor_id, result.get() if result.ok else None))
             if not result.ok:
-                self.replace(result.actor_id, f"an evaluation failed: {_cause(result.get())}")
+                self._broken(result.actor_id, result.get())
         ended += [(number, None) for number, member in self.members.items() if member.evaluating and not member.ready]
         ended = list(dict(reversed(ended)).items())
         for number, _ in ended:
@@ -128,17 +151,22 @@ class Fleet:
 
     def _gone(self, number: int, why: str) -> None:
         member = self.members[number]
+        starting = not member.ready and not member.report.weights_refused
         self._manager.set_actor_state(number, healthy=False)
-        member.report, member.heard = Report("starting"), time.monotonic()
+        member.report, member.heard, member.began = Report("starting"), time.monotonic(), time.monotonic()
         self._on_lost(number, why)
+        self._failed_starts += starting
+        if self._failed_starts >= self._settings.failures:
+            raise RedraftError(f"actors could not start {self._failed_starts} times in a row; the last: {why}")
 
     def _watch(self) -> None:
-        """Replaces who has been silent too long; brings back who was restarted."""
+        """Replaces who is silent, or starts, for too long; brings back who was restarted."""
         now = time.monotonic()
         for number, member in self.members.items():
-            limit = self._silence_s if member.report.pid else self._start_s
-            if now - member.heard > limit:
-                self.replace(number, f"silent for {limit:.0f} s")
+            if member.report.pid and now - member.heard > self._settings.silence_s:
+                self.replace(number, f"silent for actors.silence_s={self._settings.silence_s:g}")
+            elif not member.ready and now - member.began > self._start_s:
+                self.replace(number, f"not ready within start_s={self._start_s:g}")
         if now - self._probed > PROBE_S:
             self._probed = now
             self._manager.probe_unhealthy_actors(timeout_seconds=0.1, mark_healthy=True)

@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import secrets
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,7 +37,9 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
     _check_model(model)
     run = runs.create(recipe, str(model), name, resume, again)
-    with ray_for(recipe, run) as run:
+    with ray_for(recipe) as address:
+        run = replace(run, ray=address)
+        run.save()
         summary = _watch(recipe, run, resume, console)
     _show(run, recipe, summary, console)
     return summary
@@ -50,8 +54,8 @@ def _check_model(model: Path) -> None:
 
 
 @contextlib.contextmanager
-def ray_for(recipe: Recipe, run: Run) -> Iterator[Run]:
-    """Joins the cluster of RAY_ADDRESS, or starts Ray here for this run and ends it afterwards."""
+def ray_for(recipe: Recipe) -> Iterator[str]:
+    """Joins the cluster of RAY_ADDRESS, or starts Ray here and ends it afterwards; yields the cluster's address."""
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
@@ -65,10 +69,8 @@ def ray_for(recipe: Recipe, run: Run) -> Iterator[Run]:
         logging_level=logging.ERROR,
         **({} if address else local),
     )
-    run = replace(run, ray=context.address_info["gcs_address"])
-    run.save()
     try:
-        yield run
+        yield context.address_info["gcs_address"]
     finally:
         ray.shutdown()
 
@@ -102,13 +104,16 @@ def _interrupted(controller, ended, view: LiveView) -> dict:
     """Ctrl-C: stops the run kindly; another Ctrl-C, or the deadline, ends the wait, and Ray's end kills the rest."""
     import ray
 
-    ray.get(controller.stop.remote(), timeout=ANSWER_S)
     until = time.monotonic() + STOP_S
-    while not ray.wait([ended], timeout=POLL_S)[0]:
-        view.update(ray.get(controller.status.remote(), timeout=ANSWER_S))
-        if time.monotonic() > until:
-            raise RedraftError(f"the run did not stop within {STOP_S:.0f} s and was killed. Go on with --resume")
-    return ray.get(ended)
+    try:
+        ray.get(controller.stop.remote(), timeout=ANSWER_S)
+        while not ray.wait([ended], timeout=POLL_S)[0]:
+            view.update(ray.get(controller.status.remote(), timeout=ANSWER_S))
+            if time.monotonic() > until:
+                raise RedraftError(f"the run did not stop within {STOP_S:.0f} s and was killed. Go on with --resume")
+        return ray.get(ended)
+    except (KeyboardInterrupt, ray.exceptions.RayError) as error:
+        raise RedraftError(f"the run was killed before it had stopped ({error!r}). Go on with --resume") from None
 
 
 def _show(run: Run, recipe: Recipe, summary: dict, console: Console) -> None:
@@ -136,13 +141,14 @@ def _controller(run: Run):
     """The handle of a run that goes on now. Raises RedraftError when it does not."""
     import ray
 
-    if not run.ray:
-        raise RedraftError(f"{run.name} never started")
-    try:
+    gone = RedraftError(f"{run.name} is not running")
+    host, _, port = run.ray.rpartition(":")
+    try:  # Ray itself would wait for minutes for a cluster that has ended
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
         ray.init(address=run.ray, namespace="redraft", log_to_driver=False, logging_level=logging.CRITICAL)
         return ray.get_actor(actor_name(run))
-    except (ConnectionError, ValueError, RuntimeError):
-        raise RedraftError(f"{run.name} is not running") from None
+    except (OSError, ValueError, RuntimeError):
+        raise gone from None
 
 
 def status(name: str) -> dict:
@@ -167,33 +173,44 @@ def stop(name: str) -> None:
 
 def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Console) -> None:
     """Plays the test tasks with a checkpoint's weights; prints the table, adds a line to evaluations.jsonl."""
-    import ray
-
     from actors import environments
-    from actors.actor import Orders
     from learner import checkpoint
     from protocols.weights import version_of
-    from redraft import parts
     from redraft.evaluation import table
-    from redraft.exam import Exam
-    from redraft.fleet import Fleet
-    from redraft.status import Status
 
     run = runs.find(name)
     logs.to_terminal(run.name)
     recipe = recipes.load(run.folder / "recipe.yaml", overrides)
     folder = _checkpoint(run, step)
     state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
+    version = version_of(state.life, state.step)
     tests = environments.tasks(recipe.environment, recipe.data, "test")
     began = time.monotonic()
-    with ray_for(recipe, run) as run:
-        status, where = Status(run, recipe), parts.endpoints(nodes=1)
-        files = parts.start_node_files(run)
-        maker = parts.actor_maker(run, recipe, where, str(folder / "model"), version_of(state.life, state.step))
-        lost = lambda actor, why: status.event(f"actor-{actor} replaced: {why}")  # noqa: E731
-        fleet = Fleet(maker, recipe.actors.count, recipe.start_s, recipe.actors.silence_s, lost)
-        exam = Exam(recipe, tests, fleet, status)
-        status.phase("evaluating", folder.name)
+    with ray_for(recipe):
+        summary = _exam(recipe, run, folder, version, tests, console)
+    facts = {"label": "eval", "step": state.step, "version": version}
+    run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | summary)
+    console.print(table(None, summary, recipe.environment.feedback, console.width))
+
+
+def _exam(recipe: Recipe, run: Run, folder: Path, version: int, tests: Sequence[dict], console: Console) -> dict:
+    """The figures of the checkpoint in `folder`, played by a fleet of its own, beside a run that may go on."""
+    import ray
+
+    from actors.actor import Orders
+    from redraft import parts
+    from redraft.exam import Exam
+    from redraft.fleet import Fleet
+    from redraft.status import Status
+
+    apart = replace(run, id=secrets.token_hex(16))
+    status, where = Status(run, recipe), parts.endpoints(nodes=1)
+    files = parts.start_node_files(apart)
+    maker = parts.actor_maker(apart, recipe, where, str(folder / "model"), version)
+    fleet = Fleet(maker, recipe.actors, recipe.start_s, status.replaced)
+    exam = Exam(recipe, tests, fleet, status)
+    status.phase("evaluating", folder.name)
+    try:
         with LiveView(console, run.name) as view:
             while not exam.advance():
                 fleet.receive()
@@ -201,13 +218,11 @@ def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Con
                     fleet.send(actor, Orders())
                 view.update(status.snapshot())
                 time.sleep(POLL_S / 5)
+        return exam.summary()
+    finally:
         fleet.close(5.0)
         ray.wait([owner.close.remote() for owner in files], num_returns=len(files), timeout=5.0)
         parts.forget(where)
-    summary = exam.summary()
-    facts = {"label": "eval", "step": state.step, "version": version_of(state.life, state.step)}
-    run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | summary)
-    console.print(table(None, summary, recipe.environment.feedback, console.width))
 
 
 def _checkpoint(run: Run, step: int | None) -> Path:

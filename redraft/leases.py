@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -14,14 +15,13 @@ LIFE_NUMBERS = 1000  # lease numbers of one life of a run: a resumed run leases 
 PLAYS = 5  # a group that ends without being closed so often is given up
 
 
-def admissible(eta: int, version: int, batch: int, max_uses: int, accepted: int, running: int) -> int:
+def admissible(eta: int, version: int, step: int, batch: int, held: int, running: int) -> int:
     """How many groups may be leased: (eta + version + 1) * batch - (accepted + running), as in AReaL.
 
-    `version` is the step of the oldest weights that an actor may generate with; `accepted` counts the groups that
-    replay holds or the learner has used; `running` the leases that are out. A group that may be used more than once
-    makes room for fewer new ones.
+    `version` is the step of the oldest weights that an actor may generate with, `running` the leases that are out.
+    What was accepted is `step` batches, that the learner has used, and `held` groups that wait or are in use.
     """
-    return max(0, batch + (eta + version) * batch // max_uses - (accepted + running))
+    return max(0, (eta + version + 1) * batch - (step * batch + held + running))
 
 
 @dataclass(slots=True)
@@ -45,22 +45,25 @@ class LeaseBook:
         self._position, self._number = cursor, life * LIFE_NUMBERS
         self._resumed = life > 0
         self._again: deque[tuple[Lease, int]] = deque()
+        self._lock = threading.Lock()  # the learner asks for the cursor from another thread
         self.live: dict[bytes, Live] = {}
         self.given_up = 0
 
     @property
     def cursor(self) -> int:
         """The first position that may still have to be played: all before it are closed in replay or given up."""
-        unfinished = [live.position for live in self.live.values()] + [position for _, position in self._again]
-        return min(unfinished, default=self._position)
+        with self._lock:
+            unfinished = [live.position for live in self.live.values()] + [position for _, position in self._again]
+            return min(unfinished, default=self._position)
 
     def give(self, actor: int, count: int, now: float) -> list[Lease]:
         """`count` leases for `actor`: lost ones first, so that no group falls behind, then new ones."""
-        given = [self._again.popleft() for _ in range(min(count, len(self._again)))]
-        given += self._fresh(count - len(given))
-        for lease, position in given:
-            self.live[lease.group] = Live(lease, position, actor, now)
-        return [lease for lease, _ in given]
+        with self._lock:
+            given = [self._again.popleft() for _ in range(min(count, len(self._again)))]
+            given += self._fresh(count - len(given))
+            for lease, position in given:
+                self.live[lease.group] = Live(lease, position, actor, now)
+            return [lease for lease, _ in given]
 
     def _fresh(self, count: int) -> list[tuple[Lease, int]]:
         made: list[tuple[Lease, int]] = []
@@ -76,28 +79,35 @@ class LeaseBook:
         group = group_id(self._run_id, epoch, task["id"])
         return Lease(group, self._number, position, task, self._seed + position), position
 
-    def closed(self, groups: Iterable[bytes]) -> None:
-        for group in groups:
-            self.live.pop(group, None)
+    def closed(self, plays: Iterable[tuple[bytes, int]]) -> None:
+        """These plays (group, lease number) ended well. A late word of an older play changes nothing."""
+        with self._lock:
+            for group, number in plays:
+                if self._is_live(group, number):
+                    del self.live[group]
 
-    def lost(self, group: bytes) -> Lease | None:
-        """A play ended without closing its group: lease it again under the next number, unless it failed too often.
+    def lost(self, group: bytes, number: int) -> Lease | None:
+        """This play ended without closing its group: lease it again under the next number, unless it failed too often.
 
         Returns the lease that was lost, None if it was not out.
         """
-        live = self.live.pop(group, None)
-        if live is None:
-            return None
+        with self._lock:
+            return self._lose(self.live.pop(group)) if self._is_live(group, number) else None
+
+    def _is_live(self, group: bytes, number: int) -> bool:
+        return group in self.live and self.live[group].lease.number == number
+
+    def _lose(self, live: Live) -> Lease:
         if live.lease.number % LIFE_NUMBERS + 1 < PLAYS:
             self._again.append((replace(live.lease, number=live.lease.number + 1), live.position))
         else:
             self.given_up += 1
         return live.lease
 
-    def of(self, actor: int) -> list[bytes]:
-        """The groups leased to `actor`."""
-        return [group for group, live in self.live.items() if live.actor == actor]
+    def of(self, actor: int) -> list[tuple[bytes, int]]:
+        """The plays (group, lease number) of `actor`."""
+        return [(group, live.lease.number) for group, live in self.live.items() if live.actor == actor]
 
-    def overdue(self, before: float) -> list[bytes]:
-        """The groups leased before that time."""
-        return [group for group, live in self.live.items() if live.since < before]
+    def overdue(self, before: float) -> list[tuple[bytes, int]]:
+        """The plays leased before that time."""
+        return [(group, live.lease.number) for group, live in self.live.items() if live.since < before]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
 import tempfile
+import threading
 from pathlib import Path
 
 import ray
@@ -21,7 +23,7 @@ from redraft.recipe import Recipe
 from redraft.run import Run
 from replay.config import Endpoints, ReplaySettings
 
-NAMESPACE = "redraft"
+log = logging.getLogger("redraft.parts")
 CALLS = 8  # methods of one process that may run at once
 
 
@@ -47,15 +49,24 @@ class ReplayPart:
         self._service = Service(Path(folder) / "spool", endpoints, settings, run_id)
         self._service.start()
         self._port = metrics.serve(0, "replay")
+        self._closing = False
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def metrics_port(self) -> int:
         return self._port
 
-    def pid(self) -> int:
-        return os.getpid()
-
     def close(self) -> None:
+        self._closing = True
         self._service.stop()
+
+    def _watch(self) -> None:
+        """When the service's thread fails, the process ends, so that Ray starts it again on the same spool."""
+        try:
+            self._service.join()
+        except Exception:
+            log.exception("the replay service failed; its process ends and is started again")
+        if not self._closing:
+            os._exit(1)
 
 
 class ActorPart(Actor):
@@ -78,9 +89,6 @@ class RankPart(Rank):
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 def endpoints(nodes: int) -> Endpoints:

@@ -57,6 +57,18 @@ class Recipe(Settings):
                 f"learner.row_tokens: {self.learner.row_tokens} would cut episodes of "
                 f"actors.engine.max_length={self.actors.engine.max_length}; set at least that"
             )
+        engine, uses = self.actors.engine, self.replay.max_uses
+        if self.sampling.max_tokens >= engine.max_length:
+            raise ValueError(
+                f"sampling.max_tokens: {self.sampling.max_tokens} leaves no room for a prompt within "
+                f"actors.engine.max_length={engine.max_length}; lower it, or raise that"
+            )
+        if self.learner.probe_tokens >= engine.max_length:
+            raise ValueError(f"learner.probe_tokens: must be below actors.engine.max_length={engine.max_length}")
+        if self.learner.max_staleness < uses - 1:
+            raise ValueError(
+                f"learner.max_staleness: replay.max_uses={uses} uses a group in {uses} steps; set at least {uses - 1}"
+            )
         return self
 
     def warnings(self) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from protocols.errors import SettingError
-from redraft.recipe import Recipe
+from redraft.recipe import Recipe, load
 
 RUNS = Path("runs")
 
@@ -69,8 +69,8 @@ def create(recipe: Recipe, model: str, name: str | None, resume: bool, again: bo
     folder = RUNS / (name or recipe.name)
     if resume:
         run = find(str(folder))
-        if (folder / "recipe.yaml").read_text() != recipe.dump():
-            (folder / "recipe.yaml").write_text(recipe.dump())
+        _same_history(load(folder / "recipe.yaml"), recipe)
+        (folder / "recipe.yaml").write_text(recipe.dump())
         return run
     if folder.exists() and again:
         folder.rename(_free(folder))
@@ -82,6 +82,14 @@ def create(recipe: Recipe, model: str, name: str | None, resume: bool, again: bo
     (folder / "recipe.yaml").write_text(recipe.dump())
     run.save()
     return run
+
+
+def _same_history(before: Recipe, now: Recipe) -> None:
+    """Refuses to go on with another seed, model or environment: the run's past would not be that of its recipe."""
+    for key in ("seed", "model", "environment"):
+        if getattr(before, key) != getattr(now, key):
+            problem = f"the run began with {getattr(before, key)}, the recipe says {getattr(now, key)}"
+            raise SettingError(key, problem, "Start a new run for that, with another --run")
 
 
 def find(name: str) -> Run:

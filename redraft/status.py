@@ -58,6 +58,9 @@ class Status:
         self.last_event = text
         self._events.append(f"{time.strftime('%H:%M:%S')} {text}")
 
+    def replaced(self, actor: int, why: str) -> None:
+        self.event(f"actor-{actor} replaced: {why}")
+
     def played(self, turns: int, tokens: int) -> None:
         """Turns and tokens that an actor made since its last report."""
         with self._lock:

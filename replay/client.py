@@ -119,6 +119,11 @@ class Producer:
             self._thread.join()
             self._waker.close()
 
+    @property
+    def alive(self) -> bool:
+        """Whether rows are still being sent; False after `close`, or when its thread has failed."""
+        return not self._closing
+
     def _late(self, timeout_s: float) -> DeadlineError:
         detail = f"{self._unacknowledged} rows are not acknowledged, {self._window} may be"
         return DeadlineError(f"producer {self._name}", f"replay at {self._endpoint}", timeout_s, detail)

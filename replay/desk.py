@@ -138,6 +138,7 @@ class Desk:
         def work(draft: Draft) -> None:
             for group in closed:
                 draft.resume(group, step)
+            draft.step = min(draft.step, step)
 
         self._store.change(work)
         self._forgetting = []

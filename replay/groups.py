@@ -99,7 +99,10 @@ class Record:
 class Groups:
     """Every held group, by id and by state; counts are sums over the records, never kept beside them."""
 
-    def __init__(self, records: Iterable[tuple[bytes, bytes]] = (), marks: Iterable[tuple[bytes, bytes]] = ()):
+    def __init__(
+        self, records: Iterable[tuple[bytes, bytes]] = (), marks: Iterable[tuple[bytes, bytes]] = (), step: int = 0
+    ):
+        self.step = step  # the last one that used groups
         self._records: dict[bytes, Record] = {}
         self._ids: dict[State, dict[bytes, None]] = {state: {} for state in State}
         self.rows = self.bytes = 0
@@ -134,6 +137,7 @@ class Draft:
         self._groups, self._writer, self._settings = groups, writer, settings
         self._changed: dict[bytes, Record | None] = {}
         self.dropped: Counter[str] = Counter()  # by reason, "torn" among them
+        self.step = groups.step
 
     def get(self, group: bytes) -> Record | None:
         return self._changed[group] if group in self._changed else self._groups.get(group)
@@ -144,11 +148,14 @@ class Draft:
                 self._writer.drop_record(group)
             else:
                 self._writer.put_record(group, record.pack())
+        if self.step != self._groups.step:
+            self._writer.put_step(self.step)
 
     def adopt(self) -> None:
         for group, record in self._changed.items():
             self._groups.put(group, record)
         self._groups.marks.update(self.dropped)
+        self._groups.step = self.step
 
     def store(self, row: np.void, record: bytes) -> str:
         """Takes one row; returns its outcome: stored, duplicate or fenced."""
@@ -210,6 +217,7 @@ class Draft:
                 f"step {step} cannot commit group {group.hex()}, which is {state}: its claim was lost. "
                 "Resume the learner from its checkpoint, and raise replay.claim_lease_s above its longest step"
             )
+        self.step = max(self.step, step)
         uses = tuple(sorted((*held.uses, step)))
         self._changed[group] = replace(held, state=self._after(uses), uses=uses, holder=b"", request=0)
 

@@ -139,7 +139,6 @@ class Service:
             for identity in batches:
                 self._answer(identity, {"kind": "ack", "batches": [], "room": 0})
             return
-        self._store.note_room()
         for outcome in set(outcomes):
             count = outcomes.count(outcome)
             self._store.outcomes[outcome] += count

@@ -57,7 +57,7 @@ class Spool:
     def write(self) -> Iterator[Writer]:
         """One transaction: committed at the end of the block, undone when the block raises."""
         with self._env.begin(write=True) as txn:
-            yield Writer(txn, self._rows, self._records, self._marks)
+            yield Writer(txn, self._rows, self._records, self._marks, self._meta)
 
     def records(self) -> Iterator[tuple[bytes, bytes]]:
         """Every held group's id and packed record."""
@@ -68,6 +68,11 @@ class Spool:
         """Every forgotten group's id and why it was forgotten."""
         with self._env.begin(db=self._marks) as txn:
             yield from txn.cursor()
+
+    def step(self) -> int:
+        """The last step that used groups, in the history that stands."""
+        with self._env.begin(db=self._meta) as txn:
+            return int(txn.get(b"step", b"0"))
 
     def known(self, group: bytes) -> bool:
         """Whether the group was forgotten."""
@@ -88,8 +93,8 @@ class Spool:
 class Writer:
     """The changes of one transaction. A row is stored as its index entry followed by its record."""
 
-    def __init__(self, txn: lmdb.Transaction, rows, records, marks):
-        self._txn, self._rows, self._records, self._marks = txn, rows, records, marks
+    def __init__(self, txn: lmdb.Transaction, rows, records, marks, meta):
+        self._txn, self._rows, self._records, self._marks, self._meta = txn, rows, records, marks, meta
 
     def put_row(self, group: bytes, lease: int, turn: int, row: np.void, record: bytes) -> bool:
         """False when that row is there already; it is left as it was."""
@@ -118,6 +123,9 @@ class Writer:
 
     def drop_record(self, group: bytes) -> None:
         self._txn.delete(group, db=self._records)
+
+    def put_step(self, step: int) -> None:
+        self._txn.put(b"step", str(step).encode(), db=self._meta)
 
     def put_mark(self, group: bytes, reason: str) -> None:
         self._txn.put(group, reason.encode(), db=self._marks)

@@ -27,7 +27,7 @@ class Store:
     def __init__(self, folder: Path, run_id: str, settings: ReplaySettings):
         self.settings = settings
         self.spool = Spool(folder, run_id, settings.map_bytes)
-        self.groups = Groups(self.spool.records(), self.spool.marks())
+        self.groups = Groups(self.spool.records(), self.spool.marks(), self.spool.step())
         self.outcomes: Counter[str] = Counter()  # of rows, since this service started
         self.refused: Counter[str] = Counter()  # messages by reason, since this service started
         self.changes = 0
@@ -53,6 +53,7 @@ class Store:
             result = work(draft)
             draft.flush()
         draft.adopt()
+        self.note_room()
         self.changes += 1
         metrics.REPLAY_COMMIT_SECONDS.observe(time.monotonic() - began)
         for reason, groups in draft.dropped.items():
@@ -79,12 +80,14 @@ class Store:
     def stats(self) -> dict:
         """Counts of groups by state and of what is held.
 
-        `trained_total` counts groups whose uses are spent, kept or forgotten; `dropped` those set aside, by reason
+        `step` is the last one that used groups, in the history that stands; `trained_total` counts groups whose uses
+        are spent, kept or forgotten; `dropped` those set aside, by reason
         (torn ones since this service started only); `outcomes` rows since it started.
         """
         groups = self.groups
         return {
             **{state.name.lower(): groups.count(state) for state in COUNTED},
+            "step": groups.step,
             "trained_total": groups.count(State.USED) + groups.marks[TRAINED],
             "dropped": {reason: n for reason, n in groups.marks.items() if reason != TRAINED},
             "oldest_open_order": min((record.order for _, record in groups.of(State.OPEN)), default=None),

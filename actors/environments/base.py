@@ -31,6 +31,8 @@ class TextEnvironment(gymnasium.Env):
 
     feedbacks: ClassVar[tuple[str, ...]] = ("binary", "blank")
     """Values of `environment.feedback` that this environment knows."""
+    blocking: ClassVar[bool] = True
+    """False: its calls take no time and may be made on the event loop; else they run in threads, with a time limit."""
 
     def __init__(self, feedback: str = "binary"):
         if feedback not in self.feedbacks:

@@ -124,6 +124,8 @@ def solves(expression: str, task: dict) -> bool:
 class Countdown(OneAnswer):
     """Reward 1 for an expression that solves the task, else 0."""
 
+    blocking = False
+
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> Sequence[dict]:
         if data.path is not None:

@@ -63,6 +63,8 @@ def _rows(path: str, split: str) -> Iterable[dict]:
 class GSM8K(OneAnswer):
     """Reward 1 right, 0 wrong, -1 nothing parsable."""
 
+    blocking = False
+
     wrong = "Your answer is incorrect. Go over the problem once more and give a better answer."
 
     @classmethod

@@ -72,6 +72,8 @@ def _tasks(split: str) -> tuple[dict, ...]:
 class Signs(OneAnswer):
     """Reward 1 for the target, else 0. Accepts an answer with or without its newline, and nothing around it."""
 
+    blocking = False
+
     feedbacks = ("residual", "binary", "blank")
 
     @classmethod

@@ -114,7 +114,7 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
         return part.options(num_cpus=1, max_restarts=-1, max_concurrency=100).remote(spec, name, files)
 
     lost: list[str] = []
-    fleet = Fleet(make, 1, start_s=120, silence_s=60, on_lost=lambda number, why: lost.append(why))
+    fleet = Fleet(make, spec.actors, start_s=120, on_lost=lambda number, why: lost.append(why))
     orders = Orders(weights=published(model, 0), trial=published(model, TRIAL))
     deadline = time.monotonic() + 180
     while not fleet.ready():

@@ -172,6 +172,7 @@ class Learner:
         self.ready = ray.get([rank.setup.remote(("127.0.0.1", port), resume) for rank in self.ranks], timeout=60)
 
     def start(self, until_step: int):
+        ray.get([rank.announce.remote(self.controller) for rank in self.ranks], timeout=60)
         self.running = [rank.run.remote(self.controller, until_step) for rank in self.ranks]
 
     def finish(self) -> tuple[list[dict], list, list]:

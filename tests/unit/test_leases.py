@@ -23,38 +23,49 @@ def test_leases_follow_the_order_of_tasks_and_their_order_rises():
 def test_a_lost_group_is_leased_again_first_under_a_higher_number_and_its_old_order():
     leases = book()
     first, second = leases.give(0, 2, 0.0)
-    assert leases.lost(first.group) == first
+    assert leases.lost(first.group, first.number) == first
     again, new = leases.give(1, 2, 1.0)
     assert (again.group, again.number, again.order) == (first.group, first.number + 1, first.order)
     assert new.order == 2
-    assert leases.of(1) == [first.group, new.group] and leases.of(0) == [second.group]
+    assert leases.of(1) == [(first.group, 1), (new.group, 0)] and leases.of(0) == [(second.group, 0)]
 
 
 def test_a_group_that_is_lost_again_and_again_is_given_up():
     leases = book()
     (lease,) = leases.give(0, 1, 0.0)
+    last = lease
     for _ in range(PLAYS):
-        leases.lost(lease.group)
+        leases.lost(last.group, last.number)
         (last,) = leases.give(0, 1, 0.0)
     assert leases.given_up == 1 and last.group != lease.group
+
+
+def test_a_late_word_of_an_older_play_changes_nothing():
+    leases = book()
+    (lease,) = leases.give(0, 1, 0.0)
+    leases.lost(lease.group, lease.number)
+    (again,) = leases.give(1, 1, 1.0)
+    leases.closed([(lease.group, lease.number)])
+    assert leases.lost(lease.group, lease.number) is None
+    assert leases.of(1) == [(again.group, again.number)]
 
 
 def test_losing_what_is_not_leased_changes_nothing():
     leases = book()
     (lease,) = leases.give(0, 1, 0.0)
-    leases.closed([lease.group])
-    assert leases.lost(lease.group) is None and leases.give(0, 1, 0.0)[0].order == 1
+    leases.closed([(lease.group, lease.number)])
+    assert leases.lost(lease.group, lease.number) is None and leases.give(0, 1, 0.0)[0].order == 1
 
 
 def test_the_cursor_is_the_first_position_that_is_not_closed():
     leases = book()
     first, second, third = leases.give(0, 3, 0.0)
-    leases.closed([second.group])
+    leases.closed([(second.group, 0)])
     assert leases.cursor == 0
-    leases.lost(first.group)
+    leases.lost(first.group, 0)
     assert leases.cursor == 0
-    leases.closed([third.group])
-    leases.closed([leases.give(0, 1, 0.0)[0].group])
+    leases.closed([(third.group, 0)])
+    leases.closed([(leases.give(0, 1, 0.0)[0].group, 1)])
     assert leases.cursor == 3
 
 
@@ -72,7 +83,7 @@ def test_overdue_leases_are_found():
     leases = book()
     (old,) = leases.give(0, 1, 10.0)
     leases.give(0, 1, 20.0)
-    assert leases.overdue(before=15.0) == [old.group]
+    assert leases.overdue(before=15.0) == [(old.group, 0)]
 
 
 @given(st.integers(0, 8), st.integers(1, 64), st.integers(1, 30))
@@ -81,7 +92,7 @@ def test_admission_bounds_staleness(eta, batch, steps):
     leased: list[int] = []  # version at which each group was leased
     used = 0
     for version in range(steps):
-        leased += [version] * admissible(eta, version, batch, 1, used, len(leased) - used)
+        leased += [version] * admissible(eta, version, version, batch, len(leased) - used, 0)
         taken = leased[used : used + batch]
         assert len(taken) == batch, "the learner never lacks a batch"
         assert version - min(taken) <= eta

@@ -78,6 +78,18 @@ def test_a_resent_row_is_a_duplicate_also_of_a_closed_and_of_a_forgotten_group(s
     assert store.stats()["trained_total"] == 1 and store.stats()["rows"] == 0
 
 
+def test_the_step_that_last_used_groups_outlives_the_groups_and_the_service(tmp_path):
+    for expected, step in ((0, 3), (3, 4)):
+        store = Store(tmp_path, "run", ReplaySettings())
+        assert store.stats()["step"] == expected
+        name = step.to_bytes(16, "big")
+        put(store, *whole(name))
+        do(store, "claim", name, b"learner/1", 1)
+        do(store, "commit", name, step)
+        do(store, "forget", name, TRAINED)
+        store.close()
+
+
 def test_a_newer_lease_drops_the_open_rows_of_the_older_and_fences_them_off(store):
     put(store, turn(number=0), turn(number=1))
     assert put(store, turn(lease=2), turn(number=2), Close(A, 0, 3)) == ["stored", "fenced", "fenced"]
