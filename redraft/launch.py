@@ -23,6 +23,10 @@ from redraft.live import LiveView
 from redraft.recipe import Recipe
 from redraft.run import Run
 
+# Ray reads it when it is imported, and processes that disagree about it cannot talk: a local cluster asks for the token
+# that Ray keeps in the user's home, which also keeps other users of the machine out.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 log = logging.getLogger("redraft.launch")
 POLL_S = 0.5
 STOP_S = 120.0
