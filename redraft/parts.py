@@ -28,13 +28,14 @@ CALLS = 8  # methods of one process that may run at once
 
 
 def worker_environment(threads: int) -> dict:
-    """Variables that a worker's libraries read when they are imported."""
+    """Variables that a worker's libraries read when they are imported, and where it finds its modules."""
+    paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return {
         "env_vars": {
             "OMP_NUM_THREADS": str(threads),
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in (Path(__file__).parents[1], *paths)),
         }
     }
 
