@@ -28,6 +28,11 @@ def find(name: str) -> type[TextEnvironment]:
         raise SettingError("environment.name", f"{name!r} cannot be imported: {error}", cure) from error
     if not (isinstance(found, type) and issubclass(found, TextEnvironment)):
         raise SettingError("environment.name", f"{name!r} is not a TextEnvironment", cure)
+    if found.__abstractmethods__:
+        lacking = ", ".join(sorted(found.__abstractmethods__))
+        raise SettingError(
+            "environment.name", f"{name!r} lacks {lacking}", "Define them, see actors/environments/base.py"
+        )
     return found
 
 

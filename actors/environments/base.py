@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -21,7 +22,7 @@ class AnyText(gymnasium.spaces.Text):
         return isinstance(x, str) and len(x) <= self.max_length
 
 
-class TextEnvironment(gymnasium.Env):
+class TextEnvironment(gymnasium.Env, ABC):
     """One episode of one task at a time. A subclass gives `tasks`, `start` and `act`; a one-answer task is a OneAnswer.
 
     `reset(seed=, options={"task": task})` returns (observation, info). `step(text)` returns (observation, reward,
@@ -44,17 +45,17 @@ class TextEnvironment(gymnasium.Env):
         self._actions: list[str] = []
 
     @classmethod
+    @abstractmethod
     def tasks(cls, data: DataSettings, split: str) -> Sequence[dict]:
         """The tasks of split "train" or "test": maps that msgpack can carry, each with a unique str `id`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self, task: dict) -> str:
         """Begins `task`, with `self.np_random` as the only source of chance; returns the first observation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def act(self, text: str) -> tuple[str, float, bool, bool, dict]:
         """What `step` returns; may use `self.task`."""
-        raise NotImplementedError
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
         if not options or "task" not in options:
@@ -102,11 +103,13 @@ class OneAnswer(TextEnvironment):
     right: ClassVar[str] = "Your answer is correct."
     wrong: ClassVar[str] = "Your answer is incorrect. Think again and try once more."
 
+    @abstractmethod
     def question(self, task: dict) -> str:
-        raise NotImplementedError
+        """What the model is asked."""
 
+    @abstractmethod
     def judge(self, task: dict, text: str) -> Verdict:
-        raise NotImplementedError
+        """The score of an answer."""
 
     def say(self, verdict: Verdict) -> str:
         """The observation after an answer."""

@@ -18,8 +18,7 @@ from actors.config import (
     SamplingSettings,
 )
 from actors.weights import NodeFiles
-from learner.publish import bits_of, perturbed, scored_by
-from protocols.checksum import element_checksum
+from learner.publish import perturbed, publish, scored_by
 from protocols.weights import TRIAL, Probe, WeightRef
 from redraft.fleet import Fleet
 from redraft.models import MakeSettings, ModelSettings, prepare
@@ -46,22 +45,13 @@ def model(tmp_path_factory) -> Path:
 def published(model: Path, version: int) -> WeightRef:
     """What a learner would announce in bfloat16: the model's weights, or perturbed ones for the trial."""
     import torch
-    from blake3 import blake3
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load_file
 
     state = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(model / "model.safetensors").items()}
     if version == TRIAL:
         state = perturbed(state, seed=0)
     tokens = tuple(np.random.default_rng(0).integers(0, 50, 32).tolist())
-    blob = save(state)
-    return WeightRef(
-        version=version,
-        digest=blake3(blob).hexdigest(),
-        size_bytes=len(blob),
-        blob=ray.put(np.frombuffer(blob, np.uint8)),
-        probe=Probe(tokens, scored_by(state, str(model), "eager", tokens)),
-        elements=element_checksum(bits_of(state.values())),
-    )
+    return publish(state, version, Probe(tokens, scored_by(state, str(model), "eager", tokens)))
 
 
 def faulty_actor(marker: Path):

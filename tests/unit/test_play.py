@@ -13,22 +13,27 @@ from actors.environments.base import TextEnvironment
 from actors.group import GroupWriter
 from actors.play import Environments, EpisodeFailure
 from actors.rendering import Renderer
+from protocols.errors import SettingError
 from protocols.turns import Close, Lease, Role
 from redraft.models import build_tokenizer
 
 
 class Raises(TextEnvironment):
-    def reset(self, *, seed=None, options=None):
-        return "say\n", {}
+    @classmethod
+    def tasks(cls, data, split):
+        return [{"id": "one"}]
 
-    def step(self, text):
+    def start(self, task):
+        return "say\n"
+
+    def act(self, text):
         raise ArithmeticError("broken verifier")
 
 
 class Hangs(Raises):
     release = threading.Event()
 
-    def step(self, text):
+    def act(self, text):
         self.release.wait(20)
 
 
@@ -81,6 +86,23 @@ def test_an_environment_that_hangs_is_left_behind_within_its_limit(tokenizer):
         Hangs.release.set()
     assert error.role is Role.ERROR and "environment.time_limit_s=0.2" in error.extra["error"]
     assert close.turns == 1
+
+
+def test_an_environment_that_cannot_be_made_ends_its_episode_and_not_the_group(tokenizer):
+    def broken():
+        raise OSError("no simulator")
+
+    error, close = play(tokenizer, broken, RolloutSettings())
+    assert error.role is Role.ERROR and "no simulator" in error.extra["error"] and close.turns == 1
+
+
+class Unfinished(Raises):
+    act = TextEnvironment.act
+
+
+def test_an_environment_that_lacks_a_method_is_refused_by_its_name():
+    with pytest.raises(SettingError, match="lacks act"):
+        environments.make(EnvironmentSettings(name=f"{__name__}:Unfinished"))
 
 
 def test_retry_writes_a_path_whose_tokens_are_what_the_engine_saw(tokenizer):
