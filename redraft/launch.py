@@ -38,6 +38,8 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     logs.to_terminal(name or recipe.name)
     for warning in recipe.warnings():
         log.warning("%s", warning)
+    runs.check(recipe, name, resume, again)
+    _check_environment(recipe)
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
     _check_model(model)
     run = runs.create(recipe, str(model), name, resume, again)
@@ -47,6 +49,15 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
         summary = _watch(recipe, run, resume, console)
     _show(run, recipe, summary, console)
     return summary
+
+
+def _check_environment(recipe: Recipe) -> None:
+    """Raises SettingError for an environment that cannot be made, or that has no tasks."""
+    from actors import environments
+
+    environments.make(recipe.environment)
+    for split in ("train", "test"):
+        environments.tasks(recipe.environment, recipe.data, split)
 
 
 def _check_model(model: Path) -> None:

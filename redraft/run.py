@@ -66,22 +66,29 @@ def create(recipe: Recipe, model: str, name: str | None, resume: bool, again: bo
 
     With `again` an older run of that name is kept under another one, with the time it began.
     """
+    check(recipe, name, resume, again)
     folder = RUNS / (name or recipe.name)
     if resume:
-        run = find(str(folder))
-        _same_history(load(folder / "recipe.yaml"), recipe)
         (folder / "recipe.yaml").write_text(recipe.dump())
-        return run
-    if folder.exists() and again:
-        folder.rename(_free(folder))
+        return find(str(folder))
     if folder.exists():
-        raise SettingError("--run", f"{folder} exists", "Add --resume to go on with it, or choose another name")
+        folder.rename(_free(folder))
     folder.mkdir(parents=True)
     (folder / "logs").mkdir()
     run = Run(folder.resolve(), secrets.token_hex(16), str(Path(model).resolve()))
     (folder / "recipe.yaml").write_text(recipe.dump())
     run.save()
     return run
+
+
+def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
+    """Raises SettingError when `create` would, before any work is done for it."""
+    folder = RUNS / (name or recipe.name)
+    if resume:
+        find(str(folder))
+        _same_history(load(folder / "recipe.yaml"), recipe)
+    elif folder.exists() and not again:
+        raise SettingError("--run", f"{folder} exists", "Add --resume to go on with it, or choose another name")
 
 
 def _same_history(before: Recipe, now: Recipe) -> None:

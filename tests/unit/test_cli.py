@@ -1,0 +1,63 @@
+"""The command line refuses what cannot work, at once and in one line that names the key."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART, GSM8K = (str(ROOT / "recipes" / f"{name}.yaml") for name in ("quickstart", "gsm8k-grpo"))
+AT_ONCE_S = 30  # generous for a busy machine: nothing has been started or made by then
+
+
+def redraft(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "redraft", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=AT_ONCE_S,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", QUICKSTART, "learner.nonsense=1"], ["learner.nonsense", "batch_groups"]),
+        (["train", "missing.yaml"], ["missing.yaml", "cannot be read"]),
+        (["train", QUICKSTART, "model={path: nowhere/at/all}"], ["model.path"]),
+        (["train", GSM8K, "data.path=nowhere"], ["data.path", "nowhere"]),
+        (["train", QUICKSTART, "environment.name=chess"], ["environment.name", "signs"]),
+        (["train", QUICKSTART, "environment.feedback=loud"], ["environment.feedback", "residual"]),
+        (["train", QUICKSTART, "--resume"], ["quickstart", "no run"]),
+        (["eval", "nothing"], ["nothing", "no run"]),
+        (["status", "nothing"], ["nothing", "no run"]),
+        (["stop", "nothing"], ["nothing", "no run"]),
+    ],
+    ids=lambda value: "-".join(value[-2:]) if isinstance(value, list) else None,
+)
+def test_what_cannot_work_is_refused_in_one_line_before_anything_starts(tmp_path, arguments, words):
+    began = time.monotonic()
+    ended = redraft(tmp_path, *arguments)
+    print(f"{time.monotonic() - began:.1f} s: {ended.stderr.strip()}")
+    assert ended.returncode == 2
+    assert len(ended.stderr.strip().splitlines()) == 1 and all(word in ended.stderr for word in words), ended.stderr
+    assert not (tmp_path / "runs").exists() and not (tmp_path / ".cache").exists()
+
+
+def test_a_dry_run_prints_a_recipe_that_can_be_used_and_starts_nothing(tmp_path):
+    printed = redraft(tmp_path, "train", QUICKSTART, "steps=7", "--dry-run").stdout
+    (tmp_path / "again.yaml").write_text(printed)
+    assert "steps: 7" in printed and redraft(tmp_path, "train", "again.yaml", "--dry-run").stdout == printed
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_existing_run_is_refused_before_a_model_is_made(tmp_path):
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    ended = redraft(tmp_path, "train", QUICKSTART)
+    assert ended.returncode == 2 and "--resume" in ended.stderr
+    assert not (tmp_path / ".cache").exists()
