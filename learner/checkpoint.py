@@ -47,7 +47,12 @@ def newest(run_dir: str | Path) -> Path | None:
 
 def _finished(run_dir: str | Path) -> list[Path]:
     folders = [path for path in Path(run_dir, "checkpoints").glob("step-*") if NAME.fullmatch(path.name)]
-    return sorted(folders, key=lambda path: int(path.name[5:]))
+    return sorted(folders, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def begin(run_dir: str | Path, step: int) -> Path:

@@ -3,8 +3,8 @@
 A group is everything that was played for one lease of a task, as a graph of turns. Each turn names its parent and
 carries only the tokens that its parent lacks, so a dialogue is a path and a search is a tree. Two turns of `signs`:
 
-    turn 0  parent -1   prompt "7128>6\\n"   response "7+1-2-8\\n"   reward 0     index 0  role attempt
-    turn 1  parent  0   prompt "?-8\\n"      response "28\\n"        reward 1     index 1  role reflection
+    turn 0  parent -1   prompt "7128>12\\n"  response "7+1-2-8\\n"   reward 0     index 0  role attempt
+    turn 1  parent  0   prompt "?-14\\n"     response "18\\n"        reward 1     index 1  role reflection
     turn 2  parent  1   prompt ""            response "7-1-2+8\\n"   reward 1     index 1  role attempt
 
 The tokens that turn 2 was sampled after are the prompts and responses of 0 and 1, then its own prompt.

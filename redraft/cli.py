@@ -42,8 +42,16 @@ def train(
     overrides: Overrides = None,
     run: Annotated[str | None, typer.Option(help="Name of the run folder (default: the recipe's name).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run from its newest checkpoint.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Keep an older run of that name under another one.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Start anew; an older run of that name is kept under another one.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the recipe, print it resolved, and stop. Models, data and machines are not looked at.",
+        ),
+    ] = False,
 ) -> None:
     """Train as a recipe says. Ctrl-C stops cleanly; --resume goes on."""
     from redraft import recipe as recipes
@@ -72,11 +80,14 @@ def eval(
 
 
 @app.command()
-def status(run: RunName) -> None:
+def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="All that is known.")] = False) -> None:
     """What a run is doing now, or how it ended."""
     from redraft import launch
 
-    print(json.dumps(launch.status(run), indent=1, default=str))
+    if as_json:
+        print(json.dumps(launch.status(run), indent=1, default=str))
+    else:
+        launch.show_status(run, console)
 
 
 @app.command()

@@ -50,6 +50,7 @@ from replay.client import Client
 
 log = logging.getLogger("redraft.controller")
 TICK_S = 0.05
+FACTS = ("label", "step", "version", "seconds")  # what a line of evaluations.jsonl says beside the figures
 GIVEN_UP = 10  # groups that could not be played, before the run stops
 FULL_SHARE = 0.9  # of replay.max_bytes: above it no new group is leased
 
@@ -74,7 +75,6 @@ class Controller:
     def run(self) -> dict:
         """Starts the parts, trains, evaluates before and after; returns the summary, as written to the run folder."""
         summary = {"name": self._run.name, "state": "failed", "error": ""}
-        began = time.time()
         try:
             self._start()
             summary |= self._train_and_evaluate()
@@ -84,7 +84,7 @@ class Controller:
             log.error("the run stops: %s", summary["error"], exc_info=not isinstance(cause, RedraftError))
         finally:
             self._close()
-        summary |= {"steps": self._status.step, "seconds": round(time.time() - began, 1)}
+        summary |= {"steps": self._status.step, "seconds": round(self._status.elapsed_s, 1)}
         self._run.write("summary.json", summary)
         self._status.phase(summary["state"], summary["error"])
         return summary
@@ -163,7 +163,7 @@ class Controller:
         for rank in [rank.announce.remote(me) for rank in self._ranks]:
             self._wait(rank, "learner", self._recipe.start_s)
         self._until(self._fleet_is_ready, "actors", "an engine with verified weights")
-        before = self._evaluation("before")
+        before = self._before() or self._evaluation("before")
         self._status.phase("training")
         self._learning = [rank.run.remote(me, self._recipe.steps) for rank in self._ranks]
         self._serve(self._learner_ended, leasing=True)
@@ -289,6 +289,11 @@ class Controller:
             raise DeadlineError("the controller", culprit, limit_s, "it did not start; see logs/ in the run") from None
 
     # Evaluation.
+
+    def _before(self) -> dict | None:
+        """The evaluation with which a resumed run began."""
+        lines = [line for line in self._run.lines("evaluations.jsonl") if line["label"] == "before"]
+        return {key: value for key, value in lines[0].items() if key not in FACTS} if lines else None
 
     def _evaluation(self, label: str) -> dict | None:
         """Plays the test tasks on all actors with the weights now in force; writes a line of evaluations.jsonl.

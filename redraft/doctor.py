@@ -59,6 +59,8 @@ def _hardware() -> Iterator[Finding]:
     for folder, need in ((Path.cwd(), DISK_GB), (Path("/dev/shm"), SHARED_GB)):
         free = shutil.disk_usage(folder).free / 2**30
         yield Finding(free >= need, f"{free:.0f} GB free in {folder}", "" if free >= need else f"{need} are needed")
+    if not torch.cuda.is_available() and Path("/dev/nvidia0").exists():
+        yield Finding(None, "a GPU, but a CPU build of torch", "REDRAFT_REQUIREMENTS=gpu make setup")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
         yield Finding(True, f"{len(names)} GPU: {', '.join(sorted(set(names)))}")

@@ -2,8 +2,8 @@
 
 The measures are those of RISE (arXiv 2407.18219): m1@t1 is the accuracy of the first answer; mk@t1 the majority of k
 independent first answers; m1@tT the majority over the T answers of one episode; p1@tT whether any of those is right
-(an oracle); pk@t1 whether any of k independent first answers is right, the control at equal cost. Their keys are
-written for k = T = 5 (`m5_t1`, `p1_t5`), whatever k and T are; `independent` and `turns` say what they were.
+(an oracle); pk@t1 whether any of k independent first answers is right, the control with equally many answers. Their
+keys are written for k = T = 5 (`m5_t1`, `p1_t5`), whatever k and T are; `independent` and `turns` say what they were.
 """
 
 from __future__ import annotations
@@ -276,9 +276,9 @@ def remarks(before: dict | None, after: dict | None, feedback: str) -> list[str]
         found.append(WITH_FEEDBACK)
     if before and after and after["turns"] > 1 and before["independent"] > 1:
         turns, k = after["turns"], before["independent"]
-        cost = "at equal cost" if k == turns else f"at the cost of {k} answers instead of {turns}"
+        cost = "with equally many answers" if k == turns else f"with {k} answers instead of {turns}"
         found.append(
-            f"p1@t{turns} after training is {after['p1_t5']:.3f}; {k} independent answers of the untrained model "
+            f"p1@t{turns} after training is {after['p1_t5']:.3f}; {k} independent answers of the model before training "
             f"(its p{k}@t1) reach {before['p5_t1']:.3f} {cost}."
         )
     if errors := sum(summary["errors"] for summary in (before, after) if summary):

@@ -166,8 +166,22 @@ def _controller(run: Run):
         raise gone from None
 
 
+def show_status(name: str, console: Console) -> None:
+    """What a run is doing, or how it ended, in a few lines."""
+    from redraft.live import panel
+
+    found = status(name)
+    if "summary" not in found:
+        console.print(panel(name, found))
+        return
+    summary = found["summary"]
+    console.print(f"{name}: {summary['state']} after {summary['steps']} steps, {summary['seconds']:.0f} s")
+    if summary["error"]:
+        console.print(summary["error"])
+
+
 def status(name: str) -> dict:
-    """The controller's status, or the summary of a run that has ended."""
+    """The controller's status, or {"summary": ...} of a run that has ended. Raises RedraftError without either."""
     import ray
 
     run = runs.find(name)
@@ -177,7 +191,7 @@ def status(name: str) -> dict:
     except RedraftError:
         if not summary.exists():
             raise
-    return json.loads(summary.read_text())
+    return {"summary": json.loads(summary.read_text())}
 
 
 def stop(name: str) -> None:
@@ -245,6 +259,6 @@ def _checkpoint(run: Run, step: int | None) -> Path:
 
     found = checkpoint.newest(run.folder) if step is None else run.checkpoints / f"step-{step:06d}"
     if found is None or not found.exists():
-        known = ", ".join(str(int(path.name[5:])) for path in sorted(run.checkpoints.glob("step-*"))) or "none"
+        known = ", ".join(str(checkpoint.step_of(path)) for path in sorted(run.checkpoints.glob("step-*"))) or "none"
         raise SettingError("--step", f"{run.name} has no such checkpoint", f"Steps with one: {known}")
     return found

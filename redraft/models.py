@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from actors.config import EnvironmentSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
 
+log = logging.getLogger("redraft.models")
 HEAD_SIZES = (32, 64, 128)
 """Head sizes that vLLM's attention takes on a CPU and on a GPU."""
 CHARACTERS = "0123456789+-*/()>?=.,;:!@ abcdefghijklmnopqrstuvwxyz"
@@ -86,7 +88,10 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _one_source(self):
         if (self.path is None) == (self.make is None):
-            raise ValueError("give exactly one of path (a model that exists) and make (a tiny one is made)")
+            raise ValueError(
+                "give exactly one of path (a model that exists) and make (a tiny one is made); "
+                "on the command line, say, 'model={path: NAME, dtype: bfloat16}' or model.make=null"
+            )
         return self
 
 
@@ -132,7 +137,8 @@ def _existing(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
     except Exception as error:  # the hub's client raises many kinds; every one means that the model is not there
         cure = "Name a local folder, or a model on the hub that can be reached, or use model.make"
-        raise SettingError("model.path", f"{path!r} is no folder and cannot be fetched: {error}", cure) from error
+        log.info("the hub's client says: %s", error)
+        raise SettingError("model.path", f"{path!r} is no folder here and cannot be fetched", cure) from error
 
 
 def _digest(make: MakeSettings, environment: EnvironmentSettings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import types
 import typing
 from collections.abc import Sequence
@@ -129,7 +130,10 @@ def _clear(error: ValidationError) -> SettingError:
     key = ".".join(_without_tags(place))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return SettingError(key, "there is no such key", f"Allowed here: {', '.join(_allowed(place[:-1]))}")
+        allowed = _allowed(place[:-1])
+        close = difflib.get_close_matches(place[-1], allowed, 1)
+        meant = f"Did you mean {close[0]}? " if close else ""
+        return SettingError(key, "there is no such key", f"{meant}Allowed here: {', '.join(allowed)}")
     if first["type"] == "missing":
         return SettingError(key, "is missing")
     if first["type"] == "value_error":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
 from dataclasses import asdict, dataclass
@@ -13,6 +14,8 @@ from protocols.errors import SettingError
 from redraft.recipe import Recipe, load
 
 RUNS = Path("runs")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+MAY_CHANGE = {"name", "steps", "actors", "evaluation", "start_s"}  # on resume; all else is what the run is
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +86,30 @@ def create(recipe: Recipe, model: str, name: str | None, resume: bool, again: bo
 
 def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
     """Raises SettingError when `create` would, before any work is done for it."""
+    if name is not None and not NAME.fullmatch(name):
+        raise SettingError(
+            "--run", f"{name!r} is no name for a folder", "Use letters, digits, dots, dashes, underscores"
+        )
     folder = RUNS / (name or recipe.name)
     if resume:
-        find(str(folder))
-        _same_history(load(folder / "recipe.yaml"), recipe)
+        _can_go_on(find(str(folder)), recipe)
     elif folder.exists() and not again:
-        raise SettingError("--run", f"{folder} exists", "Add --resume to go on with it, or choose another name")
+        cure = "Add --resume to go on with it, --again to keep it under another name, or choose another --run"
+        raise SettingError("--run", f"{folder} exists", cure)
 
 
-def _same_history(before: Recipe, now: Recipe) -> None:
-    """Refuses to go on with another seed, model or environment: the run's past would not be that of its recipe."""
-    for key in ("seed", "model", "environment"):
-        if getattr(before, key) != getattr(now, key):
-            problem = f"the run began with {getattr(before, key)}, the recipe says {getattr(now, key)}"
-            raise SettingError(key, problem, "Start a new run for that, with another --run")
+def _can_go_on(run: Run, recipe: Recipe) -> None:
+    """Refuses to resume what is done, or with settings that the run's past does not have."""
+    from learner import checkpoint
+
+    before = load(run.folder / "recipe.yaml")
+    for key in set(Recipe.model_fields) - MAY_CHANGE:
+        if getattr(before, key) != getattr(recipe, key):
+            cure = f"On resume {', '.join(sorted(MAY_CHANGE))} may change; for more start a new run, with another --run"
+            raise SettingError(key, f"the run {run.name} began with another value of it", cure)
+    newest = checkpoint.newest(run.folder)
+    if newest is not None and (done := checkpoint.step_of(newest)) >= recipe.steps:
+        raise SettingError("steps", f"the run {run.name} has done {done} of {recipe.steps}", "Set steps=N to go on")
 
 
 def find(name: str) -> Run:

@@ -21,13 +21,20 @@ class Status:
 
     def __init__(self, run: Run, recipe: Recipe):
         self._run, self._lock = run, threading.Lock()
-        self._began = self._last_step = time.monotonic()
+        earlier = run.lines("metrics.jsonl")  # of a run that is resumed
+        self._last_step = time.monotonic()
+        self._began = self._last_step - (earlier[-1]["time_s"] if earlier else 0.0)
         self._tokens = self._turns = 0
         self._said: set[str] = set()
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._rewards: deque[float] = deque(maxlen=HISTORY)
         self._facts: dict = {"run": run.name, "steps": recipe.steps, "step": 0, "state": "starting", "detail": ""}
         self.last_event = ""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began; a resumed run goes on counting where its last step ended."""
+        return time.monotonic() - self._began
 
     @property
     def step(self) -> int:
@@ -99,7 +106,7 @@ class Status:
             now = time.monotonic()
             seconds = max(now - self._last_step, 1e-9)
             line = report | {
-                "time_s": round(now - self._began, 3),
+                "time_s": round(self.elapsed_s, 3),
                 "tokens_per_s": round(self._tokens / seconds, 1),
                 "turns_per_s": round(self._turns / seconds, 1),
                 "actors": len(self._facts.get("actors", ())),
@@ -119,7 +126,7 @@ class Status:
         """Everything, for people; see redraft.live."""
         with self._lock:
             return self._facts | {
-                "elapsed_s": time.monotonic() - self._began,
+                "elapsed_s": self.elapsed_s,
                 "reward_history": list(self._rewards),
                 "events": list(self._events),
             }

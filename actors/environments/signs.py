@@ -1,9 +1,9 @@
 """`signs`: put + or - between digits of fixed order to hit a target. Small enough for a model to learn in a minute.
 
-    7128>6      question: digits > target; the first digit is always positive, so there are 8 candidates
+    7128>12     question: digits > target; the first digit is always positive, so there are 8 candidates
     7+1-2-8     attempt
-    ?-8         feedback `residual`: value minus target; "?0" right, "?x" malformed
-    28          reflection (where the rollout asks for one): the digits whose sign is to be flipped, empty = keep all
+    ?-14        feedback `residual`: value minus target; "?0" right, "?x" malformed
+    18          reflection (where the rollout asks for one): the digits whose sign is to be flipped, empty = keep all
     7-1-2+8     next attempt
 
 Feedback `binary` is "?0" for right and "?x" for everything else; `blank` is always "?x". Digits are 1 to 9, distinct:

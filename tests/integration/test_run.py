@@ -146,7 +146,7 @@ def test_a_checkpoint_can_be_evaluated_later(folder):
 
 def check_metrics(folder: Path, name: str) -> None:
     """`redraft status` names every process's metrics port; each of them serves metrics of ours and no unknown ones."""
-    command = [sys.executable, "-m", "redraft", "status", name]
+    command = [sys.executable, "-m", "redraft", "status", name, "--json"]
     answer = subprocess.run(
         command, cwd=folder, capture_output=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )

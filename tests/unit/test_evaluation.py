@@ -170,7 +170,9 @@ def test_the_table_shows_each_figure_before_and_after_and_what_the_feedback_give
 
 def test_the_start_models_control_stands_beside_the_oracle_over_turns():
     before = summarise({"sampled": SAMPLED, "independent": INDEPENDENT}, turns=3)
-    assert any("(its p3@t1) reach 0.750 at equal cost" in remark for remark in remarks(before, before, "blank"))
+    assert any(
+        "(its p3@t1) reach 0.750 with equally many answers" in remark for remark in remarks(before, before, "blank")
+    )
 
 
 def test_a_table_of_one_evaluation_has_no_change():
