@@ -132,9 +132,19 @@ def test_a_run_trains_evaluates_and_leaves_a_folder_that_tells_all(folder):
     assert "Traceback" not in output and "Warning" not in output, output
 
 
-def test_an_existing_run_is_not_overwritten(folder):
-    output = Command(folder, "train", "tiny.yaml")
-    assert "--resume" in output.wait(60) and output.process.returncode != 0
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--resume"),
+        (["--resume"], "has done 4 of 4"),
+        (["--resume", "steps=8", "learner.batch_groups=8"], "began with another value"),
+    ],
+)
+def test_a_run_that_exists_is_neither_overwritten_nor_falsified(folder, arguments, words):
+    before = (folder / "runs" / "tiny" / "summary.json").read_text()
+    refused = Command(folder, "train", "tiny.yaml", *arguments)
+    assert words in refused.wait(60).splitlines()[-1] and refused.process.returncode == 2
+    assert (folder / "runs" / "tiny" / "summary.json").read_text() == before
 
 
 def test_a_checkpoint_can_be_evaluated_later(folder):
@@ -164,13 +174,13 @@ def check_metrics(folder: Path, name: str) -> None:
 
 
 def test_an_actor_that_is_killed_is_replaced_and_the_run_ends_well(folder):
-    run = Command(folder, "train", "tiny.yaml", "steps=10", "actors.count=2", "--run", "killed")
+    run = Command(folder, "train", "tiny.yaml", "steps=120", "actors.count=2", "--run", "killed")
     run.until(lambda: len(run.steps("killed")) >= 2, 180)
     check_metrics(folder, "killed")
     run.part("ray::ActorPart").send_signal(signal.SIGKILL)
     output = run.wait(240)
     assert run.process.returncode == 0, output[-3000:]
-    assert run.summary("killed")["state"] == "done" and run.steps("killed") == list(range(1, 11))
+    assert run.summary("killed")["state"] == "done" and run.steps("killed") == list(range(1, 121))
     assert "replaced: its process died" in (folder / "runs" / "killed" / "logs" / "controller.log").read_text()
 
 
