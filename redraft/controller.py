@@ -115,6 +115,8 @@ class Controller:
         if not self._stopping.is_set():
             self._stopping.set()
             self._status.phase("stopping", "finishing the step and writing a checkpoint")
+            for rank in self._ranks:
+                rank.stop.remote()
 
     # The run.
 
@@ -164,6 +166,8 @@ class Controller:
             self._wait(rank, "learner", self._recipe.start_s)
         self._until(self._fleet_is_ready, "actors", "an engine with verified weights")
         before = self._before() or self._evaluation("before")
+        if self._stopping.is_set():
+            return {"state": "stopped", "before": before}
         self._status.phase("training")
         self._learning = [rank.run.remote(me, self._recipe.steps) for rank in self._ranks]
         self._serve(self._learner_ended, leasing=True)
@@ -187,9 +191,6 @@ class Controller:
             self._take(number, report)
         room = self._room() if leasing and not self._stopping.is_set() else 0
         self._give_orders(room)
-        if self._stopping.is_set():
-            for rank in self._ranks:
-                rank.stop.remote()
 
     def _take(self, number: int, report: Report) -> None:
         """What one actor reports."""
@@ -209,7 +210,7 @@ class Controller:
 
     def _abandon(self, group: bytes, number: int, why: str) -> None:
         """Takes a lease back and has replay drop its rows. Raises RedraftError when groups fail again and again."""
-        lease = self._book.lost(group, number)
+        lease = self._book.lost(group, number, blamed=why != "actor")
         if lease is None:
             return
         metrics.LEASES_LOST.labels(reason="actor" if why == "actor" else "abandoned").inc()
@@ -273,6 +274,8 @@ class Controller:
         return bool(self._fleet.ready()) or self._stopping.is_set()
 
     def _fleet_is_newest(self) -> bool:
+        if self._stopping.is_set():
+            return True
         ready = self._fleet.ready()
         return bool(ready) and all(self._fleet.members[n].report.version == self._weights.version for n in ready)
 

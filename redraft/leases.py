@@ -86,19 +86,20 @@ class LeaseBook:
                 if self._is_live(group, number):
                     del self.live[group]
 
-    def lost(self, group: bytes, number: int) -> Lease | None:
-        """This play ended without closing its group: lease it again under the next number, unless it failed too often.
+    def lost(self, group: bytes, number: int, blamed: bool = True) -> Lease | None:
+        """This play ended without closing its group, which is leased again under the next number.
 
-        Returns the lease that was lost, None if it was not out.
+        After PLAYS plays a group that is `blamed` is given up; one whose actor died is not. Returns the lease that was
+        lost, None if it was not out.
         """
         with self._lock:
-            return self._lose(self.live.pop(group)) if self._is_live(group, number) else None
+            return self._lose(self.live.pop(group), blamed) if self._is_live(group, number) else None
 
     def _is_live(self, group: bytes, number: int) -> bool:
         return group in self.live and self.live[group].lease.number == number
 
-    def _lose(self, live: Live) -> Lease:
-        if live.lease.number % LIFE_NUMBERS + 1 < PLAYS:
+    def _lose(self, live: Live, blamed: bool) -> Lease:
+        if not blamed or live.lease.number % LIFE_NUMBERS + 1 < PLAYS:
             self._again.append((replace(live.lease, number=live.lease.number + 1), live.position))
         else:
             self.given_up += 1

@@ -40,6 +40,16 @@ def test_a_group_that_is_lost_again_and_again_is_given_up():
     assert leases.given_up == 1 and last.group != lease.group
 
 
+def test_a_group_whose_actors_die_is_never_given_up():
+    leases = book()
+    (last,) = leases.give(0, 1, 0.0)
+    for _ in range(PLAYS + 1):
+        leases.lost(last.group, last.number, blamed=False)
+        (again,) = leases.give(0, 1, 0.0)
+        assert again.group == last.group
+        last = again
+
+
 def test_a_late_word_of_an_older_play_changes_nothing():
     leases = book()
     (lease,) = leases.give(0, 1, 0.0)
