@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -91,7 +92,7 @@ def ray_for(recipe: Recipe) -> Iterator[str]:
 
 
 def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
-    """Starts the controller and shows what it says until it ends."""
+    """Starts the controller and shows what it says until it ends. SIGTERM, as schedulers send it, is like Ctrl-C."""
     import ray
 
     from redraft.controller import Controller
@@ -100,6 +101,7 @@ def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
         ray.remote(Controller).options(name=actor_name(run), num_cpus=0, max_concurrency=16).remote(run, recipe, resume)
     )
     ended = controller.run.remote()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with LiveView(console, run.name) as view:
         while True:
             try:

@@ -39,6 +39,11 @@ RECIPE = {
 }
 
 
+def interruptible() -> None:
+    """Ctrl-C reaches the command also where the tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Command:
     """`redraft ...` in a folder of its own, with a deadline for everything."""
 
@@ -53,6 +58,7 @@ class Command:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 start_new_session=True,
+                preexec_fn=interruptible,
             )
 
     def wait(self, limit_s: float) -> str:
@@ -184,25 +190,23 @@ def test_an_actor_that_is_killed_is_replaced_and_the_run_ends_well(folder):
     assert "replaced: its process died" in (folder / "runs" / "killed" / "logs" / "controller.log").read_text()
 
 
-def test_ctrl_c_stops_everything_and_resume_goes_on(folder):
-    run = Command(folder, "train", "tiny.yaml", "steps=200", "--run", "broken")
-    run.until(lambda: len(run.steps("broken")) >= 3, 180)
-    children = run.children()
-    os.kill(run.process.pid, signal.SIGINT)
-    output = run.wait(120)
-    stopped = run.summary("broken")
-    assert stopped["state"] == "stopped" and "--resume" in output
-    _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive, f"left behind: {alive}"
-    assert not leftovers()
-
-    more = stopped["steps"] + 3
-    again = Command(folder, "train", "tiny.yaml", f"steps={more}", "--run", "broken", "--resume")
-    output = again.wait(240)
-    assert again.process.returncode == 0, output[-3000:]
-    assert again.steps("broken") == list(range(1, more + 1)), "no step is lost, none is done twice"
-    versions = [line["version"] for line in again.lines("broken", "metrics.jsonl")]
-    assert versions == sorted(set(versions)), "version numbers never repeat"
+def test_ctrl_c_and_sigterm_stop_everything_and_resume_goes_on(folder):
+    steps = 0
+    for number, arguments in ((signal.SIGINT, []), (signal.SIGTERM, ["--resume"])):
+        run = Command(folder, "train", "tiny.yaml", "steps=2000", "--run", "broken", *arguments)
+        run.until(lambda run=run, more=steps + 3: len(run.steps("broken")) >= more, 180)
+        children = run.children()
+        run.process.send_signal(number)
+        output = run.wait(120)
+        stopped = run.summary("broken")
+        assert stopped["state"] == "stopped" and "--resume" in output
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not alive, f"left behind: {alive}"
+        assert not leftovers()
+        steps = stopped["steps"]
+        assert run.steps("broken") == list(range(1, steps + 1)), "no step is lost, none is done twice"
+    versions = [line["version"] for line in run.lines("broken", "metrics.jsonl")]
+    assert versions == sorted(set(versions)) and versions[-1] > 1_000_000, "version numbers never repeat"
 
 
 def test_the_replay_service_may_be_killed_too(folder):
