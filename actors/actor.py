@@ -13,6 +13,8 @@ import os
 import socket
 from dataclasses import dataclass, field
 
+from replay.keys import ClientKeys
+
 from actors import engines, rollouts, weights
 from actors.config import ActorSettings, DataSettings, EnvironmentSettings, RolloutSettings, SamplingSettings
 from actors.group import GroupWriter
@@ -22,7 +24,6 @@ from protocols import metrics
 from protocols.errors import DeadlineError, SettingError, WeightsError
 from protocols.turns import Close, Lease, Turn
 from protocols.weights import WeightRef
-from replay.config import Endpoints
 
 log = logging.getLogger("redraft.actor")
 ROOM_S = 120.0
@@ -41,7 +42,7 @@ class Spec:
     rollout: RolloutSettings
     sampling: SamplingSettings
     actors: ActorSettings
-    endpoints: Endpoints
+    keys: ClientKeys | None
     version: int | None = None
     """Of the weights in `model`, where no learner will announce any: an evaluation."""
 
@@ -148,7 +149,7 @@ class Actor:
         self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         self._renderer = Renderer(AutoTokenizer.from_pretrained(spec.model))
         self._environments = Environments(lambda: environments.make(spec.environment), spec.environment.time_limit_s)
-        self._producer = Producer(spec.endpoints, f"{self._name}-{os.getpid()}")
+        self._producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
 
     async def _update(self, trial: WeightRef | None) -> None:
         """Brings the engine to the newest announced version, again while newer ones come."""
@@ -187,7 +188,7 @@ class Actor:
         limit = self._spec.actors.lease_s
         try:
             async with asyncio.timeout(limit):
-                await self._producer.room(ROOM_S)
+                await self._producer.room(lease.shard, ROOM_S)
                 writer = GroupWriter(lease, self._emit)
                 await self._episodes(lease, writer, self._spec.rollout, self._spec.sampling)
                 await asyncio.wrap_future(writer.close())
@@ -206,11 +207,11 @@ class Actor:
         finally:
             self._playing -= 1
 
-    def _emit(self, item: Turn | Close, order: int, spread: float):
+    def _emit(self, item: Turn | Close, lease: Lease, spread: float):
         if isinstance(item, Turn):
             self._report.turns += 1
             self._report.tokens += len(item.response)
-        return self._producer.add(item, order, spread)
+        return self._producer.add(item, lease, spread)
 
     async def _episodes(
         self, lease: Lease, writer: GroupWriter, settings: RolloutSettings, sampling: SamplingSettings
@@ -234,7 +235,7 @@ class Actor:
     async def _evaluate(self, task: dict, settings: RolloutSettings, sampling: SamplingSettings) -> list[Turn]:
         lease = Lease(bytes(16), 0, 0, task, self._spec.seed)
         turns: list[Turn] = []
-        writer = GroupWriter(lease, lambda turn, order, spread: turns.append(turn))
+        writer = GroupWriter(lease, lambda turn, lease, spread: turns.append(turn))
         async with asyncio.timeout(self._spec.actors.lease_s):
             await self._episodes(lease, writer, settings, sampling)
         return turns

@@ -11,13 +11,13 @@ from actors.engines import Completion
 from protocols import metrics
 from protocols.turns import LOGPROBS, TOKENS, Close, Lease, Role, Stop, Turn
 
-Sink = Callable[[Turn | Close, int, float], object]
+Sink = Callable[[Turn | Close, Lease, float], object]
 NO_TOKENS = np.empty(0, TOKENS)
 NOTHING_SAMPLED = Completion(NO_TOKENS, np.empty(0, LOGPROBS), (), Stop.AUTHORED, 0.0)
 
 
 class GroupWriter:
-    """Numbers turns and hands them to `sink(item, order, spread)`: the replay producer, or a list in an evaluation."""
+    """Numbers turns and hands them to `sink(item, lease, spread)`: the replay producer, or a list in an evaluation."""
 
     def __init__(self, lease: Lease, sink: Sink):
         self._lease, self._sink = lease, sink
@@ -64,7 +64,7 @@ class GroupWriter:
             timing=(0.0, completion.seconds, environment_s),
             **facts,
         )
-        self._sink(turn, self._lease.order, 0.0)
+        self._sink(turn, self._lease, 0.0)
         metrics.GENERATION_SECONDS.observe(completion.seconds)
         metrics.TURNS.labels(role=role.name.lower()).inc()
         metrics.TOKENS.labels(role=role.name.lower()).inc(len(completion.ids))
@@ -81,4 +81,4 @@ class GroupWriter:
         """Emits the close row; returns what the sink makes of it. Its spread tells groups without variance apart."""
         compared = list(self._returns.values()) if len(self._returns) > 1 else self._scores
         spread = max(compared, default=0.0) - min(compared, default=0.0)
-        return self._sink(Close(self._lease.group, self._lease.number, self._next), self._lease.order, spread)
+        return self._sink(Close(self._lease.group, self._lease.number, self._next), self._lease, spread)

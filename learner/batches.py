@@ -21,17 +21,22 @@ from protocols.weights import staleness
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One optimizer step's work: micro-batches of each rank, the groups to commit, and flat facts for the report."""
+    """One optimizer step's work: micro-batches of each rank, the groups to commit with their priorities (the mean size
+    of a turn's advantage), and flat facts for the report."""
 
     ids: list[bytes]
+    priorities: list[float]
     micros: list[list[MicroBatch]]
     facts: dict
     pack_s: float
 
 
-def prepare(groups: Sequence[Group], step: int, settings: LearnerSettings) -> Batch:
+def prepare(
+    groups: Sequence[Group], step: int, settings: LearnerSettings, importance: np.ndarray | None = None
+) -> Batch:
     """Credit, linearise, weigh and pack the groups that a trainer at `step` steps is going to train on.
 
+    `importance` float32[groups] scales the loss of each group, as replay's sampler asks for (None: all by 1).
     Raises RedraftError when every episode in them ended with an error: there is nothing to learn from, and will not be.
     """
     turns = [turn for group in groups for turn in group.turns]
@@ -39,8 +44,11 @@ def prepare(groups: Sequence[Group], step: int, settings: LearnerSettings) -> Ba
     if turns and len(errors) == len(turns):
         raise RedraftError(f"every episode of a batch ended with an error; the last: {errors[-1].extra.get('error')}")
     start = time.monotonic()
-    lines = linearise(groups, credit(groups, settings.credit), settings)
+    advantages = credit(groups, settings.credit)
+    lines = linearise(groups, advantages, settings)
     shares = coefficients(lines.sequences, lines.turns, settings)
+    if importance is not None:
+        shares = [share * importance[group] for share, group in zip(shares, lines.groups, strict=True)]
     packed = pack(lines.sequences, shares, settings)
     facts = facts_of(groups, step) | {
         "tokens": packed.tokens,
@@ -48,7 +56,8 @@ def prepare(groups: Sequence[Group], step: int, settings: LearnerSettings) -> Ba
         "truncated_sequences": lines.truncated,
         "errors": len(errors),
     }
-    return Batch([group.id for group in groups], packed.micros, facts, time.monotonic() - start)
+    priorities = [float(np.abs(values).mean()) if len(values) else 0.0 for values in advantages]
+    return Batch([group.id for group in groups], priorities, packed.micros, facts, time.monotonic() - start)
 
 
 def facts_of(groups: Sequence[Group], step: int) -> dict:

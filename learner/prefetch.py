@@ -11,7 +11,6 @@ from learner.batches import Batch, prepare
 from learner.config import LearnerSettings
 from protocols.errors import DeadlineError
 from replay.client import Claim, Client
-from replay.config import Endpoints
 
 POLL_S = 1.0  # how soon a waiting claim notices that the run is stopping
 CROWDED = 0.5  # share of replay.max_bytes: above it a checkpoint lets replay forget, well before leases are held back
@@ -30,11 +29,10 @@ class Fetched:
 
 
 class Prefetch:
-    """Claims under a client of its own, for a waiting claim holds up every other request of its client."""
+    """Claims with a client of its own, for a waiting claim holds up every other request of its client."""
 
-    def __init__(self, endpoints: Endpoints, name: str, settings: LearnerSettings):
-        self._settings = settings
-        self._client = Client(endpoints, name)
+    def __init__(self, client: Client, settings: LearnerSettings):
+        self._settings, self._client = settings, client
         self._stopping = threading.Event()
         self.crowded = False  # replay holds so much that a checkpoint should let it forget, as of the last claim
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
@@ -73,7 +71,7 @@ class Prefetch:
             claim = self._client.claim(settings.batch_groups, step, settings.max_staleness, wait_s)
             self.crowded = claim.stats["bytes"] > CROWDED * claim.stats["max_bytes"]
             if claim.groups:
-                return Fetched(prepare(claim.groups, step, settings), reason)
+                return Fetched(prepare(claim.groups, step, settings, claim.weights), reason)
             reason = claim.reason
             if time.monotonic() >= deadline:
                 raise _late(claim, settings)

@@ -21,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 
+from replay.keys import ClientKeys
+
 from learner import checkpoint
 from learner.config import LearnerSettings
 from protocols import metrics
@@ -48,7 +50,8 @@ class Rank:
         run_dir: str,
         run_id: str,
         seed: int,
-        endpoints: Endpoints,
+        shards: tuple[Endpoints, ...],
+        keys: ClientKeys | None,
         device: str = "cpu",
         *,
         steps: int,
@@ -58,13 +61,14 @@ class Rank:
         """`model_path` is the start model also on resume; `steps` of the whole run; `temperature` that of sampling."""
         self.rank, self.world, self.settings, self.device = rank, world, settings, device
         self.model_path, self.run_dir, self.run_id = model_path, Path(run_dir), run_id
-        self.seed, self.endpoints = seed, endpoints
+        self.seed, self.shards, self.keys = seed, shards, keys
         self.steps, self.dtype, self.temperature = steps, dtype, temperature
         self.step = self.life = 0
         self._resumed = self._loaded = False
         self._bad_steps = self._skipped = 0
         self._stopping = threading.Event()
         self._prefetch = None
+        self._clients: list = []
         self._port: int | None = None
 
     def setup(self, master: tuple[str, int], resume: bool) -> dict:
@@ -105,10 +109,8 @@ class Rank:
         if self.rank:
             self._follow()
             return
-        from replay.client import Client
-
         if self._resumed:
-            client = Client(self.endpoints, f"learner-{self.life}")
+            client = self._client()
             client.resume(self.step)
             client.close()
         self._publish_trial(controller)
@@ -141,6 +143,12 @@ class Rank:
         self._stopping.set()
         if self._prefetch is not None:
             self._prefetch.stop()
+
+    def grow(self, shards: tuple[Endpoints, ...]) -> None:
+        """Claims also from the replay shards that joined since; called from another thread."""
+        self.shards = shards
+        for client in self._clients:
+            client.grow(shards)
 
     def metrics_port(self) -> int:
         """The port on which this process serves its metrics."""
@@ -202,14 +210,18 @@ class Rank:
             checkpoint.write_model(folder, self.model_path, self.engine.config, state)
         dist.barrier(group=self.objects)
 
+    def _client(self):
+        from replay.client import Client
+
+        return Client(self.shards, f"learner-{self.life}", self.keys)
+
     # Rank 0 ----------------------------------------------------------------------------------------------------------
 
     def _lead(self, controller, until_step: int) -> str:
         from learner.prefetch import Prefetch
-        from replay.client import Client
 
-        name = f"learner-{self.life}"
-        client, prefetch = Client(self.endpoints, name), Prefetch(self.endpoints, name, self.settings)
+        self._clients = [self._client(), self._client()]
+        client, prefetch = self._clients[0], Prefetch(self._clients[1], self.settings)
         self._prefetch = prefetch
         try:
             saved = self.step if self._loaded else None
@@ -250,7 +262,7 @@ class Rank:
             result = self._order("step", each=batch.micros)
         self._count_bad(result.applied)
         with timed(seconds, "commit"):
-            client.commit(batch.ids, self.step)
+            client.commit(batch.ids, self.step, batch.priorities)
         self._publish(controller, seconds)
         return {
             "step": self.step,

@@ -33,9 +33,11 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class Linearised:
-    """All sequences of a batch that hold a trained token, and how many were cut at `row_tokens`."""
+    """All sequences of a batch that hold a trained token, the place of each one's group in the batch, how many turns
+    they number, and how many were cut at `row_tokens`."""
 
     sequences: list[TokenSequence]
+    groups: list[int]
     turns: int
     truncated: int
 
@@ -47,8 +49,9 @@ def linearise(batch: Sequence[Group], advantages: Sequence[np.ndarray], settings
     ones. A sequence's first token is never trained, for nothing predicts it.
     """
     sequences: list[TokenSequence] = []
+    groups: list[int] = []
     trained = truncated = 0
-    for group, worth in zip(batch, advantages, strict=True):
+    for number, (group, worth) in enumerate(zip(batch, advantages, strict=True)):
         counted: set[int] = set()
         for path in paths(group):
             fresh = {turn.turn: trained + place for place, turn in enumerate(path) if turn.turn not in counted}
@@ -59,7 +62,8 @@ def linearise(batch: Sequence[Group], advantages: Sequence[np.ndarray], settings
             sequence = _cut(sequence, settings.row_tokens)
             if sequence.weights.any():
                 sequences.append(sequence)
-    return Linearised(sequences, trained, truncated)
+                groups.append(number)
+    return Linearised(sequences, groups, trained, truncated)
 
 
 def paths(group: Group) -> Iterator[list[Turn]]:

@@ -11,6 +11,7 @@ from protocols.errors import SettingError
 disable_created_metrics()  # a series for each series, which nothing here asks for
 PREFIX = "redraft_"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 
 
@@ -53,10 +54,16 @@ WEIGHTS_REFUSED = Metric(Counter, "weights_refused_total", "Versions whose diges
 # replay
 REPLAY_ROWS = Metric(Counter, "replay_rows_total", "Rows received", ("outcome",))  # stored, duplicate, fenced
 REPLAY_REFUSED = Metric(Counter, "replay_refused_total", "Messages refused", ("reason",))
-REPLAY_GROUPS = Metric(Gauge, "replay_groups", "Groups held", ("state",))  # open, ready, claimed, used
+REPLAY_GROUPS = Metric(Gauge, "replay_groups", "Groups held", ("state",))  # replay.groups.State
 REPLAY_DROPPED = Metric(Counter, "replay_dropped_total", "Groups that will not be trained", ("reason",))
 REPLAY_BYTES = Metric(Gauge, "replay_held_bytes", "Bytes of records held")
 REPLAY_COMMIT_SECONDS = Metric(Histogram, "replay_commit_seconds", "One spool transaction", buckets=SECONDS)
+REPLAY_ROWS_PER_COMMIT = Metric(Histogram, "replay_rows_per_commit", "Rows in one transaction of ingest", buckets=ROWS)
+REPLAY_STALENESS = Metric(
+    Histogram, "replay_staleness_steps", "Staleness of groups when they are claimed", buckets=STEPS
+)
+REPLAY_CLAIMS_EXPIRED = Metric(Counter, "replay_claims_expired_total", "Groups taken back from silent consumers")
+REPLAY_IDLE = Metric(Gauge, "replay_idle_share", "Share of the last seconds in which the service had nothing to do")
 REPLAY_STALLS = Metric(Counter, "replay_credit_stalls_total", "Times a producer was held back")
 
 # learner

@@ -94,10 +94,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Leave to play one task once: `number` fences off earlier plays of its group, `order` is its place in time."""
+    """Leave to play one task once: `number` fences off earlier plays of its group, `order` is its place in time.
+
+    `shard` is the ingest endpoint of the replay service that keeps the group ("" where nothing is kept).
+    """
 
     group: bytes
     number: int
     order: int
     task: dict
     seed: int
+    shard: str = ""

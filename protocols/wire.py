@@ -1,15 +1,17 @@
 """How turns travel and rest: one record a turn or close row, many records a message.
 
-A message that carries rows has three frames: a msgpack header, an index (numpy array of ROW), and one blob in
-which the records lie end to end. The replay service reads header and index and never decodes the blob; the
-record that the actor wrote is the record that the learner reads.
+A message that carries rows has three frames: a msgpack header, an index (a fixed-size entry a row), and one blob in
+which the records lie end to end, in the order of the index. The replay service reads header and index and never decodes
+the blob; the record that the actor wrote is the record that the learner reads.
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import msgpack
 import numpy as np
@@ -18,26 +20,34 @@ from protocols.errors import WireError
 from protocols.turns import LOGPROBS, TOKENS, Close, Group, Role, Stop, Turn
 from protocols.weights import step_of
 
-SCHEMA = 1
+SCHEMA = 2
 CLOSE = -1  # the `turn` of a close row
 NO_VERSION = -1  # the `version` of a row in which nothing was sampled
+ENTRY = struct.Struct("<16siiqqifII")  # a Row
+CRC = struct.Struct("<I")  # the last field of an entry
+UNSUMMED = ENTRY.size - CRC.size
 
-# `version`: oldest weights version in the row. `order`: place of the lease in time. `turns`: rows that a close row
-# promises. `spread`: in a close row, largest minus smallest reward of the attempts it compares. `crc`: of the record.
-ROW = np.dtype(
-    [
-        ("group", "V16"),
-        ("lease", "<i4"),
-        ("turn", "<i4"),
-        ("version", "<i8"),
-        ("order", "<i8"),
-        ("turns", "<i4"),
-        ("spread", "<f4"),
-        ("start", "<u8"),
-        ("size", "<u4"),
-        ("crc", "<u4"),
-    ]
-)
+
+class Row(NamedTuple):
+    """What the index says of a record.
+
+    `version`: oldest weights version in it. `order`: place of the lease in time. `turns`: what a close row promises.
+    `spread`: in a close row, largest minus smallest reward of the attempts it compares. `size`: bytes of the record.
+    `crc`: CRC-32 of the record and of the entry up to this field.
+    """
+
+    group: bytes
+    lease: int
+    turn: int
+    version: int
+    order: int
+    turns: int
+    spread: float
+    size: int
+    crc: int
+
+
+Packed = tuple[bytes, bytes]  # entry and record of a row
 
 
 def pack(message: dict) -> bytes:
@@ -121,57 +131,66 @@ def decode_close(group: bytes, lease: int, record: bytes) -> Close:
     return Close(group, lease, turns, rewards, extra)
 
 
-def row_of(item: Turn | Close, order: int, spread: float = 0.0) -> tuple[np.void, bytes]:
-    """The index entry (its `start` still 0) and the record of a turn or close row."""
+def row_of(item: Turn | Close, order: int, spread: float = 0.0) -> Packed:
+    """The index entry and the record of a turn or close row. Raises WireError when it cannot be encoded."""
     closing = isinstance(item, Close)
     record = encode_close(item) if closing else encode_turn(item)
-    versions = () if closing else item.versions
-    row = np.zeros((), ROW)
-    row["group"] = np.void(item.group)
-    row["lease"] = item.lease
-    row["turn"] = CLOSE if closing else item.turn
-    row["version"] = min((version for _, version in versions), key=step_of, default=NO_VERSION)
-    row["order"] = order
-    row["turns"] = item.turns if closing else 0
-    row["spread"] = spread
-    row["size"] = len(record)
-    row["crc"] = zlib.crc32(record)
-    return row[()], record
+    turn, turns = (CLOSE, item.turns) if closing else (item.turn, 0)
+    version = NO_VERSION if closing else _oldest(item.versions)
+    try:
+        unsummed = ENTRY.pack(item.group, item.lease, turn, version, order, turns, spread, len(record), 0)[:UNSUMMED]
+    except struct.error as error:
+        raise WireError(f"turn {turn} of group {item.group.hex()}: {error}") from None
+    return unsummed + CRC.pack(_crc(unsummed, record)), record
 
 
-def join(rows: Sequence[tuple[np.void, bytes]]) -> tuple[bytes, bytes]:
+def _oldest(versions: Sequence[tuple[int, int]]) -> int:
+    if len(versions) == 1:
+        return versions[0][1]
+    return min((version for _, version in versions), key=step_of, default=NO_VERSION)
+
+
+def _crc(unsummed: bytes, record: bytes) -> int:
+    return zlib.crc32(unsummed, zlib.crc32(record))
+
+
+def join(rows: Sequence[Packed]) -> tuple[bytes, bytes]:
     """Index frame and blob of some rows."""
-    index = np.array([row for row, _ in rows], ROW)
-    sizes = index["size"].astype(np.uint64)
-    index["start"] = np.cumsum(sizes) - sizes
-    return index.tobytes(), b"".join(record for _, record in rows)
+    return b"".join([entry for entry, _ in rows]), b"".join([record for _, record in rows])
 
 
-def split(index_frame: bytes, blob: bytes) -> list[tuple[np.void, bytes]]:
-    """The rows of a message, each record checked against its CRC. Raises WireError on the first that does not hold."""
-    if len(index_frame) % ROW.itemsize:
-        raise WireError(f"index of {len(index_frame)} bytes is not a multiple of {ROW.itemsize}")
-    index = np.frombuffer(index_frame, ROW)
-    rows, view = [], memoryview(blob)
-    for row in index:
-        start, size = int(row["start"]), int(row["size"])
-        record = bytes(view[start : start + size])
-        if not size or len(record) != size or zlib.crc32(record) != int(row["crc"]):
-            raise WireError(f"row {int(row['turn'])} of group {bytes(row['group']).hex()} fails its checksum")
-        rows.append((row, record))
+def split(index: bytes, blob: bytes) -> list[tuple[Row, Packed]]:
+    """The rows of a message; records are views into `blob`. Raises WireError unless all of it is whole."""
+    if len(index) % ENTRY.size:
+        raise WireError(f"index of {len(index)} bytes is not a multiple of {ENTRY.size}")
+    rows, view, start = [], memoryview(blob), 0
+    for number, fields in enumerate(ENTRY.iter_unpack(index)):
+        row = Row._make(fields)
+        record = view[start : start + row.size]
+        start += row.size
+        entry = bytes(index[number * ENTRY.size : (number + 1) * ENTRY.size])
+        if not sound(row, entry, record):
+            raise WireError(f"row {row.turn} of group {row.group.hex()} fails its checksum")
+        rows.append((row, (entry, record)))
+    if start != len(view):
+        raise WireError(f"the index names {start} bytes of a blob of {len(view)}")
     return rows
 
 
-def whole_group(rows: Iterable[tuple[np.void, bytes]]) -> Group:
+def sound(row: Row, entry: bytes, record: bytes) -> bool:
+    """Whether entry and record are the bytes that were written."""
+    return 0 < row.size == len(record) and _crc(entry[:UNSUMMED], record) == row.crc
+
+
+def whole_group(rows: Iterable[tuple[Row, Packed]]) -> Group:
     """Decodes the rows of one group. Raises WireError unless its close row and all the turns it promises are there."""
     turns: dict[int, Turn] = {}
     close = None
-    for row, record in rows:
-        group, lease, turn = bytes(row["group"]), int(row["lease"]), int(row["turn"])
-        if turn == CLOSE:
-            close = decode_close(group, lease, record)
+    for row, (_, record) in rows:
+        if row.turn == CLOSE:
+            close = decode_close(row.group, row.lease, record)
         else:
-            turns[turn] = decode_turn(group, lease, turn, record)
+            turns[row.turn] = decode_turn(row.group, row.lease, row.turn, record)
     if close is None or sorted(turns) != list(range(close.turns)):
         raise WireError("a group lacks its close row or some of its turns")
     return Group(close.group, close.lease, tuple(_final(turns[n], close) for n in range(close.turns)), close.extra)

@@ -37,7 +37,7 @@ from actors import environments
 from actors.actor import Orders, Report
 from actors.tasks import TaskOrder
 from protocols import metrics
-from protocols.errors import DeadlineError, RedraftError
+from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.weights import WeightRef, step_of
 from redraft import logs, parts
 from redraft.exam import Exam
@@ -45,6 +45,7 @@ from redraft.fleet import Fleet
 from redraft.leases import PLAYS, LeaseBook, admissible
 from redraft.recipe import Recipe
 from redraft.run import Run
+from redraft.shards import Shards
 from redraft.status import Status
 from replay.client import Client
 
@@ -63,11 +64,12 @@ class Controller:
         self._run, self._recipe, self._resume = run, recipe, resume
         self._status = Status(run, recipe)
         self._stopping = threading.Event()
+        self._growing = threading.Lock()
         self._weights: WeightRef | None = None
         self._trial: WeightRef | None = None
         self._book: LeaseBook | None = None
         self._fleet: Fleet | None = None
-        self._replay = self._endpoints = None
+        self._shards: Shards | None = None
         self._ranks: list = []
         self._learning: list = []
         self._files: list = []
@@ -107,6 +109,21 @@ class Controller:
         """Where in the order of tasks a run resumed from now would go on."""
         return {"position": self._book.cursor if self._book else 0}
 
+    def add_shard(self) -> int:
+        """One more replay service, for groups that are not leased yet; nothing restarts. Returns how many there are.
+
+        Raises SettingError before training began.
+        """
+        if self._book is None or self._stopping.is_set():
+            raise SettingError("RUN", "is not training", "Wait until it trains")
+        with self._growing:
+            self._shards.grow(self._recipe.start_s)
+            shards = self._shards.endpoints
+            self._client.grow(shards)
+            self._wait(self._ranks[0].grow.remote(shards), "learner rank 0", self._recipe.start_s)
+            self._shards.open()
+        return len(shards)
+
     def status(self) -> dict:
         return self._status.snapshot()
 
@@ -127,14 +144,14 @@ class Controller:
         tasks = environments.tasks(recipe.environment, recipe.data, "train")
         self._tests = environments.tasks(recipe.environment, recipe.data, "test")
         self._status.phase("starting", "replay, learner, actors")
-        self._endpoints = parts.endpoints(len([node for node in ray.nodes() if node["Alive"]]))
-        self._replay = parts.start_replay(run, recipe, self._endpoints)
+        self._shards = Shards(run, recipe)
+        self._shards.start()
         self._files = parts.start_node_files(run)
-        self._ranks = parts.start_ranks(run, recipe, self._endpoints)
-        maker = parts.actor_maker(run, recipe, self._endpoints)
+        self._ranks = parts.start_ranks(run, recipe, self._shards.endpoints, self._shards.keys)
+        maker = parts.actor_maker(run, recipe, self._shards.keys)
         self._fleet = Fleet(maker, recipe.actors, recipe.start_s, self._lost)
-        self._wait(self._replay.metrics_port.remote(), "replay", recipe.start_s)
-        self._client = Client(self._endpoints, "controller")
+        self._shards.wait(recipe.start_s)
+        self._client = Client(self._shards.endpoints, "controller", self._shards.keys)
         master = self._wait(self._ranks[0].address.remote(), "learner rank 0", recipe.start_s)
         states = [rank.setup.remote(master, self._resume) for rank in self._ranks]
         for number, state in enumerate(states):
@@ -148,13 +165,14 @@ class Controller:
             state["cursor"].get("position", 0),
             state["life"],
             self._client.known,
+            self._shards.of,
         )
         log.info("started: step %d, life %d, %d training tasks", state["step"], state["life"], len(tasks))
 
     def _metrics_ports(self) -> dict[str, int]:
         """Where each process serves its metrics; those of actors come with their reports."""
         ports = {"controller": metrics.serve(0, "controller")}
-        ports["replay"] = self._wait(self._replay.metrics_port.remote(), "replay", self._recipe.start_s)
+        ports |= self._shards.ports(self._recipe.start_s)
         for number, rank in enumerate(self._ranks):
             name = f"learner-{number}"
             ports[name] = self._wait(rank.metrics_port.remote(), name, self._recipe.start_s)
@@ -231,6 +249,9 @@ class Controller:
             return 0
         stats = self._client.stats()
         self._status.replay(stats)
+        for group, lease, position in stats["torn"]:
+            if self._book.again(bytes.fromhex(group), lease, position):
+                self._status.event(f"group {group[:8]} was torn on the disk; it is played again")
         if stats["full"]:
             self._status.event(
                 "replay: the disk of the run folder is full; nothing is leased until there is room", once="full"
@@ -325,8 +346,5 @@ class Controller:
             ray.kill(rank)
         if self._files:
             ray.wait([files.close.remote() for files in self._files], num_returns=len(self._files), timeout=5.0)
-        if self._replay is not None:
-            ray.wait([self._replay.close.remote()], timeout=10.0)
-            ray.kill(self._replay)
-        if self._endpoints is not None:
-            parts.forget(self._endpoints)
+        if self._shards is not None:
+            self._shards.close()

@@ -235,9 +235,9 @@ def _exam(recipe: Recipe, run: Run, folder: Path, version: int, tests: Sequence[
     from redraft.status import Status
 
     apart = replace(run, id=secrets.token_hex(16))
-    status, where = Status(run, recipe), parts.endpoints(nodes=1)
+    status = Status(run, recipe)
     files = parts.start_node_files(apart)
-    maker = parts.actor_maker(apart, recipe, where, str(folder / "model"), version)
+    maker = parts.actor_maker(apart, recipe, None, str(folder / "model"), version)
     fleet = Fleet(maker, recipe.actors, recipe.start_s, status.replaced)
     exam = Exam(recipe, tests, fleet, status)
     status.phase("evaluating", folder.name)
@@ -253,7 +253,6 @@ def _exam(recipe: Recipe, run: Run, folder: Path, version: int, tests: Sequence[
     finally:
         fleet.close(5.0)
         ray.wait([owner.close.remote() for owner in files], num_returns=len(files), timeout=5.0)
-        parts.forget(where)
 
 
 def _checkpoint(run: Run, step: int | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from actors.tasks import TaskOrder
@@ -38,10 +38,20 @@ class LeaseBook:
     """Makes leases from the order of tasks, and leases again what was lost. Keeps nothing about closed groups.
 
     `known(ids)` tells which groups replay has already closed: they are skipped, so a resumed run plays none twice.
+    `place(id)` names the replay shard of a group that is leased for the first time in this life of the run.
     """
 
-    def __init__(self, order: TaskOrder, run_id: str, seed: int, cursor: int, life: int, known: Callable):
-        self._order, self._run_id, self._seed, self._known = order, run_id, seed, known
+    def __init__(
+        self,
+        order: TaskOrder,
+        run_id: str,
+        seed: int,
+        cursor: int,
+        life: int,
+        known: Callable[[list[bytes]], Collection[bytes]],
+        place: Callable[[bytes], str],
+    ):
+        self._order, self._run_id, self._seed, self._known, self._place = order, run_id, seed, known, place
         self._position, self._number = cursor, life * LIFE_NUMBERS
         self._resumed = life > 0
         self._again: deque[tuple[Lease, int]] = deque()
@@ -77,7 +87,7 @@ class LeaseBook:
     def _make(self, position: int) -> tuple[Lease, int]:
         epoch, task = self._order.task(position)
         group = group_id(self._run_id, epoch, task["id"])
-        return Lease(group, self._number, position, task, self._seed + position), position
+        return Lease(group, self._number, position, task, self._seed + position, self._place(group)), position
 
     def closed(self, plays: Iterable[tuple[bytes, int]]) -> None:
         """These plays (group, lease number) ended well. A late word of an older play changes nothing."""
@@ -85,6 +95,15 @@ class LeaseBook:
             for group, number in plays:
                 if self._is_live(group, number):
                     del self.live[group]
+
+    def again(self, group: bytes, number: int, position: int) -> bool:
+        """Replay has lost this closed play to a torn record: it is leased again, once. False when it is already."""
+        with self._lock:
+            if group in self.live or any(lease.group == group for lease, _ in self._again):
+                return False
+            lease, _ = self._make(position)
+            self._again.append((replace(lease, number=max(number + 1, lease.number)), position))
+            return True
 
     def lost(self, group: bytes, number: int, blamed: bool = True) -> Lease | None:
         """This play ended without closing its group, which is leased again under the next number.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from replay.keys import ClientKeys
 
 from actors.actor import Actor, Spec
 from actors.weights import NodeFiles
@@ -43,11 +44,11 @@ def worker_environment(threads: int) -> dict:
 class ReplayPart:
     """The replay service in a process of its own. A restart binds the same endpoints and reads the same spool."""
 
-    def __init__(self, folder: str, run: str, run_id: str, endpoints: Endpoints, settings: ReplaySettings):
+    def __init__(self, run: Run, shard: int, endpoints: Endpoints, settings: ReplaySettings):
         from replay.service import Service
 
-        logs.to_file(Path(folder), run, "replay")
-        self._service = Service(Path(folder) / "spool", endpoints, settings, run_id)
+        logs.to_file(run.folder, run.name, f"replay-{shard}")
+        self._service = Service(run.spool(shard), endpoints, settings, run.id, run.keys)
         self._service.start()
         self._port = metrics.serve(0, "replay")
         self._closing = False
@@ -93,7 +94,7 @@ class RankPart(Rank):
 
 
 def endpoints(nodes: int) -> Endpoints:
-    """Where replay listens: files on a single node, free tcp ports of this node in a cluster."""
+    """Where a shard of replay listens: files on a single node, free tcp ports of this node in a cluster."""
     if nodes == 1:
         folder = tempfile.mkdtemp(prefix="redraft-")  # private to the user; short, as ipc paths have to be
         return Endpoints(f"ipc://{folder}/ingest", f"ipc://{folder}/serve")
@@ -115,8 +116,8 @@ def here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def start_replay(run: Run, recipe: Recipe, where: Endpoints):
-    """The replay service beside the controller; Ray restarts it when it dies."""
+def start_replay(run: Run, recipe: Recipe, shard: int, where: Endpoints):
+    """A replay service beside the controller; Ray restarts it when it dies."""
     part = ray.remote(ReplayPart).options(
         num_cpus=0,
         max_restarts=-1,
@@ -124,7 +125,7 @@ def start_replay(run: Run, recipe: Recipe, where: Endpoints):
         scheduling_strategy=here(),
         runtime_env=worker_environment(1),
     )
-    return part.remote(str(run.folder), run.name, run.id, where, recipe.replay)
+    return part.remote(run, shard, where, recipe.replay)
 
 
 def start_node_files(run: Run) -> list:
@@ -148,7 +149,7 @@ def _files_name(run_id: str, node_id: str) -> str:
     return f"files-{run_id}-{node_id}"
 
 
-def actor_maker(run: Run, recipe: Recipe, where: Endpoints, model: str = "", version: int | None = None):
+def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", version: int | None = None):
     """A function that makes the actor of a name; with `version`, one that plays with `model` as it is."""
     spec = Spec(
         run_id=run.id,
@@ -160,7 +161,7 @@ def actor_maker(run: Run, recipe: Recipe, where: Endpoints, model: str = "", ver
         rollout=recipe.rollout,
         sampling=recipe.sampling,
         actors=recipe.actors,
-        endpoints=where,
+        keys=keys,
         version=version,
     )
     part = ray.remote(ActorPart)
@@ -177,7 +178,7 @@ def actor_maker(run: Run, recipe: Recipe, where: Endpoints, model: str = "", ver
     return make
 
 
-def start_ranks(run: Run, recipe: Recipe, where: Endpoints) -> list:
+def start_ranks(run: Run, recipe: Recipe, shards: tuple[Endpoints, ...], keys: ClientKeys | None) -> list:
     """The learner's ranks."""
     settings: LearnerSettings = recipe.learner
     part = ray.remote(RankPart).options(
@@ -197,7 +198,8 @@ def start_ranks(run: Run, recipe: Recipe, where: Endpoints) -> list:
             str(run.folder),
             run.id,
             recipe.seed,
-            where,
+            shards,
+            keys,
             "cuda" if settings.gpus else "cpu",
             steps=recipe.steps,
             dtype=recipe.model.dtype,

@@ -35,9 +35,18 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    def spool(self, shard: int) -> Path:
+        return self.folder / "spool" / str(shard)
+
     @property
-    def spool(self) -> Path:
-        return self.folder / "spool"
+    def shards(self) -> int:
+        """How many shards of replay have stored in this folder."""
+        return len(list((self.folder / "spool").glob("*")))
+
+    @property
+    def keys(self) -> Path:
+        """Of the replay service, where it listens beyond this machine."""
+        return self.folder / "keys"
 
     def append(self, file: str, line: dict) -> None:
         """Adds one JSON line to `file` in the folder, in one write."""

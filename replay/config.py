@@ -10,10 +10,15 @@ from pydantic import Field
 from protocols.settings import Settings
 
 BATCH_ROWS = 32  # rows a message: per-message overhead dominates below
+BATCH_BYTES = 1 << 20  # a message that holds so many is full
 LINGER_S = 0.005  # the longest that a row waits for its batch to fill
 WINDOW_ROWS = 4096  # rows that a producer may have unacknowledged
-WINDOW_BATCHES = 2 * WINDOW_ROWS // BATCH_ROWS  # messages that ZeroMQ queues a peer: a window, and resends of it
+WINDOW_BYTES = 32 << 20  # bytes of records that it may have unacknowledged
+QUEUED = 32  # messages that ZeroMQ queues for a peer on each side; the rest waits in the producer
+MAX_ROW_BYTES = 64 << 20  # of one record
+MAX_MESSAGE_BYTES = MAX_ROW_BYTES + 2 * BATCH_BYTES
 RESEND_S = 2.0  # unanswered batches and requests are sent again
+LOST_CLAIM = "Resume the learner from its checkpoint, and raise replay.claim_lease_s above its longest step"
 SILENT_S = 5 * RESEND_S  # a waiting claim whose client has not resent it for so long is forgotten
 
 
@@ -28,23 +33,40 @@ class Endpoints:
 class ReplaySettings(Settings):
     """How turns are kept and in which order groups are served."""
 
-    sampler: Literal["fifo", "uniform"] = "fifo"
-    """`fifo` serves groups in the order of their leases and waits for stragglers; `uniform` picks at random."""
+    durability: Literal["process", "power"] = "process"
+    """What acknowledged turns survive: a kill of the service (`process`), or a power cut too (a disk sync each)."""
+
+    shards: int = Field(1, ge=1, le=64)
+    """How many services share the groups."""
+
+    curve: bool = True
+    """Encrypt tcp endpoints and admit only peers with a key. On one machine endpoints are files, with permissions."""
+
+    sampler: Literal["fifo", "uniform", "prioritised"] = "fifo"
+    """`fifo` serves groups in the order of their leases and waits for stragglers; `uniform` picks at random;
+    `prioritised` by the priorities that the learner gives, where `max_uses` is above 1."""
+
+    priority_exponent: float = Field(0.6, ge=0, le=4)
+    """Of `prioritised`: 0 makes it uniform."""
+
+    importance_exponent: float = Field(0.4, ge=0, le=1)
+    """Of `prioritised`: 1 undoes the whole bias of its choice by weighting the loss, 0 nothing of it."""
 
     max_uses: int = Field(1, ge=1)
     """How many optimizer steps may use a group."""
 
     max_bytes: int = Field(2 << 30, ge=1 << 20)
-    """Bytes of records held at which no new groups are leased. Rows of open groups are stored beyond it."""
+    """Bytes of records that a shard may hold before producers start no new group; open ones go on beyond it."""
 
     drop_flat: bool = False
-    """Set aside groups whose scores do not differ: they carry no signal for group-relative credit."""
+    """Set aside groups whose scores do not differ: they carry no signal for group-relative credit. Their turns stay
+    until the next checkpoint."""
 
     claim_lease_s: float = Field(600.0, gt=0)
     """A consumer that sends no request for so many seconds loses its claims; longer than the longest step."""
 
     seed: int = 0
-    """Of the `uniform` sampler."""
+    """Of the samplers that pick at random."""
 
     @property
     def map_bytes(self) -> int:

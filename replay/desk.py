@@ -7,21 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
+from protocols import metrics
 from protocols.errors import RedraftError, WireError
 from protocols.wire import SCHEMA, join, pack, unpack
 from replay.config import SILENT_S
-from replay.groups import TRAINED, Draft, Record, State
-from replay.samplers import make_sampler
+from replay.groups import Draft, State
 from replay.spool import FULL, TornError
 from replay.store import Store
 
 log = logging.getLogger("redraft.replay")
 FORGET_GROUPS = 64  # forgotten in one transaction, so that a checkpoint never blocks ingest for long
 MOST = 2**31  # of any number in a request
-CLOSED = (State.READY, State.CLAIMED, State.USED)
-Rows = list[tuple[np.void, bytes]]
+CLOSED = (State.READY, State.CLAIMED, State.USED, State.ASIDE)
 
 
 @dataclass(slots=True)
@@ -38,12 +35,20 @@ class Waiting:
     reason: str = "groups"
 
 
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Groups, with how many rows each has, and the index and blob of those rows."""
+
+    groups: dict[bytes, int]
+    index: bytes
+    blob: bytes
+
+
 class Desk:
     """Requests in, replies out through `send(identity, frames)`. All methods run on the service's thread."""
 
     def __init__(self, store: Store, send: Callable[[bytes, list[bytes]], None]):
         self._store, self._send = store, send
-        self._sampler = make_sampler(store.settings.sampler, store.settings.seed)
         self._waiting: dict[bytes, Waiting] = {}
         self._replies: dict[bytes, tuple[int, list[bytes]]] = {}  # the last request of a client and its small reply
         now = time.monotonic()
@@ -117,26 +122,26 @@ class Desk:
 
     def _on_commit(self, message: dict, identity: bytes) -> dict:
         ids, step = _ids(message), _field(message, "step", int)
+        priorities = _priorities(message, len(ids))
 
-        def work(draft: Draft) -> None:
-            for group in ids:
-                draft.commit(group, step)
+        def work(draft: Draft) -> list[bytes]:
+            pairs = zip(ids, priorities, strict=True)
+            return [group for group, priority in pairs if not draft.commit(group, step, priority)]
 
-        self._store.change(work)
-        return {}
+        return {"unknown": self._store.change(work)}
 
     def _on_checkpoint(self, message: dict, identity: bytes) -> dict:
         step = _field(message, "step", int)
-        used = self._store.groups.of(State.USED)
-        self._forgetting = [group for group, record in used if max(record.uses) <= step]
+        done = self._store.groups.of(State.USED, State.ASIDE)
+        self._forgetting = [group for group, record in done if max(record.uses, default=record.step) <= step]
         return {}
 
     def _on_resume(self, message: dict, identity: bytes) -> dict:
         step = _field(message, "step", int)
-        closed = [group for group, _ in self._store.groups.of(*CLOSED)]
+        held = [group for group, _ in self._store.groups.of(*State)]
 
         def work(draft: Draft) -> None:
-            for group in closed:
+            for group in held:
                 draft.resume(group, step)
             draft.step = min(draft.step, step)
 
@@ -162,6 +167,13 @@ class Desk:
         self._tear([group for group in _ids(message) if self._held_by(group, identity)])
         return {}
 
+    def _on_offer(self, message: dict, identity: bytes) -> dict:
+        """What a client with several shards shares a claim out by."""
+        count, step = _field(message, "count", int, 1), _field(message, "step", int)
+        self._set_aside_stale(step, _field(message, "max_staleness", int))
+        ready = self._store.ready
+        return {"ready": len(ready), **ready.sampler.offer(count), "stats": self._store.stats()}
+
     def _on_stats(self, message: dict, identity: bytes) -> dict:
         return {"stats": self._store.stats()}
 
@@ -173,61 +185,52 @@ class Desk:
         mine = [group for group, record in claimed if (record.holder, record.request) == (identity, request)]
         if not mine:
             return False
-        rows, torn = self._store.change(lambda draft: _read(draft, mine))
-        if torn:
-            self._tear(torn)
-            self._give_back([group for group in mine if group not in torn])
+        parcel = self._store.change(lambda draft: _read(draft, mine))
+        if parcel is None:
+            self._give_back([group for group in mine if self._held_by(group, identity)])
             return False
-        self._hand_out(identity, request, rows)
+        chances = [self._store.groups.get(group).chance for group in mine]
+        self._hand_out(identity, request, parcel, chances)
         return True
 
     def _try(self, waiting: Waiting) -> None:
         """Satisfies a waiting claim if it can; sets aside the groups that are too stale for it."""
-        groups, bound = self._store.groups, waiting.max_staleness
-        ready: dict[bytes, Record] = {}
-        stale: list[bytes] = []
-        for group, record in groups.of(State.READY):
-            if record.staleness(waiting.step) > bound:
-                stale.append(group)
-            else:
-                ready[group] = record
-        chosen, waiting.reason = self._pick(ready, waiting)
-        if not (chosen or stale):
+        self._set_aside_stale(waiting.step, waiting.max_staleness)
+        opened = (record for _, record in self._store.groups.of(State.OPEN))
+        ready = self._store.ready
+        chosen, waiting.reason = ready.pick(opened, waiting.count, waiting.step, waiting.max_staleness)
+        if not chosen:
             return
-        rows = self._store.change(lambda draft: self._take(draft, ready, stale, waiting))
-        if rows:
+        chances = ready.sampler.chances(chosen)
+        for group in chosen:
+            metrics.REPLAY_STALENESS.observe(self._store.groups.get(group).staleness(waiting.step))
+        parcel = self._store.change(lambda draft: _take(draft, chosen, chances, waiting))
+        if parcel is not None:
             del self._waiting[waiting.holder]
-            self._hand_out(waiting.holder, waiting.request, rows)
+            self._hand_out(waiting.holder, waiting.request, parcel, chances)
 
-    def _pick(self, ready: dict[bytes, Record], waiting: Waiting) -> tuple[list[bytes], str]:
-        opened = self._store.groups.of(State.OPEN)
-        return self._sampler.pick(list(ready.items()), opened, waiting.count, waiting.step, waiting.max_staleness)
+    def _set_aside_stale(self, step: int, max_staleness: int) -> None:
+        stale = self._store.ready.stale(step, max_staleness)
+        if not stale:
+            return
 
-    def _take(self, draft: Draft, ready: dict, stale: list[bytes], waiting: Waiting) -> dict[bytes, Rows]:
-        for group in stale:
-            draft.set_aside_stale(group)
-        left = dict(ready)
-        while True:
-            chosen, waiting.reason = self._pick(left, waiting)
-            rows, torn = _read(draft, chosen)
-            if not torn:
-                break
-            for group in torn:
-                draft.tear(group)
-                del left[group]
-        for group in rows:
-            draft.claim(group, waiting.holder, waiting.request)
-        return rows
+        def work(draft: Draft) -> None:
+            for group in stale:
+                draft.set_aside_stale(group, step)
 
-    def _hand_out(self, identity: bytes, request: int, rows: dict[bytes, Rows]) -> None:
+        self._store.change(work)
+
+    def _hand_out(self, identity: bytes, request: int, parcel: Parcel, chances: list[float]) -> None:
         header = {
             "schema": SCHEMA,
             "id": request,
-            "groups": [{"id": group, "rows": len(of_group)} for group, of_group in rows.items()],
+            "groups": [{"id": group, "rows": rows} for group, rows in parcel.groups.items()],
+            "chances": chances,
+            "importance": self._store.settings.importance_exponent,
             "reason": "",
             "stats": self._store.stats(),
         }
-        self._send(identity, [pack(header), *join([row for of_group in rows.values() for row in of_group])])
+        self._send(identity, [pack(header), parcel.index, parcel.blob])
 
     def _closed(self, group: bytes) -> bool:
         record = self._store.groups.get(group)
@@ -250,7 +253,7 @@ class Desk:
                 draft.tear(group)
 
         self._store.change(work)
-        log.error("dropped %d groups that cannot be decoded; they may be played again", len(groups))
+        log.error("dropped %d groups that cannot be decoded; they have to be played again", len(groups))
 
     # -- what happens without a request
 
@@ -291,7 +294,7 @@ class Desk:
 
         def work(draft: Draft) -> None:
             for group in some:
-                draft.forget(group, TRAINED)
+                draft.forget(group)
 
         self._store.change(work)
         del self._forgetting[:FORGET_GROUPS]
@@ -304,6 +307,7 @@ class Desk:
         lost = [group for group, record in self._store.groups.of(State.CLAIMED) if _name(record.holder) in silent]
         if lost:
             self._give_back(lost)
+            metrics.REPLAY_CLAIMS_EXPIRED.inc(len(lost))
             log.warning("gave back %d groups claimed by %s, silent too long", len(lost), sorted(silent))
         for name in silent:
             del self._heard[name]
@@ -312,17 +316,29 @@ class Desk:
             self._replies.pop(identity, None)
 
 
-def _read(draft: Draft, groups: list[bytes]) -> tuple[dict[bytes, Rows], list[bytes]]:
-    """The rows of each group as stored, and the groups that are torn."""
-    rows: dict[bytes, Rows] = {}
-    torn = []
+def _take(draft: Draft, groups: list[bytes], chances: list[float], waiting: Waiting) -> Parcel | None:
+    """Claims these groups and packs their rows; None when one was torn, after which the claim is tried again."""
+    parcel = _read(draft, groups)
+    if parcel is not None:
+        for group, chance in zip(groups, chances, strict=True):
+            draft.claim(group, waiting.holder, waiting.request, chance)
+    return parcel
+
+
+def _read(draft: Draft, groups: list[bytes]) -> Parcel | None:
+    """The rows of these groups; None when some are torn, which are then to be played again."""
+    rows, counts, whole = [], {}, True
     for group in groups:
         try:
-            rows[group] = draft.rows(group)
+            of_group = draft.rows(group)
         except TornError as error:
-            log.error("%s; the group is dropped and may be played again", error)
-            torn.append(group)
-    return rows, torn
+            log.error("%s; the group is dropped and has to be played again", error)
+            draft.tear(group)
+            whole = False
+            continue
+        rows += [packed for _, packed in of_group]
+        counts[group] = len(of_group)
+    return Parcel(counts, *join(rows)) if whole else None
 
 
 def _name(identity: bytes) -> bytes:
@@ -336,6 +352,15 @@ def _field(message: dict, name: str, kind: type, least: float = 0):
     if not right or (kind is not str and not least <= value < MOST):
         raise WireError(f"field {name!r} of the request is {value!r:.80}")
     return value
+
+
+def _priorities(message: dict, count: int) -> list[float | None]:
+    given = message.get("priorities")
+    if given is None:
+        return [None] * count
+    if not isinstance(given, list) or len(given) != count:
+        raise WireError(f"{count} groups are committed, with other than {count} priorities")
+    return [_field({"priority": value}, "priority", float) for value in given]
 
 
 def _ids(message: dict, name: str = "ids") -> list[bytes]:

@@ -1,31 +1,36 @@
 """The states of groups: a table in memory, and drafts of changes that the table adopts once the spool has them.
 
     open ---whole---> ready ---claim---> claimed ---commit---> used ---checkpoint---> forgotten
-     |  ^               ^  |                |
-     |  | newer lease   |  +--set aside-----|--> forgotten ("flat", "empty", "stale")
-     v  |               +----release, resume, uses left
-    abandoned            torn, in any state: erased, may be played again
+     |  ^              |  ^                 |                                             ^
+     |  | newer lease  |  +-----release, resume, uses left                                |
+     v  |              +--flat, stale--> aside ---------------checkpoint------------------+
+    abandoned <---torn--- any
 
 Of a forgotten group only a mark (its id and the reason) stays.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Protocol
 
 import msgpack
-import numpy as np
 
 from protocols.errors import RedraftError
 from protocols.weights import staleness, step_of
-from protocols.wire import CLOSE, NO_VERSION
-from replay.config import ReplaySettings
+from protocols.wire import CLOSE, NO_VERSION, Packed, Row
+from replay.config import LOST_CLAIM, ReplaySettings
 from replay.spool import TornError, Writer
 
 TRAINED = "trained"  # the mark of a group that was used; others say why it was set aside
+TORN = "torn"
+FLAT, STALE, EMPTY = "flat", "stale", "empty"
+CRC = struct.Struct(">I")
 
 
 class State(IntEnum):
@@ -34,6 +39,10 @@ class State(IntEnum):
     CLAIMED = 2
     USED = 3
     ABANDONED = 4  # no rows: only rows of a higher lease open it again
+    ASIDE = 5  # counts as used: `reason` says why nothing will train on it
+
+
+PLAYED = (State.OPEN, State.ABANDONED)  # rows may still come
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,8 @@ class Record:
 
     `turns` is what the close row promises (-1 before it came), `rows` counts what is stored with the close row,
     `highest` is the largest turn number, `size` the bytes of its records. `uses` are the steps that used it.
-    `holder` and `request` name its claim.
+    `holder` and `request` name its claim. `priority` is what the learner last gave it (0 before that), `chance` how
+    likely its claim was beside an even choice. `reason` says why it is set aside or torn, `step` when it was set aside.
     """
 
     lease: int
@@ -58,6 +68,10 @@ class Record:
     uses: tuple[int, ...] = ()
     holder: bytes = b""
     request: int = 0
+    priority: float = 0.0
+    chance: float = 1.0
+    reason: str = ""
+    step: int = 0
 
     @property
     def whole(self) -> bool:
@@ -66,7 +80,7 @@ class Record:
 
     def staleness(self, step: int) -> int:
         """Of its oldest token, in steps; 0 where nothing was sampled."""
-        return max((staleness(step, v) for v in (self.low, self.high) if v != NO_VERSION), default=0)
+        return staleness_of(self.low, self.high, step)
 
     def with_row(self, turn: int, version: int, turns: int, spread: float, size: int) -> Record:
         """This open group with one more row. Written out: `dataclasses.replace` would double the cost of a row."""
@@ -88,27 +102,51 @@ class Record:
         )
 
     def pack(self) -> bytes:
-        return msgpack.packb(tuple(getattr(self, name) for name in self.__slots__))
+        packed = msgpack.packb(tuple(getattr(self, name) for name in self.__slots__))
+        return CRC.pack(zlib.crc32(packed)) + packed
 
     @classmethod
-    def unpack(cls, packed: bytes) -> Record:
-        lease, order, state, *rest = msgpack.unpackb(packed, use_list=False)
+    def unpack(cls, stored: bytes) -> Record:
+        """Raises TornError when it is not as it was written."""
+        if len(stored) < CRC.size or zlib.crc32(stored[CRC.size :]) != CRC.unpack_from(stored)[0]:
+            raise TornError("a group's record fails its checksum")
+        lease, order, state, *rest = msgpack.unpackb(stored[CRC.size :], use_list=False)
         return cls(lease, order, State(state), *rest)
 
 
+def staleness_of(low: int, high: int, step: int) -> int:
+    """The larger of the two distances, in steps; 0 where nothing was sampled."""
+    return max((staleness(step, version) for version in (low, high) if version != NO_VERSION), default=0)
+
+
+class Index(Protocol):
+    def add(self, group: bytes, record: Record) -> None: ...
+
+    def discard(self, group: bytes, record: Record) -> None: ...
+
+
 class Groups:
-    """Every held group, by id and by state; counts are sums over the records, never kept beside them."""
+    """Every held group, by id and by state; counts are sums over the records, never kept beside them.
+
+    `ready` is told of each group that becomes ready or stops being so (`add`, `discard`). `damaged` are the ids whose
+    records cannot be read.
+    """
 
     def __init__(
-        self, records: Iterable[tuple[bytes, bytes]] = (), marks: Iterable[tuple[bytes, bytes]] = (), step: int = 0
+        self, ready: Index, records: Iterable[tuple[bytes, bytes]] = (), marks: Counter | None = None, step: int = 0
     ):
         self.step = step  # the last one that used groups
+        self._ready = ready
         self._records: dict[bytes, Record] = {}
         self._ids: dict[State, dict[bytes, None]] = {state: {} for state in State}
         self.rows = self.bytes = 0
-        self.marks = Counter(reason.decode() for _, reason in marks)
+        self.marks = marks or Counter()
+        self.damaged: list[bytes] = []
         for group, packed in records:
-            self.put(group, Record.unpack(packed))
+            try:
+                self.put(group, Record.unpack(packed))
+            except TornError:
+                self.damaged.append(group)
 
     def get(self, group: bytes) -> Record | None:
         return self._records.get(group)
@@ -117,10 +155,14 @@ class Groups:
         old = self._records.pop(group, None)
         if old is not None:
             del self._ids[old.state][group]
+            if old.state is State.READY:
+                self._ready.discard(group, old)
             self.rows, self.bytes = self.rows - old.rows, self.bytes - old.size
         if record is not None:
             self._records[group] = record
             self._ids[record.state][group] = None
+            if record.state is State.READY:
+                self._ready.add(group, record)
             self.rows, self.bytes = self.rows + record.rows, self.bytes + record.size
 
     def of(self, *states: State) -> Iterator[tuple[bytes, Record]]:
@@ -136,7 +178,9 @@ class Draft:
     def __init__(self, groups: Groups, writer: Writer, settings: ReplaySettings):
         self._groups, self._writer, self._settings = groups, writer, settings
         self._changed: dict[bytes, Record | None] = {}
-        self.dropped: Counter[str] = Counter()  # by reason, "torn" among them
+        self.aside: Counter[str] = Counter()  # groups that this draft sets aside, by reason
+        self.marked: Counter[str] = Counter()  # groups that it forgets, by reason
+        self.torn = 0
         self.step = groups.step
 
     def get(self, group: bytes) -> Record | None:
@@ -154,26 +198,26 @@ class Draft:
     def adopt(self) -> None:
         for group, record in self._changed.items():
             self._groups.put(group, record)
-        self._groups.marks.update(self.dropped)
+        self._groups.marks.update(self.marked)
         self._groups.step = self.step
 
-    def store(self, row: np.void, record: bytes) -> str:
+    def store(self, row: Row, packed: Packed) -> str:
         """Takes one row; returns its outcome: stored, duplicate or fenced."""
-        group, lease, turn, version, order, turns, spread, _, size, _ = row.item()
+        group, lease = row.group, row.lease
         held = self.get(group)
         if held is None and self._writer.marked(group):
             return "duplicate"
-        if held is not None and held.state not in (State.OPEN, State.ABANDONED):
+        if held is not None and held.state not in PLAYED:
             return "duplicate"
         if held is not None and lease < held.lease + (held.state is State.ABANDONED):
             return "fenced"
         if held is None or lease > held.lease:
             if held is not None:
                 self._writer.drop_rows(group, held.lease)
-            held = Record(lease, order)
-        if not self._writer.put_row(group, lease, turn, row, record):
+            held = Record(lease, row.order)
+        if not self._writer.put_row(row, packed):
             return "duplicate"
-        held = held.with_row(turn, version, turns, spread, size)
+        held = held.with_row(row.turn, row.version, row.turns, row.spread, row.size)
         self._changed[group] = held
         if held.whole:
             self._end(group, held)
@@ -181,13 +225,17 @@ class Draft:
 
     def _end(self, group: bytes, held: Record) -> None:
         if held.turns == 0:
-            self.forget(group, "empty")
+            self.forget(group, EMPTY)
         elif self._settings.drop_flat and held.spread == 0:
-            self.forget(group, "flat")
+            self._set_aside(group, held, FLAT, 0)
         else:
             self._changed[group] = replace(held, state=State.READY)
 
-    def rows(self, group: bytes) -> list[tuple[np.void, bytes]]:
+    def _set_aside(self, group: bytes, held: Record, reason: str, step: int) -> None:
+        self._changed[group] = replace(held, state=State.ASIDE, reason=reason, step=step)
+        self.aside[reason] += 1
+
+    def rows(self, group: bytes) -> list[tuple[Row, Packed]]:
         """The rows of a held group, close row first. Raises TornError when they are not whole as stored."""
         held = self.get(group)
         rows = self._writer.rows(group, held.lease)
@@ -195,71 +243,83 @@ class Draft:
             raise TornError(f"group {group.hex()} has {len(rows)} rows where {held.rows} were stored")
         return rows
 
-    def claim(self, group: bytes, holder: bytes, request: int) -> None:
-        self._changed[group] = replace(self.get(group), state=State.CLAIMED, holder=holder, request=request)
+    def claim(self, group: bytes, holder: bytes, request: int, chance: float = 1.0) -> None:
+        held = self.get(group)
+        self._changed[group] = replace(held, state=State.CLAIMED, holder=holder, request=request, chance=chance)
 
     def give_back(self, group: bytes) -> None:
         held = self.get(group)
         if held is not None and held.state is State.CLAIMED:
             self._changed[group] = replace(held, state=State.READY, holder=b"", request=0)
 
-    def commit(self, group: bytes, step: int) -> None:
-        """Records that `step` used the group; again changes nothing. Raises RedraftError where that cannot be true.
+    def commit(self, group: bytes, step: int, priority: float | None = None) -> bool:
+        """Records that `step` used the group; again changes nothing. False when the group is not known here.
 
         A claim that was given back meanwhile does not matter: the use has happened, so the group is not ready any more.
+        Raises RedraftError when the group was used by others meanwhile.
         """
         held = self.get(group)
         if (held is None and self._writer.marked(group)) or (held is not None and step in held.uses):
-            return
-        if held is None or held.state not in (State.READY, State.CLAIMED):
-            state = "unknown" if held is None else held.state.name.lower()
-            raise RedraftError(
-                f"step {step} cannot commit group {group.hex()}, which is {state}: its claim was lost. "
-                "Resume the learner from its checkpoint, and raise replay.claim_lease_s above its longest step"
-            )
+            return True
+        if held is None:
+            return False
+        if held.state not in (State.READY, State.CLAIMED):
+            problem = f"which is {held.state.name.lower()}: its claim was lost"
+            raise RedraftError(f"step {step} cannot commit group {group.hex()}, {problem}. {LOST_CLAIM}")
         self.step = max(self.step, step)
         uses = tuple(sorted((*held.uses, step)))
-        self._changed[group] = replace(held, state=self._after(uses), uses=uses, holder=b"", request=0)
+        priority = held.priority if priority is None else priority
+        state = self._after(uses)
+        self._changed[group] = replace(held, state=state, uses=uses, holder=b"", request=0, priority=priority)
+        return True
 
     def resume(self, group: bytes, step: int) -> None:
-        """Undoes the claim and the uses after `step` of a closed group."""
+        """Undoes the claim of a closed group and what was decided about it after `step`; open rows are abandoned."""
         held = self.get(group)
-        uses = tuple(use for use in held.uses if use <= step)
-        back = replace(held, state=self._after(uses), uses=uses, holder=b"", request=0)
-        if back != held:
-            self._changed[group] = back
+        if held.state is State.OPEN:
+            self.abandon(group, held.lease)
+        elif held.state is State.ASIDE and (held.reason != STALE or held.step <= step):
+            return
+        elif held.state is not State.ABANDONED:
+            uses = tuple(use for use in held.uses if use <= step)
+            back = replace(held, state=self._after(uses), uses=uses, holder=b"", request=0, reason="", step=0)
+            if back != held:
+                self._changed[group] = back
 
     def _after(self, uses: Collection[int]) -> State:
         return State.USED if len(uses) >= self._settings.max_uses else State.READY
 
-    def set_aside_stale(self, group: bytes) -> None:
+    def set_aside_stale(self, group: bytes, step: int) -> None:
         """A stale group that was used before only loses its further uses, so that a resume can still undo the first."""
         held = self.get(group)
         if held.uses:
             self._changed[group] = replace(held, state=State.USED)
         else:
-            self.forget(group, "stale")
+            self._set_aside(group, held, STALE, step)
 
     def abandon(self, group: bytes, lease: int) -> None:
         """Drops the open rows of plays up to `lease` and refuses what still comes of them."""
         held = self.get(group)
         if held is None and self._writer.marked(group):
             return
-        if held is not None and (held.state not in (State.OPEN, State.ABANDONED) or lease < held.lease):
+        if held is not None and (held.state not in PLAYED or lease < held.lease):
             return
         if held is not None:
             self._writer.drop_rows(group, held.lease)
         self._changed[group] = Record(lease, held.order if held else 0, State.ABANDONED)
 
-    def forget(self, group: bytes, reason: str) -> None:
-        """Deletes the rows and the record; the mark stays."""
-        self._writer.drop_rows(group, self.get(group).lease)
+    def forget(self, group: bytes, reason: str = "") -> None:
+        """Deletes the rows and the record; the mark stays. Without a reason it is that of the record, or TRAINED."""
+        held = self.get(group)
+        reason = reason or held.reason or TRAINED
+        self._writer.drop_rows(group, held.lease)
         self._writer.put_mark(group, reason)
         self._changed[group] = None
-        self.dropped[reason] += 1
+        self.marked[reason] += 1
 
     def tear(self, group: bytes) -> None:
-        """Deletes rows and record of a damaged group and leaves no mark: it may be leased and played again."""
-        self._writer.drop_rows(group, self.get(group).lease)
-        self._changed[group] = None
-        self.dropped["torn"] += 1
+        """Deletes the rows of a damaged group and remembers that it is to be played again, under a higher lease."""
+        held = self.get(group)
+        self._writer.drop_rows(group, held.lease)
+        self._changed[group] = Record(held.lease, held.order, State.ABANDONED, reason=TORN)
+        self.torn += 1

@@ -12,23 +12,24 @@ import logging
 import socket
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import zmq
 
 from protocols import metrics
 from protocols.errors import SettingError, WireError
-from protocols.wire import CLOSE, SCHEMA, pack, split, unpack
-from replay.config import WINDOW_BATCHES, WINDOW_ROWS, Endpoints, ReplaySettings
+from protocols.wire import CLOSE, ENTRY, SCHEMA, Packed, Row, pack, split, unpack
+from replay.config import MAX_MESSAGE_BYTES, QUEUED, Endpoints, ReplaySettings
 from replay.desk import Desk
-from replay.groups import Draft
+from replay.keys import Gate, Watch
 from replay.spool import FULL
 from replay.store import Store
 
 log = logging.getLogger("redraft.replay")
 DRAIN_MESSAGES = 64  # the most that one transaction stores: bounds memory and the wait of the serve socket
+GATHER_ROWS, GATHER_S = 64, 0.003  # with durability: power, a sync is shared by so many rows or so much waiting
 EXPORT_S = 1.0
 
 
@@ -39,13 +40,18 @@ class _Refused(Exception):
 
 
 class Service:
-    """Replay for one run. `start` raises SettingError when an endpoint or the folder cannot be used.
+    """Replay for one run. `start` raises SettingError when an endpoint, the folder or the keys cannot be used.
 
+    Endpoints over tcp speak CURVE with the keys in `keys` (see replay.keys), unless the settings say otherwise.
     Use it as a context manager, or call `start`, then `join` (which raises what ended the thread) or `stop`.
     """
 
-    def __init__(self, folder: str | Path, endpoints: Endpoints, settings: ReplaySettings, run_id: str):
+    def __init__(
+        self, folder: str | Path, endpoints: Endpoints, settings: ReplaySettings, run_id: str, keys: Path | None = None
+    ):
         self._folder, self._endpoints, self._settings, self._run_id = Path(folder), endpoints, settings, run_id
+        self._keys = keys
+        self._gate: Gate | None = None
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
         self._error: BaseException | None = None
 
@@ -53,15 +59,42 @@ class Service:
         self._store = Store(self._folder, self._run_id, self._settings)
         self._context = zmq.Context()
         try:
-            self._ingest = _bind(self._context, self._endpoints.ingest)
-            self._serve = _bind(self._context, self._endpoints.serve)
+            self._ingest, self._serve = self._bind(self._endpoints.ingest), self._bind(self._endpoints.serve)
         except SettingError:
-            self._context.destroy(linger=0)
-            self._store.close()
+            self._end()
             raise
+        self._watches = [Watch(self._ingest), Watch(self._serve)]
         self._desk = Desk(self._store, self._reply)
         self._woken, self._waker = socket.socketpair()
         self._thread.start()
+
+    def _bind(self, endpoint: str) -> zmq.Socket:
+        router = self._context.socket(zmq.ROUTER)
+        router.setsockopt(
+            zmq.ROUTER_HANDOVER, 1
+        )  # a client that reconnects takes its name over from its dead connection
+        router.setsockopt(zmq.RCVHWM, QUEUED)
+        router.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_MESSAGE_BYTES)  # a peer that sends more is cut off before it is read
+        router.setsockopt(zmq.SNDHWM, 0)
+        router.setsockopt(zmq.LINGER, 0)
+        if endpoint.startswith("ipc://"):
+            Path(endpoint.removeprefix("ipc://")).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        elif self._settings.curve:
+            self._secure(router)
+        try:
+            router.bind(endpoint)
+        except zmq.ZMQError as error:
+            problem = "port in use" if error.errno == zmq.EADDRINUSE else str(error)
+            raise SettingError("replay.endpoint", f"{endpoint}: {problem}", "Choose another endpoint") from None
+        return router
+
+    def _secure(self, router: zmq.Socket) -> None:
+        if self._keys is None:
+            cure = "Make them with `redraft keys new FOLDER`; replay.curve=false opens the endpoint to everyone"
+            raise SettingError("replay.keys", f"{self._endpoints.ingest} speaks CURVE, and no keys are given", cure)
+        if self._gate is None:
+            self._gate = Gate(self._context, self._keys)
+        self._gate.secure(router)
 
     def stop(self) -> None:
         """Ends the thread after what it is doing; rows that were not acknowledged are sent again by their producers."""
@@ -91,113 +124,127 @@ class Service:
             log.exception("the replay service ended")
             self._error = error
         finally:
-            self._context.destroy(linger=200)
-            self._store.close()
+            for watch in self._watches:
+                watch.close()
+            self._end()
+
+    def _end(self) -> None:
+        if self._gate is not None:
+            self._gate.stop()
+        self._context.destroy(linger=200)
+        self._store.close()
 
     def _loop(self) -> None:
         poller = zmq.Poller()
-        for waited in (self._ingest, self._serve, self._woken):
+        for waited in (self._ingest, self._serve, self._woken, *(watch.socket for watch in self._watches)):
             poller.register(waited, zmq.POLLIN)
-        exported = 0.0
+        exported, idle = time.monotonic(), 0.0
         while True:
+            began = time.monotonic()
             ready = dict(poller.poll(self._desk.wait_s() * 1000))
+            now = time.monotonic()
+            idle += now - began
             if self._woken.fileno() in ready:
                 return
             if self._ingest in ready:
                 self._take_rows()
             if self._serve in ready:
                 for frames in _drain(self._serve, DRAIN_MESSAGES):
-                    self._desk.receive(frames)
+                    self._desk.receive([frame.bytes for frame in frames])
+            for watch in self._watches:
+                if watch.socket in ready:
+                    for refused in watch.drain():
+                        self._store.refuse("peer", refused)
             self._desk.tick()
-            if time.monotonic() - exported > EXPORT_S:
+            if now - exported > EXPORT_S:
                 self._store.export()
-                exported = time.monotonic()
+                metrics.REPLAY_IDLE.set(idle / (now - exported))
+                exported, idle = now, 0.0
 
     def _reply(self, identity: bytes, frames: list[bytes]) -> None:
-        self._serve.send_multipart([identity, *frames])
+        self._serve.send_multipart([identity, *frames], copy=False)
 
     def _take_rows(self) -> None:
         """Stores the waiting messages in one transaction, then acknowledges them; where there is no room, neither."""
         batches: dict[bytes, list[int]] = {}
-        rows = []
-        # In a full spool one message may fit where many do not.
-        for identity, *frames in _drain(self._ingest, 1 if self._store.full else DRAIN_MESSAGES):
+        rows: list[tuple[Row, Packed]] = []
+        for identity, *frames in self._arrived():
             try:
                 batch, of_batch = _parse(frames)
             except _Refused as refusal:
                 self._store.refuse(refusal.reason, str(refusal))
-                self._answer(identity, {"kind": "refused", "batch": refusal.batch, "reason": refusal.reason})
+                fields = {"kind": "refused", "batch": refusal.batch, "reason": refusal.reason}
+                self._answer(identity.bytes, fields)
                 continue
-            batches.setdefault(identity, []).append(batch)
-            rows.extend(of_batch)
-        if not batches:
-            return
+            batches.setdefault(identity.bytes, []).extend(batch)
+            rows += of_batch
         try:
-            outcomes = self._store.change(lambda draft: _store_rows(draft, rows), may_grow=False)
+            if rows:
+                self._store_rows(rows)
         except FULL as error:
             self._store.note_full(error)
-            for identity in batches:
-                self._answer(identity, {"kind": "ack", "batches": [], "room": 0})
-            return
-        for outcome in set(outcomes):
-            count = outcomes.count(outcome)
-            self._store.outcomes[outcome] += count
-            metrics.REPLAY_ROWS.labels(outcome=outcome).inc(count)
+            batches = dict.fromkeys(batches, [])
         for identity, done in batches.items():
-            self._answer(identity, {"kind": "ack", "batches": done, "room": WINDOW_ROWS})
+            self._answer(identity, {"kind": "ack", "batches": done, "room": self._store.room})
+
+    def _arrived(self) -> list[list[zmq.Frame]]:
+        """The messages that wait. In a full spool one may fit where many do not; before a sync more are waited for."""
+        if self._store.full:
+            return _drain(self._ingest, 1)
+        messages = _drain(self._ingest, DRAIN_MESSAGES)
+        if self._settings.durability == "power":
+            until = time.monotonic() + GATHER_S
+            while sum(len(frames[2]) for frames in messages if len(frames) > 2) < GATHER_ROWS * ENTRY.size:
+                if not self._ingest.poll(max(until - time.monotonic(), 0) * 1000):
+                    break
+                messages += _drain(self._ingest, DRAIN_MESSAGES)
+        return messages
+
+    def _store_rows(self, rows: list[tuple[Row, Packed]]) -> None:
+        outcomes = Counter(
+            self._store.change(lambda draft: [draft.store(row, packed) for row, packed in rows], may_grow=False)
+        )
+        metrics.REPLAY_ROWS_PER_COMMIT.observe(len(rows))
+        self._store.outcomes += outcomes
+        for outcome, count in outcomes.items():
+            metrics.REPLAY_ROWS.labels(outcome=outcome).inc(count)
 
     def _answer(self, identity: bytes, fields: dict) -> None:
         self._ingest.send_multipart([identity, pack({"schema": SCHEMA, **fields})])
 
 
-def _store_rows(draft: Draft, rows: list[tuple[np.void, bytes]]) -> list[str]:
-    return [draft.store(row, record) for row, record in rows]
-
-
-def _parse(frames: list[bytes]) -> tuple[int, list[tuple[np.void, bytes]]]:
-    """The batch number and rows of one message. Raises _Refused."""
-    if len(frames) != 3:
-        raise _Refused("frames", f"{len(frames)} frames where 3 belong")
+def _parse(frames: list[zmq.Frame]) -> tuple[list[int], list[tuple[Row, Packed]]]:
+    """The batch number (none in a question for room) and the rows of one message. Raises _Refused."""
+    if sum(map(len, frames)) > MAX_MESSAGE_BYTES:
+        raise _Refused("size", f"a message of more than {MAX_MESSAGE_BYTES} bytes")
     try:
-        header = unpack(frames[0])
+        header = unpack(frames[0].bytes if frames else b"")
     except WireError as error:
         raise _Refused("header", str(error)) from None
-    batch, count = header.get("batch"), header.get("count")
-    if header.get("kind") != "rows" or type(batch) is not int or not 0 <= batch < 2**63 or type(count) is not int:
+    kind, batch, count = header.get("kind"), header.get("batch"), header.get("count")
+    if kind == "room" and len(frames) == 1:
+        return [], []
+    if kind != "rows" or type(batch) is not int or not 0 <= batch < 2**63 or type(count) is not int:
         raise _Refused("header", f"a header of other fields: {str(header)[:200]}")
+    if len(frames) != 3:
+        raise _Refused("frames", f"{len(frames)} frames where 3 belong", batch)
     try:
-        rows = split(frames[1], frames[2])
+        rows = split(frames[1].bytes, frames[2].buffer)
     except WireError as error:
         raise _Refused("checksum", str(error), batch) from None
     if len(rows) != count:
         raise _Refused("header", f"{count} rows announced, {len(rows)} sent", batch)
     for row, _ in rows:
-        if row["lease"] < 0 or row["turn"] < CLOSE or row["turns"] < 0 or row["size"] == 0:
+        if row.lease < 0 or row.turn < CLOSE or row.turns < 0:
             raise _Refused("row", f"a row with impossible values: {row}", batch)
-    return batch, rows
+    return [batch], rows
 
 
-def _drain(router: zmq.Socket, most: int) -> list[list[bytes]]:
+def _drain(router: zmq.Socket, most: int) -> list[list[zmq.Frame]]:
     messages = []
     while len(messages) < most:
         try:
-            messages.append(router.recv_multipart(zmq.NOBLOCK))
+            messages.append(router.recv_multipart(zmq.NOBLOCK, copy=False))
         except zmq.Again:
             break
     return messages
-
-
-def _bind(context: zmq.Context, endpoint: str) -> zmq.Socket:
-    router = context.socket(zmq.ROUTER)
-    router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a client that reconnects takes its name over from its dead connection
-    router.setsockopt(zmq.RCVHWM, WINDOW_BATCHES)
-    router.setsockopt(zmq.SNDHWM, 0)
-    router.setsockopt(zmq.LINGER, 0)
-    if endpoint.startswith("ipc://"):
-        Path(endpoint[len("ipc://") :]).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        router.bind(endpoint)
-    except zmq.ZMQError as error:
-        problem = "port in use" if error.errno == zmq.EADDRINUSE else str(error)
-        raise SettingError("replay.endpoint", f"{endpoint}: {problem}", "Choose another endpoint") from None
-    return router

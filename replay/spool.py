@@ -5,16 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
-import numpy as np
 
 from protocols.errors import SettingError
-from protocols.wire import ROW, SCHEMA
+from protocols.wire import ENTRY, SCHEMA, Packed, Row, sound
 
 FULL = (lmdb.MapFullError, lmdb.DiskError)  # the map or the disk has no room: the transaction changed nothing
 GROWTH_BYTES = 16 << 20
@@ -27,16 +26,18 @@ class TornError(Exception):
 
 
 class Spool:
-    """One run's folder. Raises SettingError when the folder belongs to another run or another process holds it."""
+    """One run's folder. Raises SettingError when the folder belongs to another run or another process holds it.
 
-    def __init__(self, folder: Path, run_id: str, map_bytes: int):
+    With `sync` a commit is on the disk; without, it is in the page cache: it survives this process, not the machine.
+    """
+
+    def __init__(self, folder: Path, run_id: str, map_bytes: int, sync: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
-        self._map_bytes = map_bytes
-        # Without sync a commit is in the page cache: it survives this process, not the machine.
         self._env = lmdb.open(
-            str(folder), map_size=map_bytes, max_dbs=4, sync=False, metasync=False, writemap=False, readahead=False
+            str(folder), map_size=map_bytes, max_dbs=4, sync=sync, metasync=sync, writemap=False, readahead=False
         )
+        self._map_bytes = self._env.info()["map_size"]  # an older, larger one stays
         self._rows, self._records, self._marks, self._meta = (
             self._env.open_db(name) for name in (b"rows", b"records", b"marks", b"meta")
         )
@@ -56,7 +57,7 @@ class Spool:
     @contextmanager
     def write(self) -> Iterator[Writer]:
         """One transaction: committed at the end of the block, undone when the block raises."""
-        with self._env.begin(write=True) as txn:
+        with self._env.begin(write=True, buffers=True) as txn:
             yield Writer(txn, self._rows, self._records, self._marks, self._meta)
 
     def records(self) -> Iterator[tuple[bytes, bytes]]:
@@ -64,10 +65,10 @@ class Spool:
         with self._env.begin(db=self._records) as txn:
             yield from txn.cursor()
 
-    def marks(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every forgotten group's id and why it was forgotten."""
+    def marks(self) -> Counter[str]:
+        """How many groups were forgotten, by reason."""
         with self._env.begin(db=self._marks) as txn:
-            yield from txn.cursor()
+            return Counter(reason.decode() for reason in txn.cursor().iternext(keys=False))
 
     def step(self) -> int:
         """The last step that used groups, in the history that stands."""
@@ -91,31 +92,34 @@ class Spool:
 
 
 class Writer:
-    """The changes of one transaction. A row is stored as its index entry followed by its record."""
+    """The changes of one transaction. A row is stored as its index entry followed by its record.
+
+    Rows that it returns are views into the map: they end with the transaction.
+    """
 
     def __init__(self, txn: lmdb.Transaction, rows, records, marks, meta):
         self._txn, self._rows, self._records, self._marks, self._meta = txn, rows, records, marks, meta
 
-    def put_row(self, group: bytes, lease: int, turn: int, row: np.void, record: bytes) -> bool:
+    def put_row(self, row: Row, packed: Packed) -> bool:
         """False when that row is there already; it is left as it was."""
-        return self._txn.put(group + KEY.pack(lease, turn + 1), row.tobytes() + record, overwrite=False, db=self._rows)
+        return self._txn.put(_key(row), b"".join(packed), overwrite=False, db=self._rows)
 
-    def rows(self, group: bytes, lease: int) -> list[tuple[np.void, bytes]]:
-        """The rows of one play, close row first. Raises TornError when a record fails its checksum."""
+    def rows(self, group: bytes, lease: int) -> list[tuple[Row, Packed]]:
+        """The rows of one play, close row first. Raises TornError when one is not as it was written."""
         found = []
         for key, value in self._play(group + LEASE.pack(lease)):
-            record = value[ROW.itemsize :]
-            row = np.frombuffer(value[: ROW.itemsize], ROW)[0] if len(value) > ROW.itemsize else None
-            if row is None or zlib.crc32(record) != row["crc"] or not _names(row, key):
+            stored = read_row(key, value)
+            if stored is None:
                 raise TornError(f"a row of group {group.hex()} fails its checksum")
-            found.append((row, record))
+            found.append(stored)
         return found
 
-    def drop_rows(self, group: bytes, lease: int) -> None:
-        prefix = group + LEASE.pack(lease)
+    def drop_rows(self, group: bytes, lease: int | None = None) -> None:
+        """Deletes the rows of one play, or of all plays of the group."""
+        prefix = group if lease is None else group + LEASE.pack(lease)
         with self._txn.cursor(self._rows) as cursor:
             found = cursor.set_range(prefix)
-            while found and cursor.key().startswith(prefix):
+            while found and bytes(cursor.key()[: len(prefix)]) == prefix:
                 found = cursor.delete()
 
     def put_record(self, group: bytes, packed: bytes) -> None:
@@ -133,17 +137,25 @@ class Writer:
     def marked(self, group: bytes) -> bool:
         return self._txn.get(group, db=self._marks) is not None
 
-    def _play(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def _play(self, prefix: bytes) -> Iterator[tuple[memoryview, memoryview]]:
         with self._txn.cursor(self._rows) as cursor:
             found = cursor.set_range(prefix)
-            while found and cursor.key().startswith(prefix):
+            while found and bytes(cursor.key()[: len(prefix)]) == prefix:
                 yield cursor.item()
                 found = cursor.next()
 
 
-def _names(row: np.void, key: bytes) -> bool:
-    """Whether the index entry is the one that was stored under `key`: its own bytes have no checksum."""
-    return bytes(row["group"]) + KEY.pack(int(row["lease"]) & 0xFFFFFFFF, (int(row["turn"]) + 1) & 0xFFFFFFFF) == key
+def read_row(key: bytes, value: bytes) -> tuple[Row, Packed] | None:
+    """A row as it is stored; None when key, entry or record is not what was written."""
+    entry, record = bytes(value[: ENTRY.size]), value[ENTRY.size :]
+    if len(entry) < ENTRY.size:
+        return None
+    row = Row._make(ENTRY.unpack(entry))
+    return (row, (entry, record)) if _key(row) == bytes(key) and sound(row, entry, record) else None
+
+
+def _key(row: Row) -> bytes:
+    return row.group + KEY.pack(row.lease & 0xFFFFFFFF, (row.turn + 1) & 0xFFFFFFFF)
 
 
 def _lock(folder: Path) -> int:

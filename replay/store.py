@@ -12,8 +12,10 @@ from typing import TypeVar
 import lmdb
 
 from protocols import metrics
-from replay.config import ReplaySettings
-from replay.groups import TRAINED, Draft, Groups, State
+from replay.config import WINDOW_ROWS, ReplaySettings
+from replay.groups import EMPTY, TORN, TRAINED, Draft, Groups, State
+from replay.ready import Ready
+from replay.samplers import make_sampler
 from replay.spool import Spool
 
 log = logging.getLogger("redraft.replay")
@@ -26,12 +28,26 @@ class Store:
 
     def __init__(self, folder: Path, run_id: str, settings: ReplaySettings):
         self.settings = settings
-        self.spool = Spool(folder, run_id, settings.map_bytes)
-        self.groups = Groups(self.spool.records(), self.spool.marks(), self.spool.step())
+        self.spool = Spool(folder, run_id, settings.map_bytes, settings.durability == "power")
+        self.ready = Ready(make_sampler(settings))
+        self.groups = Groups(self.ready, self.spool.records(), self.spool.marks(), self.spool.step())
+        self.torn = 0  # groups, since this service started
         self.outcomes: Counter[str] = Counter()  # of rows, since this service started
         self.refused: Counter[str] = Counter()  # messages by reason, since this service started
         self.changes = 0
         self.full = False
+        self._drop_damaged()
+
+    def _drop_damaged(self) -> None:
+        """Groups whose records cannot be read: nothing is known of them, so they are erased and may be played again."""
+        with self.spool.write() as writer:
+            for group in self.groups.damaged:
+                writer.drop_rows(group)
+                writer.drop_record(group)
+        if self.groups.damaged:
+            names = ", ".join(group.hex() for group in self.groups.damaged[:8])
+            log.error("the records of %d groups fail their checksum; erased: %s", len(self.groups.damaged), names)
+        self.torn += len(self.groups.damaged)
 
     def change(self, work: Callable[[Draft], T], may_grow: bool = True) -> T:
         """Runs `work` in one transaction; what it returned once that is committed. Raises spool.FULL, changing nothing.
@@ -55,11 +71,15 @@ class Store:
         draft.adopt()
         self.note_room()
         self.changes += 1
-        metrics.REPLAY_COMMIT_SECONDS.observe(time.monotonic() - began)
-        for reason, groups in draft.dropped.items():
-            if reason != TRAINED:
-                metrics.REPLAY_DROPPED.labels(reason=reason).inc(groups)
+        self._count(draft, time.monotonic() - began)
         return result
+
+    def _count(self, draft: Draft, seconds: float) -> None:
+        metrics.REPLAY_COMMIT_SECONDS.observe(seconds)
+        self.torn += draft.torn
+        dropped = draft.aside + Counter({EMPTY: draft.marked[EMPTY], TORN: draft.torn})
+        for reason, groups in dropped.items():
+            metrics.REPLAY_DROPPED.labels(reason=reason).inc(groups)
 
     def note_full(self, error: Exception) -> None:
         if not self.full:
@@ -77,20 +97,28 @@ class Store:
         self.refused[reason] += 1
         metrics.REPLAY_REFUSED.labels(reason=reason).inc()
 
+    @property
+    def room(self) -> int:
+        """Rows that a producer may have unacknowledged: 0 holds new groups back, rows of open ones still trickle in."""
+        return 0 if self.full or self.groups.bytes >= self.settings.max_bytes else WINDOW_ROWS
+
     def stats(self) -> dict:
         """Counts of groups by state and of what is held.
 
         `step` is the last one that used groups, in the history that stands; `trained_total` counts groups whose uses
-        are spent, kept or forgotten; `dropped` those set aside, by reason
-        (torn ones since this service started only); `outcomes` rows since it started.
+        are spent, kept or forgotten; `dropped` those set aside, by reason (torn ones since this service started only);
+        `torn` are [group in hex, lease, order] of those that have to be played again; `outcomes` rows since it started.
         """
         groups = self.groups
+        dropped = (
+            groups.marks + Counter(record.reason for _, record in groups.of(State.ASIDE)) + Counter(torn=self.torn)
+        )
         return {
             **{state.name.lower(): groups.count(state) for state in COUNTED},
             "step": groups.step,
             "trained_total": groups.count(State.USED) + groups.marks[TRAINED],
-            "dropped": {reason: n for reason, n in groups.marks.items() if reason != TRAINED},
-            "oldest_open_order": min((record.order for _, record in groups.of(State.OPEN)), default=None),
+            "dropped": {reason: n for reason, n in dropped.items() if reason != TRAINED},
+            "torn": [[g.hex(), r.lease, r.order] for g, r in groups.of(State.ABANDONED) if r.reason == TORN],
             "rows": groups.rows,
             "bytes": groups.bytes,
             "max_bytes": self.settings.max_bytes,

@@ -22,7 +22,6 @@ from learner.publish import perturbed, publish, scored_by
 from protocols.weights import TRIAL, Probe, WeightRef
 from redraft.fleet import Fleet
 from redraft.models import MakeSettings, ModelSettings, prepare
-from replay.config import Endpoints
 
 ROOT = Path(__file__).parents[2]
 HEAD = "model.embed_tokens.weight"
@@ -85,7 +84,6 @@ def faulty_actor(marker: Path):
 
 def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_verified(model, tmp_path):
     files = ray.remote(NodeFiles).remote("test")
-    endpoints = Endpoints("ipc:///tmp/redraft-no-replay-in", "ipc:///tmp/redraft-no-replay-out")
     spec = Spec(
         run_id="test",
         model=str(model),
@@ -96,7 +94,7 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
         rollout=RolloutSettings(),
         sampling=SamplingSettings(),
         actors=ActorSettings(engine=EngineSettings(max_length=128, max_running=8)),
-        endpoints=endpoints,
+        keys=None,
     )
     part = ray.remote(faulty_actor(tmp_path / "failed-once"))
 

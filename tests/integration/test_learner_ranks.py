@@ -31,7 +31,7 @@ from learner.publish import bits_of
 from learner.rank import Rank
 from protocols.checksum import element_checksum
 from protocols.errors import DeadlineError
-from protocols.turns import Close, Group, Role, Turn
+from protocols.turns import Close, Group, Lease, Role, Turn
 from protocols.weights import version_of
 from replay.client import Client, Producer
 from replay.config import Endpoints, ReplaySettings
@@ -116,11 +116,12 @@ def groups(count: int) -> list[Group]:
 
 
 def fill(endpoints: Endpoints, made: list[Group]) -> None:
-    producer = Producer(endpoints, "test")
+    producer = Producer("test")
     for order, group in enumerate(made):
+        lease = Lease(group.id, 0, order, {}, 0, endpoints.ingest)
         for turn in group.turns:
-            producer.add(turn, order)
-        producer.add(Close(group.id, 0, len(group.turns)), order, 1.0)
+            producer.add(turn, lease)
+        producer.add(Close(group.id, 0, len(group.turns)), lease, 1.0)
     producer.close(10)
 
 
@@ -162,7 +163,7 @@ class Learner:
 
     def __init__(self, model_path: str, endpoints: Endpoints, run_dir: Path, choice: LearnerSettings, resume=False):
         actor = ray.remote(num_cpus=0, max_concurrency=3)(Rank)
-        common = (choice, model_path, str(run_dir), "run", SEED, endpoints)
+        common = (choice, model_path, str(run_dir), "run", SEED, (endpoints,), None)
         world = choice.ranks
         self.ranks = [actor.remote(rank, world, *common, steps=4) for rank in range(world)]
         self.controller = ray.remote(num_cpus=0)(Controller).remote()
@@ -273,7 +274,7 @@ def test_two_ranks_train_like_plain_torch_and_resume(model_path, place, zero):
 
 def test_a_learner_without_groups_says_whom_it_waited_for(place):
     endpoints, _ = place
-    prefetch = Prefetch(endpoints, "learner", settings(claim_deadline_s=0.2))
+    prefetch = Prefetch(Client([endpoints], "learner"), settings(claim_deadline_s=0.2))
     prefetch.start(0)
     with pytest.raises(
         DeadlineError, match=r"learner waited 0 s for actors: too few groups are ready.*4 groups make a batch"
@@ -285,8 +286,8 @@ def test_a_learner_without_groups_says_whom_it_waited_for(place):
 def test_a_batch_that_was_fetched_and_not_taken_is_given_back(place):
     endpoints, _ = place
     fill(endpoints, groups(BATCH))
-    client = Client(endpoints, "test")
-    prefetch = Prefetch(endpoints, "learner", settings())
+    client = Client([endpoints], "test")
+    prefetch = Prefetch(Client([endpoints], "learner"), settings())
     prefetch.start(0)
     deadline = time.monotonic() + 10
     while client.stats()["claimed"] < BATCH:

@@ -22,8 +22,8 @@ import pytest
 import zmq
 
 from protocols.errors import DeadlineError, RedraftError, SettingError
-from protocols.turns import Close, Role, Turn
-from protocols.wire import SCHEMA, join, pack, row_of
+from protocols.turns import Close, Lease, Role, Turn
+from protocols.wire import ENTRY, SCHEMA, Row, join, pack, row_of
 from replay.client import Client, Producer
 from replay.config import WINDOW_ROWS, Endpoints, ReplaySettings
 from replay.service import Service
@@ -52,12 +52,17 @@ def turn(group, number=0, lease=0, version=0, size=8):
     return Turn(group, lease, number, number - 1, ids[:2], ids, logprobs, ((0, version),), Role.ATTEMPT, reward=1.0)
 
 
-def play(producer, group, turns=2, lease=0, version=0, order=None, size=8):
-    """Adds a whole group; the future of its close row."""
+def given(endpoints, group, lease=0, order=None):
     order = int.from_bytes(group, "big") if order is None else order
+    return Lease(group, lease, order, {}, 0, endpoints.ingest)
+
+
+def play(producer, endpoints, group, turns=2, lease=0, version=0, order=None, size=8):
+    """Adds a whole group; the future of its close row."""
+    leased = given(endpoints, group, lease, order)
     for number in range(turns):
-        producer.add(turn(group, number, lease, version, size), order)
-    return producer.add(Close(group, lease, turns), order, 1.0)
+        producer.add(turn(group, number, lease, version, size), leased)
+    return producer.add(Close(group, lease, turns), leased, 1.0)
 
 
 def until(condition, seconds=10.0):
@@ -86,8 +91,8 @@ class House:
         self.place, self.endpoints = place, endpoints_in(place)
         self.settings = ReplaySettings(**settings)
         self.open()
-        self.producer = Producer(self.endpoints, "actor")
-        self.client = Client(self.endpoints, "learner", 10.0)
+        self.producer = Producer("actor")
+        self.client = Client([self.endpoints], "learner", timeout_s=10.0)
 
     def open(self):
         self.service = Service(self.place / "spool", self.endpoints, self.settings, "run")
@@ -96,6 +101,12 @@ class House:
     def restart(self):
         self.service.stop()
         self.open()
+
+    def play(self, group, **choice):
+        return play(self.producer, self.endpoints, group, **choice)
+
+    def add(self, item, lease=0, order=None, spread=0.0):
+        return self.producer.add(item, given(self.endpoints, item.group, lease, order), spread)
 
     def claim(self, count=1, step=0, max_staleness=ANY, wait_s=0.0):
         return self.client.claim(count, step, max_staleness, wait_s)
@@ -114,7 +125,7 @@ def house(place, request):
 
 
 def test_ids_and_logprobs_arrive_byte_for_byte(house):
-    play(house.producer, gid(7), turns=40, size=300).result(10)
+    house.play(gid(7), turns=40, size=300).result(10)
     (group,) = house.claim().groups
     assert (group.id, group.lease, len(group.turns)) == (gid(7), 0, 40)
     for number, got in enumerate(group.turns):
@@ -126,17 +137,17 @@ def test_ids_and_logprobs_arrive_byte_for_byte(house):
 
 def test_a_group_is_served_once_it_is_whole_and_never_before(house):
     group = gid(1)
-    house.producer.add(turn(group, 1), 0)
-    house.producer.add(Close(group, 0, 2), 0, 1.0).result(10)
+    house.add(turn(group, 1))
+    house.add(Close(group, 0, 2), spread=1.0).result(10)
     claim = house.claim()
     assert claim.groups == [] and claim.reason == "groups" and claim.stats["open"] == 1
-    house.producer.add(turn(group, 0), 0)
+    house.add(turn(group, 0))
     assert [g.id for g in house.claim(wait_s=10).groups] == [group], "a waiting claim is served when the group is whole"
 
 
 def test_a_claim_is_all_or_nothing_in_the_order_of_the_leases(house):
     for number in (3, 1, 2):
-        play(house.producer, gid(number)).result(10)
+        house.play(gid(number)).result(10)
     assert house.claim(4).groups == []
     assert [g.id for g in house.claim(2).groups] == [gid(1), gid(2)]
     assert house.claim(2).groups == []
@@ -144,19 +155,19 @@ def test_a_claim_is_all_or_nothing_in_the_order_of_the_leases(house):
 
 def test_resends_and_late_plays_change_nothing(house):
     for lease in (0, 0, 1):
-        play(house.producer, gid(1), lease=lease).result(10)
+        house.play(gid(1), lease=lease).result(10)
     stats = house.client.stats()
     assert (stats["duplicates"], stats["ready"], stats["rows"]) == (6, 1, 3)
-    house.producer.add(turn(gid(2), 0, lease=3), 2)
-    play(house.producer, gid(2), turns=1, lease=2).result(10)
+    house.add(turn(gid(2), 0, lease=3), 3)
+    house.play(gid(2), turns=1, lease=2).result(10)
     stats = house.client.stats()
-    assert (stats["fenced"], stats["open"], stats["ready"], stats["oldest_open_order"]) == (2, 1, 1, 2)
+    assert (stats["fenced"], stats["open"], stats["ready"]) == (2, 1, 1)
     assert house.client.known([gid(1), gid(2), gid(3)]) == {gid(1)}
 
 
 def test_the_history_of_a_run_with_a_resume_skips_nothing_and_uses_nothing_twice(house):
     for number in range(12):
-        last = play(house.producer, gid(number))
+        last = house.play(gid(number))
     last.result(10)
     history = {}
 
@@ -182,13 +193,13 @@ def test_the_history_of_a_run_with_a_resume_skips_nothing_and_uses_nothing_twice
     assert house.client.known([gid(n) for n in range(13)]) == {gid(n) for n in range(12)}
     house.client.checkpoint(5)
     until(lambda: house.client.stats()["rows"] == 0)
-    play(house.producer, gid(3)).result(10)
+    house.play(gid(3)).result(10)
     assert house.client.stats()["trained_total"] == 12 and house.client.stats()["open"] == 0
 
 
 @pytest.mark.parametrize("house", [{"max_uses": 2}], indirect=True)
 def test_with_two_uses_a_group_is_served_to_two_steps(house):
-    play(house.producer, gid(1)).result(10)
+    house.play(gid(1)).result(10)
     for step in (0, 1):
         assert len(house.claim(1, step).groups) == 1
         house.client.commit([gid(1)], step)
@@ -198,16 +209,16 @@ def test_with_two_uses_a_group_is_served_to_two_steps(house):
 
 
 def test_stale_groups_are_set_aside_and_stragglers_waited_for(house):
-    play(house.producer, gid(1), version=0, order=1).result(10)
-    house.producer.add(turn(gid(2), 0, version=3), 2)
-    play(house.producer, gid(3), version=4, order=3).result(10)
+    house.play(gid(1), version=0, order=1).result(10)
+    house.add(turn(gid(2), 0, version=3))
+    house.play(gid(3), version=4, order=3).result(10)
     claim = house.claim(1, step=5, max_staleness=2)
     assert claim.groups == [] and claim.reason == "straggler"
     assert claim.stats["dropped"] == {"stale": 1}
     waiting = threading.Thread(target=lambda: got.extend(house.claim(1, 5, 2, wait_s=10).groups))
     got = []
     waiting.start()
-    controller = Client(house.endpoints, "controller", 5.0)
+    controller = Client([house.endpoints], "controller", timeout_s=5.0)
     controller.abandon(gid(2), 0)
     waiting.join()
     assert [group.id for group in got] == [gid(3)]
@@ -216,16 +227,16 @@ def test_stale_groups_are_set_aside_and_stragglers_waited_for(house):
 
 def test_groups_without_sampled_tokens_are_never_stale(house):
     silent = Turn(gid(1), 0, 0, -1, np.zeros(2), np.zeros(0), np.zeros(0), (), Role.ERROR)
-    house.producer.add(silent, 0)
-    house.producer.add(Close(gid(1), 0, 1), 0).result(10)
+    house.add(silent)
+    house.add(Close(gid(1), 0, 1)).result(10)
     assert len(house.claim(1, step=900, max_staleness=0).groups) == 1
 
 
 @pytest.mark.parametrize("house", [{"claim_lease_s": 0.3}], indirect=True)
 def test_claims_of_a_silent_consumer_are_given_back(house):
-    play(house.producer, gid(1)).result(10)
+    house.play(gid(1)).result(10)
     assert len(house.claim().groups) == 1
-    other = Client(house.endpoints, "second", 5.0)
+    other = Client([house.endpoints], "second", timeout_s=5.0)
     assert [group.id for group in other.claim(1, 0, ANY, 10).groups] == [gid(1)]
     other.release([gid(1)])
     assert len(house.claim(wait_s=5).groups) == 1
@@ -234,7 +245,7 @@ def test_claims_of_a_silent_consumer_are_given_back(house):
 
 def test_a_resent_claim_gets_the_same_groups_also_after_a_restart(house):
     for number in range(4):
-        last = play(house.producer, gid(number))
+        last = house.play(gid(number))
     last.result(10)
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.IDENTITY, b"learner/raw")
@@ -258,19 +269,19 @@ def test_a_resent_claim_gets_the_same_groups_also_after_a_restart(house):
 def test_a_torn_record_is_never_served_and_its_group_may_be_played_again(place, at):
     house = House(place)
     for number in (1, 2):
-        play(house.producer, gid(number), order=number).result(10)
+        house.play(gid(number), order=number).result(10)
     house.service.stop()
     env = lmdb.open(str(place / "spool"), max_dbs=4)
     with env.begin(write=True, db=env.open_db(b"rows")) as txn:
         key, value = next((key, value) for key, value in txn.cursor() if key.startswith(gid(1)))
-        flip = {"first": 0, "middle": 64 + (len(value) - 64) // 2, "last": len(value) - 1}[at]
+        flip = {"first": 0, "middle": len(value) // 2, "last": len(value) - 1}[at]
         txn.put(key, value[:flip] + bytes([value[flip] ^ 1]) + value[flip + 1 :])
     env.close()
     house.open()
     assert [group.id for group in house.claim(wait_s=5).groups] == [gid(2)]
     assert house.client.stats()["dropped"] == {"torn": 1}
     assert house.client.known([gid(1)]) == set()
-    play(house.producer, gid(1), lease=1).result(10)
+    house.play(gid(1), lease=1).result(10)
     assert [(group.id, group.lease) for group in house.claim(wait_s=5).groups] == [(gid(1), 1)]
     house.close()
 
@@ -279,22 +290,23 @@ def test_a_record_that_cannot_be_decoded_is_dropped_and_the_others_served(house)
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 0)
         dealer.connect(house.endpoints.ingest)
-        row, _ = row_of(turn(gid(1)), 1)
+        entry, _ = row_of(turn(gid(1)), 1)
         close = row_of(Close(gid(1), 0, 1), 1, 1.0)
         junk = b"\xc1 is no msgpack"
-        row["size"], row["crc"] = len(junk), zlib.crc32(junk)
+        unsummed = ENTRY.pack(*Row._make(ENTRY.unpack(entry))._replace(size=len(junk)))[:-4]
+        entry = unsummed + zlib.crc32(unsummed, zlib.crc32(junk)).to_bytes(4, "little")
         header = pack({"schema": SCHEMA, "kind": "rows", "batch": 1, "count": 2})
-        dealer.send_multipart([header, *join([(row, junk), close])])
+        dealer.send_multipart([header, *join([(entry, junk), close])])
         assert dealer.poll(5000)
-    play(house.producer, gid(2)).result(10)
-    play(house.producer, gid(3)).result(10)
+    house.play(gid(2)).result(10)
+    house.play(gid(3)).result(10)
     assert [group.id for group in house.claim(2, wait_s=5).groups] == [gid(2), gid(3)]
     assert house.client.stats()["dropped"] == {"torn": 1}
 
 
 def test_malformed_messages_are_refused_counted_and_harm_nothing(house):
     generator = random.Random(1)
-    play(house.producer, gid(1)).result(10)
+    house.play(gid(1)).result(10)
     header = {"schema": SCHEMA, "kind": "rows", "batch": 1, "count": 2}
     index, blob = join([row_of(turn(gid(9), n), 0) for n in range(2)])
     ask = {"schema": SCHEMA, "id": 1, "op": "claim", "count": 1, "step": 0, "max_staleness": 9, "wait_s": 0.0}
@@ -332,7 +344,7 @@ def test_malformed_messages_are_refused_counted_and_harm_nothing(house):
                 stats = until(lambda least=refused: (found := house.client.stats())["refused"] >= least and found)
     print(f"{stats['refused']} of 600 malformed messages refused (the others were requests without harm)")
     assert house.service.alive and stats["open"] == 0
-    play(house.producer, gid(2)).result(10)
+    house.play(gid(2)).result(10)
     assert len(house.claim(2, wait_s=5).groups) == 2
 
 
@@ -341,11 +353,11 @@ def test_a_full_spool_holds_producers_back_and_recovers(house):
     size, groups = 2000, 0
     while not house.client.stats()["full"]:
         for _ in range(8):
-            last = play(house.producer, gid(groups), turns=4, size=size)
+            last = house.play(gid(groups), turns=4, size=size)
             groups += 1
         until(lambda last=last: last.done() or house.client.stats()["full"])
     with pytest.raises(DeadlineError, match="replay at"):
-        asyncio.run(house.producer.room(0.05))
+        asyncio.run(house.producer.room(house.endpoints.ingest, 0.05))
     print(f"full at {house.client.stats()['bytes'] / 2**20:.1f} MiB held of a {house.settings.map_bytes >> 20} MiB map")
     trained = []
     for step in range(groups):
@@ -354,18 +366,18 @@ def test_a_full_spool_holds_producers_back_and_recovers(house):
         house.client.commit(claimed, step)
         house.client.checkpoint(step)
         trained += claimed
-    asyncio.run(house.producer.room(10))
+    asyncio.run(house.producer.room(house.endpoints.ingest, 10))
     assert sorted(trained) == [gid(n) for n in range(groups)] and not house.client.stats()["full"]
 
 
 def test_back_pressure_and_every_other_wait_end_with_an_error_that_names_replay(place):
     endpoints = endpoints_in(place)
-    producer, client = Producer(endpoints, "actor"), Client(endpoints, "learner", 0.2)
-    done = play(producer, gid(1))
-    asyncio.run(producer.room(0.1))
+    producer, client = Producer("actor"), Client([endpoints], "learner", timeout_s=0.2)
+    done = play(producer, endpoints, gid(1))
+    asyncio.run(producer.room(endpoints.ingest, 0.1))
     for number in range(WINDOW_ROWS):
-        producer.add(turn(gid(2), number), 2)
-    for wait in (client.stats, lambda: producer.flush(0.1), lambda: asyncio.run(producer.room(0.1))):
+        producer.add(turn(gid(2), number), given(endpoints, gid(2)))
+    for wait in (client.stats, lambda: producer.flush(0.1), lambda: asyncio.run(producer.room(endpoints.ingest, 0.1))):
         with pytest.raises(DeadlineError, match=f"replay at ipc://{place}"):
             wait()
     with pytest.raises(DeadlineError):
@@ -379,6 +391,8 @@ def test_an_endpoint_in_use_and_a_foreign_folder_are_named(place):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoints = Endpoints(f"tcp://127.0.0.1:{taken.getsockname()[1]}", endpoints_in(place).serve)
         with pytest.raises(SettingError, match=r"replay\.endpoint.*port in use"):
+            Service(place / "spool", endpoints, ReplaySettings(curve=False), "r").start()
+        with pytest.raises(SettingError, match=r"replay\.keys.*redraft keys new"):
             Service(place / "spool", endpoints, ReplaySettings(), "r").start()
     with Service(place / "spool", endpoints_in(place), ReplaySettings(), "r"):
         assert (place / "s").stat().st_mode & 0o777 == 0o700
@@ -399,14 +413,14 @@ def serve_elsewhere(place):
 
 def test_what_was_acknowledged_survives_kill_9_and_nothing_is_there_twice(place):
     kills, groups, turns = 3, 600, 8
-    producers = [Producer(endpoints_in(place), f"actor{n}") for n in range(2)]
+    producers = [Producer(f"actor{n}") for n in range(2)]
     process = serve_elsewhere(place)
     acknowledged, killed_at = set(), []
     for kill in range(kills):
         closes = {}
         for number in range(kill * groups, (kill + 1) * groups):
             group = gid(number)
-            closes[group] = play(producers[number % 2], group, turns=turns, size=400)
+            closes[group] = play(producers[number % 2], endpoints_in(place), group, turns=turns, size=400)
             closes[group].add_done_callback(lambda done, group=group: done.exception() or acknowledged.add(group))
         until(lambda kill=kill: len(acknowledged) > kill * groups + groups // 4)
         process.send_signal(signal.SIGKILL)
@@ -417,7 +431,7 @@ def test_what_was_acknowledged_survives_kill_9_and_nothing_is_there_twice(place)
         process = serve_elsewhere(place)
         for close in closes.values():
             close.result(20)
-    client = Client(endpoints_in(place), "learner", 10.0)
+    client = Client([endpoints_in(place)], "learner", timeout_s=10.0)
     stats, total = client.stats(), kills * groups
     print(f"killed with {killed_at} groups acknowledged; {stats['ready']} of {total} held, {stats['rows']} rows")
     assert (stats["ready"], stats["open"], stats["rows"]) == (total, 0, total * (turns + 1))
@@ -433,6 +447,6 @@ def test_what_was_acknowledged_survives_kill_9_and_nothing_is_there_twice(place)
 def _everything_acknowledged_is_stored(spool, acknowledged):
     env = lmdb.open(str(spool), max_dbs=4, readonly=True, lock=False)
     with env.begin(db=env.open_db(b"records", create=False)) as txn:
-        stored = {bytes(key) for key, value in txn.cursor() if msgpack.unpackb(value)[2] == 1}
+        stored = {bytes(key) for key, value in txn.cursor() if msgpack.unpackb(value[4:])[2] == 1}
     env.close()
     assert acknowledged <= stored

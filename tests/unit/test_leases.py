@@ -10,7 +10,7 @@ TASKS = [{"id": str(n)} for n in range(10)]
 
 
 def book(cursor=0, life=0, known=lambda ids: set()) -> LeaseBook:
-    return LeaseBook(TaskOrder(TASKS, seed=1), "run", 0, cursor, life, known)
+    return LeaseBook(TaskOrder(TASKS, seed=1), "run", 0, cursor, life, known, lambda group: "shard")
 
 
 def test_leases_follow_the_order_of_tasks_and_their_order_rises():

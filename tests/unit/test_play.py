@@ -54,7 +54,7 @@ def play(tokenizer, environment, settings: RolloutSettings, limit_s=5.0, max_tok
         engine = ScriptedEngine(folder, EngineSettings(name="scripted"), seed=1, version=4)
         lent = Environments(environment, limit_s)
         task = environments.tasks(EnvironmentSettings(name="signs"), DataSettings(), "test")[0]
-        writer = GroupWriter(Lease(bytes(16), 0, 0, task, 0), lambda item, order, spread: items.append(item))
+        writer = GroupWriter(Lease(bytes(16), 0, 0, task, 0), lambda item, lease, spread: items.append(item))
         for episode in range(settings.episodes):
             sampling = SamplingSettings(max_tokens=max_tokens)
             stage = rollouts.Stage(engine, Renderer(made), writer, settings, sampling, episode)

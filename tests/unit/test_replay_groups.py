@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from protocols.errors import RedraftError, SettingError
 from protocols.turns import Close, Role, Turn
 from protocols.weights import version_of
-from protocols.wire import NO_VERSION, row_of, whole_group
+from protocols.wire import ENTRY, NO_VERSION, Row, row_of, whole_group
 from replay.config import ReplaySettings
 from replay.groups import TRAINED, Record, State
-from replay.samplers import Fifo, Uniform
+from replay.ready import Ready
+from replay.samplers import Fifo, Prioritised, SumTree, Uniform
 from replay.spool import Spool
 from replay.store import Store
 
@@ -32,11 +33,15 @@ def turn(group=A, lease=0, number=0, version=0, size=3):
 
 def put(store, *items, order=0, spread=1.0):
     rows = [row_of(item, order, spread if isinstance(item, Close) else 0.0) for item in items]
-    return store.change(lambda draft: [draft.store(row, record) for row, record in rows])
+    return store.change(lambda draft: [draft.store(Row._make(ENTRY.unpack(packed[0])), packed) for packed in rows])
 
 
 def whole(group=A, lease=0, turns=2, version=0):
     return [*(turn(group, lease, n, version) for n in range(turns)), Close(group, lease, turns)]
+
+
+def played(store, group=A):
+    return store.change(lambda draft: whole_group(draft.rows(group)))
 
 
 def do(store, name, *arguments):
@@ -62,8 +67,7 @@ def test_a_group_is_ready_only_when_whole_in_whatever_order_its_rows_come(store)
         assert state(store) is State.OPEN
     put(store, first)
     assert state(store) is State.READY
-    rows = do(store, "rows", A)
-    assert [t.turn for t in whole_group(rows).turns] == [0, 1]
+    assert [t.turn for t in played(store).turns] == [0, 1]
 
 
 def test_a_resent_row_is_a_duplicate_also_of_a_closed_and_of_a_forgotten_group(store):
@@ -95,7 +99,7 @@ def test_a_newer_lease_drops_the_open_rows_of_the_older_and_fences_them_off(stor
     assert put(store, turn(lease=2), turn(number=2), Close(A, 0, 3)) == ["stored", "fenced", "fenced"]
     assert store.groups.get(A).rows == 1 and store.groups.rows == 1
     put(store, Close(A, 2, 1))
-    assert whole_group(do(store, "rows", A)).lease == 2
+    assert played(store).lease == 2
     assert put(store, turn(lease=3)) == ["duplicate"], "a closed group is final"
 
 
@@ -113,7 +117,9 @@ def test_flat_and_empty_groups_are_set_aside_and_counted(tmp_path):
     put(store, *whole(), spread=0.0)
     put(store, Close(B, 0, 0))
     assert store.stats()["dropped"] == {"flat": 1, "empty": 1}
-    assert store.stats()["ready"] == 0 and store.groups.rows == 0
+    assert store.stats()["ready"] == 0 and store.groups.rows == 3, "what was acknowledged stays until a checkpoint"
+    do(store, "forget", A)
+    assert store.stats()["dropped"] == {"flat": 1, "empty": 1} and store.groups.rows == 0
     store.close()
 
 
@@ -129,7 +135,7 @@ def test_two_uses_are_two_steps_and_resume_undoes_those_that_came_after(tmp_path
         do(store, "commit", A, 7)
     do(store, "resume", A, 5)
     assert state(store) is State.READY and store.groups.get(A).uses == (4,)
-    do(store, "set_aside_stale", A)
+    do(store, "set_aside_stale", A, 5)
     assert state(store) is State.USED, "a use that a resume may undo is kept"
     store.close()
 
@@ -143,25 +149,75 @@ def test_staleness_is_that_of_the_oldest_token_across_lives_of_the_learner():
     assert Record.unpack(record.pack()) == record
 
 
+def ready(sampler, *numbers, **facts):
+    index = Ready(sampler)
+    for n in numbers:
+        index.add(bytes([n]) * 16, Record(0, n, State.READY, **facts))
+    return index
+
+
 def test_fifo_waits_for_the_straggler_that_overtaking_would_lose():
-    ready = [(bytes([n]) * 16, Record(0, n, State.READY, low=3, high=3)) for n in (5, 4)]
-    straggler = (A, Record(0, 1, low=1, high=1))
-    assert Fifo().pick(ready, [straggler], 1, 3, 2) == ([], "straggler")
-    assert Fifo().pick(ready, [straggler], 1, 2, 2) == ([b"\4" * 16], "")
-    assert Fifo().pick(ready, [straggler], 1, 4, 2) == ([b"\4" * 16], ""), "it is lost already"
-    assert Fifo().pick(ready, [(A, Record(0, 9, low=1, high=1))], 2, 3, 2)[1] == "", "it comes later anyway"
-    assert Fifo().pick(ready, [], 3, 3, 2) == ([], "groups")
+    index = ready(Fifo(), 5, 4, low=3, high=3)
+    straggler = Record(0, 1, low=1, high=1)
+    assert index.pick([straggler], 1, 3, 2) == ([], "straggler")
+    assert index.pick([straggler], 1, 2, 2) == ([b"\4" * 16], "")
+    assert index.pick([], 3, 2, 2) == ([], "groups")
 
 
-def test_uniform_gives_each_ready_group_the_same_chance():
-    ready = [(bytes([n]) * 16, Record(0, n, State.READY)) for n in range(8)]
-    sampler, seen = Uniform(0), Counter()
+def test_groups_that_became_stale_are_found_by_their_versions():
+    index = Ready(Fifo())
+    records = {bytes([n]) * 16: Record(0, n, State.READY, low=n // 10, high=n // 10) for n in range(30)}
+    for group, record in records.items():
+        index.add(group, record)
+    late = [group for group, record in records.items() if record.staleness(3) > 1]
+    assert len(late) == 20 and sorted(index.stale(3, 1)) == sorted(late)
+    for group in late:
+        index.discard(group, records[group])
+    assert len(index) == 10 and index.stale(3, 1) == []
+
+
+def test_uniform_gives_all_groups_the_same_chance_and_none_twice():
+    index, seen = ready(Uniform(0), *range(8)), Counter()
     for _ in range(2000):
-        ids, _ = sampler.pick(ready, [], 2, 0, 0)
+        ids, _ = index.pick([], 2, 0, 0)
         assert len(set(ids)) == 2
         seen.update(ids)
     assert max(seen.values()) < 1.25 * min(seen.values())
-    assert Uniform(3).pick(ready, [], 4, 0, 0) == Uniform(3).pick(ready[::-1], [], 4, 0, 0)
+
+
+def test_prioritised_picks_by_priority_and_says_how_likely_each_was():
+    sampler, priorities = Prioritised(0, 1.0), np.arange(1.0, 9.0)
+    for n, priority in enumerate(priorities):
+        sampler.add(bytes([n]) * 16, Record(0, n, State.READY, priority=priority))
+    sampler.discard(bytes(16))
+    chances = priorities[1:] / priorities[1:].mean()
+    seen = Counter(sampler.pick(1)[0][0] for _ in range(20_000))
+    np.testing.assert_allclose([seen[n] / 20_000 * 7 for n in range(1, 8)], chances, rtol=0.1)
+    np.testing.assert_allclose(sampler.chances([bytes([n]) * 16 for n in range(1, 8)]), chances)
+    assert sorted(sampler.pick(7)) == [bytes([n]) * 16 for n in range(1, 8)], "none twice, none left out"
+
+
+def test_a_group_that_was_never_used_has_the_largest_priority():
+    sampler = Prioritised(0, 1.0)
+    for n, priority in enumerate((0.5, 4.0, 0.0)):
+        sampler.add(bytes([n]) * 16, Record(0, n, State.READY, priority=priority))
+    low, high, new = sampler.chances([bytes([n]) * 16 for n in range(3)])
+    assert new == high == 8 * low
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3000), st.floats(0, 10)), min_size=1, max_size=60), st.randoms())
+def test_the_sum_tree_finds_what_a_running_sum_finds(changes, random):
+    tree, masses = SumTree(4), np.zeros(4096)
+    for place, mass in changes:
+        tree.set(np.array([place]), np.array([mass]))
+        masses[place] = mass
+    np.testing.assert_allclose(tree.total, masses.sum())
+    if tree.total > 1e-3:
+        points = np.array([random.random() * 0.999 * tree.total for _ in range(20)])
+        found = tree.find(points)
+        sums = np.cumsum(masses)
+        assert np.all(sums[found] >= points - 1e-9) and np.all(sums[found] - masses[found] <= points + 1e-9)
 
 
 def test_what_was_committed_is_there_after_reopening_and_what_failed_is_not(tmp_path):
@@ -248,7 +304,7 @@ def test_any_history_of_a_group_agrees_with_the_model(history, max_uses):
             assert store.groups.rows == len(model.rows)
             if held is not None and held.state not in (State.OPEN, State.ABANDONED):
                 assert set(held.uses) == model.uses
-                assert [t.turn for t in whole_group(do(store, "rows", A)).turns] == list(range(held.turns))
+                assert [t.turn for t in played(store).turns] == list(range(held.turns))
         store.close()
 
 

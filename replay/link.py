@@ -1,0 +1,78 @@
+"""Link: requests to one replay service, sent again until they are answered."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+
+import zmq
+
+from protocols.errors import DeadlineError, RedraftError
+from protocols.wire import SCHEMA, pack, unpack
+from replay.config import QUEUED, RESEND_S
+from replay.keys import ClientKeys, secure_client
+
+Reply = tuple[dict, bytes, memoryview]  # header, index, blob
+
+
+class Link:
+    """One request at a time; safe to use from any thread."""
+
+    def __init__(self, endpoint: str, name: str, keys: ClientKeys | None, timeout_s: float):
+        self._endpoint, self._name, self._timeout_s = endpoint, name, timeout_s
+        self._lock = threading.Lock()
+        self._request = 0
+        self._context = zmq.Context()
+        self._dealer = self._context.socket(zmq.DEALER)
+        self._dealer.setsockopt(zmq.IDENTITY, f"{name}/{secrets.token_hex(4)}".encode())
+        self._dealer.setsockopt(zmq.IMMEDIATE, 1)
+        self._dealer.setsockopt(zmq.SNDHWM, QUEUED)
+        self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._dealer.setsockopt(zmq.LINGER, 0)
+        if keys is not None and endpoint.startswith("tcp://"):
+            secure_client(self._dealer, keys)
+        self._dealer.connect(endpoint)
+
+    def ask(self, op: str, wait_s: float = 0.0, **fields) -> Reply:
+        """The reply to one request, which replay may answer after `wait_s`.
+
+        Raises DeadlineError when no answer came, RedraftError with what replay says against the request.
+        """
+        with self._lock:
+            self._request += 1
+            began = time.monotonic()
+            deadline = began + wait_s + self._timeout_s
+            while (now := time.monotonic()) < deadline:
+                left_s = max(began + wait_s - now, 0.0)
+                message = {"schema": SCHEMA, "id": self._request, "op": op, "wait_s": left_s, **fields}
+                reply = self._try(pack(message), min(deadline, now + min(RESEND_S, self._timeout_s / 3)))
+                if reply is not None:
+                    break
+            else:
+                waiter, culprit = f"client {self._name}", f"replay at {self._endpoint}"
+                raise DeadlineError(waiter, culprit, wait_s + self._timeout_s, f"no answer to {op!r}")
+        if "error" in reply[0]:
+            raise RedraftError(f"replay at {self._endpoint}: {reply[0]['error']}")
+        return reply
+
+    def close(self) -> None:
+        with self._lock:
+            self._dealer.close()
+            self._context.term()
+
+    def _try(self, request: bytes, until: float) -> Reply | None:
+        """Sends once and waits for the reply of this request; replies to earlier ones are passed over."""
+        if not self._dealer.poll(_ms_until(until), zmq.POLLOUT):
+            return None
+        self._dealer.send(request)
+        while self._dealer.poll(_ms_until(until), zmq.POLLIN):
+            header, *rest = self._dealer.recv_multipart(copy=False)
+            fields = unpack(header.bytes)
+            if fields["id"] == self._request:
+                return (fields, rest[0].bytes, rest[1].buffer) if len(rest) == 2 else (fields, b"", memoryview(b""))
+        return None
+
+
+def _ms_until(moment: float) -> int:
+    return max(int((moment - time.monotonic()) * 1000), 0)

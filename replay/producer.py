@@ -1,0 +1,347 @@
+"""Producer: sends rows to replay until they are acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import zmq
+
+from protocols import metrics
+from protocols.errors import DeadlineError, RedraftError, WireError
+from protocols.turns import Close, Lease, Turn
+from protocols.wire import SCHEMA, Packed, join, pack, row_of, unpack
+from replay.config import BATCH_BYTES, BATCH_ROWS, LINGER_S, MAX_ROW_BYTES, QUEUED, RESEND_S, WINDOW_BYTES, WINDOW_ROWS
+from replay.keys import ClientKeys, secure_client
+
+log = logging.getLogger("redraft.replay")
+NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Rows sent together, kept until they are acknowledged."""
+
+    number: int
+    frames: list[bytes]
+    rows: int
+    size: int
+    resend_at: float = 0.0
+
+
+class Producer:
+    """Streams rows to the shards that their leases name; safe to use from any thread.
+
+    Rows are kept and sent again until acknowledged. `add` never blocks: a producer that awaits `room` before it plays
+    stays within the credit window. A shard that joins later is connected to when a lease first names it.
+    """
+
+    def __init__(self, name: str, keys: ClientKeys | None = None):
+        self._name, self._keys = name, keys
+        self._lock = threading.Lock()
+        self._streams: dict[str, Stream] = {}
+        self._closed = False
+
+    def add(self, item: Turn | Close, lease: Lease, spread: float = 0.0) -> Future[None] | None:
+        """Takes a turn or close row of the play of `lease`.
+
+        For a close row returns a future that is done when replay has stored it and all that was added before it for
+        that shard; it fails with WireError when replay refuses its batch. Raises WireError when the turn cannot be
+        encoded or is too large, RedraftError when the producer is closed.
+        """
+        return self._stream(lease.shard).add(item, lease.order, spread)
+
+    async def room(self, shard: str, timeout_s: float) -> None:
+        """Returns when the shard has room for a new group. Raises DeadlineError, naming it."""
+        await self._stream(shard).room(timeout_s)
+
+    def flush(self, timeout_s: float) -> None:
+        """Returns when all that was added is acknowledged. Raises DeadlineError, naming the shard."""
+        deadline = time.monotonic() + timeout_s
+        for stream in list(self._streams.values()):
+            stream.flush(max(deadline - time.monotonic(), 0.0))
+
+    def close(self, timeout_s: float) -> None:
+        """Flushes, then ends the io threads in any case. Raises DeadlineError when rows were left."""
+        with self._lock:
+            self._closed = True
+        try:
+            self.flush(timeout_s)
+        finally:
+            for stream in self._streams.values():
+                stream.end()
+
+    @property
+    def alive(self) -> bool:
+        """Whether rows are being sent; False after `close`, or when an io thread has failed."""
+        return not self._closed and all(stream.alive for stream in list(self._streams.values()))
+
+    def _stream(self, shard: str) -> Stream:
+        with self._lock:
+            if self._closed:
+                raise RedraftError(f"the replay producer {self._name} is closed")
+            if shard not in self._streams:
+                self._streams[shard] = Stream(shard, self._name, self._keys)
+            return self._streams[shard]
+
+
+class Stream:
+    """Rows on their way to one service."""
+
+    def __init__(self, endpoint: str, name: str, keys: ClientKeys | None):
+        self._endpoint, self._name, self._keys = endpoint, name, keys
+        self._changed = threading.Condition()  # guards what follows
+        self._pending: deque[tuple[Packed, Future | None]] = deque()
+        self._pending_bytes = 0
+        self._rows = self._bytes = 0  # added and not yet acknowledged, pending ones included
+        self._window = WINDOW_ROWS
+        self._waiters: list[Future] = []
+        self._flush_now = self._closing = False
+        # The rest belongs to the io thread: a ZeroMQ socket is used by one thread only.
+        self._batches: dict[int, _Batch] = {}
+        self._closes: deque[tuple[int, Future]] = deque()  # batch number and future, in order
+        self._sent = 0
+        self._linger_until = self._ask_at = 0.0
+        self._resend_at = NEVER
+        self._woken, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name=f"replay-{name}", daemon=True)
+        self._thread.start()
+
+    def add(self, item: Turn | Close, order: int, spread: float) -> Future[None] | None:
+        packed = row_of(item, order, spread)
+        size = len(packed[1])
+        if size > MAX_ROW_BYTES:
+            raise WireError(f"a turn of {size} bytes; replay takes {MAX_ROW_BYTES} at most. Make `extra` smaller")
+        done = Future() if isinstance(item, Close) else None
+        with self._changed:
+            if self._closing:
+                raise RedraftError(f"the replay producer {self._name} is closed")
+            self._pending.append((packed, done))
+            self._pending_bytes += size
+            self._rows += 1
+            self._bytes += size
+            full = self._pending_bytes >= BATCH_BYTES or len(self._pending) % BATCH_ROWS == 0
+            wake = full or len(self._pending) == 1
+        if wake:
+            self._wake()
+        return done
+
+    async def room(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        stalled = False
+        while True:
+            with self._changed:
+                if self._has_room():
+                    return
+                waiter = Future()
+                self._waiters.append(waiter)
+            if not stalled:
+                metrics.REPLAY_STALLS.inc()
+                stalled = True
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(waiter), max(deadline - time.monotonic(), 0))
+            except TimeoutError:
+                raise self._late(timeout_s) from None
+
+    def flush(self, timeout_s: float) -> None:
+        with self._changed:
+            self._flush_now = True
+            self._wake()
+            done = self._changed.wait_for(lambda: not self._rows or self._closing, timeout_s)
+            self._flush_now = False
+        if not done:
+            raise self._late(timeout_s)
+
+    def end(self) -> None:
+        """Ends the io thread, with or without acknowledgements."""
+        with self._changed:
+            self._closing = True
+        self._wake()
+        self._thread.join()
+        self._waker.close()
+
+    @property
+    def alive(self) -> bool:
+        return not self._closing
+
+    def _has_room(self) -> bool:
+        return self._rows < self._window and self._bytes < WINDOW_BYTES
+
+    def _late(self, timeout_s: float) -> DeadlineError:
+        detail = f"{self._rows} rows are not acknowledged, {self._window} may be"
+        return DeadlineError(f"producer {self._name}", f"replay at {self._endpoint}", timeout_s, detail)
+
+    def _wake(self) -> None:
+        try:
+            self._waker.send(b"w")
+        except OSError:
+            return  # it has wakes enough, or has ended: one more changes nothing
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        try:
+            with context.socket(zmq.DEALER) as dealer:
+                dealer.setsockopt(zmq.IDENTITY, f"{self._name}/{secrets.token_hex(4)}".encode())
+                dealer.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues while replay is away: it is sent again
+                dealer.setsockopt(zmq.SNDHWM, QUEUED)  # resends to a hung service do not pile up
+                dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+                dealer.setsockopt(zmq.LINGER, 0)
+                if self._keys is not None and self._endpoint.startswith("tcp://"):
+                    secure_client(dealer, self._keys)
+                dealer.connect(self._endpoint)
+                self._loop(dealer)
+        except Exception:
+            log.exception("the io thread of replay producer %s ended", self._name)
+        finally:
+            context.term()
+            self._woken.close()
+            self._end()
+
+    def _loop(self, dealer: zmq.Socket) -> None:
+        poller = zmq.Poller()
+        poller.register(dealer, zmq.POLLIN)
+        poller.register(self._woken, zmq.POLLIN)
+        while not self._closing:
+            ready = dict(poller.poll(self._wait_ms()))
+            if self._woken.fileno() in ready:
+                self._woken.recv(4096)
+            if dealer in ready:
+                self._receive(dealer)
+            while (batch := self._next_batch()) is not None:
+                self._batches[batch.number] = batch
+                self._send(dealer, batch)
+            now = time.monotonic()
+            if self._resend_at <= now:
+                for batch in [batch for batch in self._batches.values() if batch.resend_at <= now]:
+                    self._send(dealer, batch)
+                self._resend_at = min((batch.resend_at for batch in self._batches.values()), default=NEVER)
+            if self._waiters and not self._batches and self._ask_at <= now:
+                self._ask_room(dealer)
+
+    def _wait_ms(self) -> float:
+        until = self._resend_at if self._batches else NEVER
+        with self._changed:
+            if self._pending and self._may_send():
+                until = min(until, self._linger_until)
+        if self._waiters and not self._batches:
+            until = min(until, self._ask_at)
+        return min(max(until - time.monotonic(), 0.0), 1.0) * 1000 + 1  # whole milliseconds, rounded up
+
+    def _may_send(self) -> bool:
+        """Whether the window has room; without any batch out, one goes: rows of open groups are never held for ever."""
+        if not self._batches:
+            return True
+        rows, size = self._rows - len(self._pending), self._bytes - self._pending_bytes
+        return rows < self._window and size < WINDOW_BYTES
+
+    def _next_batch(self) -> _Batch | None:
+        """The next batch, if it is full or its first row has waited long enough."""
+        now = time.monotonic()
+        with self._changed:
+            if not self._pending:
+                self._linger_until = 0.0
+                return None
+            if not self._linger_until:
+                self._linger_until = now + LINGER_S
+            full = len(self._pending) >= BATCH_ROWS or self._pending_bytes >= BATCH_BYTES
+            if not (full or self._flush_now or now >= self._linger_until) or not self._may_send():
+                return None
+            taken = self._take()
+            self._linger_until = 0.0
+        self._sent += 1
+        rows = [packed for packed, _ in taken]
+        index, blob = join(rows)
+        header = pack({"schema": SCHEMA, "kind": "rows", "batch": self._sent, "count": len(rows)})
+        self._closes.extend((self._sent, done) for _, done in taken if done is not None)
+        return _Batch(self._sent, [header, index, blob], len(rows), len(blob))
+
+    def _take(self) -> list[tuple[Packed, Future | None]]:
+        taken, size = [], 0
+        while self._pending and len(taken) < BATCH_ROWS and size < BATCH_BYTES:
+            taken.append(self._pending.popleft())
+            size += len(taken[-1][0][1])
+        self._pending_bytes -= size
+        return taken
+
+    def _ask_room(self, dealer: zmq.Socket) -> None:
+        """Someone waits for room and no acknowledgement will come that tells of it."""
+        self._ask_at = time.monotonic() + RESEND_S / 10
+        try:
+            dealer.send(pack({"schema": SCHEMA, "kind": "room"}), zmq.NOBLOCK)
+        except zmq.Again:
+            return  # not connected: the next question
+
+    def _send(self, dealer: zmq.Socket, batch: _Batch) -> None:
+        batch.resend_at = time.monotonic() + RESEND_S
+        try:
+            dealer.send_multipart(batch.frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            batch.resend_at = time.monotonic() + RESEND_S / 10  # not connected: soon again
+        self._resend_at = min(self._resend_at, batch.resend_at)
+
+    def _receive(self, dealer: zmq.Socket) -> None:
+        while True:
+            try:
+                frames = dealer.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = unpack(frames[0])
+            except WireError as error:
+                log.error("replay producer %s got an answer it cannot read: %s", self._name, error)
+                continue
+            if message["kind"] == "refused":
+                log.error("replay refused batch %s of %s: %s", message["batch"], self._name, message["reason"])
+                self._settle([message["batch"]], self._window, WireError(f"replay refused it: {message['reason']}"))
+            else:
+                self._settle(message["batches"], message["room"], None)
+
+    def _settle(self, numbers: list[int], window: int, error: WireError | None) -> None:
+        """Drops answered batches. A close is done once no batch up to its own is out: resends come out of order."""
+        done = [batch for number in numbers if (batch := self._batches.pop(number, None)) is not None]
+        if error is not None:
+            refused = [close for number, close in self._closes if number in numbers]
+            self._closes = deque((number, close) for number, close in self._closes if number not in numbers)
+            for close in refused:
+                _resolve(close, error)
+        first_out = next(iter(self._batches), self._sent + 1)
+        while self._closes and self._closes[0][0] < first_out:
+            _resolve(self._closes.popleft()[1], None)
+        with self._changed:
+            self._rows -= sum(batch.rows for batch in done)
+            self._bytes -= sum(batch.size for batch in done)
+            self._window = window
+            waiters: list[Future] = []
+            if self._has_room():
+                waiters, self._waiters = self._waiters, waiters
+            self._changed.notify_all()
+        for waiter in waiters:
+            _resolve(waiter, None)
+
+    def _end(self) -> None:
+        """Fails what can no longer be acknowledged."""
+        with self._changed:
+            self._closing = True
+            left = [done for _, done in self._pending if done is not None]
+            left += [close for _, close in self._closes] + self._waiters
+            self._waiters = []
+            self._changed.notify_all()
+        for future in left:
+            _resolve(future, RedraftError(f"the replay producer {self._name} was closed before replay acknowledged"))
+
+
+def _resolve(future: Future, error: Exception | None) -> None:
+    if not future.set_running_or_notify_cancel():
+        return  # whoever waited for it has given up
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,55 @@
+"""Ready groups: a sampler's index of them, and buckets by version in which those that became too stale are found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from replay.groups import Record, staleness_of
+from replay.samplers import Sampler
+
+
+class Ready:
+    """What claims choose from; the table of groups keeps it up to date."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler = sampler
+        self._buckets: dict[tuple[int, int], dict[bytes, None]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, group: bytes, record: Record) -> None:
+        self._buckets.setdefault((record.low, record.high), {})[group] = None
+        self.sampler.add(group, record)
+        self._count += 1
+
+    def discard(self, group: bytes, record: Record) -> None:
+        bucket = self._buckets[record.low, record.high]
+        del bucket[group]
+        if not bucket:
+            del self._buckets[record.low, record.high]
+        self.sampler.discard(group)
+        self._count -= 1
+
+    def stale(self, step: int, max_staleness: int) -> list[bytes]:
+        """The groups staler than that for the trainer at `step`; looks at versions, not at groups."""
+        late = [
+            bucket for (low, high), bucket in self._buckets.items() if staleness_of(low, high, step) > max_staleness
+        ]
+        return [group for bucket in late for group in bucket]
+
+    def pick(self, opened: Iterable[Record], count: int, step: int, max_staleness: int) -> tuple[list[bytes], str]:
+        """`count` ready groups, or none and the reason: "groups" (too few) or "straggler".
+
+        A straggler is an open group that came before one of them and would be too stale after this step. The wait for
+        it ends when it closes, is abandoned or is leased again: the controller's lease deadline bounds it.
+        """
+        if self._count < count:
+            return [], "groups"
+        last = self.sampler.last(count)
+        for record in opened if last >= 0 else ():
+            fits_only_now = record.staleness(step) <= max_staleness < record.staleness(step + 1)
+            if record.order < last and fits_only_now:
+                return [], "straggler"
+        return self.sampler.pick(count), ""
