@@ -13,8 +13,6 @@ import os
 import socket
 from dataclasses import dataclass, field
 
-from replay.keys import ClientKeys
-
 from actors import engines, rollouts, weights
 from actors.config import ActorSettings, DataSettings, EnvironmentSettings, RolloutSettings, SamplingSettings
 from actors.group import GroupWriter
@@ -24,6 +22,7 @@ from protocols import metrics
 from protocols.errors import DeadlineError, SettingError, WeightsError
 from protocols.turns import Close, Lease, Turn
 from protocols.weights import WeightRef
+from replay.config import ClientKeys
 
 log = logging.getLogger("redraft.actor")
 ROOM_S = 120.0

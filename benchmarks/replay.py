@@ -4,16 +4,18 @@
 
 A side is a system with 1 or 4 producer processes and one consumer process that takes batches of 256 turns:
 
-    raw           ZeroMQ PUSH and PULL over ipc, a frame a turn: the limit; nothing is kept or acknowledged
+    raw           ZeroMQ PUSH and PULL over ipc, a frame a turn: the limit; nothing is kept, checked or acknowledged
     raw-joined    the same, 32 turns in a frame
+    bytes bytes-joined    the same two without the work: always the same bytes, which nobody encodes or decodes
     ipc tcp curve power   this service in a process of its own, over ipc, tcp, tcp with CURVE (these survive kill -9),
                   and over ipc with durability power
     ray-actor     a list in a Ray actor; a call a turn, at most 64 of a producer under way
     ray-queue     ray.util.queue.Queue, put and get_nowait_batch
 
-The clock starts when all processes are up and connected and stops when the consumer has all. CPU is that of all
-processes of a side from start to end, for Ray of its whole process tree (GCS, raylet and agents too). Memory is the sum
-of their peaks; pages that processes share count in each. A side runs once a round on a slice of work that takes it a
+All but `bytes` do the same work: producers make and encode turns, the consumer decodes them. The clock starts when the
+consumer has had a third of a slice and stops when it has all. CPU is that of all processes of a side in that time, for
+Ray of its whole process tree (GCS, raylet and agents too). Memory is the sum of their peaks; pages that processes share
+count in each. A side runs once a round on a slice of work that takes it a
 second or a few (faster systems get more turns). Figures are medians over rounds, ratios are taken within rounds. Ray
 is started once: its idle processes take some 4 % of a core from the sides that run after it.
 
@@ -48,7 +50,9 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-SLICES = {"raw": 16, "raw-joined": 32, "ipc": 4, "tcp": 4, "curve": 4, "power": 4, "ray-actor": 1, "ray-queue": 1}
+SLICES = {"raw": 16, "raw-joined": 16, "bytes": 16, "bytes-joined": 32}
+SLICES |= {"ipc": 12, "tcp": 8, "curve": 8, "power": 8, "ray-actor": 1, "ray-queue": 1}
+WARM_SHARE = 1 / 3  # of a slice: queues and the spool get their working size before the clock starts
 PACED = ("raw", "ipc", "ray-actor")
 MB = 1e6
 
@@ -91,23 +95,33 @@ Figures = dict[str, float]
 
 def run_processes(job: Job) -> Figures:
     deadline = time.monotonic() + job.limit_s
-    with _crew(job) as crew:
+    with _crew(job) as (crew, pids):
         _gather(crew, "ready", deadline)
-        began = time.monotonic()
         _tell(crew)
-        ended = _gather({name: pipe for name, pipe in crew.items() if name != "service"}, "done", deadline)
+        began = _gather({"consumer": crew["consumer"]}, "warm", deadline)["consumer"]
+        before = _cpu_s(pids)
+        ended = _gather({"consumer": crew["consumer"]}, "done", deadline)["consumer"]
+        after = _cpu_s(pids)
+        _gather({name: pipe for name, pipe in crew.items() if name.startswith("producer")}, "done", deadline)
         _tell(crew)
         used = _gather(crew, "end", deadline)
     cpu_s: Counter[str] = Counter()
-    for name, facts in used.items():
-        cpu_s[name.split()[0]] += facts["cpu_s"]
+    for name, pid in pids.items():
+        cpu_s[name.split()[0]] += after[pid] - before[pid]
     peak_bytes = sum(facts["peak_bytes"] for facts in used.values())
-    return figures(job, ended["consumer"] - began, cpu_s, peak_bytes, used["consumer"]["latencies_s"])
+    return figures(job, ended - began, cpu_s, peak_bytes, used["consumer"]["latencies_s"])
+
+
+def _cpu_s(pids: dict[str, int]) -> dict[int, float]:
+    """CPU that each process has used, all its threads together; in steps of 10 ms."""
+    import psutil
+
+    return {pid: sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids.values()}
 
 
 @contextlib.contextmanager
-def _crew(job: Job) -> Iterator[dict]:
-    """Starts the processes of a side; yields their pipes by name and leaves no process behind."""
+def _crew(job: Job) -> Iterator[tuple[dict, dict[str, int]]]:
+    """Starts the processes of a side; yields their pipes and ids by name and leaves no process behind."""
     spawn = multiprocessing.get_context("spawn")
     crew, processes = {}, []
     try:
@@ -117,7 +131,7 @@ def _crew(job: Job) -> Iterator[dict]:
             process.start()
             processes.append(process)
             theirs.close()  # so that its death is seen as the end of the pipe
-        yield crew
+        yield crew, {process.name: process.pid for process in processes}
     finally:  # also after a good end: a service that stops would write its spool to the disk, beside the next side
         for process in processes:
             process.kill()
@@ -154,13 +168,14 @@ def figures(
     job: Job, seconds: float, cpu_s: dict[str, float], peak_bytes: float, latencies_s: Sequence[float]
 ) -> Figures:
     """`cpu_s` by role: service, consumer, producer."""
+    turns = job.turns - job.warm
     found = {
-        "turns_per_s": job.turns / seconds,
-        "mb_per_s": job.turns * sides.TURN_BYTES / seconds / MB,
-        "cpu_s_per_10k": sum(cpu_s.values()) / job.turns * 10_000,
+        "turns_per_s": turns / seconds,
+        "mb_per_s": turns * sides.TURN_BYTES / seconds / MB,
+        "cpu_s_per_10k": sum(cpu_s.values()) / turns * 10_000,
         "peak_mb": peak_bytes / MB,
     }
-    found |= {f"cpu_s_per_10k_{role}": used / job.turns * 10_000 for role, used in cpu_s.items()}
+    found |= {f"cpu_s_per_10k_{role}": used / turns * 10_000 for role, used in cpu_s.items()}
     if latencies_s:
         ordered = sorted(latencies_s)
         found["p50_ms"], found["p99_ms"] = (ordered[int(share * len(ordered))] * 1000 for share in (0.5, 0.99))
@@ -209,11 +224,12 @@ def _run_ray(job: Job, actors: list, deadline: float) -> Figures:
     workers = {"consumer": _start(actors, sides.RayWorker, end, job)}
     workers |= {f"producer {n}": _start(actors, sides.RayWorker, end, job) for n in range(job.producers)}
     _ray_gather({name: worker.ready.remote() for name, worker in workers.items()}, "ready", deadline)
-    before = _tree_cpu_s()
-    _reset_peaks(before)
-    began = time.monotonic()
-    done = {"consumer": workers["consumer"].consume.remote()}
+    _reset_peaks(_tree_cpu_s())
+    warm = {"consumer": workers["consumer"].consume.remote(job.warm)}
+    done = {"consumer": workers["consumer"].consume.remote(job.turns - job.warm)}
     done |= {f"producer {n}": workers[f"producer {n}"].produce.remote(n) for n in range(job.producers)}
+    began, _ = _ray_gather(warm, "warm", deadline)["consumer"]
+    before = _tree_cpu_s()
     ended, latencies_s = _ray_gather(done, "done", deadline)["consumer"]
     after = _tree_cpu_s()
     cpu_s = {"ray": sum(used - before.get(pid, 0.0) for pid, used in after.items())}
@@ -278,8 +294,9 @@ def run(side: Side, plan: Plan, root: str) -> Figures:
     turns = plan.slice_turns * SLICES[side.system]
     if side.paced:
         turns = int(plan.paced_s * sides.PACED_TURNS_S) // sides.GROUP_TURNS * sides.GROUP_TURNS
+    warm = int(WARM_SHARE * turns) // sides.BATCH_TURNS * sides.BATCH_TURNS
     with tempfile.TemporaryDirectory(dir=root, ignore_cleanup_errors=True) as folder:
-        job = Job(side.system, side.producers, side.paced, turns, folder, _free_ports(), plan.limit_s)
+        job = Job(side.system, side.producers, side.paced, turns, warm, folder, _free_ports(), plan.limit_s)
         return (run_ray if side.system.startswith("ray") else run_processes)(job)
 
 
@@ -334,6 +351,8 @@ def summary(rounds: list[dict[str, Figures]], failed: dict[str, str], plan: Plan
     return {
         "ratio_to_raw": ratio("turns_per_s", "ipc-4", "raw-4"),
         "cpu_ratio_to_raw_joined": ratio("cpu_s_per_10k", "ipc-4", "raw-joined-4"),
+        "ratio_to_raw_bytes": ratio("turns_per_s", "ipc-4", "bytes-4"),
+        "cpu_ratio_to_raw_bytes_joined": ratio("cpu_s_per_10k", "ipc-4", "bytes-joined-4"),
         "ratio_to_ray_actor": ratio("turns_per_s", "ipc-4", "ray-actor-4"),
         "ratio_to_ray_queue": ratio("turns_per_s", "ipc-4", "ray-queue-4"),
         "paced_p99_ms": (medians["ipc-paced"] or {}).get("p99_ms"),

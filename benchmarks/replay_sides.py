@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,13 +18,12 @@ import numpy as np
 import zmq
 
 from protocols.keys import group_id
-from protocols.turns import Close, Lease, Role, Turn
+from protocols.turns import Close, Group, Lease, Role, Turn
 from protocols.wire import decode_turn, encode_turn
 
 if TYPE_CHECKING:
     from replay.client import Client
-    from replay.config import Endpoints
-    from replay.keys import ClientKeys
+    from replay.config import ClientKeys, Endpoints
     from replay.service import Service
 
 PROMPT, RESPONSE = 250, 1000
@@ -33,22 +32,30 @@ GROUP_TURNS, BATCH_GROUPS = 8, 32
 BATCH_TURNS = GROUP_TURNS * BATCH_GROUPS
 JOINED_TURNS = 32  # in a frame of the side raw-joined, as in a message of this service
 WINDOW_TURNS = 4096  # that a producer may have under way on the sides without credit: the credit of this service
+ZEROS = bytes(TURN_BYTES)
 CHECKPOINT_STEPS = 16
+AHEAD = 2  # batches that the consumer of this service claims before it needs them
 PACED_TURNS_S = 400.0
 RAY_CALLS = 64  # a producer's calls under way
 POLL_S = 0.005  # how long a Ray consumer sleeps that found too little
 NO_BOUND = 1 << 20  # of staleness
+HELD_BYTES = 64 << 20  # that this service may hold before it holds producers back; raw ZeroMQ queues 4096 turns of each
+HEAD = struct.Struct("<16siI")  # of a turn sent raw: group, turn, bytes of the record
 SETTINGS = {"ipc": {}, "tcp": {"curve": False}, "curve": {"curve": True}, "power": {"durability": "power"}}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of one side. `turns` in all, the same number from each producer; a paced job measures latency."""
+    """One run of one side. `turns` in all, the same number from each producer; a paced job measures latency.
+
+    The clock starts when the consumer has had `warm` of the turns.
+    """
 
     system: str
     producers: int
     paced: bool
     turns: int
+    warm: int
     folder: str
     ports: tuple[int, int]
     limit_s: float
@@ -91,12 +98,6 @@ class Pace:
             time.sleep(max(self._began + self._turns / PACED_TURNS_S - time.monotonic(), 0.0))
 
 
-def cpu_s() -> float:
-    """Seconds of CPU that this process has used, all its threads together."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def peak_bytes(pid: int | str = "self") -> int:
     """Largest resident size of a process. Not `ru_maxrss`: a spawned process inherits that from its parent."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -106,23 +107,24 @@ def peak_bytes(pid: int | str = "self") -> int:
 
 
 class Link:
-    """A worker's line to the run: `ready` waits for the start, `done` says when it ended, `end` what it used."""
+    """A worker's line to the run: `ready` waits for the start, `warm` and `done` say when, `end` what it used."""
 
     def __init__(self, pipe: Connection):
-        self._pipe, self._cpu_s = pipe, 0.0
+        self._pipe = pipe
 
     def ready(self) -> None:
         self._pipe.send(("ready", None))
         self._pipe.recv()
-        self._cpu_s = cpu_s()
+
+    def warm(self) -> None:
+        self._pipe.send(("warm", time.monotonic()))
 
     def done(self) -> None:
         self._pipe.send(("done", time.monotonic()))
 
     def end(self, latencies_s: list[float] | None = None) -> None:
         self._pipe.recv()
-        used = {"cpu_s": cpu_s() - self._cpu_s, "peak_bytes": peak_bytes(), "latencies_s": latencies_s or []}
-        self._pipe.send(("end", used))
+        self._pipe.send(("end", {"peak_bytes": peak_bytes(), "latencies_s": latencies_s or []}))
 
 
 Part = Callable[[Job, int, Link], None]
@@ -140,7 +142,7 @@ def work(part: Part, job: Job, number: int, pipe: Connection) -> None:
 
 def parts(job: Job) -> dict[str, tuple[Part, int]]:
     """The processes of a side without Ray, by name."""
-    raw = job.system.startswith("raw")
+    raw = job.system.startswith(("raw", "bytes"))
     if not raw:
         _make_keys(job)
     named = {} if raw else {"service": (replay_service, 0)}
@@ -161,11 +163,11 @@ def _raw_socket(context: zmq.Context, kind: int, job: Job) -> zmq.Socket:
 
 
 def _frame_turns(job: Job) -> int:
-    return JOINED_TURNS if job.system == "raw-joined" else 1
+    return JOINED_TURNS if job.system.endswith("-joined") else 1
 
 
 def raw_producer(job: Job, number: int, link: Link) -> None:
-    turn, joined = os.urandom(TURN_BYTES), _frame_turns(job)
+    turns, joined = _raw_turns(job, number), _frame_turns(job)
     with zmq.Context() as context, _raw_socket(context, zmq.PUSH, job) as push:
         push.connect(f"ipc://{job.folder}/raw")
         push.send(b"hello")
@@ -174,26 +176,53 @@ def raw_producer(job: Job, number: int, link: Link) -> None:
         for _ in range(job.turns // job.producers // joined):
             pace.wait()
             if joined > 1:
-                push.send(b"".join([turn] * joined), copy=False)
+                push.send(b"".join(part for _ in range(joined) for part in next(turns)), copy=False)
             else:
-                push.send(struct.pack("d", time.monotonic()) + turn if job.paced else turn)
+                push.send(b"".join(next(turns)))
         link.done()
         link.end()
 
 
+def _raw_turns(job: Job, number: int) -> Iterator[tuple[bytes, bytes]]:
+    """Head and record of each turn: encoded as this service does it, or for `bytes` always the same."""
+    arrays = _arrays()
+    if job.system.startswith("bytes"):
+        while True:
+            yield b"", ZEROS
+    for place in range(job.groups_each):
+        group = group_id("benchmark", number, str(place))
+        for turn in _turns(group, arrays):
+            if job.paced:
+                turn.extra["sent"] = time.monotonic()
+            record = encode_turn(turn)
+            yield HEAD.pack(group, turn.turn, len(record)), record
+
+
 def raw_consumer(job: Job, number: int, link: Link) -> None:
     joined, latencies_s = _frame_turns(job), []
+    take = (lambda frame: []) if job.system.startswith("bytes") else _raw_decoded
     with zmq.Context() as context, _raw_socket(context, zmq.PULL, job) as pull:
         pull.bind(f"ipc://{job.folder}/raw")
         for _ in range(job.producers):
             pull.recv()
         link.ready()
         for frame in range(job.turns // joined):
-            turn = pull.recv(copy=joined == 1)
+            if frame == job.warm // joined:
+                link.warm()
+            turns = take(pull.recv(copy=False).buffer)
             if job.paced and frame % GROUP_TURNS == GROUP_TURNS - 1:
-                latencies_s.append(time.monotonic() - struct.unpack_from("d", turn)[0])
+                latencies_s.append(time.monotonic() - turns[-1].extra["sent"])
         link.done()
         link.end(latencies_s)
+
+
+def _raw_decoded(frame: memoryview) -> list[Turn]:
+    turns, start = [], 0
+    while start < len(frame):
+        group, turn, size = HEAD.unpack_from(frame, start)
+        start += HEAD.size + size
+        turns.append(decode_turn(group, 0, turn, frame[start - size : start]))
+    return turns
 
 
 # This service. All that is called of its API is up to `replay_service`, and the requests of `replay_consumer`. It is
@@ -212,7 +241,7 @@ def _service(job: Job) -> Service:
     from replay.config import ReplaySettings
     from replay.service import Service
 
-    settings = ReplaySettings(**SETTINGS[job.system])
+    settings = ReplaySettings(max_bytes=HELD_BYTES, **SETTINGS[job.system])
     return Service(Path(job.folder, "spool"), _endpoints(job), settings, "benchmark", Path(job.folder, "keys"))
 
 
@@ -296,25 +325,37 @@ async def _play(sender: Sender, job: Job) -> None:
 
 
 def replay_consumer(job: Job, number: int, link: Link) -> None:
-    """A learner's steps: claim, commit, now and then a checkpoint, after which the service may forget."""
-    client, latencies_s = _client(job), []
+    """A learner's steps: claims that are made ahead in threads, a commit each, now and then a checkpoint."""
     count = 1 if job.paced else BATCH_GROUPS
-    try:
-        client.stats()
-        link.ready()
-        for step in range(1, job.turns // GROUP_TURNS // count + 1):
-            groups = client.claim(count, step, NO_BOUND, job.wait_s).groups
-            now = time.monotonic()
-            if not groups:
-                raise TimeoutError(f"no groups for step {step} within {job.wait_s:g} s: {client.stats()}")
-            latencies_s += [now - group.extra["sent"] for group in groups if job.paced]
-            client.commit([group.id for group in groups], step)
-            if step % CHECKPOINT_STEPS == 0:
-                client.checkpoint(step)
-        link.done()
-        link.end(latencies_s)
-    finally:
-        client.close()
+    steps, latencies_s = job.turns // GROUP_TURNS // count, []
+    client, claimers = _client(job), [_client(job) for _ in range(1 if job.paced else AHEAD)]
+
+    def claim(step: int) -> tuple[list[Group], float]:
+        groups = claimers[step % len(claimers)].claim(count, step, NO_BOUND, job.wait_s).groups
+        if not groups:
+            raise TimeoutError(f"no groups for step {step} within {job.wait_s:g} s: {client.stats()}")
+        return groups, time.monotonic()
+
+    with ThreadPoolExecutor(len(claimers)) as pool:
+        try:
+            client.stats()
+            link.ready()
+            claims = deque(pool.submit(claim, step) for step in range(len(claimers)))
+            for step in range(steps):
+                if step * GROUP_TURNS * count == job.warm:
+                    link.warm()
+                groups, now = claims.popleft().result()
+                if step + len(claimers) < steps:
+                    claims.append(pool.submit(claim, step + len(claimers)))
+                latencies_s += [now - group.extra["sent"] for group in groups if job.paced]
+                client.commit([group.id for group in groups], step + 1)
+                if (step + 1) % CHECKPOINT_STEPS == 0:
+                    client.checkpoint(step + 1)
+            link.done()
+            link.end(latencies_s)
+        finally:
+            for one in (client, *claimers):
+                one.close()
 
 
 # Ray: a turn is what `encode_turn` makes of it, which is cheaper for Ray than a Turn with its arrays.
@@ -414,9 +455,9 @@ class RayWorker:
             self._end.put(record)
         self._end.flush()
 
-    def consume(self) -> tuple[float, list[float]]:
-        """When it had all, and how old the last turn of each group was where the job is paced."""
-        left, latencies_s = self._job.turns, []
+    def consume(self, left: int) -> tuple[float, list[float]]:
+        """When it had `left` turns more, and how old the last turn of each group was where the job is paced."""
+        latencies_s = []
         count, pause_s = (GROUP_TURNS, POLL_S / 5) if self._job.paced else (BATCH_TURNS, POLL_S)
         while left:
             turns = [decode_turn(group, 0, turn, record) for group, turn, record in self._end.take(count)]

@@ -21,14 +21,12 @@ import threading
 import time
 from pathlib import Path
 
-from replay.keys import ClientKeys
-
 from learner import checkpoint
 from learner.config import LearnerSettings
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
 from protocols.weights import TRIAL, Probe, WeightRef, version_of
-from replay.config import Endpoints
+from replay.config import ClientKeys, Endpoints
 
 log = logging.getLogger("redraft.learner")
 

@@ -23,8 +23,9 @@ from protocols.weights import step_of
 SCHEMA = 2
 CLOSE = -1  # the `turn` of a close row
 NO_VERSION = -1  # the `version` of a row in which nothing was sampled
-ENTRY = struct.Struct("<16siiqqifII")  # a Row
-CRC = struct.Struct("<I")  # the last field of an entry
+ENTRY = struct.Struct(">16siiqqifII")  # a Row
+CRC = struct.Struct(">I")  # the last field of an entry
+KEY_BYTES = 24  # an entry begins with group, lease and turn: they name the row
 UNSUMMED = ENTRY.size - CRC.size
 
 
@@ -164,13 +165,13 @@ def split(index: bytes, blob: bytes) -> list[tuple[Row, Packed]]:
     if len(index) % ENTRY.size:
         raise WireError(f"index of {len(index)} bytes is not a multiple of {ENTRY.size}")
     rows, view, start = [], memoryview(blob), 0
-    for number, fields in enumerate(ENTRY.iter_unpack(index)):
-        row = Row._make(fields)
+    for at in range(0, len(index), ENTRY.size):
+        entry = index[at : at + ENTRY.size]
+        row = Row._make(ENTRY.unpack(entry))
         record = view[start : start + row.size]
-        start += row.size
-        entry = bytes(index[number * ENTRY.size : (number + 1) * ENTRY.size])
         if not sound(row, entry, record):
             raise WireError(f"row {row.turn} of group {row.group.hex()} fails its checksum")
+        start += row.size
         rows.append((row, (entry, record)))
     if start != len(view):
         raise WireError(f"the index names {start} bytes of a blob of {len(view)}")
@@ -179,7 +180,7 @@ def split(index: bytes, blob: bytes) -> list[tuple[Row, Packed]]:
 
 def sound(row: Row, entry: bytes, record: bytes) -> bool:
     """Whether entry and record are the bytes that were written."""
-    return 0 < row.size == len(record) and _crc(entry[:UNSUMMED], record) == row.crc
+    return 0 < row.size == len(record) and zlib.crc32(entry[:UNSUMMED], zlib.crc32(record)) == row.crc
 
 
 def whole_group(rows: Iterable[tuple[Row, Packed]]) -> Group:

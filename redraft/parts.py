@@ -12,7 +12,6 @@ from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from replay.keys import ClientKeys
 
 from actors.actor import Actor, Spec
 from actors.weights import NodeFiles
@@ -22,7 +21,7 @@ from protocols import metrics
 from redraft import logs
 from redraft.recipe import Recipe
 from redraft.run import Run
-from replay.config import Endpoints, ReplaySettings
+from replay.config import ClientKeys, Endpoints, ReplaySettings
 
 log = logging.getLogger("redraft.parts")
 CALLS = 8  # methods of one process that may run at once

@@ -7,16 +7,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 import numpy as np
 
 from protocols.errors import RedraftError, WireError
 from protocols.turns import Group
-from protocols.wire import split, whole_group
+from protocols.wire import ENTRY, split, whole_group
 from replay import shares
-from replay.config import LOST_CLAIM, Endpoints
-from replay.keys import ClientKeys
+from replay.config import LOST_CLAIM, ClientKeys, Endpoints
 from replay.link import Link, Reply
 from replay.producer import Producer
 
@@ -99,7 +97,7 @@ class Client:
         header = reply[0]
         groups, torn = _groups(reply)
         if torn:
-            log.error("replay served %d groups that cannot be decoded: %s", len(torn), torn[0][1])
+            log.error("replay holds %d groups that cannot be decoded: %s", len(torn), torn[0][1])
             link.ask("torn", ids=[group for group, _ in torn])
             link.ask("release", ids=[group.id for group in groups])
             return Claim([], "groups", header["stats"])
@@ -155,14 +153,15 @@ class Client:
 
 
 def _groups(reply: Reply) -> tuple[list[Group], list[tuple[bytes, Exception]]]:
-    """The decoded groups of a claim, and those that cannot be decoded."""
+    """The decoded groups of a claim, and those that are not as they were written."""
     header, index, blob = reply
-    rows = iter(split(index, blob))
+    entry = record = 0
     groups, torn = [], []
-    for head in header["groups"]:
-        of_group = list(islice(rows, head["rows"]))
+    for group, rows, size in header["groups"]:
+        index_end, end = entry + rows * ENTRY.size, record + size
         try:
-            groups.append(whole_group(of_group))
+            groups.append(whole_group(split(index[entry:index_end], blob[record:end])))
         except WireError as error:
-            torn.append((head["id"], error))
+            torn.append((group, error))
+        entry, record = index_end, end
     return groups, torn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
@@ -28,6 +28,15 @@ class Endpoints:
 
     ingest: str
     serve: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKeys:
+    """What a peer needs over tcp: the service's public key and the client pair, as z85 text. See replay.keys."""
+
+    server: bytes
+    public: bytes
+    secret: bytes = field(repr=False)
 
 
 class ReplaySettings(Settings):

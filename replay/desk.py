@@ -37,9 +37,9 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Groups, with how many rows each has, and the index and blob of those rows."""
+    """Groups, with how many rows and bytes each has, and the index and blob of those rows."""
 
-    groups: dict[bytes, int]
+    groups: dict[bytes, tuple[int, int]]
     index: bytes
     blob: bytes
 
@@ -224,7 +224,7 @@ class Desk:
         header = {
             "schema": SCHEMA,
             "id": request,
-            "groups": [{"id": group, "rows": rows} for group, rows in parcel.groups.items()],
+            "groups": [(group, rows, size) for group, (rows, size) in parcel.groups.items()],
             "chances": chances,
             "importance": self._store.settings.importance_exponent,
             "reason": "",
@@ -327,7 +327,7 @@ def _take(draft: Draft, groups: list[bytes], chances: list[float], waiting: Wait
 
 def _read(draft: Draft, groups: list[bytes]) -> Parcel | None:
     """The rows of these groups; None when some are torn, which are then to be played again."""
-    rows, counts, whole = [], {}, True
+    rows, sizes, whole = [], {}, True
     for group in groups:
         try:
             of_group = draft.rows(group)
@@ -336,9 +336,9 @@ def _read(draft: Draft, groups: list[bytes]) -> Parcel | None:
             draft.tear(group)
             whole = False
             continue
-        rows += [packed for _, packed in of_group]
-        counts[group] = len(of_group)
-    return Parcel(counts, *join(rows)) if whole else None
+        rows += of_group
+        sizes[group] = (len(of_group), draft.get(group).size)
+    return Parcel(sizes, *join(rows)) if whole else None
 
 
 def _name(identity: bytes) -> bytes:

@@ -15,9 +15,8 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgpack
 
@@ -45,8 +44,7 @@ class State(IntEnum):
 PLAYED = (State.OPEN, State.ABANDONED)  # rows may still come
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One held group. `low` and `high` are the versions of the smallest and largest step that sampled in it.
 
     `turns` is what the close row promises (-1 before it came), `rows` counts what is stored with the close row,
@@ -83,26 +81,21 @@ class Record:
         return staleness_of(self.low, self.high, step)
 
     def with_row(self, turn: int, version: int, turns: int, spread: float, size: int) -> Record:
-        """This open group with one more row. Written out: `dataclasses.replace` would double the cost of a row."""
-        closing = turn == CLOSE
+        """This open group with one more row. Written out: `_replace` would double the cost of a row."""
         low, high = self.low, self.high
-        if version not in (NO_VERSION, low, high):
+        if version != low and version != high and version != NO_VERSION:
             versions = [v for v in (low, high, version) if v != NO_VERSION]
             low, high = min(versions, key=step_of), max(versions, key=step_of)
-        return Record(
-            lease=self.lease,
-            order=self.order,
-            turns=turns if closing else self.turns,
-            rows=self.rows + 1,
-            highest=max(self.highest, turn),
-            size=self.size + size,
-            low=low,
-            high=high,
-            spread=spread if closing else self.spread,
-        )
+        if turn == CLOSE:
+            highest = self.highest
+        else:
+            turns, spread = self.turns, self.spread
+            highest = turn if turn > self.highest else self.highest
+        rows, size = self.rows + 1, self.size + size
+        return Record(self.lease, self.order, State.OPEN, turns, rows, highest, size, low, high, spread)
 
     def pack(self) -> bytes:
-        packed = msgpack.packb(tuple(getattr(self, name) for name in self.__slots__))
+        packed = msgpack.packb(self)
         return CRC.pack(zlib.crc32(packed)) + packed
 
     @classmethod
@@ -215,7 +208,7 @@ class Draft:
             if held is not None:
                 self._writer.drop_rows(group, held.lease)
             held = Record(lease, row.order)
-        if not self._writer.put_row(row, packed):
+        if not self._writer.put_row(packed):
             return "duplicate"
         held = held.with_row(row.turn, row.version, row.turns, row.spread, row.size)
         self._changed[group] = held
@@ -229,28 +222,32 @@ class Draft:
         elif self._settings.drop_flat and held.spread == 0:
             self._set_aside(group, held, FLAT, 0)
         else:
-            self._changed[group] = replace(held, state=State.READY)
+            self._changed[group] = held._replace(state=State.READY)
 
     def _set_aside(self, group: bytes, held: Record, reason: str, step: int) -> None:
-        self._changed[group] = replace(held, state=State.ASIDE, reason=reason, step=step)
+        self._changed[group] = held._replace(state=State.ASIDE, reason=reason, step=step)
         self.aside[reason] += 1
 
-    def rows(self, group: bytes) -> list[tuple[Row, Packed]]:
-        """The rows of a held group, close row first. Raises TornError when they are not whole as stored."""
+    def rows(self, group: bytes) -> list[Packed]:
+        """The rows of a held group, close row last. Raises TornError when some are missing or cut.
+
+        They end with the transaction. Whoever decodes them checks their checksums, and reports what is torn.
+        """
         held = self.get(group)
         rows = self._writer.rows(group, held.lease)
-        if len(rows) != held.rows:
-            raise TornError(f"group {group.hex()} has {len(rows)} rows where {held.rows} were stored")
+        size = sum(len(record) for _, record in rows)
+        if (len(rows), size) != (held.rows, held.size):
+            raise TornError(f"group {group.hex()} has {len(rows)} rows of {size} bytes, not {held.rows} of {held.size}")
         return rows
 
     def claim(self, group: bytes, holder: bytes, request: int, chance: float = 1.0) -> None:
         held = self.get(group)
-        self._changed[group] = replace(held, state=State.CLAIMED, holder=holder, request=request, chance=chance)
+        self._changed[group] = held._replace(state=State.CLAIMED, holder=holder, request=request, chance=chance)
 
     def give_back(self, group: bytes) -> None:
         held = self.get(group)
         if held is not None and held.state is State.CLAIMED:
-            self._changed[group] = replace(held, state=State.READY, holder=b"", request=0)
+            self._changed[group] = held._replace(state=State.READY, holder=b"", request=0)
 
     def commit(self, group: bytes, step: int, priority: float | None = None) -> bool:
         """Records that `step` used the group; again changes nothing. False when the group is not known here.
@@ -270,7 +267,7 @@ class Draft:
         uses = tuple(sorted((*held.uses, step)))
         priority = held.priority if priority is None else priority
         state = self._after(uses)
-        self._changed[group] = replace(held, state=state, uses=uses, holder=b"", request=0, priority=priority)
+        self._changed[group] = held._replace(state=state, uses=uses, holder=b"", request=0, priority=priority)
         return True
 
     def resume(self, group: bytes, step: int) -> None:
@@ -282,7 +279,7 @@ class Draft:
             return
         elif held.state is not State.ABANDONED:
             uses = tuple(use for use in held.uses if use <= step)
-            back = replace(held, state=self._after(uses), uses=uses, holder=b"", request=0, reason="", step=0)
+            back = held._replace(state=self._after(uses), uses=uses, holder=b"", request=0, reason="", step=0)
             if back != held:
                 self._changed[group] = back
 
@@ -293,7 +290,7 @@ class Draft:
         """A stale group that was used before only loses its further uses, so that a resume can still undo the first."""
         held = self.get(group)
         if held.uses:
-            self._changed[group] = replace(held, state=State.USED)
+            self._changed[group] = held._replace(state=State.USED)
         else:
             self._set_aside(group, held, STALE, step)
 

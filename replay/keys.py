@@ -8,7 +8,6 @@ FOLDER/allowed/*.key                     public keys that are let in: the client
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
@@ -17,6 +16,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from protocols.errors import SettingError
+from replay.config import ClientKeys
 
 SETTING = "replay.keys"
 DOMAIN = "redraft"
@@ -24,19 +24,10 @@ DRAIN_EVENTS = 1000  # the most that one drain reads: peers who hammer do not ke
 FAILED = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "HANDSHAKE_FAILED_AUTH: its key is not in allowed/",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "HANDSHAKE_FAILED_PROTOCOL: no keys, the wrong ones, or not ZeroMQ",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "HANDSHAKE_FAILED_NO_DETAIL: it left, or was silent for too long",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "HANDSHAKE_FAILED_NO_DETAIL: it hung up or fell silent, no keys perhaps",
 }
-CUT_OFF = "DISCONNECTED: cut off before its handshake ended; not ZeroMQ, or a version before 3.1 of its protocol"
+CUT_OFF = "DISCONNECTED: cut off within its handshake, as whoever does not speak ZeroMQ"
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | sum(FAILED)
-
-
-@dataclass(frozen=True, slots=True)
-class ClientKeys:
-    """What a peer needs: the service's public key and the client pair, as z85 text."""
-
-    server: bytes
-    public: bytes
-    secret: bytes = field(repr=False)
 
 
 def new(folder: Path) -> None:
@@ -55,7 +46,7 @@ def new(folder: Path) -> None:
             made.rename(folder)  # refused by the system unless `folder` is missing or empty
     except OSError as error:
         problem = f"no keys were made in {folder}: {error.strerror}"
-        raise SettingError(SETTING, problem, "Name a folder that is not there yet; keys are never replaced") from None
+        raise SettingError(SETTING, problem, "Name a folder that is not there yet: keys are never replaced") from None
 
 
 def client_keys(folder: Path) -> ClientKeys:

@@ -10,8 +10,8 @@ import zmq
 
 from protocols.errors import DeadlineError, RedraftError
 from protocols.wire import SCHEMA, pack, unpack
-from replay.config import QUEUED, RESEND_S
-from replay.keys import ClientKeys, secure_client
+from replay.config import QUEUED, RESEND_S, ClientKeys
+from replay.keys import secure_client
 
 Reply = tuple[dict, bytes, memoryview]  # header, index, blob
 

@@ -18,8 +18,18 @@ from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError, WireError
 from protocols.turns import Close, Lease, Turn
 from protocols.wire import SCHEMA, Packed, join, pack, row_of, unpack
-from replay.config import BATCH_BYTES, BATCH_ROWS, LINGER_S, MAX_ROW_BYTES, QUEUED, RESEND_S, WINDOW_BYTES, WINDOW_ROWS
-from replay.keys import ClientKeys, secure_client
+from replay.config import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    LINGER_S,
+    MAX_ROW_BYTES,
+    QUEUED,
+    RESEND_S,
+    WINDOW_BYTES,
+    WINDOW_ROWS,
+    ClientKeys,
+)
+from replay.keys import secure_client
 
 log = logging.getLogger("redraft.replay")
 NEVER = float("inf")
@@ -97,7 +107,8 @@ class Stream:
 
     def __init__(self, endpoint: str, name: str, keys: ClientKeys | None):
         self._endpoint, self._name, self._keys = endpoint, name, keys
-        self._changed = threading.Condition()  # guards what follows
+        self._lock = threading.Lock()  # guards what follows
+        self._changed = threading.Condition(self._lock)
         self._pending: deque[tuple[Packed, Future | None]] = deque()
         self._pending_bytes = 0
         self._rows = self._bytes = 0  # added and not yet acknowledged, pending ones included
@@ -107,6 +118,7 @@ class Stream:
         # The rest belongs to the io thread: a ZeroMQ socket is used by one thread only.
         self._batches: dict[int, _Batch] = {}
         self._closes: deque[tuple[int, Future]] = deque()  # batch number and future, in order
+        self._due: deque[_Batch] = deque()  # to be sent now, in order
         self._sent = 0
         self._linger_until = self._ask_at = 0.0
         self._resend_at = NEVER
@@ -121,16 +133,18 @@ class Stream:
         if size > MAX_ROW_BYTES:
             raise WireError(f"a turn of {size} bytes; replay takes {MAX_ROW_BYTES} at most. Make `extra` smaller")
         done = Future() if isinstance(item, Close) else None
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise RedraftError(f"the replay producer {self._name} is closed")
+            if not self._pending:
+                self._linger_until = time.monotonic() + LINGER_S
             self._pending.append((packed, done))
             self._pending_bytes += size
             self._rows += 1
             self._bytes += size
             full = self._pending_bytes >= BATCH_BYTES or len(self._pending) % BATCH_ROWS == 0
-            wake = full or len(self._pending) == 1
-        if wake:
+            asleep = len(self._pending) == 1 and not self._batches  # else the thread looks again within LINGER_S
+        if full or asleep:
             self._wake()
         return done
 
@@ -138,7 +152,7 @@ class Stream:
         deadline = time.monotonic() + timeout_s
         stalled = False
         while True:
-            with self._changed:
+            with self._lock:
                 if self._has_room():
                     return
                 waiter = Future()
@@ -207,33 +221,51 @@ class Stream:
 
     def _loop(self, dealer: zmq.Socket) -> None:
         poller = zmq.Poller()
-        poller.register(dealer, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
         while not self._closing:
+            # Without a connection, or with a full queue to a slow service, nothing can be sent: what is due waits.
+            poller.register(dealer, zmq.POLLIN | zmq.POLLOUT if self._due else zmq.POLLIN)
             ready = dict(poller.poll(self._wait_ms()))
             if self._woken.fileno() in ready:
                 self._woken.recv(4096)
-            if dealer in ready:
+            if ready.get(dealer, 0) & zmq.POLLIN:
                 self._receive(dealer)
-            while (batch := self._next_batch()) is not None:
-                self._batches[batch.number] = batch
-                self._send(dealer, batch)
             now = time.monotonic()
-            if self._resend_at <= now:
-                for batch in [batch for batch in self._batches.values() if batch.resend_at <= now]:
-                    self._send(dealer, batch)
-                self._resend_at = min((batch.resend_at for batch in self._batches.values()), default=NEVER)
+            self._resend(now)
+            while self._send_due(dealer) and (batch := self._next_batch(now)) is not None:
+                self._batches[batch.number] = batch
+                self._due.append(batch)
             if self._waiters and not self._batches and self._ask_at <= now:
-                self._ask_room(dealer)
+                self._ask_room(dealer, now)
+
+    def _resend(self, now: float) -> None:
+        """Makes those batches due again that were sent long ago and not answered."""
+        if self._resend_at <= now and not self._due:
+            self._due.extend(batch for batch in self._batches.values() if batch.resend_at <= now)
+
+    def _send_due(self, dealer: zmq.Socket) -> bool:
+        """Sends what is due, in order; False when the queue is full or nobody is there."""
+        while self._due:
+            batch = self._due[0]
+            if batch.number in self._batches:
+                try:
+                    dealer.send_multipart(batch.frames, zmq.NOBLOCK)
+                except zmq.Again:
+                    return False
+                batch.resend_at = time.monotonic() + RESEND_S
+            self._due.popleft()
+        self._resend_at = min((batch.resend_at for batch in self._batches.values()), default=NEVER)
+        return True
 
     def _wait_ms(self) -> float:
-        until = self._resend_at if self._batches else NEVER
-        with self._changed:
-            if self._pending and self._may_send():
+        now = time.monotonic()
+        until = now + (LINGER_S if self._batches else 1.0)
+        with self._lock:
+            if self._pending and not self._due and self._may_send():
                 until = min(until, self._linger_until)
         if self._waiters and not self._batches:
             until = min(until, self._ask_at)
-        return min(max(until - time.monotonic(), 0.0), 1.0) * 1000 + 1  # whole milliseconds, rounded up
+        return max(until - now, 0.0) * 1000 + 1  # whole milliseconds, rounded up
 
     def _may_send(self) -> bool:
         """Whether the window has room; without any batch out, one goes: rows of open groups are never held for ever."""
@@ -242,20 +274,15 @@ class Stream:
         rows, size = self._rows - len(self._pending), self._bytes - self._pending_bytes
         return rows < self._window and size < WINDOW_BYTES
 
-    def _next_batch(self) -> _Batch | None:
+    def _next_batch(self, now: float) -> _Batch | None:
         """The next batch, if it is full or its first row has waited long enough."""
-        now = time.monotonic()
         with self._changed:
             if not self._pending:
-                self._linger_until = 0.0
                 return None
-            if not self._linger_until:
-                self._linger_until = now + LINGER_S
             full = len(self._pending) >= BATCH_ROWS or self._pending_bytes >= BATCH_BYTES
             if not (full or self._flush_now or now >= self._linger_until) or not self._may_send():
                 return None
             taken = self._take()
-            self._linger_until = 0.0
         self._sent += 1
         rows = [packed for packed, _ in taken]
         index, blob = join(rows)
@@ -271,21 +298,13 @@ class Stream:
         self._pending_bytes -= size
         return taken
 
-    def _ask_room(self, dealer: zmq.Socket) -> None:
+    def _ask_room(self, dealer: zmq.Socket, now: float) -> None:
         """Someone waits for room and no acknowledgement will come that tells of it."""
-        self._ask_at = time.monotonic() + RESEND_S / 10
+        self._ask_at = now + RESEND_S / 10
         try:
             dealer.send(pack({"schema": SCHEMA, "kind": "room"}), zmq.NOBLOCK)
         except zmq.Again:
             return  # not connected: the next question
-
-    def _send(self, dealer: zmq.Socket, batch: _Batch) -> None:
-        batch.resend_at = time.monotonic() + RESEND_S
-        try:
-            dealer.send_multipart(batch.frames, zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            batch.resend_at = time.monotonic() + RESEND_S / 10  # not connected: soon again
-        self._resend_at = min(self._resend_at, batch.resend_at)
 
     def _receive(self, dealer: zmq.Socket) -> None:
         while True:
@@ -320,7 +339,7 @@ class Stream:
             self._bytes -= sum(batch.size for batch in done)
             self._window = window
             waiters: list[Future] = []
-            if self._has_room():
+            if self._rows <= window // 2 and self._bytes <= WINDOW_BYTES // 2:  # not at each row that becomes free
                 waiters, self._waiters = self._waiters, waiters
             self._changed.notify_all()
         for waiter in waiters:

@@ -8,6 +8,7 @@ Only that thread touches sockets, spool and table, so nothing here takes a lock.
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import threading
@@ -28,8 +29,12 @@ from replay.spool import FULL
 from replay.store import Store
 
 log = logging.getLogger("redraft.replay")
-DRAIN_MESSAGES = 64  # the most that one transaction stores: bounds memory and the wait of the serve socket
-GATHER_ROWS, GATHER_S = 64, 0.003  # with durability: power, a sync is shared by so many rows or so much waiting
+# The most messages that one transaction stores. Few, so that claims are served as fast as rows come and what is written
+# is still in the processor's cache; with durability: power many, which share a sync.
+DRAIN_MESSAGES = {"process": 4, "power": 32}
+GATHER_ROWS, GATHER_S = 64, 0.003  # with durability: power, a sync waits for so many rows or so long
+SERVED = 64  # requests between two looks at the rows that came
+COLLECT = 50_000  # allocations between two runs of Python's garbage collector: the table is large, and has no cycles
 EXPORT_S = 1.0
 
 
@@ -52,6 +57,7 @@ class Service:
         self._folder, self._endpoints, self._settings, self._run_id = Path(folder), endpoints, settings, run_id
         self._keys = keys
         self._gate: Gate | None = None
+        self._held: set[bytes] = set()  # producers that were told to hold back
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
         self._error: BaseException | None = None
 
@@ -66,6 +72,7 @@ class Service:
         self._watches = [Watch(self._ingest), Watch(self._serve)]
         self._desk = Desk(self._store, self._reply)
         self._woken, self._waker = socket.socketpair()
+        gc.set_threshold(COLLECT)
         self._thread.start()
 
     def _bind(self, endpoint: str) -> zmq.Socket:
@@ -149,13 +156,14 @@ class Service:
             if self._ingest in ready:
                 self._take_rows()
             if self._serve in ready:
-                for frames in _drain(self._serve, DRAIN_MESSAGES):
+                for frames in _drain(self._serve, SERVED):
                     self._desk.receive([frame.bytes for frame in frames])
             for watch in self._watches:
                 if watch.socket in ready:
                     for refused in watch.drain():
                         self._store.refuse("peer", refused)
             self._desk.tick()
+            self._let_go()
             if now - exported > EXPORT_S:
                 self._store.export()
                 metrics.REPLAY_IDLE.set(idle / (now - exported))
@@ -184,20 +192,31 @@ class Service:
         except FULL as error:
             self._store.note_full(error)
             batches = dict.fromkeys(batches, [])
+        room = self._store.room
         for identity, done in batches.items():
-            self._answer(identity, {"kind": "ack", "batches": done, "room": self._store.room})
+            self._answer(identity, {"kind": "ack", "batches": done, "room": room})
+        if not room:
+            self._held.update(batches)
+
+    def _let_go(self) -> None:
+        """Tells the producers that were held back when there is room again."""
+        if self._held and self._store.room:
+            for identity in self._held:
+                self._answer(identity, {"kind": "ack", "batches": [], "room": self._store.room})
+            self._held.clear()
 
     def _arrived(self) -> list[list[zmq.Frame]]:
         """The messages that wait. In a full spool one may fit where many do not; before a sync more are waited for."""
         if self._store.full:
             return _drain(self._ingest, 1)
-        messages = _drain(self._ingest, DRAIN_MESSAGES)
+        most = DRAIN_MESSAGES[self._settings.durability]
+        messages = _drain(self._ingest, most)
         if self._settings.durability == "power":
             until = time.monotonic() + GATHER_S
             while sum(len(frames[2]) for frames in messages if len(frames) > 2) < GATHER_ROWS * ENTRY.size:
                 if not self._ingest.poll(max(until - time.monotonic(), 0) * 1000):
                     break
-                messages += _drain(self._ingest, DRAIN_MESSAGES)
+                messages += _drain(self._ingest, most)
         return messages
 
     def _store_rows(self, rows: list[tuple[Row, Packed]]) -> None:

