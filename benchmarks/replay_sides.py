@@ -199,7 +199,7 @@ def _raw_turns(job: Job, number: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def raw_consumer(job: Job, number: int, link: Link) -> None:
-    joined, latencies_s = _frame_turns(job), []
+    joined, latencies_s, batch = _frame_turns(job), [], []
     take = (lambda frame: []) if job.system.startswith("bytes") else _raw_decoded
     with zmq.Context() as context, _raw_socket(context, zmq.PULL, job) as pull:
         pull.bind(f"ipc://{job.folder}/raw")
@@ -209,9 +209,10 @@ def raw_consumer(job: Job, number: int, link: Link) -> None:
         for frame in range(job.turns // joined):
             if frame == job.warm // joined:
                 link.warm()
-            turns = take(pull.recv(copy=False).buffer)
+            batch = [] if len(batch) == BATCH_TURNS else batch
+            batch += take(pull.recv(copy=False).buffer)
             if job.paced and frame % GROUP_TURNS == GROUP_TURNS - 1:
-                latencies_s.append(time.monotonic() - turns[-1].extra["sent"])
+                latencies_s.append(time.monotonic() - batch[-1].extra["sent"])
         link.done()
         link.end(latencies_s)
 

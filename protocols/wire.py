@@ -8,10 +8,10 @@ the blob; the record that the actor wrote is the record that the learner reads.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
+from zlib import crc32
 
 import msgpack
 import numpy as np
@@ -142,17 +142,13 @@ def row_of(item: Turn | Close, order: int, spread: float = 0.0) -> Packed:
         unsummed = ENTRY.pack(item.group, item.lease, turn, version, order, turns, spread, len(record), 0)[:UNSUMMED]
     except struct.error as error:
         raise WireError(f"turn {turn} of group {item.group.hex()}: {error}") from None
-    return unsummed + CRC.pack(_crc(unsummed, record)), record
+    return unsummed + CRC.pack(crc32(unsummed, crc32(record))), record
 
 
 def _oldest(versions: Sequence[tuple[int, int]]) -> int:
     if len(versions) == 1:
         return versions[0][1]
     return min((version for _, version in versions), key=step_of, default=NO_VERSION)
-
-
-def _crc(unsummed: bytes, record: bytes) -> int:
-    return zlib.crc32(unsummed, zlib.crc32(record))
 
 
 def join(rows: Sequence[Packed]) -> tuple[bytes, bytes]:
@@ -165,9 +161,8 @@ def split(index: bytes, blob: bytes) -> list[tuple[Row, Packed]]:
     if len(index) % ENTRY.size:
         raise WireError(f"index of {len(index)} bytes is not a multiple of {ENTRY.size}")
     rows, view, start = [], memoryview(blob), 0
-    for at in range(0, len(index), ENTRY.size):
-        entry = index[at : at + ENTRY.size]
-        row = Row._make(ENTRY.unpack(entry))
+    for number, row in enumerate(map(Row._make, ENTRY.iter_unpack(index))):
+        entry = index[number * ENTRY.size : (number + 1) * ENTRY.size]
         record = view[start : start + row.size]
         if not sound(row, entry, record):
             raise WireError(f"row {row.turn} of group {row.group.hex()} fails its checksum")
@@ -180,7 +175,7 @@ def split(index: bytes, blob: bytes) -> list[tuple[Row, Packed]]:
 
 def sound(row: Row, entry: bytes, record: bytes) -> bool:
     """Whether entry and record are the bytes that were written."""
-    return 0 < row.size == len(record) and zlib.crc32(entry[:UNSUMMED], zlib.crc32(record)) == row.crc
+    return 0 < row.size == len(record) and crc32(entry[:UNSUMMED], crc32(record)) == row.crc
 
 
 def whole_group(rows: Iterable[tuple[Row, Packed]]) -> Group:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from protocols.errors import RedraftError, SettingError
+from protocols.errors import DeadlineError, RedraftError, SettingError
 from redraft import logs, models
 from redraft import recipe as recipes
 from redraft import run as runs
@@ -200,6 +200,20 @@ def stop(name: str) -> None:
     import ray
 
     ray.get(_controller(runs.find(name)).stop.remote(), timeout=ANSWER_S)
+
+
+def grow(name: str) -> int:
+    """Gives a run that goes on one more replay service; returns how many there are."""
+    import ray
+
+    run = runs.find(name)
+    limit_s = 2 * recipes.load(run.folder / "recipe.yaml").start_s + ANSWER_S
+    try:
+        return ray.get(_controller(run).add_shard.remote(), timeout=limit_s)
+    except ray.exceptions.GetTimeoutError:
+        raise DeadlineError("redraft replay grow", f"the controller of {run.name}", limit_s) from None
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, RedraftError) else RedraftError(repr(error.cause))) from None
 
 
 def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Console) -> None:

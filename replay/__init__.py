@@ -1,15 +1,26 @@
 """Replay keeps turns between the actors that make them and the learner that uses them: ZeroMQ on an LMDB spool.
 
 What it promises
-- What was acknowledged is in the spool: it survives kill -9 of the service at any instant. An acknowledgement names the
-  very batches that one committed transaction holds. (A power cut may lose the last seconds.)
-- A row is stored once: a resend is counted as a duplicate and changes nothing, also after its group was forgotten.
-- A group is served only when closed and whole. A record that fails its checksum is never served: its group is dropped
-  and may be played again.
-- A higher lease fences off the lower: the first row of a newer play drops the open rows of the older one.
-- A claim holds its groups until commit, release or resume, or until its consumer was silent for `claim_lease_s`. Claims
-  and uses are in the spool, so a restart of the service neither serves a group twice nor skips one.
-- A group is forgotten only when a checkpoint covers all its uses; its id stays known. `resume(step)` makes every group
-  that is claimed, or was used after `step`, ready again.
-- Nothing here waits forever: each wait of a client has a deadline and names whom it waited for.
+1. A turn that was acknowledged survives kill -9 of the service at any instant; with `durability: power` also a power
+   cut. An acknowledgement names the very batches that one committed transaction holds.
+2. At least once on the wire, exactly once in the store: a resend, a restarted producer or a group that is played again
+   change nothing, also after the group was forgotten. What counts as stored changes only after the commit.
+3. A group is served only when closed and whole. Every row has a checksum, from the producer to who decodes it; a group
+   with a torn one is reported, never handed to the learner, and played again under a higher lease.
+4. Exactly once in the history of training: a group carries the steps that used it and is forgotten only when a durable
+   checkpoint covers them. `resume(s)` serves again what came after step s, and nothing that came before.
+5. Memory and disk are bounded. Above `max_bytes`, or on a full disk, producers are told to start nothing new; nothing
+   is dropped, nothing is acknowledged that is not stored, and when there is room they are told at once.
+6. Claims are served in the order of the leases, uniformly, or by priority; each group `max_uses` times at most; none
+   staler than asked for. Groups set aside (stale, or without variance) are counted, and kept until a checkpoint.
+7. A claim holds its groups until commit, release or resume, or until its consumer was silent for `claim_lease_s`. A slow
+   consumer holds up nobody else.
+8. A message of another schema, too large, malformed, with a wrong checksum, or from a peer without a key is refused and
+   counted, and harms nothing. tcp endpoints speak CURVE; ipc ones lie in a folder that only their owner may enter.
+
+Nothing here waits forever: each wait of a client has a deadline and names whom it waited for.
+
+    producer -> service -> desk -> client      rows in, groups out; link and producer are the client's two sides
+                  |
+                store = spool (what is on the disk) + groups (its table in memory) + ready (what claims choose from)
 """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from protocols import metrics
 from protocols.errors import RedraftError, WireError
 from protocols.wire import SCHEMA, join, pack, unpack
-from replay.config import SILENT_S
+from replay.config import RESEND_S, SILENT_S
 from replay.groups import Draft, State
 from replay.spool import FULL, TornError
 from replay.store import Store
@@ -54,6 +54,7 @@ class Desk:
         now = time.monotonic()
         self._heard = {_name(record.holder): now for _, record in store.groups.of(State.CLAIMED)}
         self._clients: dict[bytes, float] = {}
+        self._handed: dict[bytes, tuple[int, float, float]] = {}  # request, when to send again, pause after that
         self._forgetting: list[bytes] = []
         self._tried = -1  # the store's `changes` when waiting claims were last tried
 
@@ -185,6 +186,8 @@ class Desk:
         mine = [group for group, record in claimed if (record.holder, record.request) == (identity, request)]
         if not mine:
             return False
+        if self._on_its_way(identity, request):
+            return True
         parcel = self._store.change(lambda draft: _read(draft, mine))
         if parcel is None:
             self._give_back([group for group in mine if self._held_by(group, identity)])
@@ -192,6 +195,11 @@ class Desk:
         chances = [self._store.groups.get(group).chance for group in mine]
         self._hand_out(identity, request, parcel, chances)
         return True
+
+    def _on_its_way(self, identity: bytes, request: int) -> bool:
+        """Whether what this request was given may still be arriving: a slow line must not be filled with copies."""
+        handed, again_at, _ = self._handed.get(identity, (-1, 0.0, 0.0))
+        return handed == request and time.monotonic() < again_at
 
     def _try(self, waiting: Waiting) -> None:
         """Satisfies a waiting claim if it can; sets aside the groups that are too stale for it."""
@@ -231,6 +239,9 @@ class Desk:
             "stats": self._store.stats(),
         }
         self._send(identity, [pack(header), parcel.index, parcel.blob])
+        handed, _, pause = self._handed.get(identity, (-1, 0.0, 0.0))
+        pause = 2 * pause if handed == request else RESEND_S
+        self._handed[identity] = (request, time.monotonic() + pause, pause)
 
     def _closed(self, group: bytes) -> bool:
         record = self._store.groups.get(group)
@@ -314,6 +325,7 @@ class Desk:
         for identity in [identity for identity in self._clients if _name(identity) in silent]:
             del self._clients[identity]
             self._replies.pop(identity, None)
+            self._handed.pop(identity, None)
 
 
 def _take(draft: Draft, groups: list[bytes], chances: list[float], waiting: Waiting) -> Parcel | None:

@@ -20,7 +20,7 @@ class Link:
     """One request at a time; safe to use from any thread."""
 
     def __init__(self, endpoint: str, name: str, keys: ClientKeys | None, timeout_s: float):
-        self._endpoint, self._name, self._timeout_s = endpoint, name, timeout_s
+        self._endpoint, self._name, self._keys, self._timeout_s = endpoint, name, keys, timeout_s
         self._lock = threading.Lock()
         self._request = 0
         self._context = zmq.Context()
@@ -51,7 +51,8 @@ class Link:
                     break
             else:
                 waiter, culprit = f"client {self._name}", f"replay at {self._endpoint}"
-                raise DeadlineError(waiter, culprit, wait_s + self._timeout_s, f"no answer to {op!r}")
+                detail = f"no answer to {op!r}{hint(self._endpoint, self._keys)}"
+                raise DeadlineError(waiter, culprit, wait_s + self._timeout_s, detail)
         if "error" in reply[0]:
             raise RedraftError(f"replay at {self._endpoint}: {reply[0]['error']}")
         return reply
@@ -72,6 +73,13 @@ class Link:
             if fields["id"] == self._request:
                 return (fields, rest[0].bytes, rest[1].buffer) if len(rest) == 2 else (fields, b"", memoryview(b""))
         return None
+
+
+def hint(endpoint: str, keys: ClientKeys | None) -> str:
+    """What else may be wrong: a service does not answer peers whose keys it does not know."""
+    if not endpoint.startswith("tcp://"):
+        return ""
+    return "; or it does not know these keys" if keys else "; or it asks for keys, and none were given"
 
 
 def _ms_until(moment: float) -> int:

@@ -30,6 +30,7 @@ from replay.config import (
     ClientKeys,
 )
 from replay.keys import secure_client
+from replay.link import hint
 
 log = logging.getLogger("redraft.replay")
 NEVER = float("inf")
@@ -94,6 +95,9 @@ class Producer:
         return not self._closed and all(stream.alive for stream in list(self._streams.values()))
 
     def _stream(self, shard: str) -> Stream:
+        stream = self._streams.get(shard)
+        if stream is not None:
+            return stream
         with self._lock:
             if self._closed:
                 raise RedraftError(f"the replay producer {self._name} is closed")
@@ -190,7 +194,7 @@ class Stream:
         return self._rows < self._window and self._bytes < WINDOW_BYTES
 
     def _late(self, timeout_s: float) -> DeadlineError:
-        detail = f"{self._rows} rows are not acknowledged, {self._window} may be"
+        detail = f"{self._rows} rows are not acknowledged, {self._window} may be{hint(self._endpoint, self._keys)}"
         return DeadlineError(f"producer {self._name}", f"replay at {self._endpoint}", timeout_s, detail)
 
     def _wake(self) -> None:

@@ -85,7 +85,7 @@ class Service:
         router.setsockopt(zmq.SNDHWM, 0)
         router.setsockopt(zmq.LINGER, 0)
         if endpoint.startswith("ipc://"):
-            Path(endpoint.removeprefix("ipc://")).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _own(Path(endpoint.removeprefix("ipc://")).parent)
         elif self._settings.curve:
             self._secure(router)
         try:
@@ -230,6 +230,14 @@ class Service:
 
     def _answer(self, identity: bytes, fields: dict) -> None:
         self._ingest.send_multipart([identity, pack({"schema": SCHEMA, **fields})])
+
+
+def _own(folder: Path) -> None:
+    """Makes the folder of an ipc endpoint; its permissions are what keeps others out."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        cure = f"Choose a folder of your own, or `chmod 700 {folder}`"
+        raise SettingError("replay.endpoint", f"others may enter {folder}, where ipc endpoints would lie", cure)
 
 
 def _parse(frames: list[zmq.Frame]) -> tuple[list[int], list[tuple[Row, Packed]]]:

@@ -61,7 +61,7 @@ class Server:
             gate = keys.Gate(self.context if gated else stack.enter_context(zmq.Context()), folder)
             stack.callback(gate.stop)
             gate.secure(self.router)
-        self._watch = stack.enter_context(closing(keys.Watch(self.router)))
+        self.watch = stack.enter_context(closing(keys.Watch(self.router)))
         self.port = self.router.bind_to_random_port("tcp://127.0.0.1")
         self.got: list[bytes] = []
         self.refused: list[str] = []
@@ -70,7 +70,7 @@ class Server:
         """Serves until `until()` holds; whether it did in time."""
         poller = zmq.Poller()
         poller.register(self.router, zmq.POLLIN)
-        poller.register(self._watch.socket, zmq.POLLIN)
+        poller.register(self.watch.socket, zmq.POLLIN)
         deadline = time.monotonic() + seconds
         while not until():
             if time.monotonic() > deadline:
@@ -80,8 +80,8 @@ class Server:
                 identity, *frames = self.router.recv_multipart()
                 self.got += frames
                 self.router.send_multipart([identity, *frames])
-            if self._watch.socket in ready:
-                self.refused += self._watch.drain()
+            if self.watch.socket in ready:
+                self.refused += self.watch.drain()
         return True
 
     def has_refused(self, count: int) -> bool:
@@ -196,6 +196,16 @@ def test_many_refusals_that_nobody_reads_hold_up_nobody_and_all_are_counted(stac
     finally:
         server.serve(lambda: len(server.refused) >= visits)  # first: a router that is held up cannot be closed
     assert gets_through(server, dealer) and server.has_refused(visits)
+
+
+def test_a_router_goes_on_without_its_watch(stack, client, folder):
+    """ZeroMQ's io thread would wait for ever to send an event to a watch that is gone."""
+    server = Server(stack, folder)
+    server.watch.close()
+    for data, _ in GARBAGE.values():
+        visit(server.port, data)
+    client(server, keys.client_keys(folder), b"word")
+    assert server.router.poll(DEADLINE_S * 1000) and server.router.recv_multipart()[1:] == [b"word"]
 
 
 def test_without_its_gate_a_socket_lets_nobody_in(stack, client, folder, strange):
