@@ -109,8 +109,10 @@ class Rank:
             return
         if self._resumed:
             client = self._client()
-            client.resume(self.step)
-            client.close()
+            try:
+                client.resume(self.step)
+            finally:
+                client.close()
         self._publish_trial(controller)
         self._publish(controller, {})
         self._order("end", "announced")

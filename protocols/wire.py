@@ -25,6 +25,7 @@ CLOSE = -1  # the `turn` of a close row
 NO_VERSION = -1  # the `version` of a row in which nothing was sampled
 ENTRY = struct.Struct(">16siiqqifII")  # a Row
 CRC = struct.Struct(">I")  # the last field of an entry
+INTEGERS = (int,) * 4
 KEY_BYTES = 24  # an entry begins with group, lease and turn: they name the row
 UNSUMMED = ENTRY.size - CRC.size
 
@@ -96,6 +97,14 @@ def decode_turn(group: bytes, lease: int, turn: int, record: bytes) -> Turn:
     try:
         (parent, after, index, episode, role, stop, terminated, truncated, reward, prompt, response, logprobs, versions,
          timing, extra) = msgpack.unpackb(record, use_list=False, strict_map_key=False)  # fmt: skip
+        if not (
+            (type(parent), type(after), type(index), type(episode)) == INTEGERS
+            and type(prompt) is type(response) is type(logprobs) is bytes
+            and len(response) == len(logprobs)
+            and all(type(start) is type(version) is int for start, version in versions)
+            and type(extra) is dict
+        ):
+            raise TypeError("a field has another type than it should")
         return Turn(
             group=group,
             lease=lease,
@@ -108,12 +117,12 @@ def decode_turn(group: bytes, lease: int, turn: int, record: bytes) -> Turn:
             stop=Stop(stop),
             terminated=terminated,
             truncated=truncated,
-            reward=reward,
+            reward=float(reward),
             prompt=np.frombuffer(prompt, TOKENS),
             response=np.frombuffer(response, TOKENS),
             logprobs=np.frombuffer(logprobs, LOGPROBS),
             versions=versions,
-            timing=timing,
+            timing=tuple(map(float, timing)),
             extra=extra,
         )
     except Exception as error:
@@ -127,9 +136,11 @@ def encode_close(close: Close) -> bytes:
 def decode_close(group: bytes, lease: int, record: bytes) -> Close:
     try:
         turns, rewards, extra = msgpack.unpackb(record, use_list=False, strict_map_key=False)
+        if type(turns) is not int or type(extra) is not dict:
+            raise TypeError("a field has another type than it should")
+        return Close(group, lease, turns, {int(turn): float(reward) for turn, reward in rewards.items()}, extra)
     except Exception as error:
         raise WireError(f"close row of group {group.hex()}: {error}") from None
-    return Close(group, lease, turns, rewards, extra)
 
 
 def row_of(item: Turn | Close, order: int, spread: float = 0.0) -> Packed:
@@ -187,7 +198,7 @@ def whole_group(rows: Iterable[tuple[Row, Packed]]) -> Group:
             close = decode_close(row.group, row.lease, record)
         else:
             turns[row.turn] = decode_turn(row.group, row.lease, row.turn, record)
-    if close is None or sorted(turns) != list(range(close.turns)):
+    if close is None or len(turns) != close.turns or max(turns, default=-1) != close.turns - 1:
         raise WireError("a group lacks its close row or some of its turns")
     return Group(close.group, close.lease, tuple(_final(turns[n], close) for n in range(close.turns)), close.extra)
 

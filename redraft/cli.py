@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from protocols.errors import RedraftError, SettingError
+from redraft import keys_cli, replay_cli
 
 app = typer.Typer(
     help="Train language-model agents to improve their own answers, turn after turn.",
@@ -19,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(keys_cli.app, name="keys")
+app.add_typer(replay_cli.app, name="replay")
 console = Console()
 CACHE = Path(".cache/models")
 

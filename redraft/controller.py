@@ -70,6 +70,7 @@ class Controller:
         self._book: LeaseBook | None = None
         self._fleet: Fleet | None = None
         self._shards: Shards | None = None
+        self._client: Client | None = None
         self._ranks: list = []
         self._learning: list = []
         self._files: list = []
@@ -249,8 +250,8 @@ class Controller:
             return 0
         stats = self._client.stats()
         self._status.replay(stats)
-        for group, lease, position in stats["torn"]:
-            if self._book.again(bytes.fromhex(group), lease, position):
+        for group, lease, position, shard in stats["torn"]:
+            if self._book.again(bytes.fromhex(group), lease, position, shard):
                 self._status.event(f"group {group[:8]} was torn on the disk; it is played again")
         if stats["full"]:
             self._status.event(
@@ -346,5 +347,7 @@ class Controller:
             ray.kill(rank)
         if self._files:
             ray.wait([files.close.remote() for files in self._files], num_returns=len(self._files), timeout=5.0)
+        if self._client is not None:
+            self._client.close()
         if self._shards is not None:
             self._shards.close()

@@ -96,13 +96,17 @@ class LeaseBook:
                 if self._is_live(group, number):
                     del self.live[group]
 
-    def again(self, group: bytes, number: int, position: int) -> bool:
-        """Replay has lost this closed play to a torn record: it is leased again, once. False when it is already."""
+    def again(self, group: bytes, number: int, position: int, shard: str) -> bool:
+        """Replay has lost this closed play to a torn record: it is leased again, once, to the shard that had it.
+
+        False when it is already, or will be in its turn.
+        """
         with self._lock:
-            if group in self.live or any(lease.group == group for lease, _ in self._again):
+            waiting = group in self.live or any(lease.group == group for lease, _ in self._again)
+            if waiting or position >= self._position:
                 return False
             lease, _ = self._make(position)
-            self._again.append((replace(lease, number=max(number + 1, lease.number)), position))
+            self._again.append((replace(lease, number=max(number + 1, lease.number), shard=shard), position))
             return True
 
     def lost(self, group: bytes, number: int, blamed: bool = True) -> Lease | None:

@@ -13,8 +13,8 @@ What it promises
    is dropped, nothing is acknowledged that is not stored, and when there is room they are told at once.
 6. Claims are served in the order of the leases, uniformly, or by priority; each group `max_uses` times at most; none
    staler than asked for. Groups set aside (stale, or without variance) are counted, and kept until a checkpoint.
-7. A claim holds its groups until commit, release or resume, or until its consumer was silent for `claim_lease_s`. A slow
-   consumer holds up nobody else.
+7. A claim holds its groups until commit, release or resume, or until its consumer was silent for `claim_lease_s`. A
+   slow consumer holds up nobody else.
 8. A message of another schema, too large, malformed, with a wrong checksum, or from a peer without a key is refused and
    counted, and harms nothing. tcp endpoints speak CURVE; ipc ones lie in a folder that only their owner may enter.
 

@@ -47,12 +47,14 @@ class Client:
         self._name, self._keys, self._timeout_s = name, keys, timeout_s
         self._random = np.random.default_rng()
         self._closed = threading.Event()
+        self._shards: list[Endpoints] = []
         self._links: list[Link] = []
         self.grow(shards)
 
     def grow(self, shards: Sequence[Endpoints]) -> None:
         """Takes in the shards of this list that joined since; the others stay as they are."""
         for shard in shards[len(self._links) :]:
+            self._shards.append(shard)
             self._links.append(Link(shard.serve, self._name, self._keys, self._timeout_s))
 
     def claim(self, count: int, step: int, max_staleness: int, wait_s: float) -> Claim:
@@ -80,6 +82,8 @@ class Client:
         parts = shares.share(offers, count, self._random)
         if parts is None:
             return Claim([], "groups", stats)
+        if shares.overtakes(offers, count):
+            return Claim([], "straggler", stats)
         claims = []
         for shard, (link, part) in enumerate(zip(links, parts, strict=True)):
             if part:
@@ -139,8 +143,11 @@ class Client:
         self._all("abandon", group=group, lease=lease)
 
     def stats(self) -> dict:
-        """Counts over all shards, see `replay.store.Store.stats`."""
-        return shares.total([reply["stats"] for reply in self._all("stats")])
+        """Counts over all shards, see `replay.store.Store.stats`; with each torn group, its shard's ingest endpoint."""
+        found = [reply["stats"] for reply in self._all("stats")]
+        for shard, stats in zip(self._shards, found, strict=False):
+            stats["torn"] = [[*torn, shard.ingest] for torn in stats["torn"]]
+        return shares.total(found)
 
     def close(self) -> None:
         self._closed.set()

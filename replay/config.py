@@ -18,6 +18,7 @@ QUEUED = 32  # messages that ZeroMQ queues for a peer on each side; the rest wai
 MAX_ROW_BYTES = 64 << 20  # of one record
 MAX_MESSAGE_BYTES = MAX_ROW_BYTES + 2 * BATCH_BYTES
 RESEND_S = 2.0  # unanswered batches and requests are sent again
+HEARTBEAT_S = 3.0  # between two signs of life over tcp; four missed ones end a connection, which is then made anew
 LOST_CLAIM = "Resume the learner from its checkpoint, and raise replay.claim_lease_s above its longest step"
 SILENT_S = 5 * RESEND_S  # a waiting claim whose client has not resent it for so long is forgotten
 

@@ -155,7 +155,7 @@ class Desk:
         return {"ids": [group for group in _ids(message) if self._closed(group)]}
 
     def _on_abandon(self, message: dict, identity: bytes) -> dict:
-        group, lease = _ids(message, "group")[0], _field(message, "lease", int)
+        (group,), lease = _ids({"group": [message.get("group")]}, "group"), _field(message, "lease", int)
         self._store.change(lambda draft: draft.abandon(group, lease))
         return {}
 
@@ -171,9 +171,11 @@ class Desk:
     def _on_offer(self, message: dict, identity: bytes) -> dict:
         """What a client with several shards shares a claim out by."""
         count, step = _field(message, "count", int, 1), _field(message, "step", int)
-        self._set_aside_stale(step, _field(message, "max_staleness", int))
-        ready = self._store.ready
-        return {"ready": len(ready), **ready.sampler.offer(count), "stats": self._store.stats()}
+        bound, ready = _field(message, "max_staleness", int), self._store.ready
+        self._set_aside_stale(step, bound)
+        straggler = ready.straggler((record for _, record in self._store.groups.of(State.OPEN)), step, bound)
+        stats = self._store.stats()
+        return {"ready": len(ready), "straggler": straggler, **ready.sampler.offer(count), "stats": stats}
 
     def _on_stats(self, message: dict, identity: bytes) -> dict:
         return {"stats": self._store.stats()}

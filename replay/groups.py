@@ -30,6 +30,7 @@ TRAINED = "trained"  # the mark of a group that was used; others say why it was 
 TORN = "torn"
 FLAT, STALE, EMPTY = "flat", "stale", "empty"
 CRC = struct.Struct(">I")
+NO_PRIORITY = -1.0  # of a group that the learner has not used
 
 
 class State(IntEnum):
@@ -49,8 +50,9 @@ class Record(NamedTuple):
 
     `turns` is what the close row promises (-1 before it came), `rows` counts what is stored with the close row,
     `highest` is the largest turn number, `size` the bytes of its records. `uses` are the steps that used it.
-    `holder` and `request` name its claim. `priority` is what the learner last gave it (0 before that), `chance` how
-    likely its claim was beside an even choice. `reason` says why it is set aside or torn, `step` when it was set aside.
+    `holder` and `request` name its claim. `priority` is what the learner last gave it, `chance` how likely it was to be
+    claimed, beside an even choice. `reason` says why it is set aside (at `step`), or that it was torn and has to close
+    again.
     """
 
     lease: int
@@ -66,7 +68,7 @@ class Record(NamedTuple):
     uses: tuple[int, ...] = ()
     holder: bytes = b""
     request: int = 0
-    priority: float = 0.0
+    priority: float = NO_PRIORITY
     chance: float = 1.0
     reason: str = ""
     step: int = 0
@@ -92,7 +94,9 @@ class Record(NamedTuple):
             turns, spread = self.turns, self.spread
             highest = turn if turn > self.highest else self.highest
         rows, size = self.rows + 1, self.size + size
-        return Record(self.lease, self.order, State.OPEN, turns, rows, highest, size, low, high, spread)
+        return Record(
+            self.lease, self.order, State.OPEN, turns, rows, highest, size, low, high, spread, reason=self.reason
+        )
 
     def pack(self) -> bytes:
         packed = msgpack.packb(self)
@@ -135,11 +139,14 @@ class Groups:
         self.rows = self.bytes = 0
         self.marks = marks or Counter()
         self.damaged: list[bytes] = []
+        found: list[tuple[bytes, Record]] = []
         for group, packed in records:
             try:
-                self.put(group, Record.unpack(packed))
+                found.append((group, Record.unpack(packed)))
             except TornError:
                 self.damaged.append(group)
+        for group, record in sorted(found, key=lambda held: -held[1].priority):  # a new group gets the largest
+            self.put(group, record)
 
     def get(self, group: bytes) -> Record | None:
         return self._records.get(group)
@@ -207,7 +214,7 @@ class Draft:
         if held is None or lease > held.lease:
             if held is not None:
                 self._writer.drop_rows(group, held.lease)
-            held = Record(lease, row.order)
+            held = Record(lease, row.order, reason=held.reason if held else "")
         if not self._writer.put_row(packed):
             return "duplicate"
         held = held.with_row(row.turn, row.version, row.turns, row.spread, row.size)
@@ -222,7 +229,7 @@ class Draft:
         elif self._settings.drop_flat and held.spread == 0:
             self._set_aside(group, held, FLAT, 0)
         else:
-            self._changed[group] = held._replace(state=State.READY)
+            self._changed[group] = held._replace(state=State.READY, reason="")
 
     def _set_aside(self, group: bytes, held: Record, reason: str, step: int) -> None:
         self._changed[group] = held._replace(state=State.ASIDE, reason=reason, step=step)
@@ -303,7 +310,8 @@ class Draft:
             return
         if held is not None:
             self._writer.drop_rows(group, held.lease)
-        self._changed[group] = Record(lease, held.order if held else 0, State.ABANDONED)
+        order, reason = (held.order, held.reason) if held else (0, "")
+        self._changed[group] = Record(lease, order, State.ABANDONED, reason=reason)
 
     def forget(self, group: bytes, reason: str = "") -> None:
         """Deletes the rows and the record; the mark stays. Without a reason it is that of the record, or TRAINED."""

@@ -8,9 +8,9 @@ import time
 
 import zmq
 
-from protocols.errors import DeadlineError, RedraftError
+from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.wire import SCHEMA, pack, unpack
-from replay.config import QUEUED, RESEND_S, ClientKeys
+from replay.config import HEARTBEAT_S, QUEUED, RESEND_S, ClientKeys
 from replay.keys import secure_client
 
 Reply = tuple[dict, bytes, memoryview]  # header, index, blob
@@ -23,16 +23,21 @@ class Link:
         self._endpoint, self._name, self._keys, self._timeout_s = endpoint, name, keys, timeout_s
         self._lock = threading.Lock()
         self._request = 0
-        self._context = zmq.Context()
-        self._dealer = self._context.socket(zmq.DEALER)
+        self._dealer = zmq.Context.instance().socket(zmq.DEALER)  # one of its own would wait when it is not closed
         self._dealer.setsockopt(zmq.IDENTITY, f"{name}/{secrets.token_hex(4)}".encode())
         self._dealer.setsockopt(zmq.IMMEDIATE, 1)
         self._dealer.setsockopt(zmq.SNDHWM, QUEUED)
         self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self._dealer.setsockopt(zmq.LINGER, 0)
-        if keys is not None and endpoint.startswith("tcp://"):
-            secure_client(self._dealer, keys)
-        self._dealer.connect(endpoint)
+        try:
+            keep_alive(self._dealer, endpoint)
+            if keys is not None and endpoint.startswith("tcp://"):
+                secure_client(self._dealer, keys)
+            self._dealer.connect(endpoint)
+        except zmq.ZMQError as error:
+            self._dealer.close()
+            cure = "Give ipc://PATH or tcp://HOST:PORT"
+            raise SettingError("replay.endpoint", f"{endpoint}: {error}", cure) from None
 
     def ask(self, op: str, wait_s: float = 0.0, **fields) -> Reply:
         """The reply to one request, which replay may answer after `wait_s`.
@@ -60,7 +65,6 @@ class Link:
     def close(self) -> None:
         with self._lock:
             self._dealer.close()
-            self._context.term()
 
     def _try(self, request: bytes, until: float) -> Reply | None:
         """Sends once and waits for the reply of this request; replies to earlier ones are passed over."""
@@ -73,6 +77,13 @@ class Link:
             if fields["id"] == self._request:
                 return (fields, rest[0].bytes, rest[1].buffer) if len(rest) == 2 else (fields, b"", memoryview(b""))
         return None
+
+
+def keep_alive(socket: zmq.Socket, endpoint: str) -> None:
+    """Has a lost connection over tcp noticed and made anew; it would hang for as long as the system keeps it."""
+    if endpoint.startswith("tcp://"):
+        socket.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(4 * HEARTBEAT_S * 1000))
 
 
 def hint(endpoint: str, keys: ClientKeys | None) -> str:

@@ -30,7 +30,7 @@ from replay.config import (
     ClientKeys,
 )
 from replay.keys import secure_client
-from replay.link import hint
+from replay.link import hint, keep_alive
 
 log = logging.getLogger("redraft.replay")
 NEVER = float("inf")
@@ -212,6 +212,7 @@ class Stream:
                 dealer.setsockopt(zmq.SNDHWM, QUEUED)  # resends to a hung service do not pile up
                 dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
                 dealer.setsockopt(zmq.LINGER, 0)
+                keep_alive(dealer, self._endpoint)
                 if self._keys is not None and self._endpoint.startswith("tcp://"):
                     secure_client(dealer, self._keys)
                 dealer.connect(self._endpoint)

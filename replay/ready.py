@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from replay.groups import Record, staleness_of
 from replay.samplers import Sampler
 
+NEVER = 2**63 - 1  # later than any place in time
+
 
 class Ready:
     """What claims choose from; the table of groups keeps it up to date."""
@@ -48,8 +50,11 @@ class Ready:
         if self._count < count:
             return [], "groups"
         last = self.sampler.last(count)
-        for record in opened if last >= 0 else ():
-            fits_only_now = record.staleness(step) <= max_staleness < record.staleness(step + 1)
-            if record.order < last and fits_only_now:
-                return [], "straggler"
+        if last >= 0 and self.straggler(opened, step, max_staleness) < last:
+            return [], "straggler"
         return self.sampler.pick(count), ""
+
+    def straggler(self, opened: Iterable[Record], step: int, max_staleness: int) -> int:
+        """The place in time of the first open group that would be too stale after this step; NEVER without one."""
+        late = (r.order for r in opened if r.staleness(step) <= max_staleness < r.staleness(step + 1))
+        return min(late, default=NEVER)

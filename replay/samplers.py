@@ -9,7 +9,7 @@ import numpy as np
 from sortedcontainers import SortedSet
 
 from replay.config import ReplaySettings
-from replay.groups import Record
+from replay.groups import NO_PRIORITY, Record
 
 
 class Sampler(Protocol):
@@ -170,7 +170,8 @@ class Prioritised:
 
     def add(self, group: bytes, record: Record) -> None:
         self._largest = max(self._largest, record.priority)
-        priority = max(record.priority or self._largest or 1.0, self.SMALLEST)
+        priority = record.priority if record.priority != NO_PRIORITY else self._largest or 1.0
+        priority = max(priority, self.SMALLEST)
         self._put(self._slots.add(group), priority**self._exponent)
 
     def discard(self, group: bytes) -> None:

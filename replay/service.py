@@ -25,6 +25,7 @@ from protocols.wire import CLOSE, ENTRY, SCHEMA, Packed, Row, pack, split, unpac
 from replay.config import MAX_MESSAGE_BYTES, QUEUED, Endpoints, ReplaySettings
 from replay.desk import Desk
 from replay.keys import Gate, Watch
+from replay.link import keep_alive
 from replay.spool import FULL
 from replay.store import Store
 
@@ -86,7 +87,8 @@ class Service:
         router.setsockopt(zmq.LINGER, 0)
         if endpoint.startswith("ipc://"):
             _own(Path(endpoint.removeprefix("ipc://")).parent)
-        elif self._settings.curve:
+        keep_alive(router, endpoint)
+        if endpoint.startswith("tcp://") and self._settings.curve:
             self._secure(router)
         try:
             router.bind(endpoint)

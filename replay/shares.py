@@ -35,6 +35,14 @@ def share(offers: Sequence[dict], count: int, random: np.random.Generator) -> li
     return shares.tolist()
 
 
+def overtakes(offers: Sequence[dict], count: int) -> bool:
+    """Whether `count` groups in the order of the leases would leave behind an open one that fits only now."""
+    if "orders" not in offers[0]:
+        return False
+    places = sorted(order for offer in offers for order in offer["orders"])
+    return min(offer["straggler"] for offer in offers) < places[count - 1]
+
+
 def chances(offers: Sequence[dict], shard: int) -> float:
     """What turns a group's chance within its shard, relative to an even choice there, into that among all shards."""
     if "mass" not in offers[shard]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -34,9 +35,15 @@ class Spool:
     def __init__(self, folder: Path, run_id: str, map_bytes: int, sync: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
-        self._env = lmdb.open(
-            str(folder), map_size=map_bytes, max_dbs=4, sync=sync, metasync=sync, writemap=False, readahead=False
-        )
+        try:
+            self._env = lmdb.open(
+                str(folder), map_size=map_bytes, max_dbs=4, sync=sync, metasync=sync, writemap=False, readahead=False
+            )
+        except lmdb.Error as error:
+            os.close(self._lock)
+            cure = "Make room, choose another folder, or see `redraft replay verify`"
+            raise SettingError("replay.folder", f"{folder} cannot be opened: {error}", cure) from None
+        self.sweep()
         self._map_bytes = self._env.info()["map_size"]  # an older, larger one stays
         self._rows, self._records, self._marks, self._meta = (
             self._env.open_db(name) for name in (b"rows", b"records", b"marks", b"meta")
@@ -57,8 +64,13 @@ class Spool:
     @contextmanager
     def write(self) -> Iterator[Writer]:
         """One transaction: committed at the end of the block, undone when the block raises."""
-        with self._env.begin(write=True, buffers=True) as txn:
-            yield Writer(txn, self._rows, self._records, self._marks, self._meta)
+        try:
+            with self._env.begin(write=True, buffers=True) as txn:
+                yield Writer(txn, self._rows, self._records, self._marks, self._meta)
+        except lmdb.Error as error:
+            if os.strerror(errno.EIO) in str(error):  # so LMDB calls a write that was cut short, as on a full disk
+                raise lmdb.DiskError(str(error)) from None
+            raise
 
     def records(self) -> Iterator[tuple[bytes, bytes]]:
         """Every held group's id and packed record."""
@@ -79,6 +91,10 @@ class Spool:
         """Whether the group was forgotten."""
         with self._env.begin(db=self._marks) as txn:
             return txn.get(group) is not None
+
+    def sweep(self) -> None:
+        """Forgets readers that died: pages that they could still read are not used again."""
+        self._env.reader_check()
 
     def grow(self) -> None:
         """Adds room for changes that free room: in a full map even a delete needs pages."""

@@ -130,7 +130,8 @@ class Store:
         }
 
     def export(self) -> None:
-        """Sets this service's gauges."""
+        """Sets this service's gauges, and does what is due now and then."""
+        self.spool.sweep()
         for state in COUNTED:
             metrics.REPLAY_GROUPS.labels(state=state.name.lower()).set(self.groups.count(state))
         metrics.REPLAY_BYTES.set(self.groups.bytes)

@@ -15,6 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocols import metrics
+from replay.reader import SpoolReader
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {
@@ -209,13 +210,25 @@ def test_ctrl_c_and_sigterm_stop_everything_and_resume_goes_on(folder):
     assert versions == sorted(set(versions)) and versions[-1] > 1_000_000, "version numbers never repeat"
 
 
-def test_the_replay_service_may_be_killed_too(folder):
-    run = Command(folder, "train", "tiny.yaml", "steps=10", "--run", "forgetful")
+def test_replay_may_be_killed_and_may_grow_while_the_run_goes_on(folder):
+    run = Command(folder, "train", "tiny.yaml", "steps=60", "replay.shards=2", "--run", "forgetful")
     run.until(lambda: len(run.steps("forgetful")) >= 2, 180)
     run.part("ray::ReplayPart").send_signal(signal.SIGKILL)
+    grown = subprocess.run(
+        [sys.executable, "-m", "redraft", "replay", "grow", "forgetful"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert grown.returncode == 0 and "3 shards" in grown.stdout, grown
     output = run.wait(240)
     assert run.process.returncode == 0, output[-3000:]
-    assert run.steps("forgetful") == list(range(1, 11))
+    assert run.steps("forgetful") == list(range(1, 61))
+    kept = [len(list(SpoolReader(shard).marks())) for shard in sorted((folder / "runs/forgetful/spool").iterdir())]
+    print(f"groups that each shard kept until they were trained: {kept}")
+    assert len(kept) == 3 and all(kept)
 
 
 def test_a_learner_that_is_killed_ends_the_run_with_a_clear_word_and_resume_goes_on(folder):

@@ -89,6 +89,32 @@ def test_a_resumed_run_skips_what_replay_holds_and_leases_the_rest():
     assert all(lease.number >= LIFE_NUMBERS for lease in played)
 
 
+def test_a_torn_group_is_leased_again_once_under_a_higher_number_and_the_cursor_covers_it():
+    leases = book()
+    first, torn, third = leases.give(0, 3, 0.0)
+    leases.closed([(lease.group, lease.number) for lease in (first, torn, third)])
+    assert leases.cursor == 3
+    assert leases.again(torn.group, torn.number, torn.order, "there") and leases.cursor == 1
+    assert not leases.again(torn.group, torn.number, torn.order, "there"), "it waits for an actor already"
+    again, new = leases.give(1, 2, 1.0)
+    assert (again.group, again.order, again.task) == (torn.group, torn.order, torn.task)
+    assert again.number > torn.number and new.order == 3
+    assert not leases.again(torn.group, torn.number, torn.order, "there") and leases.cursor == 1, "it is being played"
+    leases.closed([(torn.group, torn.number)])
+    assert leases.cursor == 1, "a late word of the torn play"
+    leases.closed([(again.group, again.number), (new.group, new.number)])
+    assert leases.cursor == 4
+
+
+def test_a_play_that_was_torn_in_an_earlier_life_is_fenced_off_by_the_new_one():
+    (torn,) = book().give(0, 1, 0.0)
+    resumed = book(cursor=5, life=2)
+    assert resumed.again(torn.group, 1 * LIFE_NUMBERS + 3, torn.order, "there") and resumed.cursor == 0
+    assert resumed.give(0, 1, 0.0)[0].number == 2 * LIFE_NUMBERS
+    assert resumed.again(b"later" + bytes(11), 2 * LIFE_NUMBERS + 3, 4, "there")
+    assert resumed.give(0, 1, 0.0)[0].number == 2 * LIFE_NUMBERS + 4
+
+
 def test_overdue_leases_are_found():
     leases = book()
     (old,) = leases.give(0, 1, 10.0)

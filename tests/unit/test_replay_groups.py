@@ -16,7 +16,7 @@ from protocols.turns import Close, Role, Turn
 from protocols.weights import version_of
 from protocols.wire import ENTRY, NO_VERSION, Row, join, row_of, split, whole_group
 from replay.config import ReplaySettings
-from replay.groups import TRAINED, Record, State
+from replay.groups import NO_PRIORITY, TRAINED, Record, State
 from replay.ready import Ready
 from replay.samplers import Fifo, Prioritised, SumTree, Uniform
 from replay.spool import Spool
@@ -199,7 +199,7 @@ def test_prioritised_picks_by_priority_and_says_how_likely_each_was():
 
 def test_a_group_that_was_never_used_has_the_largest_priority():
     sampler = Prioritised(0, 1.0)
-    for n, priority in enumerate((0.5, 4.0, 0.0)):
+    for n, priority in enumerate((0.5, 4.0, NO_PRIORITY)):
         sampler.add(bytes([n]) * 16, Record(0, n, State.READY, priority=priority))
     low, high, new = sampler.chances([bytes([n]) * 16 for n in range(3)])
     assert new == high == 8 * low

@@ -1,0 +1,191 @@
+"""A read-only view of a spool: one snapshot, also while a service works on the folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import lmdb
+
+from protocols.errors import RedraftError, SettingError
+from protocols.wire import SCHEMA
+
+SETTING = "SOURCE"
+WALK, LOOK = 0, 1  # the transaction of those who go through all of a table, and the one of single questions beside it
+
+
+class DamagedError(RedraftError):
+    """A spool is damaged in its structure: LMDB, or this process, cannot read on."""
+
+
+class SpoolReader:
+    """What the spool in `folder` holds, as bytes, in the order of the keys; see `replay.spool` for what they mean.
+
+    All of it is one moment's state: a service may go on, but until `close` it uses no page again that was in use then.
+    Nothing is written but this reader's place in LMDB's lock file. A folder that is open in this process already, as
+    that of a Store is, cannot be opened again.
+
+    Raises SettingError when the folder is no spool, of another run than `run_id` (None: of any), of another schema, or
+    cannot be read safely; it and all methods raise DamagedError, after which one may go on with other groups.
+    """
+
+    def __init__(self, folder: Path, run_id: str | None = None):
+        self.folder = folder
+        if not os.access(folder / "data.mdb", os.R_OK):
+            raise _no_spool(folder, "there is no data.mdb in it that can be read")
+        locked = all(os.access(path, os.W_OK) for path in (folder, folder / "lock.mdb") if path.exists())
+        self._guard = None if locked else _hold_off_service(folder)
+        self._env, self._transactions = None, []
+        try:
+            with _readable(folder):
+                self._env = lmdb.open(str(folder), map_size=0, readonly=True, lock=locked, create=False, max_dbs=4)
+                self._env.reader_check()  # a reader that was killed would keep the service from using pages again
+                self._open()
+            self.run_id = self._owner(run_id)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            self._rows, self._records, self._marks, self._meta = (
+                self._env.open_db(name, create=False) for name in (b"rows", b"records", b"marks", b"meta")
+            )
+        except lmdb.NotFoundError:
+            raise _no_spool(self.folder, "its data.mdb was written by something else, or is damaged") from None
+        while len({transaction.id() for transaction in self._transactions}) != 1:  # a service has just changed it
+            self._abort()
+            self._transactions = [self._env.begin() for _ in (WALK, LOOK)]
+
+    def _owner(self, run_id: str | None) -> str:
+        with self._read(LOOK) as txn:
+            found = txn.get(b"run", b"", db=self._meta).decode(errors="replace")
+        schema, _, owner = found.partition(":")
+        if not owner:
+            raise _no_spool(self.folder, "it names no run")
+        if schema != str(SCHEMA):
+            cure = "Use the version of Redraft that wrote it"
+            raise SettingError(SETTING, f"{self.folder} holds schema {schema}, and this Redraft reads {SCHEMA}", cure)
+        if run_id not in (None, owner):
+            raise SettingError(SETTING, f"{self.folder} belongs to run {owner}, not to {run_id}", "Name that run's own")
+        return owner
+
+    def records(self, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """The id and the packed record of every held group, or of those after this one."""
+        with self._read(WALK) as txn, txn.cursor(self._records) as cursor:
+            for group, packed in cursor.iternext() if cursor.set_range(after) else ():
+                if group != after:
+                    yield group, packed
+
+    def marks(self) -> Iterator[tuple[bytes, bytes]]:
+        """The id of every forgotten group and the reason."""
+        with self._read(WALK) as txn, txn.cursor(self._marks) as cursor:
+            yield from cursor.iternext()
+
+    def row_keys(self) -> Iterator[bytes]:
+        """The key of every row; it begins with the group's id."""
+        with self._read(WALK) as txn, txn.cursor(self._rows) as cursor:
+            yield from cursor.iternext(keys=True, values=False)
+
+    def rows(self, group: bytes) -> list[tuple[bytes, bytes]]:
+        """The key and the stored bytes of each row of a group, of whatever lease."""
+        found = []
+        with self._read(LOOK) as txn, txn.cursor(self._rows) as cursor:
+            more = cursor.set_range(group)
+            while more and cursor.key().startswith(group):
+                found.append(cursor.item())
+                more = cursor.next()
+        return found
+
+    def held(self, group: bytes) -> bool:
+        """Whether it has a record."""
+        with self._read(LOOK) as txn:
+            return txn.get(group, db=self._records) is not None
+
+    def marked(self, group: bytes) -> bool:
+        """Whether it was forgotten."""
+        with self._read(LOOK) as txn:
+            return txn.get(group, db=self._marks) is not None
+
+    def step(self) -> int:
+        """The last step that used groups, in the history that stands."""
+        with self._read(LOOK) as txn:
+            stored = txn.get(b"step", b"0", db=self._meta)
+        if not stored.isdigit():
+            raise DamagedError(f"the last step in {self.folder} cannot be read: {stored!r:.40}")
+        return int(stored)
+
+    def counted(self) -> dict[str, int]:
+        """How many records, marks and rows LMDB says there are."""
+        with self._read(LOOK) as txn:
+            kinds = {"records": self._records, "marks": self._marks, "rows": self._rows}
+            return {name: txn.stat(kind)["entries"] for name, kind in kinds.items()}
+
+    def close(self) -> None:
+        self._abort()
+        if self._env is not None:
+            self._env.close()
+        if self._guard is not None:
+            os.close(self._guard)
+        self._env = self._guard = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @contextmanager
+    def _read(self, use: int) -> Iterator[lmdb.Transaction]:
+        """The transaction for that use. LMDB wants another one after an error; it must be of the same moment."""
+        try:
+            with _readable(self.folder):
+                yield self._transactions[use]
+        except DamagedError:
+            moment = self._transactions[use].id()
+            self._transactions[use].abort()
+            self._transactions[use] = self._env.begin()
+            if self._transactions[use].id() != moment:
+                cure = "Verify again when no service works on it"
+                raise SettingError(SETTING, f"{self.folder} is damaged, and changes meanwhile", cure) from None
+            raise
+
+    def _abort(self) -> None:
+        for transaction in self._transactions:
+            transaction.abort()
+        self._transactions = []
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (lmdb.Error, MemoryError) as error:  # a damaged length may ask for any amount of memory
+        raise DamagedError(f"LMDB cannot read {folder}: {error or 'out of memory'}") from None
+
+
+def _no_spool(folder: Path, why: str) -> SettingError:
+    return SettingError(SETTING, f"{folder} is no spool: {why}", "A run's are in its folder, spool/0 and so on")
+
+
+def _hold_off_service(folder: Path) -> int | None:
+    """Where LMDB's lock file cannot be written, a service would use pages again that this reads: none may run.
+
+    The returned lock, if there is one, keeps services off until it is closed. Raises SettingError when one runs.
+    """
+    if not (folder / "service.lock").exists():
+        return None
+    guard = -1
+    try:
+        guard = os.open(folder / "service.lock", os.O_RDONLY)
+        fcntl.flock(guard, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        if guard >= 0:
+            os.close(guard)
+        problem = f"{folder} cannot be written, and without that it can only be read while no service works on it"
+        raise SettingError(SETTING, problem, "Stop the service, or be the user that runs it") from None
+    return guard

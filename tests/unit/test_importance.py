@@ -1,0 +1,101 @@
+"""Importance: a group's part of the loss is scaled as the sampler asks; priorities are what advantages say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from learner.batches import Batch, prepare
+from learner.config import LearnerSettings
+from learner.credit import credit
+from protocols.turns import Group, Role, Turn
+
+GROUPS = 5
+OBJECTIVES = [
+    {"objective": {"name": "grpo"}},
+    {"objective": {"name": "grpo"}, "average": "turn"},
+    {"objective": {"name": "awr"}, "credit": {"name": "turnwise"}},
+    {"objective": {"name": "awr", "normalise": False}, "credit": {"name": "raw"}},
+    {"objective": {"name": "sft"}, "credit": {"name": "raw"}, "average": "turn"},
+]
+
+
+def settings(**values) -> LearnerSettings:
+    return LearnerSettings(**({"row_tokens": 32, "micro_tokens": 64, "ranks": 2} | values))
+
+
+def turn_of(group: int, number: int, random: np.random.Generator) -> Turn:
+    """Turn `number` of three dialogues of two turns; its tokens lie in the hundred that belongs to its group."""
+    prompt, response = (random.integers(100 * group, 100 * (group + 1), size) for size in random.integers(2, 6, 2))
+    logprobs = -random.random(len(response), dtype=np.float32)
+    arrays = (prompt.astype(np.int32), response.astype(np.int32), logprobs)
+    facts = {"episode": number // 2, "index": number % 2, "reward": float(random.random())}
+    parent = number - 1 if number % 2 else -1
+    return Turn(group.to_bytes(16, "big"), 0, number, parent, *arrays, ((0, 0),), Role.ATTEMPT, **facts)
+
+
+def groups() -> list[Group]:
+    random = np.random.default_rng(5)
+    return [
+        Group(group.to_bytes(16, "big"), 0, tuple(turn_of(group, n, random) for n in range(6)))
+        for group in range(GROUPS)
+    ]
+
+
+def tokens_of(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The trained tokens of a batch and their coefficients, over all ranks and micro-batches in order."""
+    micros = [micro for rank in batch.micros for micro in rank if micro.coefficients.any()]
+    return (np.concatenate([getattr(micro, name) for micro in micros]) for name in ("targets", "coefficients"))
+
+
+@pytest.mark.parametrize("choice", OBJECTIVES)
+def test_each_token_of_a_group_is_scaled_by_its_importance_and_nothing_else_changes(choice):
+    made, importance = groups(), np.array([1.0, 0.25, 0.5, 0.125, 0.75], np.float32)
+    plain, scaled = (prepare(made, 0, settings(**choice), given) for given in (None, importance))
+    targets, before = tokens_of(plain)
+    same, after = tokens_of(scaled)
+    np.testing.assert_array_equal(same, targets)
+    assert set(targets // 100) == set(range(GROUPS)), "every group is trained"
+    np.testing.assert_allclose(after, before * importance[targets // 100], rtol=1e-6)
+    assert after.dtype == np.float32
+    assert scaled.priorities == plain.priorities and scaled.ids == plain.ids
+
+
+@pytest.mark.parametrize("choice", OBJECTIVES)
+def test_an_importance_of_one_changes_no_bit(choice):
+    given = (None, np.ones(GROUPS, np.float32))
+    (_, before), (_, after) = (tokens_of(prepare(groups(), 0, settings(**choice), ones)) for ones in given)
+    assert before.tobytes() == after.tobytes()
+
+
+def test_a_group_without_importance_is_not_forwarded():
+    importance = np.ones(GROUPS, np.float32)
+    importance[2] = 0.0
+    batch = prepare(groups(), 0, settings(), importance)
+    forwarded = {token // 100 for rank in batch.micros for micro in rank for token in micro.tokens.ravel()}
+    assert forwarded | {0} == {0, 1, 3, 4}, "padding is token 0"
+    assert len(batch.ids) == GROUPS, "it is committed all the same"
+
+
+@pytest.mark.parametrize("name", ["raw", "turnwise", "group"])
+def test_a_priority_is_the_mean_size_of_the_advantages_of_the_turns(name):
+    made, choice = groups(), settings(credit={"name": name})
+    expected = [np.mean([abs(value) for value in values]) for values in credit(made, choice.credit)]
+    for importance in (None, np.full(GROUPS, 0.5, np.float32)):
+        priorities = prepare(made, 0, choice, importance).priorities
+        np.testing.assert_allclose(priorities, expected, rtol=1e-6)
+        assert all(type(priority) is float for priority in priorities)
+    assert len(set(priorities)) == GROUPS
+
+
+def test_a_flat_group_has_no_priority_and_an_error_counts_as_a_turn_without_advantage():
+    good = groups()[0]
+    flat = replace(good, turns=tuple(replace(turn, reward=1.0) for turn in good.turns))
+    nothing = {"prompt": np.zeros(0, np.int32), "response": np.zeros(0, np.int32), "logprobs": np.zeros(0, np.float32)}
+    errors = [replace(good.turns[0], turn=n, role=Role.ERROR, versions=(), **nothing) for n in (6, 7)]
+    failed = replace(good, turns=(*good.turns, *errors))
+    assert prepare([flat, good], 0, settings()).priorities[0] == 0.0
+    whole, less = prepare([good, failed], 0, settings(credit={"name": "raw"})).priorities
+    assert less == pytest.approx(whole * 6 / 8)
