@@ -69,7 +69,7 @@ class Prefetch:
         while not self._stopping.is_set():
             wait_s = min(POLL_S, max(0.0, deadline - time.monotonic()))
             claim = self._client.claim(settings.batch_groups, step, settings.max_staleness, wait_s)
-            self.crowded = claim.stats["bytes"] > CROWDED * claim.stats["max_bytes"]
+            self.crowded = claim.stats["fullest"] > CROWDED
             if claim.groups:
                 return Fetched(prepare(claim.groups, step, settings, claim.weights), reason)
             reason = claim.reason

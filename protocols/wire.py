@@ -56,6 +56,14 @@ def pack(message: dict) -> bytes:
     return msgpack.packb(message, use_bin_type=True)
 
 
+def shown(value) -> str:
+    """A short text of something that a peer sent; it may be nested too deep for `repr`."""
+    try:
+        return repr(value)[:80]
+    except RecursionError:
+        return f"a deep {type(value).__name__}"
+
+
 def unpack(frame: bytes) -> dict:
     """A header as a dict. Raises WireError when it is not one, or of another schema."""
     try:
@@ -64,7 +72,7 @@ def unpack(frame: bytes) -> dict:
         raise WireError(f"header is not msgpack: {error}") from None
     if not isinstance(message, dict) or message.get("schema") != SCHEMA:
         found = message.get("schema") if isinstance(message, dict) else type(message).__name__
-        raise WireError(f"schema {found!r} where {SCHEMA} is spoken")
+        raise WireError(f"schema {shown(found)} where {SCHEMA} is spoken")
     return message
 
 
@@ -102,6 +110,7 @@ def decode_turn(group: bytes, lease: int, turn: int, record: bytes) -> Turn:
             and type(prompt) is type(response) is type(logprobs) is bytes
             and len(response) == len(logprobs)
             and all(type(start) is type(version) is int for start, version in versions)
+            and type(reward) in (float, int)
             and type(extra) is dict
         ):
             raise TypeError("a field has another type than it should")
@@ -146,12 +155,12 @@ def decode_close(group: bytes, lease: int, record: bytes) -> Close:
 def row_of(item: Turn | Close, order: int, spread: float = 0.0) -> Packed:
     """The index entry and the record of a turn or close row. Raises WireError when it cannot be encoded."""
     closing = isinstance(item, Close)
-    record = encode_close(item) if closing else encode_turn(item)
     turn, turns = (CLOSE, item.turns) if closing else (item.turn, 0)
-    version = NO_VERSION if closing else _oldest(item.versions)
     try:
+        record = encode_close(item) if closing else encode_turn(item)
+        version = NO_VERSION if closing else _oldest(item.versions)
         unsummed = ENTRY.pack(item.group, item.lease, turn, version, order, turns, spread, len(record), 0)[:UNSUMMED]
-    except struct.error as error:
+    except (TypeError, ValueError, OverflowError, struct.error) as error:
         raise WireError(f"turn {turn} of group {item.group.hex()}: {error}") from None
     return unsummed + CRC.pack(crc32(unsummed, crc32(record))), record
 

@@ -235,7 +235,7 @@ class Controller:
         metrics.LEASES_LOST.labels(reason="actor" if why == "actor" else "abandoned").inc()
         if why != "actor":
             self._status.event(f"group {group.hex()[:8]} abandoned: {why}", once=why)
-        self._client.abandon(group, lease.number)
+        self._client.abandon(group, lease.number, lease.shard)
         if self._book.given_up >= GIVEN_UP:
             raise RedraftError(f"{GIVEN_UP} groups could not be played, in {PLAYS} tries each; the last: {why}")
 
@@ -250,14 +250,17 @@ class Controller:
             return 0
         stats = self._client.stats()
         self._status.replay(stats)
+        played = self._client.known([bytes.fromhex(torn[0]) for torn in stats["torn"]]) if stats["torn"] else ()
         for group, lease, position, shard in stats["torn"]:
+            if bytes.fromhex(group) in played:  # elsewhere, since a shard joined
+                continue
             if self._book.again(bytes.fromhex(group), lease, position, shard):
                 self._status.event(f"group {group[:8]} was torn on the disk; it is played again")
         if stats["full"]:
             self._status.event(
                 "replay: the disk of the run folder is full; nothing is leased until there is room", once="full"
             )
-        if stats["full"] or stats["bytes"] > FULL_SHARE * stats["max_bytes"]:
+        if stats["full"] or stats["fullest"] > FULL_SHARE:
             return 0
         version = min(step_of(self._fleet.members[number].report.version) for number in ready)
         held = stats["claimed"] + stats["ready"]

@@ -57,7 +57,7 @@ class LeaseBook:
         self._again: deque[tuple[Lease, int]] = deque()
         self._lock = threading.Lock()  # the learner asks for the cursor from another thread
         self.live: dict[bytes, Live] = {}
-        self.given_up = 0
+        self._given_up: set[bytes] = set()
 
     @property
     def cursor(self) -> int:
@@ -65,6 +65,11 @@ class LeaseBook:
         with self._lock:
             unfinished = [live.position for live in self.live.values()] + [position for _, position in self._again]
             return min(unfinished, default=self._position)
+
+    @property
+    def given_up(self) -> int:
+        """How many groups were given up."""
+        return len(self._given_up)
 
     def give(self, actor: int, count: int, now: float) -> list[Lease]:
         """`count` leases for `actor`: lost ones first, so that no group falls behind, then new ones."""
@@ -103,7 +108,7 @@ class LeaseBook:
         """
         with self._lock:
             waiting = group in self.live or any(lease.group == group for lease, _ in self._again)
-            if waiting or position >= self._position:
+            if waiting or group in self._given_up or position >= self._position:
                 return False
             lease, _ = self._make(position)
             self._again.append((replace(lease, number=max(number + 1, lease.number), shard=shard), position))
@@ -125,7 +130,7 @@ class LeaseBook:
         if not blamed or live.lease.number % LIFE_NUMBERS + 1 < PLAYS:
             self._again.append((replace(live.lease, number=live.lease.number + 1), live.position))
         else:
-            self.given_up += 1
+            self._given_up.add(live.lease.group)
         return live.lease
 
     def of(self, actor: int) -> list[tuple[bytes, int]]:

@@ -16,6 +16,10 @@ from redraft.recipe import Recipe, load
 RUNS = Path("runs")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MAY_CHANGE = {"name", "steps", "actors", "evaluation", "start_s"}  # on resume; all else is what the run is
+MAY_CHANGE_WITHIN = {  # limits, which change nothing about what is learnt
+    "replay": {"claim_lease_s", "max_bytes", "durability", "curve", "shards"},
+    "learner": {"claim_deadline_s", "checkpoint_every", "keep_checkpoints"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +117,19 @@ def _can_go_on(run: Run, recipe: Recipe) -> None:
 
     before = load(run.folder / "recipe.yaml")
     for key in set(Recipe.model_fields) - MAY_CHANGE:
-        if getattr(before, key) != getattr(recipe, key):
-            cure = f"On resume {', '.join(sorted(MAY_CHANGE))} may change; for more start a new run, with another --run"
+        if _fixed(before, key) != _fixed(recipe, key):
+            limits = [f"{part}.{name}" for part, names in MAY_CHANGE_WITHIN.items() for name in sorted(names)]
+            allowed = ", ".join([*sorted(MAY_CHANGE), *limits])
+            cure = f"On resume {allowed} may change; for more start a new run, with another --run"
             raise SettingError(key, f"the run {run.name} began with another value of it", cure)
     newest = checkpoint.newest(run.folder)
     if newest is not None and (done := checkpoint.step_of(newest)) >= recipe.steps:
         raise SettingError("steps", f"the run {run.name} has done {done} of {recipe.steps}", "Set steps=N to go on")
+
+
+def _fixed(recipe: Recipe, key: str) -> dict:
+    """What a resume may not change about a part of the recipe."""
+    return recipe.model_dump(include={key}, exclude={key: MAY_CHANGE_WITHIN.get(key, set())})
 
 
 def find(name: str) -> Run:

@@ -20,6 +20,7 @@ from replay.producer import Producer
 
 __all__ = ["Claim", "Client", "Producer"]
 log = logging.getLogger("redraft.replay")
+LARGEST = 2.0**30  # priority
 SHARE_S = 0.02  # between two looks at several shards that have too few groups
 
 
@@ -68,7 +69,7 @@ class Client:
             else:
                 claim = self._claim_shared(count, wanted)
             if claim.groups:
-                return replace(claim, weights=claim.weights / claim.weights.max())
+                return replace(claim, weights=(claim.weights / claim.weights.max()).astype(np.float32))
             if left_s == 0.0:
                 return claim
             if len(self._links) > 1:
@@ -84,16 +85,27 @@ class Client:
             return Claim([], "groups", stats)
         if shares.overtakes(offers, count):
             return Claim([], "straggler", stats)
-        claims = []
-        for shard, (link, part) in enumerate(zip(links, parts, strict=True)):
-            if part:
-                claim = self._claim(link, 0.0, shares.chances(offers, shard), count=part, **wanted)
-                if not claim.groups:
-                    self.release([group.id for got in claims for group in got.groups])
-                    return Claim([], claim.reason, stats)
-                claims.append(claim)
+        claims: list[Claim] = []
+        try:
+            for shard, (link, part) in enumerate(zip(links, parts, strict=True)):
+                if part:
+                    claims.append(self._claim(link, 0.0, shares.chances(offers, shard), count=part, **wanted))
+        finally:
+            whole = len(claims) == sum(map(bool, parts)) and all(claim.groups for claim in claims)
+            if not whole:
+                self._release_quietly([group.id for claim in claims for group in claim.groups])
+        if not whole:
+            return Claim([], next(claim.reason for claim in claims if not claim.groups), stats)
         weights = np.concatenate([claim.weights for claim in claims])
         return Claim([group for claim in claims for group in claim.groups], "", stats, weights)
+
+    def _release_quietly(self, ids: list[bytes]) -> None:
+        """What cannot be given back is, when this client is silent for long enough."""
+        for link in list(self._links) if ids else ():
+            try:
+                link.ask("release", ids=ids)
+            except RedraftError as error:
+                log.warning("%d groups could not be given back: %s", len(ids), error)
 
     def _claim(self, link: Link, wait_s: float, chances: float, **wanted) -> Claim:
         """A claim on one shard, whose groups are `chances` times as likely as it knows; weights not yet scaled."""
@@ -113,7 +125,8 @@ class Client:
 
         Raises RedraftError when that claim was lost to another use.
         """
-        given = None if priorities is None else [float(priority) for priority in priorities]
+        given = None if priorities is None else np.nan_to_num(np.asarray(priorities, np.float64), nan=0.0)
+        given = None if given is None else given.clip(0.0, LARGEST).tolist()
         replies = self._all("commit", ids=ids, step=step, priorities=given)
         unknown = set(ids).intersection(*(reply["unknown"] for reply in replies))
         if unknown:
@@ -138,9 +151,14 @@ class Client:
         """Which of these groups are closed: ready, in use, used, set aside or forgotten."""
         return {group for reply in self._all("known", ids=ids) for group in reply["ids"]}
 
-    def abandon(self, group: bytes, lease: int) -> None:
-        """Drops the open rows of plays of `group` up to `lease` and refuses later ones of them."""
-        self._all("abandon", group=group, lease=lease)
+    def abandon(self, group: bytes, lease: int, shard: str = "") -> None:
+        """Drops the open rows of plays of `group` up to `lease` and refuses later ones of them.
+
+        `shard` is the ingest endpoint of the one that keeps the group; "" where there is one only.
+        """
+        for where, link in list(zip(self._shards, self._links, strict=True)):
+            if shard in ("", where.ingest):
+                link.ask("abandon", group=group, lease=lease)
 
     def stats(self) -> dict:
         """Counts over all shards, see `replay.store.Store.stats`; with each torn group, its shard's ingest endpoint."""

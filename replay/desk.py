@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 from protocols import metrics
 from protocols.errors import RedraftError, WireError
-from protocols.wire import SCHEMA, join, pack, unpack
+from protocols.wire import SCHEMA, join, pack, shown, unpack
 from replay.config import RESEND_S, SILENT_S
 from replay.groups import Draft, State
 from replay.spool import FULL, TornError
 from replay.store import Store
 
 log = logging.getLogger("redraft.replay")
+OPS = ("claim", "offer", "commit", "checkpoint", "resume", "known", "abandon", "release", "torn", "stats")
+MAX_REQUEST_BYTES = 8 << 20
 FORGET_GROUPS = 64  # forgotten in one transaction, so that a checkpoint never blocks ingest for long
 MOST = 2**31  # of any number in a request
 CLOSED = (State.READY, State.CLAIMED, State.USED, State.ASIDE)
@@ -62,7 +64,7 @@ class Desk:
         """One message [identity, header]. A malformed one is refused and counted."""
         identity, *rest = frames
         try:
-            message = unpack(rest[0] if len(rest) == 1 else b"")
+            message = unpack(rest[0] if len(rest) == 1 and len(rest[0]) <= MAX_REQUEST_BYTES else b"")
             request, op = _field(message, "id", int), _field(message, "op", str)
         except WireError as error:
             self._store.refuse("request", str(error))
@@ -77,11 +79,10 @@ class Desk:
         self._answer(identity, request, op, message)
 
     def _answer(self, identity: bytes, request: int, op: str, message: dict) -> None:
-        handler = getattr(self, f"_on_{op}", None) if op.isidentifier() else None
         try:
-            if handler is None:
-                raise WireError(f"unknown request {op!r}")
-            reply = handler(message, identity)
+            if op not in OPS:
+                raise WireError(f"unknown request {shown(op)}")
+            reply = getattr(self, f"_on_{op}")(message, identity)
         except WireError as error:
             self._store.refuse("request", str(error))
             reply = {"error": str(error)}
@@ -165,7 +166,7 @@ class Desk:
 
     def _on_torn(self, message: dict, identity: bytes) -> dict:
         """A client could not decode these groups of its claim."""
-        self._tear([group for group in _ids(message) if self._held_by(group, identity)])
+        self._tear([group for group in dict.fromkeys(_ids(message)) if self._held_by(group, identity)])
         return {}
 
     def _on_offer(self, message: dict, identity: bytes) -> dict:
@@ -186,10 +187,10 @@ class Desk:
         """Sends again what this very request was given before, also by an earlier life of the service."""
         claimed = self._store.groups.of(State.CLAIMED)
         mine = [group for group, record in claimed if (record.holder, record.request) == (identity, request)]
-        if not mine:
-            return False
-        if self._on_its_way(identity, request):
+        if self._still_arriving(identity, request):
             return True
+        if not mine:  # what it was given is used or given back: a late copy of it must not claim more
+            return self._handed.get(identity, (-1,))[0] == request
         parcel = self._store.change(lambda draft: _read(draft, mine))
         if parcel is None:
             self._give_back([group for group in mine if self._held_by(group, identity)])
@@ -198,7 +199,7 @@ class Desk:
         self._hand_out(identity, request, parcel, chances)
         return True
 
-    def _on_its_way(self, identity: bytes, request: int) -> bool:
+    def _still_arriving(self, identity: bytes, request: int) -> bool:
         """Whether what this request was given may still be arriving: a slow line must not be filled with copies."""
         handed, again_at, _ = self._handed.get(identity, (-1, 0.0, 0.0))
         return handed == request and time.monotonic() < again_at
@@ -242,7 +243,7 @@ class Desk:
         }
         self._send(identity, [pack(header), parcel.index, parcel.blob])
         handed, _, pause = self._handed.get(identity, (-1, 0.0, 0.0))
-        pause = 2 * pause if handed == request else RESEND_S
+        pause = min(2 * pause, SILENT_S) if handed == request else RESEND_S
         self._handed[identity] = (request, time.monotonic() + pause, pause)
 
     def _closed(self, group: bytes) -> bool:
@@ -258,9 +259,13 @@ class Desk:
             for group in groups:
                 draft.give_back(group)
 
-        self._store.change(work)
+        if groups:
+            self._store.change(work)
 
     def _tear(self, groups: list[bytes]) -> None:
+        if not groups:
+            return
+
         def work(draft: Draft) -> None:
             for group in groups:
                 draft.tear(group)
@@ -281,9 +286,10 @@ class Desk:
         """Tries waiting claims after a change, ends those whose time is up, forgets some groups, takes back claims."""
         try:
             if self._tried != self._store.changes:
+                seen = self._store.changes
                 for waiting in list(self._waiting.values()):
                     self._try(waiting)
-                self._tried = self._store.changes
+                self._tried = seen
             self._forget_some()
             self._take_back_silent()
         except FULL as error:
@@ -314,6 +320,10 @@ class Desk:
 
     def _take_back_silent(self) -> None:
         oldest = time.monotonic() - self._store.settings.claim_lease_s
+        for identity in [identity for identity, heard in self._clients.items() if heard < oldest]:
+            del self._clients[identity]
+            self._replies.pop(identity, None)
+            self._handed.pop(identity, None)
         silent = {name for name, heard in self._heard.items() if heard < oldest}
         if not silent:
             return
@@ -324,10 +334,6 @@ class Desk:
             log.warning("gave back %d groups claimed by %s, silent too long", len(lost), sorted(silent))
         for name in silent:
             del self._heard[name]
-        for identity in [identity for identity in self._clients if _name(identity) in silent]:
-            del self._clients[identity]
-            self._replies.pop(identity, None)
-            self._handed.pop(identity, None)
 
 
 def _take(draft: Draft, groups: list[bytes], chances: list[float], waiting: Waiting) -> Parcel | None:
@@ -364,7 +370,7 @@ def _field(message: dict, name: str, kind: type, least: float = 0):
     value = message.get(name)
     right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
     if not right or (kind is not str and not least <= value < MOST):
-        raise WireError(f"field {name!r} of the request is {value!r:.80}")
+        raise WireError(f"field {name!r} of the request is {shown(value)}")
     return value
 
 

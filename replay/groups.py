@@ -145,6 +145,7 @@ class Groups:
                 found.append((group, Record.unpack(packed)))
             except TornError:
                 self.damaged.append(group)
+        self.step = max([step, *(use for _, record in found for use in record.uses)])
         for group, record in sorted(found, key=lambda held: -held[1].priority):  # a new group gets the largest
             self.put(group, record)
 
@@ -185,6 +186,10 @@ class Draft:
 
     def get(self, group: bytes) -> Record | None:
         return self._changed[group] if group in self._changed else self._groups.get(group)
+
+    @property
+    def empty(self) -> bool:
+        return not self._changed
 
     def flush(self) -> None:
         for group, record in self._changed.items():
@@ -263,12 +268,13 @@ class Draft:
         Raises RedraftError when the group was used by others meanwhile.
         """
         held = self.get(group)
-        if (held is None and self._writer.marked(group)) or (held is not None and step in held.uses):
+        if held is not None and step in held.uses:
             return True
-        if held is None:
+        forgotten = held is None and self._writer.marked(group)
+        if not forgotten and (held is None or held.state in PLAYED):
             return False
-        if held.state not in (State.READY, State.CLAIMED):
-            problem = f"which is {held.state.name.lower()}: its claim was lost"
+        if forgotten or held.state not in (State.READY, State.CLAIMED):
+            problem = f"which is {'forgotten' if forgotten else held.state.name.lower()}: its claim was lost"
             raise RedraftError(f"step {step} cannot commit group {group.hex()}, {problem}. {LOST_CLAIM}")
         self.step = max(self.step, step)
         uses = tuple(sorted((*held.uses, step)))
@@ -321,6 +327,15 @@ class Draft:
         self._writer.put_mark(group, reason)
         self._changed[group] = None
         self.marked[reason] += 1
+
+    def tear_unread(self, group: bytes) -> None:
+        """Tears a group whose record is lost. Where no row tells its place, it is erased: a resumed run plays it."""
+        row = self._writer.sound_row(group)
+        self._writer.drop_rows(group)
+        self._writer.drop_record(group)
+        if row is not None:
+            self._changed[group] = Record(row.lease, row.order, State.ABANDONED, reason=TORN)
+        self.torn += 1
 
     def tear(self, group: bytes) -> None:
         """Deletes the rows of a damaged group and remembers that it is to be played again, under a higher lease."""

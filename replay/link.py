@@ -70,7 +70,10 @@ class Link:
         """Sends once and waits for the reply of this request; replies to earlier ones are passed over."""
         if not self._dealer.poll(_ms_until(until), zmq.POLLOUT):
             return None
-        self._dealer.send(request)
+        try:
+            self._dealer.send(request, zmq.NOBLOCK)
+        except zmq.Again:  # the connection has gone since
+            return None
         while self._dealer.poll(_ms_until(until), zmq.POLLIN):
             header, *rest = self._dealer.recv_multipart(copy=False)
             fields = unpack(header.bytes)

@@ -17,7 +17,7 @@ import zmq
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError, WireError
 from protocols.turns import Close, Lease, Turn
-from protocols.wire import SCHEMA, Packed, join, pack, row_of, unpack
+from protocols.wire import ENTRY, SCHEMA, Packed, join, pack, row_of, unpack
 from replay.config import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -31,6 +31,7 @@ from replay.config import (
 )
 from replay.keys import secure_client
 from replay.link import hint, keep_alive
+from replay.spool import PLAY_BYTES
 
 log = logging.getLogger("redraft.replay")
 NEVER = float("inf")
@@ -80,8 +81,10 @@ class Producer:
             stream.flush(max(deadline - time.monotonic(), 0.0))
 
     def close(self, timeout_s: float) -> None:
-        """Flushes, then ends the io threads in any case. Raises DeadlineError when rows were left."""
+        """Flushes, then ends the io threads in any case. Raises DeadlineError when rows were left. Again does nothing."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
         try:
             self.flush(timeout_s)
@@ -121,7 +124,8 @@ class Stream:
         self._flush_now = self._closing = False
         # The rest belongs to the io thread: a ZeroMQ socket is used by one thread only.
         self._batches: dict[int, _Batch] = {}
-        self._closes: deque[tuple[int, Future]] = deque()  # batch number and future, in order
+        self._closes: deque[tuple[int, bytes, Future]] = deque()  # batch number, play and future, in order
+        self._refused: dict[bytes, WireError] = {}  # plays of which rows were refused, until they close
         self._due: deque[_Batch] = deque()  # to be sent now, in order
         self._sent = 0
         self._linger_until = self._ask_at = 0.0
@@ -157,12 +161,15 @@ class Stream:
         stalled = False
         while True:
             with self._lock:
+                if self._closing:
+                    raise RedraftError(f"the replay producer {self._name} is closed")
                 if self._has_room():
                     return
                 waiter = Future()
                 self._waiters.append(waiter)
             if not stalled:
                 metrics.REPLAY_STALLS.inc()
+                self._wake()  # it asks for room where no acknowledgement is awaited
                 stalled = True
             try:
                 await asyncio.wait_for(asyncio.wrap_future(waiter), max(deadline - time.monotonic(), 0))
@@ -175,7 +182,10 @@ class Stream:
             self._wake()
             done = self._changed.wait_for(lambda: not self._rows or self._closing, timeout_s)
             self._flush_now = False
-        if not done:
+            left = self._rows
+        if left and done:
+            raise RedraftError(f"the replay producer {self._name} has ended with {left} rows that are not acknowledged")
+        if left:
             raise self._late(timeout_s)
 
     def end(self) -> None:
@@ -292,7 +302,7 @@ class Stream:
         rows = [packed for packed, _ in taken]
         index, blob = join(rows)
         header = pack({"schema": SCHEMA, "kind": "rows", "batch": self._sent, "count": len(rows)})
-        self._closes.extend((self._sent, done) for _, done in taken if done is not None)
+        self._closes.extend((self._sent, entry[:PLAY_BYTES], done) for (entry, _), done in taken if done is not None)
         return _Batch(self._sent, [header, index, blob], len(rows), len(blob))
 
     def _take(self) -> list[tuple[Packed, Future | None]]:
@@ -329,22 +339,26 @@ class Stream:
                 self._settle(message["batches"], message["room"], None)
 
     def _settle(self, numbers: list[int], window: int, error: WireError | None) -> None:
-        """Drops answered batches. A close is done once no batch up to its own is out: resends come out of order."""
+        """Drops answered batches. A close is done once no batch up to its own is out: resends come out of order.
+
+        It fails when any row of its play was refused, for the group will never be whole.
+        """
         done = [batch for number in numbers if (batch := self._batches.pop(number, None)) is not None]
         if error is not None:
-            refused = [close for number, close in self._closes if number in numbers]
-            self._closes = deque((number, close) for number, close in self._closes if number not in numbers)
-            for close in refused:
-                _resolve(close, error)
+            for batch in done:
+                self._refused |= dict.fromkeys(_plays(batch.frames[1]), error)
         first_out = next(iter(self._batches), self._sent + 1)
         while self._closes and self._closes[0][0] < first_out:
-            _resolve(self._closes.popleft()[1], None)
+            _, play, close = self._closes.popleft()
+            _resolve(close, self._refused.pop(play, None))
         with self._changed:
             self._rows -= sum(batch.rows for batch in done)
             self._bytes -= sum(batch.size for batch in done)
             self._window = window
             waiters: list[Future] = []
-            if self._rows <= window // 2 and self._bytes <= WINDOW_BYTES // 2:  # not at each row that becomes free
+            if (
+                window and self._rows <= window // 2 and self._bytes <= WINDOW_BYTES // 2
+            ):  # not at each row that becomes free
                 waiters, self._waiters = self._waiters, waiters
             self._changed.notify_all()
         for waiter in waiters:
@@ -355,11 +369,15 @@ class Stream:
         with self._changed:
             self._closing = True
             left = [done for _, done in self._pending if done is not None]
-            left += [close for _, close in self._closes] + self._waiters
+            left += [close for _, _, close in self._closes] + self._waiters
             self._waiters = []
             self._changed.notify_all()
         for future in left:
             _resolve(future, RedraftError(f"the replay producer {self._name} was closed before replay acknowledged"))
+
+
+def _plays(index: bytes) -> set[bytes]:
+    return {index[at : at + PLAY_BYTES] for at in range(0, len(index), ENTRY.size)}
 
 
 def _resolve(future: Future, error: Exception | None) -> None:

@@ -21,7 +21,7 @@ import zmq
 
 from protocols import metrics
 from protocols.errors import SettingError, WireError
-from protocols.wire import CLOSE, ENTRY, SCHEMA, Packed, Row, pack, split, unpack
+from protocols.wire import CLOSE, ENTRY, SCHEMA, Packed, Row, pack, shown, split, unpack
 from replay.config import MAX_MESSAGE_BYTES, QUEUED, Endpoints, ReplaySettings
 from replay.desk import Desk
 from replay.keys import Gate, Watch
@@ -34,6 +34,7 @@ log = logging.getLogger("redraft.replay")
 # is still in the processor's cache; with durability: power many, which share a sync.
 DRAIN_MESSAGES = {"process": 4, "power": 32}
 GATHER_ROWS, GATHER_S = 64, 0.003  # with durability: power, a sync waits for so many rows or so long
+MAX_HEADER_BYTES = 1 << 12
 SERVED = 64  # requests between two looks at the rows that came
 COLLECT = 50_000  # allocations between two runs of Python's garbage collector: the table is large, and has no cycles
 EXPORT_S = 1.0
@@ -247,14 +248,14 @@ def _parse(frames: list[zmq.Frame]) -> tuple[list[int], list[tuple[Row, Packed]]
     if sum(map(len, frames)) > MAX_MESSAGE_BYTES:
         raise _Refused("size", f"a message of more than {MAX_MESSAGE_BYTES} bytes")
     try:
-        header = unpack(frames[0].bytes if frames else b"")
+        header = unpack(frames[0].bytes if frames and len(frames[0]) <= MAX_HEADER_BYTES else b"")
     except WireError as error:
         raise _Refused("header", str(error)) from None
     kind, batch, count = header.get("kind"), header.get("batch"), header.get("count")
     if kind == "room" and len(frames) == 1:
         return [], []
     if kind != "rows" or type(batch) is not int or not 0 <= batch < 2**63 or type(count) is not int:
-        raise _Refused("header", f"a header of other fields: {str(header)[:200]}")
+        raise _Refused("header", f"a header of other fields: {shown(header)}")
     if len(frames) != 3:
         raise _Refused("frames", f"{len(frames)} frames where 3 belong", batch)
     try:

@@ -52,8 +52,8 @@ def chances(offers: Sequence[dict], shard: int) -> float:
 
 
 def weights(chances: np.ndarray, exponent: float) -> np.ndarray:
-    """Importance weights float32[count], not yet scaled, of groups by their chance relative to an even choice."""
-    return (chances**-exponent).astype(np.float32)
+    """Importance weights float64[count], not yet scaled, of groups by their chance relative to an even choice."""
+    return chances**-exponent
 
 
 def total(stats: Sequence[dict]) -> dict:
@@ -67,7 +67,7 @@ def total(stats: Sequence[dict]) -> dict:
 
 
 def _merged(key: str, one, other):
-    if key == "step":
+    if key in ("step", "fullest"):
         return max(one, other)
     if key == "full":
         return one or other

@@ -68,7 +68,8 @@ class Spool:
             with self._env.begin(write=True, buffers=True) as txn:
                 yield Writer(txn, self._rows, self._records, self._marks, self._meta)
         except lmdb.Error as error:
-            if os.strerror(errno.EIO) in str(error):  # so LMDB calls a write that was cut short, as on a full disk
+            # LMDB calls a write that was cut short, as on a full disk, an input/output error.
+            if any(os.strerror(number) in str(error) for number in (errno.EIO, errno.EDQUOT)):
                 raise lmdb.DiskError(str(error)) from None
             raise
 
@@ -80,12 +81,13 @@ class Spool:
     def marks(self) -> Counter[str]:
         """How many groups were forgotten, by reason."""
         with self._env.begin(db=self._marks) as txn:
-            return Counter(reason.decode() for reason in txn.cursor().iternext(keys=False))
+            return Counter(reason.decode(errors="replace") for reason in txn.cursor().iternext(keys=False))
 
     def step(self) -> int:
         """The last step that used groups, in the history that stands."""
         with self._env.begin(db=self._meta) as txn:
-            return int(txn.get(b"step", b"0"))
+            step = txn.get(b"step", b"0")
+        return int(step) if step.isdigit() else 0  # the uses of held groups say it again
 
     def known(self, group: bytes) -> bool:
         """Whether the group was forgotten."""
@@ -133,6 +135,16 @@ class Writer:
                 found.append((value[: ENTRY.size], value[ENTRY.size :]))
                 more = cursor.next()
         return found
+
+    def sound_row(self, group: bytes) -> Row | None:
+        """Any row of the group that is as it was written."""
+        with self._txn.cursor(self._rows) as cursor:
+            more = cursor.set_range(group)
+            while more and cursor.key()[: len(group)] == group:
+                if (found := read_row(*cursor.item())) is not None:
+                    return found[0]
+                more = cursor.next()
+        return None
 
     def drop_rows(self, group: bytes, lease: int | None = None) -> None:
         """Deletes the rows of one play, or of all plays of the group."""

@@ -39,15 +39,10 @@ class Store:
         self._drop_damaged()
 
     def _drop_damaged(self) -> None:
-        """Groups whose records cannot be read: nothing is known of them, so they are erased and may be played again."""
-        with self.spool.write() as writer:
-            for group in self.groups.damaged:
-                writer.drop_rows(group)
-                writer.drop_record(group)
-        if self.groups.damaged:
-            names = ", ".join(group.hex() for group in self.groups.damaged[:8])
-            log.error("the records of %d groups fail their checksum; erased: %s", len(self.groups.damaged), names)
-        self.torn += len(self.groups.damaged)
+        """Groups whose records cannot be read have to be played again; a row of theirs says where they belong."""
+        for group in self.groups.damaged:
+            log.error("the record of group %s fails its checksum; it has to be played again", group.hex())
+            self.change(lambda draft, group=group: draft.tear_unread(group))
 
     def change(self, work: Callable[[Draft], T], may_grow: bool = True) -> T:
         """Runs `work` in one transaction; what it returned once that is committed. Raises spool.FULL, changing nothing.
@@ -69,7 +64,8 @@ class Store:
             result = work(draft)
             draft.flush()
         draft.adopt()
-        self.note_room()
+        if not draft.empty:  # or nothing was written, which proves nothing
+            self.note_room()
         self.changes += 1
         self._count(draft, time.monotonic() - began)
         return result
@@ -107,7 +103,8 @@ class Store:
 
         `step` is the last one that used groups, in the history that stands; `trained_total` counts groups whose uses
         are spent, kept or forgotten; `dropped` those set aside, by reason (torn ones since this service started only);
-        `torn` are [group in hex, lease, order] of those that have to be played again; `outcomes` rows since it started.
+        `fullest` is the share of `max_bytes` that is held, over shards the largest; `torn` are [group in hex, lease,
+        order] of those that have to be played again; rows are counted since it started.
         """
         groups = self.groups
         dropped = (
@@ -122,6 +119,7 @@ class Store:
             "rows": groups.rows,
             "bytes": groups.bytes,
             "max_bytes": self.settings.max_bytes,
+            "fullest": groups.bytes / self.settings.max_bytes,
             "full": self.full,
             "stored": self.outcomes["stored"],
             "duplicates": self.outcomes["duplicate"],

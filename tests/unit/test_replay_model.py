@@ -93,19 +93,14 @@ class Subject:
         return self.store.change(work, may_grow=False)
 
     def ask(self, identity: bytes, request: int, op: str, tick: bool = True, **fields) -> list[bytes]:
-        """The frames of the reply."""
+        """The frames of the reply, if it comes at once."""
         self._sent.clear()
         message = {"schema": SCHEMA, "id": request, "op": op, "wait_s": 0.0, **fields}
         self._desk.receive([identity, pack(message)])
         if tick:
             self._desk.tick()
-        ((to, frames),) = self._sent
-        assert to == identity and unpack(frames[0])["id"] == request
-        return frames
-
-    def pass_time(self) -> None:
-        """What was handed out is not on its way any more."""
-        self._desk._handed.clear()
+        assert [(to, unpack(frames[0])["id"]) for to, frames in self._sent] in ([(identity, request)], [])
+        return self._sent[0][1] if self._sent else []
 
     def snapshot(self) -> None:
         """What a process that is killed now would leave."""
@@ -198,8 +193,8 @@ class Model:
 
     def commit(self, numbers: list[int], step: int) -> tuple[bool, list[int]]:
         """Whether it may be, and the groups that are not known."""
-        fresh = [n for n in numbers if self.groups[n].state != "forgotten" and step not in self.groups[n].history]
-        unknown = [n for n in fresh if self.groups[n].state == "none"]
+        fresh = [n for n in numbers if self.groups[n].state == "forgotten" or step not in self.groups[n].history]
+        unknown = [n for n in fresh if self.groups[n].state in ("none", "open", "abandoned")]
         known = [self.groups[n] for n in fresh if n not in unknown]
         if any(held.state not in ("ready", "claimed") for held in known):
             return False, []
@@ -317,14 +312,17 @@ class ReplayMachine(RuleBasedStateMachine):
         assert len(served) == len(set(served)) == (count if len(ready) >= count else 0) and set(served) <= ready
 
     @precondition(lambda self: self.model.of("claimed"))
-    @rule(identity=consumers)
-    def the_same_claim_comes_again(self, identity):
-        """A resend, perhaps to another life of the service: the same groups, where they are still held."""
+    @rule(identity=consumers, died=st.booleans())
+    def the_same_claim_comes_again(self, identity, died):
+        """A resend: the same groups, where they are still held; or nothing, while they may still be on their way."""
         mine = {n for n, held in self.model.groups.items() if held.holder == (identity, self.requests[identity])}
-        if self.claimed.get(identity) and mine:
-            self.subject.pass_time()
-            frames = self.subject.ask(identity, self.requests[identity], "claim", **self.claimed[identity])
-            assert set(self.served(frames)) == mine
+        if not (self.claimed.get(identity) and mine):
+            return
+        if died:
+            self.crash()
+        frames = self.subject.ask(identity, self.requests[identity], "claim", **self.claimed[identity])
+        assert frames or not died
+        assert not frames or set(self.served(frames)) == mine
 
     def served(self, frames) -> list[int]:
         """The groups of a reply, each of which is whole and as it was played."""
