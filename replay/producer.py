@@ -81,7 +81,7 @@ class Producer:
             stream.flush(max(deadline - time.monotonic(), 0.0))
 
     def close(self, timeout_s: float) -> None:
-        """Flushes, then ends the io threads in any case; again does nothing. Raises DeadlineError when rows were left."""
+        """Flushes, then ends the io threads in any case. Raises DeadlineError when rows were left."""
         with self._lock:
             if self._closed:
                 return
