@@ -268,7 +268,7 @@ class Draft:
         Raises RedraftError when the group was used by others meanwhile.
         """
         held = self.get(group)
-        if held is not None and step in held.uses:
+        if step in held.uses if held is not None else self._writer.was_used(group, step):
             return True
         forgotten = held is None and self._writer.marked(group)
         if not forgotten and (held is None or held.state in PLAYED):
@@ -324,7 +324,7 @@ class Draft:
         held = self.get(group)
         reason = reason or held.reason or TRAINED
         self._writer.drop_rows(group, held.lease)
-        self._writer.put_mark(group, reason)
+        self._writer.put_mark(group, reason, held.uses)
         self._changed[group] = None
         self.marked[reason] += 1
 

@@ -82,7 +82,7 @@ class SpoolReader:
                     yield group, packed
 
     def marks(self) -> Iterator[tuple[bytes, bytes]]:
-        """The id of every forgotten group and the reason."""
+        """The id of every forgotten group and its mark: the reason, then the steps that used it."""
         with self._read(WALK) as txn, txn.cursor(self._marks) as cursor:
             yield from cursor.iternext()
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,7 +81,7 @@ class Spool:
     def marks(self) -> Counter[str]:
         """How many groups were forgotten, by reason."""
         with self._env.begin(db=self._marks) as txn:
-            return Counter(reason.decode(errors="replace") for reason in txn.cursor().iternext(keys=False))
+            return Counter(reason_of(mark) for mark in txn.cursor().iternext(keys=False))
 
     def step(self) -> int:
         """The last step that used groups, in the history that stands."""
@@ -163,11 +163,21 @@ class Writer:
     def put_step(self, step: int) -> None:
         self._txn.put(b"step", str(step).encode(), db=self._meta)
 
-    def put_mark(self, group: bytes, reason: str) -> None:
-        self._txn.put(group, reason.encode(), db=self._marks)
+    def put_mark(self, group: bytes, reason: str, uses: Sequence[int]) -> None:
+        """Keeps why the group was forgotten, and the steps that used it."""
+        self._txn.put(group, " ".join([reason, *map(str, uses)]).encode(), db=self._marks)
 
     def marked(self, group: bytes) -> bool:
         return self._txn.get(group, db=self._marks) is not None
+
+    def was_used(self, group: bytes, step: int) -> bool:
+        """Whether the forgotten group was used by `step`."""
+        return str(step).encode() in bytes(self._txn.get(group, b"", db=self._marks)).split(b" ")[1:]
+
+
+def reason_of(mark: bytes) -> str:
+    """Why a group was forgotten."""
+    return bytes(mark).partition(b" ")[0].decode(errors="replace")
 
 
 def read_row(key: bytes, value: bytes) -> tuple[Row, Packed] | None:

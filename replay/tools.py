@@ -21,6 +21,7 @@ from replay import shares
 from replay.config import ClientKeys, Endpoints, ReplaySettings
 from replay.groups import TORN, TRAINED, Record, State
 from replay.reader import SpoolReader
+from replay.spool import reason_of
 from replay.verify import unpacked
 
 log = logging.getLogger("redraft.replay")
@@ -39,7 +40,7 @@ def stats(folders: Sequence[Path], run_id: str | None = None) -> Iterator[dict]:
         with SpoolReader(folder, run_id) as reader:
             found = [(group, unpacked(packed)) for group, packed in reader.records()]
             records = [(group, record) for group, record in found if record is not None]
-            marks = Counter(reason.decode(errors="replace") for _, reason in reader.marks())
+            marks = Counter(reason_of(mark) for _, mark in reader.marks())
             facts = {"step": reader.step(), "unreadable": len(found) - len(records)}
             yield {"run": reader.run_id, **_counts(records, marks), **facts}
 

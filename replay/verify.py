@@ -6,6 +6,7 @@ It is read in a process of its own (`apart`): on damaged pages LMDB ends its pro
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import struct
 import traceback
@@ -20,7 +21,7 @@ from replay.groups import EMPTY, FLAT, PLAYED, STALE, TRAINED, Record
 from replay.reader import DamagedError, SpoolReader
 from replay.spool import TornError, read_row
 
-MARKS = {reason.encode() for reason in (TRAINED, FLAT, STALE, EMPTY)}
+MARK = re.compile(rb"(%s)( \d+)*" % "|".join((TRAINED, FLAT, STALE, EMPTY)).encode())  # why, and the steps that used it
 PLAY = struct.Struct(">ii")  # lease and turn: a row's key after the group
 END_S = 5.0  # that a reader has to close the spool
 
@@ -210,9 +211,9 @@ def _verify_rows(reader: SpoolReader, at: At) -> Iterator[Damage]:
 
 def _verify_marks(reader: SpoolReader, at: At) -> Iterator[Damage]:
     found = 0
-    for group, reason in reader.marks():
-        if reason not in MARKS:
-            yield Damage(reader.folder, group, f"it was forgotten for a reason that nobody writes: {reason!r:.40}")
+    for group, mark in reader.marks():
+        if not MARK.fullmatch(mark):
+            yield Damage(reader.folder, group, f"it was forgotten for a reason that nobody writes: {mark!r:.40}")
         found += 1
     yield from _as_counted(reader, "marks", found)
 

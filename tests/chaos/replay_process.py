@@ -26,6 +26,7 @@ from replay.config import Endpoints, ReplaySettings
 from replay.service import Service
 
 WAIT_S = 60.0  # no wait of a producer or learner is longer
+PACE_S = 0.006  # that a producer rests after some groups, so that learners keep up with it
 
 
 def end_of_input() -> threading.Event:
@@ -72,6 +73,7 @@ async def _produce(spec: dict, notes: Notes, ended: threading.Event) -> None:
                 waiting.add(future := asyncio.wrap_future(done))
                 future.add_done_callback(waiting.discard)
                 done.add_done_callback(_noting(notes, int.from_bytes(item.group[8:], "big"), item.lease))
+        await asyncio.sleep(PACE_S)
         while len(waiting) > spec["ahead"]:
             await asyncio.wait(waiting, timeout=WAIT_S, return_when=asyncio.FIRST_COMPLETED)
     producer.close(WAIT_S)
@@ -87,14 +89,29 @@ def _interleaved(plays: list[list], generator: random.Random):
         yield generator.choice(plays).pop(0)
 
 
+class Steps:
+    """The last step that each learner is done with, for all to see: a checkpoint covers no step under way."""
+
+    def __init__(self, folder: str, name: str):
+        self._folder = Path(folder)
+        self._folder.mkdir(exist_ok=True)
+        self._mine = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def done(self, step: int) -> None:
+        os.pwrite(self._mine, step.to_bytes(8, "big"), 0)
+
+    def of_all(self) -> list[int]:
+        return [int.from_bytes(path.read_bytes(), "big") for path in self._folder.iterdir()]
+
+
 def learn(spec: dict) -> None:
-    """Claims, checks and commits, step after step; now and then checkpoints."""
-    notes, ended = Notes(spec["notes"]), end_of_input()
+    """Claims, checks and commits, step after step; now and then checkpoints what all learners are done with."""
+    notes, ended, steps = Notes(spec["notes"]), end_of_input(), Steps(spec["steps"], spec["name"])
     client = client_of(Endpoints(*spec["endpoints"]), spec["name"], WAIT_S)
     generator, step = random.Random(spec["seed"]), spec["step"]
     print("ready", flush=True)
     while not ended.is_set():
-        groups = client.claim(generator.randint(1, 12), step, ANY, 0.2).groups
+        groups = client.claim(generator.randint(1, 48), step, ANY, 0.2).groups
         if not groups:
             continue
         ids = [group.id.hex() for group in groups]
@@ -107,10 +124,12 @@ def learn(spec: dict) -> None:
             notes.add("done", step=step, ids=ids)
         except RedraftError as error:
             notes.add("wrong", problem=str(error))
-        if generator.random() < 0.2:
-            notes.add("checkpoint", step=step)
-            client.checkpoint(step)
-        step += spec["stride"]
+        steps.done(step)
+        if generator.random() < 0.2 and len(steps.of_all()) == spec["stride"]:
+            notes.add("checkpoint", step=(covered := min(steps.of_all())))
+            client.checkpoint(covered)
+        behind = max(steps.of_all()) - step
+        step += spec["stride"] * (1 + max(behind, 0) // spec["stride"])
     client.close()
 
 

@@ -160,11 +160,13 @@ def fill_up(house: House, before: int = 20, groups: int = 200) -> None:
     until(house.full, DEADLINE_S, "the spool is full")
 
 
-def on(*disks: str):
-    return pytest.mark.parametrize("disk", disks, indirect=True)
+def on(*disks: str, prove: tuple[str, ...] = ()):
+    """On these disks; on those in `prove` only when the long proofs run."""
+    long = [pytest.param(disk, marks=pytest.mark.prove) for disk in prove]
+    return pytest.mark.parametrize("disk", [*disks, *long], indirect=True)
 
 
-@on("grow", "short", "all", "tmpfs")
+@on("short", "tmpfs", prove=("grow", "all"))
 def test_a_full_disk_holds_producers_back_and_all_is_stored_when_room_comes(house):
     fill_up(house)
     until(house.held_back, DEADLINE_S, "the producer has no room")
@@ -186,7 +188,7 @@ def test_a_full_disk_holds_producers_back_and_all_is_stored_when_room_comes(hous
     assert said == unsaid and (said == 1 or isinstance(house.disk, Mounted)), house.service.said()
 
 
-@on("short", "tmpfs")
+@on("tmpfs", prove=("short",))
 def test_nothing_is_acknowledged_falsely_by_a_service_killed_on_a_full_disk(house):
     fill_up(house)
     house.service.kill()
@@ -203,7 +205,7 @@ def test_nothing_is_acknowledged_falsely_by_a_service_killed_on_a_full_disk(hous
     assert len(told) < len(house.waiting)
 
 
-@on("grow", "tmpfs")
+@on("grow", prove=("tmpfs",))
 def test_a_service_that_starts_on_a_full_disk_recovers_when_room_comes(house):
     fill_up(house)
     house.service.kill()
@@ -216,7 +218,7 @@ def test_a_service_that_starts_on_a_full_disk_recovers_when_room_comes(house):
     assert not [problem for group in groups if (problem := problem_of(group))]
 
 
-@on("short", "tmpfs")
+@on("short", prove=("tmpfs",))
 def test_checkpoints_make_room_on_a_disk_that_stays_full(house):
     """What was forgotten leaves room within the file: enough of it for what waits, where many groups were held."""
     fill_up(house, before=300, groups=500)

@@ -57,7 +57,7 @@ class Run:
         if role == "produce":
             spec |= {"owner": number, "lease": self.leases[name], "ahead": 12}
         else:
-            spec |= {"step": self.next_step(number), "stride": LEARNERS}
+            spec |= {"steps": str(self.place / "steps"), "step": self.next_step(number), "stride": LEARNERS}
         self.processes[name] = Process(role, spec, self.place / f"{name}.log").ready()
 
     def kill(self, kind: str) -> None:
@@ -89,7 +89,7 @@ class Run:
         return last + 1 + (number - last - 1) % LEARNERS
 
     def checkpointed(self) -> int:
-        return max((note["step"] for note in self.read(self.learners) if note["kind"] == "checkpoint"), default=-1)
+        return max((note["step"] for note in self.read(self.learners) if note["kind"] == "checkpoint"), default=0)
 
     def settle(self, dead: list[str]) -> None:
         """Commits again what a learner may have committed when it died: whether it had makes no difference."""

@@ -139,6 +139,7 @@ def silent_until(moment: float, house: House) -> None:
     assert house.acknowledged() == held, "something was acknowledged through a connection that carries nothing"
 
 
+@pytest.mark.prove
 def test_a_connection_that_is_dead_for_ever_without_saying_so(house):
     """As when a router forgets it: only a new connection goes through, so someone has to give the old one up."""
     house.play(10)

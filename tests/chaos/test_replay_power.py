@@ -22,6 +22,7 @@ from protocols.errors import DeadlineError
 
 DEADLINE_S = 60.0
 SYNC_US = 3000  # a slow disk: acting before a sync has ended becomes visible
+LAST = 50  # groups that are on their way when it is killed
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def run_until_the_cut(place: Path, library: Path, durability: str, groups: int, 
                 least = number - generator.randrange(20)
                 until(lambda least=least: len(load.stored) >= least, DEADLINE_S, f"{least} acknowledged groups")
                 load.use_some(client, number)
-        for number in range(groups, groups + 50):  # so that it dies under load
+        for number in range(groups, groups + LAST):  # so that it dies under load
             load.play(producer, gid(0, number), endpoints.ingest)
         threading.Event().wait(generator.random() * 0.01)  # the random instant
     finally:
@@ -129,7 +130,7 @@ def cut_the_power(place, library, durability, groups, count, seed):
     made = cuts(place, load, count, seed)
     lost = lost_by(place, load, made)
     print(
-        f"replay power cuts ({durability}): {len(made)}, acknowledged groups: {len(load.stored)} of {groups}, "
+        f"replay power cuts ({durability}): {len(made)}, acknowledged groups: {len(load.stored)} of {groups + LAST}, "
         f"commits: {len(load.used)}, cuts that lost something: {len(lost)}"
     )
     assert len(load.stored) > groups // 2, "too little was acknowledged to show anything"
