@@ -107,13 +107,14 @@ def decode_turn(group: bytes, lease: int, turn: int, record: bytes) -> Turn:
          timing, extra) = msgpack.unpackb(record, use_list=False, strict_map_key=False)  # fmt: skip
         if not (
             (type(parent), type(after), type(index), type(episode)) == INTEGERS
+            and parent < turn
             and type(prompt) is type(response) is type(logprobs) is bytes
             and len(response) == len(logprobs)
             and all(type(start) is type(version) is int for start, version in versions)
             and type(reward) in (float, int)
             and type(extra) is dict
         ):
-            raise TypeError("a field has another type than it should")
+            raise TypeError("a field has another type than it should, or its parent comes later")
         return Turn(
             group=group,
             lease=lease,

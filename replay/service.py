@@ -217,7 +217,8 @@ class Service:
         if self._settings.durability == "power":
             until = time.monotonic() + GATHER_S
             while sum(len(frames[2]) for frames in messages if len(frames) > 2) < GATHER_ROWS * ENTRY.size:
-                if not self._ingest.poll(max(until - time.monotonic(), 0) * 1000):
+                left_s = until - time.monotonic()
+                if left_s <= 0 or not self._ingest.poll(left_s * 1000):
                     break
                 messages += _drain(self._ingest, most)
         return messages

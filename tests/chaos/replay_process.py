@@ -26,7 +26,7 @@ from replay.config import Endpoints, ReplaySettings
 from replay.service import Service
 
 WAIT_S = 60.0  # no wait of a producer or learner is longer
-PACE_S = 0.006  # that a producer rests after some groups, so that learners keep up with it
+PACE_S = 0.003  # that a producer rests after some groups, so that learners keep up with it
 
 
 def end_of_input() -> threading.Event:
