@@ -169,7 +169,7 @@ def check_metrics(folder: Path, name: str) -> None:
     )
     status = json.loads(answer.stdout)
     ports = status["metrics_ports"] | {actor["name"]: actor["metrics_port"] for actor in status["actors"]}
-    assert {"controller", "replay", "learner-0", "actor-0", "actor-1"} == set(ports)
+    assert {"controller", "replay-0", "learner-0", "actor-0", "actor-1"} == set(ports)
     known = {
         metric.name.removesuffix("_total") for metric in vars(metrics).values() if isinstance(metric, metrics.Metric)
     }
