@@ -26,7 +26,8 @@ NO_VERSION = -1  # the `version` of a row in which nothing was sampled
 ENTRY = struct.Struct(">16siiqqifII")  # a Row
 CRC = struct.Struct(">I")  # the last field of an entry
 INTEGERS = (int,) * 4
-KEY_BYTES = 24  # an entry begins with group, lease and turn: they name the row
+PLAY_BYTES = 20  # an entry begins with group and lease: they name the play
+KEY_BYTES = 24  # and turn: they name the row
 UNSUMMED = ENTRY.size - CRC.size
 
 

@@ -149,6 +149,7 @@ class Desk:
 
         self._store.change(work)
         self._forgetting = []
+        self._handed.clear()
         self._waiting.clear()  # claims of a past life must not take groups; a living client sends its claim again
         return {}
 
@@ -185,15 +186,16 @@ class Desk:
 
     def _again(self, identity: bytes, request: int) -> bool:
         """Sends again what this very request was given before, also by an earlier life of the service."""
-        claimed = self._store.groups.of(State.CLAIMED)
-        mine = [group for group, record in claimed if (record.holder, record.request) == (identity, request)]
         if self._still_arriving(identity, request):
             return True
+        claimed = self._store.groups.of(State.CLAIMED)
+        mine = [group for group, record in claimed if (record.holder, record.request) == (identity, request)]
         if not mine:  # what it was given is used or given back: a late copy of it must not claim more
             return self._handed.get(identity, (-1,))[0] == request
         parcel = self._store.change(lambda draft: _read(draft, mine))
         if parcel is None:
             self._give_back([group for group in mine if self._held_by(group, identity)])
+            self._handed.pop(identity, None)  # it is a new claim now
             return False
         chances = [self._store.groups.get(group).chance for group in mine]
         self._hand_out(identity, request, parcel, chances)

@@ -23,21 +23,8 @@ class Link:
         self._endpoint, self._name, self._keys, self._timeout_s = endpoint, name, keys, timeout_s
         self._lock = threading.Lock()
         self._request = 0
-        self._dealer = zmq.Context.instance().socket(zmq.DEALER)  # one of its own would wait when it is not closed
-        self._dealer.setsockopt(zmq.IDENTITY, f"{name}/{secrets.token_hex(4)}".encode())
-        self._dealer.setsockopt(zmq.IMMEDIATE, 1)
-        self._dealer.setsockopt(zmq.SNDHWM, QUEUED)
-        self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        self._dealer.setsockopt(zmq.LINGER, 0)
-        try:
-            keep_alive(self._dealer, endpoint)
-            if keys is not None and endpoint.startswith("tcp://"):
-                secure_client(self._dealer, keys)
-            self._dealer.connect(endpoint)
-        except zmq.ZMQError as error:
-            self._dealer.close()
-            cure = "Give ipc://PATH or tcp://HOST:PORT"
-            raise SettingError("replay.endpoint", f"{endpoint}: {error}", cure) from None
+        # A context of its own would wait for ever when it is collected before its socket is closed.
+        self._dealer = connected(zmq.Context.instance(), endpoint, name, keys)
 
     def ask(self, op: str, wait_s: float = 0.0, **fields) -> Reply:
         """The reply to one request, which replay may answer after `wait_s`.
@@ -80,6 +67,26 @@ class Link:
             if fields["id"] == self._request:
                 return (fields, rest[0].bytes, rest[1].buffer) if len(rest) == 2 else (fields, b"", memoryview(b""))
         return None
+
+
+def connected(context: zmq.Context, endpoint: str, name: str, keys: ClientKeys | None) -> zmq.Socket:
+    """A DEALER of the client `name`. Raises SettingError when the endpoint is none."""
+    dealer = context.socket(zmq.DEALER)
+    dealer.setsockopt(zmq.IDENTITY, f"{name}/{secrets.token_hex(4)}".encode())
+    dealer.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues while replay is away: it is sent again
+    dealer.setsockopt(zmq.SNDHWM, QUEUED)  # what is sent again to a hung service does not pile up
+    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    dealer.setsockopt(zmq.LINGER, 0)
+    try:
+        keep_alive(dealer, endpoint)
+        if keys is not None and endpoint.startswith("tcp://"):
+            secure_client(dealer, keys)
+        dealer.connect(endpoint)
+    except zmq.ZMQError as error:
+        dealer.close()
+        cure = "Give ipc://PATH or tcp://HOST:PORT"
+        raise SettingError("replay.endpoint", f"{endpoint}: {error}", cure) from None
+    return dealer
 
 
 def keep_alive(socket: zmq.Socket, endpoint: str) -> None:

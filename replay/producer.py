@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
 import threading
 import time
@@ -17,21 +16,18 @@ import zmq
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError, WireError
 from protocols.turns import Close, Lease, Turn
-from protocols.wire import ENTRY, SCHEMA, Packed, join, pack, row_of, unpack
+from protocols.wire import ENTRY, PLAY_BYTES, SCHEMA, Packed, join, pack, row_of, unpack
 from replay.config import (
     BATCH_BYTES,
     BATCH_ROWS,
     LINGER_S,
     MAX_ROW_BYTES,
-    QUEUED,
     RESEND_S,
     WINDOW_BYTES,
     WINDOW_ROWS,
     ClientKeys,
 )
-from replay.keys import secure_client
-from replay.link import hint, keep_alive
-from replay.spool import PLAY_BYTES
+from replay.link import connected, hint
 
 log = logging.getLogger("redraft.replay")
 NEVER = float("inf")
@@ -65,8 +61,8 @@ class Producer:
         """Takes a turn or close row of the play of `lease`.
 
         For a close row returns a future that is done when replay has stored it and all that was added before it for
-        that shard; it fails with WireError when replay refuses its batch. Raises WireError when the turn cannot be
-        encoded or is too large, RedraftError when the producer is closed.
+        that shard; it fails with WireError when replay refuses any row of its play. Raises WireError when the turn
+        cannot be encoded or is too large, RedraftError when the producer is closed.
         """
         return self._stream(lease.shard).add(item, lease.order, spread)
 
@@ -216,16 +212,7 @@ class Stream:
     def _run(self) -> None:
         context = zmq.Context()
         try:
-            with context.socket(zmq.DEALER) as dealer:
-                dealer.setsockopt(zmq.IDENTITY, f"{self._name}/{secrets.token_hex(4)}".encode())
-                dealer.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues while replay is away: it is sent again
-                dealer.setsockopt(zmq.SNDHWM, QUEUED)  # resends to a hung service do not pile up
-                dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-                dealer.setsockopt(zmq.LINGER, 0)
-                keep_alive(dealer, self._endpoint)
-                if self._keys is not None and self._endpoint.startswith("tcp://"):
-                    secure_client(dealer, self._keys)
-                dealer.connect(self._endpoint)
+            with connected(context, self._endpoint, self._name, self._keys) as dealer:
                 self._loop(dealer)
         except Exception:
             log.exception("the io thread of replay producer %s ended", self._name)

@@ -16,15 +16,13 @@ class Ready:
     def __init__(self, sampler: Sampler):
         self.sampler = sampler
         self._buckets: dict[tuple[int, int], dict[bytes, None]] = {}
-        self._count = 0
 
     def __len__(self) -> int:
-        return self._count
+        return sum(map(len, self._buckets.values()))
 
     def add(self, group: bytes, record: Record) -> None:
         self._buckets.setdefault((record.low, record.high), {})[group] = None
         self.sampler.add(group, record)
-        self._count += 1
 
     def discard(self, group: bytes, record: Record) -> None:
         bucket = self._buckets[record.low, record.high]
@@ -32,7 +30,6 @@ class Ready:
         if not bucket:
             del self._buckets[record.low, record.high]
         self.sampler.discard(group)
-        self._count -= 1
 
     def stale(self, step: int, max_staleness: int) -> list[bytes]:
         """The groups staler than that for the trainer at `step`; looks at versions, not at groups."""
@@ -47,7 +44,7 @@ class Ready:
         A straggler is an open group that came before one of them and would be too stale after this step. The wait for
         it ends when it closes, is abandoned or is leased again: the controller's lease deadline bounds it.
         """
-        if self._count < count:
+        if len(self) < count:
             return [], "groups"
         last = self.sampler.last(count)
         if last >= 0 and self.straggler(opened, step, max_staleness) < last:

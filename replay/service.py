@@ -79,9 +79,7 @@ class Service:
 
     def _bind(self, endpoint: str) -> zmq.Socket:
         router = self._context.socket(zmq.ROUTER)
-        router.setsockopt(
-            zmq.ROUTER_HANDOVER, 1
-        )  # a client that reconnects takes its name over from its dead connection
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # who reconnects takes its name over from its dead connection
         router.setsockopt(zmq.RCVHWM, QUEUED)
         router.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_MESSAGE_BYTES)  # a peer that sends more is cut off before it is read
         router.setsockopt(zmq.SNDHWM, 0)

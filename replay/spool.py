@@ -14,12 +14,11 @@ from pathlib import Path
 import lmdb
 
 from protocols.errors import SettingError
-from protocols.wire import ENTRY, KEY_BYTES, SCHEMA, Packed, Row, sound
+from protocols.wire import ENTRY, KEY_BYTES, PLAY_BYTES, SCHEMA, Packed, Row, sound
 
 FULL = (lmdb.MapFullError, lmdb.DiskError)  # the map or the disk has no room: the transaction changed nothing
 GROWTH_BYTES = 16 << 20
 LEASE = struct.Struct(">i")
-PLAY_BYTES = 20  # a row's key begins with group and lease
 
 
 class TornError(Exception):

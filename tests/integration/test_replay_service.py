@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import zmq
 
-from protocols.errors import DeadlineError, RedraftError, SettingError
+from protocols.errors import DeadlineError, RedraftError, SettingError, WireError
 from protocols.turns import Close, Lease, Role, Turn
 from protocols.wire import ENTRY, SCHEMA, Row, join, pack, row_of
 from replay.client import Client, Producer
@@ -305,6 +305,50 @@ def test_a_record_that_cannot_be_decoded_is_dropped_and_the_others_served(house)
     house.play(gid(3)).result(10)
     assert [group.id for group in house.claim(2, wait_s=5).groups] == [gid(2), gid(3)]
     assert house.client.stats()["dropped"] == {"torn": 1}
+
+
+@pytest.mark.parametrize("op", ["its_way", "field", "answer", "nothing"])
+def test_a_request_reaches_nothing_but_requests(house, op):
+    with pytest.raises(RedraftError, match="unknown request"):
+        house.client._links[0].ask(op)
+    assert house.client.stats()["refused"] == 1 and house.service.alive
+
+
+def test_headers_nested_too_deep_to_be_shown_are_refused(house):
+    deep = b"\x91" * 1000 + b"\xc0"
+    headers = [
+        b"\x81\xa6schema" + deep,
+        b"\x82\xa6schema\x02\xa4kind" + deep,
+        b"\x83\xa6schema\x02\xa2id\x01\xa2op" + deep,
+    ]
+    with zmq.Context() as context:
+        for endpoint in (house.endpoints.ingest, house.endpoints.serve):
+            with context.socket(zmq.DEALER) as dealer:
+                dealer.setsockopt(zmq.LINGER, 1000)
+                dealer.connect(endpoint)
+                for header in headers:
+                    dealer.send(header)
+    until(lambda: house.client.stats()["refused"] == 6)
+    assert house.service.alive
+
+
+def test_a_close_fails_when_a_row_of_its_play_was_refused_in_an_earlier_batch(house):
+    stream = house.producer._stream(house.endpoints.ingest)
+    join_rows = stream._next_batch
+
+    def bite(now):
+        batch = join_rows(now)
+        if batch is not None and batch.number == 1:
+            batch.frames[2] = bytes([batch.frames[2][0] ^ 1]) + batch.frames[2][1:]
+        return batch
+
+    stream._next_batch = bite
+    house.add(turn(gid(1), 0))
+    house.producer.flush(10)
+    with pytest.raises(WireError, match="refused"):
+        house.add(Close(gid(1), 0, 1), spread=1.0).result(10)
+    house.play(gid(2)).result(10)
+    assert house.client.stats()["ready"] == 1
 
 
 def test_malformed_messages_are_refused_counted_and_harm_nothing(house):

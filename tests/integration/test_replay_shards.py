@@ -288,6 +288,15 @@ def _play_lease(house: House, lease: Lease) -> None:
     house.producer.add(Close(lease.group, lease.number, 1), lease, 1.0).result(10)
 
 
+def test_a_group_that_was_abandoned_everywhere_and_played_again_can_be_committed(house):
+    """A shard that only knows it as abandoned is not who decides."""
+    house.client.abandon(gid(1), 0)
+    house.play(1, lease=1).result(10)
+    assert numbers(house.claim(1).groups) == [1]
+    house.client.commit([gid(1)], 1)
+    assert house.client.stats()["used"] == 1
+
+
 @pytest.mark.parametrize("house", [{"shards": 1}], indirect=True)
 def test_a_torn_group_whose_second_play_is_lost_with_the_run_is_still_to_be_played(house):
     """The checkpoint's cursor is past it, so replay alone knows."""
