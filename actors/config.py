@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,11 +20,13 @@ class DataSettings(Settings):
 
 class EnvironmentSettings(Settings):
     name: str
-    """signs, countdown, gsm8k, or package.module:Class of your own."""
+    """signs, minicraft, textcraft, countdown, gsm8k, math, functions, or package.module:Class of your own."""
     feedback: Literal["residual", "binary", "blank"] = "binary"
     """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""
     time_limit_s: float = Field(30.0, gt=0)
     """A step that takes longer ends its episode with role `error`."""
+    options: dict[str, Any] = {}
+    """The environment's own settings, see its class."""
 
 
 class RolloutSettings(Settings):

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 from collections.abc import Sequence
 
 from actors.config import DataSettings, EnvironmentSettings
 from actors.environments.base import TextEnvironment
+from protocols import named
 from protocols.errors import SettingError
 
 NAMES = {
     "signs": "actors.environments.signs:Signs",
     "countdown": "actors.environments.countdown:Countdown",
     "gsm8k": "actors.environments.gsm8k:GSM8K",
+    "math": "actors.environments.math:Math",
+    "functions": "actors.environments.functions:Functions",
+    "minicraft": "actors.environments.minicraft:Minicraft",
+    "textcraft": "actors.environments.textcraft:Textcraft",
 }
 
 
 def find(name: str) -> type[TextEnvironment]:
     """The class behind `environment.name`. Raises SettingError listing the known names."""
-    module, colon, attribute = NAMES.get(name, name).partition(":")
+    found = named.load("environment.name", name, NAMES)
     cure = f"Use {', '.join(NAMES)}, or package.module:Class of your own"
-    if not colon:
-        raise SettingError("environment.name", f"there is no environment {name!r}", cure)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingError("environment.name", f"{name!r} cannot be imported: {error}", cure) from error
     if not (isinstance(found, type) and issubclass(found, TextEnvironment)):
         raise SettingError("environment.name", f"{name!r} is not a TextEnvironment", cure)
     if found.__abstractmethods__:
@@ -37,8 +36,13 @@ def find(name: str) -> type[TextEnvironment]:
 
 
 def make(settings: EnvironmentSettings) -> TextEnvironment:
-    """A fresh environment. Raises SettingError for an unknown name, or a feedback that it does not have."""
-    return find(settings.name)(feedback=settings.feedback)
+    """A fresh environment. Raises SettingError for an unknown name, feedback or option."""
+    found = find(settings.name)
+    known = inspect.signature(found).parameters
+    if unknown := sorted(set(settings.options) - set(known)):
+        allowed = ", ".join(key for key in known if key != "feedback") or "none"
+        raise SettingError(f"environment.options.{unknown[0]}", "there is no such option", f"Allowed: {allowed}")
+    return found(feedback=settings.feedback, **settings.options)
 
 
 def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequence[dict]:

@@ -27,7 +27,8 @@ class TextEnvironment(gymnasium.Env, ABC):
 
     `reset(seed=, options={"task": task})` returns (observation, info). `step(text)` returns (observation, reward,
     terminated, truncated, info), where info holds `success` (bool) and `answer` (the answer in its canonical form, so
-    that equal answers are equal strings, or None where nothing could be parsed).
+    that equal answers are equal strings, or None where nothing could be parsed). Where an episode is many actions, it
+    may also hold `refused` (bool): the action could not be done, which is what an error is to a search.
     """
 
     feedbacks: ClassVar[tuple[str, ...]] = ("binary", "blank")
@@ -123,6 +124,20 @@ class OneAnswer(TextEnvironment):
     def act(self, text: str) -> tuple[str, float, bool, bool, dict]:
         verdict = self.judge(self.task, text)
         return self.say(verdict), verdict.reward, False, False, {"success": verdict.success, "answer": verdict.answer}
+
+
+class Hints(Protocol):
+    """An environment that can tell the answer, so that a failed try can be repeated with it (STaR)."""
+
+    def hint(self) -> str:
+        """What is added to the observation after a wrong answer, so that the next one can be right."""
+
+
+class Revises(Protocol):
+    """An environment with its own way to say that one was wrong; others get one of a list of sentences."""
+
+    def revision(self, good: Sequence[str], rng: Any) -> str:
+        """The text of a revision before the actions `good`, as the model would have written it."""
 
 
 class Demonstrates(Protocol):

@@ -1,0 +1,52 @@
+"""Parts by name: a known name, or `package.module:Name` of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Union, get_args
+
+from pydantic import Discriminator, Field, Tag
+
+from protocols.errors import SettingError
+from protocols.settings import Settings
+
+
+class OwnSettings(Settings):
+    """A part of the user's own. Naming it imports its module, which runs that code."""
+
+    name: str = Field(pattern=r"^[\w.]+:\w+$")
+    """package.module:Name, found on PYTHONPATH."""
+    options: dict[str, Any] = {}
+    """Its own settings, handed to it as they are."""
+
+
+def load(setting: str, name: str, known: Mapping[str, str]) -> Any:
+    """The object behind a name: `known` maps names to `package.module:Name`. Raises SettingError listing them."""
+    module, colon, attribute = known.get(name, name).partition(":")
+    cure = f"Use {', '.join(known)}, or package.module:Name of your own"
+    if not colon:
+        raise SettingError(setting, f"there is no {name!r}", cure)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingError(setting, f"{name!r} cannot be imported: {error}", cure) from error
+
+
+def one_of(*kinds: type[Settings], own: type[Settings] = OwnSettings) -> Any:
+    """The type of a setting that is one of `kinds`, told apart by their literal `name`, or `own` for `module:Name`.
+
+    Without a name it is the first of `kinds`. Tags are in angle brackets, so that the place of an error can leave them
+    out.
+    """
+    tags = {name: f"<{name}>" for kind in kinds for name in get_args(kind.model_fields["name"].annotation)}
+    first = next(iter(tags))
+
+    def tag(value: Any) -> str | None:
+        name = value.get("name", first) if isinstance(value, dict) else getattr(value, "name", None)
+        return "<own>" if isinstance(name, str) and ":" in name else tags.get(name)
+
+    tagged = [Annotated[kind, Tag(tags[get_args(kind.model_fields["name"].annotation)[0]])] for kind in kinds]
+    message = f"name must be one of {', '.join(tags)}, or package.module:Name of your own"
+    chosen = Discriminator(tag, custom_error_type="unknown_name", custom_error_message=message)
+    return Annotated[Union[(*tagged, Annotated[own, Tag("<own>")])], chosen]  # noqa: UP007
