@@ -185,7 +185,8 @@ def test_a_full_disk_holds_producers_back_and_all_is_stored_when_room_comes(hous
     assert not [problem for group in groups if (problem := problem_of(group))]
     rows = sum(turns_of(group) + 1 for group in house.waiting)
     assert (stats["rows"], stats["stored"], stats["open"]) == (rows, rows, 0)
-    assert said == unsaid and (said == 1 or isinstance(house.disk, Mounted)), house.service.said()
+    # A small commit may still fit while larger ones do not, and more so on a busy machine: then it is said again.
+    assert said == unsaid and 1 <= said < 10, house.service.said()
 
 
 @on("tmpfs", prove=("short",))
