@@ -14,13 +14,15 @@ import socket
 from dataclasses import dataclass, field
 
 from actors import engines, rollouts, weights
-from actors.config import ActorSettings, DataSettings, EnvironmentSettings, RolloutSettings, SamplingSettings
+from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
+from actors.engines.teacher import Teacher, TeacherBudget
 from actors.group import GroupWriter
 from actors.play import Environments, EpisodeFailure
 from actors.rendering import Renderer
+from actors.rollout_config import Rollout
 from protocols import metrics
 from protocols.errors import DeadlineError, SettingError, WeightsError
-from protocols.turns import Close, Lease, Turn
+from protocols.turns import Close, Lease, Role, Turn
 from protocols.weights import WeightRef
 from replay.config import ClientKeys
 
@@ -38,7 +40,7 @@ class Spec:
     seed: int
     data: DataSettings
     environment: EnvironmentSettings
-    rollout: RolloutSettings
+    rollout: Rollout
     sampling: SamplingSettings
     actors: ActorSettings
     keys: ClientKeys | None
@@ -62,13 +64,19 @@ class Report:
     state: str
     version: int | None = None
     probe_difference: float = 0.0
-    closed: list[tuple[bytes, int]] = field(default_factory=list)  # group, lease number
+    closed: list[tuple[bytes, int, float | None]] = field(default_factory=list)  # group, lease number, success rate
     abandoned: list[tuple[bytes, int, str]] = field(default_factory=list)
     playing: int = 0
     running: int = 0
     turns: int = 0
     tokens: int = 0
+    generations: int = 0
+    """Responses that were sampled, those that no turn keeps included."""
+    attempts: int = 0
+    """Those of them that were no reflections."""
     error: str = ""
+    fatal: bool = False
+    """Failed for a cause that a new actor would meet, too: the run has to end."""
     weights_refused: bool = False
     pid: int = 0
     node: str = ""
@@ -87,6 +95,7 @@ class Actor:
         self._announced: WeightRef | None = None
         self._starting: asyncio.Task | None = None
         self._updating: asyncio.Task | None = None
+        self._teacher: Teacher | None = None
 
     async def apply(self, func, *arguments, **named):
         """The call that Ray's FaultTolerantActorManager makes: `func(self)`, awaited when it has to be."""
@@ -110,9 +119,7 @@ class Actor:
                 self._updating = self._background(self._update(orders.trial))
         return self._take_report()
 
-    async def evaluate(
-        self, tasks: list[dict], settings: RolloutSettings, sampling: SamplingSettings
-    ) -> list[list[Turn]]:
+    async def evaluate(self, tasks: list[dict], settings: Rollout, sampling: SamplingSettings) -> list[list[Turn]]:
         """Plays tasks outside of training: the turns of each task, which go nowhere else."""
         return await asyncio.gather(*(self._evaluate(task, settings, sampling) for task in tasks))
 
@@ -123,6 +130,8 @@ class Actor:
         if self._starting is not None and self._starting.done() and self._report.state == "ready":
             await self._engine.abort()
             await self._engine.close()
+            if self._teacher is not None:
+                await self._teacher.close()
             await asyncio.to_thread(self._producer.close, 5.0)
 
     # Starting and weights.
@@ -189,19 +198,20 @@ class Actor:
             async with asyncio.timeout(limit):
                 await self._producer.room(lease.shard, ROOM_S)
                 writer = GroupWriter(lease, self._emit)
-                await self._episodes(lease, writer, self._spec.rollout, self._spec.sampling)
+                await self._group(lease, writer, self._spec.rollout, self._spec.sampling, self._count)
                 await asyncio.wrap_future(writer.close())
         except TimeoutError:
             self._abandon(lease, f"not closed within actors.lease_s={limit:g}")
         except (DeadlineError, rollouts.Aborted) as error:
             self._abandon(lease, str(error) or "aborted")
-        except SettingError as error:  # every other group would end like this one
+        except (SettingError, TeacherBudget) as error:  # every other group would end like this one
+            self._report.fatal = True
             self._fail(str(error))
         except Exception as error:
             log.exception("%s gives up group %s", self._name, lease.group.hex()[:8])
             self._abandon(lease, f"{type(error).__name__}: {error}")
         else:
-            self._report.closed.append((lease.group, lease.number))
+            self._report.closed.append((lease.group, lease.number, writer.success))
             metrics.GROUPS.labels(end="closed").inc()
         finally:
             self._playing -= 1
@@ -212,32 +222,42 @@ class Actor:
             self._report.tokens += len(item.response)
         return self._producer.add(item, lease, spread)
 
-    async def _episodes(
-        self, lease: Lease, writer: GroupWriter, settings: RolloutSettings, sampling: SamplingSettings
+    async def _group(
+        self, lease: Lease, writer: GroupWriter, settings: Rollout, sampling: SamplingSettings, count=lambda role: None
     ) -> None:
-        await asyncio.gather(
-            *(self._episode(lease, writer, settings, sampling, episode) for episode in range(settings.episodes))
+        stage = rollouts.Stage(
+            self._engine,
+            self._renderer,
+            self._environments,
+            writer,
+            lease.task,
+            lease.seed,
+            settings,
+            sampling,
+            self._note,
+            count,
+            self._write(settings),
         )
+        await rollouts.find(settings.name)(stage)
 
-    async def _episode(
-        self, lease: Lease, writer: GroupWriter, settings: RolloutSettings, sampling: SamplingSettings, episode: int
-    ) -> None:
-        stage = rollouts.Stage(self._engine, self._renderer, writer, settings, sampling, episode)
-        try:
-            async with self._environments.one(lease.task, lease.seed + episode) as environment:
-                await rollouts.named(settings.name)(stage, environment)
-        except EpisodeFailure as failure:
-            self._note(failure)
-            writer.error(episode, str(failure))
-        metrics.EPISODES.inc()
+    def _write(self, settings: Rollout):
+        """What has the rollout's teacher write a message; None where it has none. Evaluations never have one."""
+        teacher = getattr(settings, "teacher", None)
+        if teacher is not None and self._teacher is None:
+            self._teacher = Teacher(teacher)
+        return None if teacher is None else self._teacher.write
 
-    async def _evaluate(self, task: dict, settings: RolloutSettings, sampling: SamplingSettings) -> list[Turn]:
+    async def _evaluate(self, task: dict, settings: Rollout, sampling: SamplingSettings) -> list[Turn]:
         lease = Lease(bytes(16), 0, 0, task, self._spec.seed)
         turns: list[Turn] = []
         writer = GroupWriter(lease, lambda turn, lease, spread: turns.append(turn))
         async with asyncio.timeout(self._spec.actors.lease_s):
-            await self._episodes(lease, writer, settings, sampling)
+            await self._group(lease, writer, settings, sampling)
         return turns
+
+    def _count(self, role: Role) -> None:
+        self._report.generations += 1
+        self._report.attempts += role is not Role.REFLECTION
 
     # Reporting.
 
@@ -252,6 +272,7 @@ class Actor:
             report.version,
             report.probe_difference,
             error=report.error,
+            fatal=report.fatal,
             weights_refused=report.weights_refused,
             pid=report.pid,
             node=report.node,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from protocols.settings import Settings
 
@@ -16,6 +16,8 @@ class DataSettings(Settings):
     """Use only so many training tasks (None = all)."""
     test_size: int | None = Field(None, ge=1)
     """Use only so many test tasks (None = all)."""
+    failures: str | None = None
+    """A file that `redraft failures` wrote: its tasks, with their failed answers, are the training tasks."""
 
 
 class EnvironmentSettings(Settings):
@@ -27,31 +29,6 @@ class EnvironmentSettings(Settings):
     """A step that takes longer ends its episode with role `error`."""
     options: dict[str, Any] = {}
     """The environment's own settings, see its class."""
-
-
-class RolloutSettings(Settings):
-    name: Literal["attempt", "retry"] = "attempt"
-    """attempt: one answer. retry: answer, feedback, again, `turns` times."""
-    turns: int = Field(1, ge=1)
-    """Attempts in an episode."""
-    episodes: int = Field(1, ge=1)
-    """Episodes in a group: plays of one task that are compared with each other."""
-    reflect: bool = False
-    """Between feedback and retry the model writes a reflection, as a turn of its own."""
-    reflect_prompt: str = ""
-    """What the user's message adds to the feedback to ask for a reflection."""
-    retry_prompt: str = ""
-    """The user's message that asks for the retry after a reflection."""
-    stop_at_success: bool = False
-    """End an episode at its first right answer. Evaluation never does."""
-
-    @model_validator(mode="after")
-    def _one_attempt_has_one_turn(self):
-        if self.name == "attempt" and (self.turns > 1 or self.reflect):
-            raise ValueError("name=attempt plays one turn without reflection; use name=retry for turns or reflect")
-        if self.name == "retry" and self.turns < 2:
-            raise ValueError("turns must be 2 or more with name=retry")
-        return self
 
 
 class SamplingSettings(Settings):

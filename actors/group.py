@@ -25,6 +25,16 @@ class GroupWriter:
         self._last: dict[int, int] = {}
         self._returns: dict[int, float] = defaultdict(float)
         self._scores: list[float] = []
+        self._successes: dict[int, bool] = {}
+        self.facts: dict = {}
+        """Of the whole group, for the close row."""
+        self.compared: list[float] | None = None
+        """What a group without variance is told by, where that is not the returns of its episodes."""
+
+    @property
+    def success(self) -> float | None:
+        """The share of episodes whose last answer or action was a success; None before any."""
+        return sum(self._successes.values()) / len(self._successes) if self._successes else None
 
     def turn(
         self,
@@ -36,22 +46,25 @@ class GroupWriter:
         episode: int,
         index: int,
         reward: float,
+        after: int | None = None,
         environment_s: float = 0.0,
         **facts,
     ) -> int:
-        """Emits one turn and returns its number. `facts` are `terminated`, `truncated` and `extra` of the turn."""
+        """Emits one turn and returns its number. `after` is its parent unless it lies on another root; `facts` are
+        `terminated`, `truncated` and `extra` of the turn."""
         number = self._next
         self._next += 1
         self._last[episode] = number
         if role is not Role.REFLECTION:
             self._returns[episode] += reward
             self._scores.append(reward)
+            self._successes[episode] = bool(facts.get("extra", {}).get("success", False))
         turn = Turn(
             group=self._lease.group,
             lease=self._lease.number,
             turn=number,
             parent=parent,
-            after=parent,
+            after=parent if after is None else after,
             index=index,
             episode=episode,
             role=role,
@@ -79,6 +92,9 @@ class GroupWriter:
 
     def close(self):
         """Emits the close row; returns what the sink makes of it. Its spread tells groups without variance apart."""
-        compared = list(self._returns.values()) if len(self._returns) > 1 else self._scores
+        compared = self.compared
+        if compared is None:
+            compared = list(self._returns.values()) if len(self._returns) > 1 else self._scores
         spread = max(compared, default=0.0) - min(compared, default=0.0)
-        return self._sink(Close(self._lease.group, self._lease.number, self._next), self._lease, spread)
+        close = Close(self._lease.group, self._lease.number, self._next, extra=self.facts)
+        return self._sink(close, self._lease, spread)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from protocols import metrics
 
@@ -15,7 +16,7 @@ WORKERS = 32
 
 
 class EpisodeFailure(Exception):
-    """This episode cannot go on; the group can. `kind` is a metric label: raised, hung, too_long."""
+    """This episode cannot go on; the group can. `kind` is a metric label: raised, hung, too_long, teacher."""
 
     def __init__(self, kind: str, message: str):
         self.kind = kind
@@ -32,6 +33,7 @@ class Outcome:
     terminated: bool
     truncated: bool
     seconds: float
+    refused: bool = False
 
 
 class Playing:
@@ -50,7 +52,24 @@ class Playing:
         self.observation, reward, terminated, truncated, info = await self._call(self._environment.step, text)
         seconds = time.monotonic() - began
         metrics.ENVIRONMENT_SECONDS.observe(seconds)
-        return Outcome(float(reward), info.get("success", False), info.get("answer"), terminated, truncated, seconds)
+        said = info.get("success", False), info.get("answer")
+        return Outcome(float(reward), *said, terminated, truncated, seconds, info.get("refused", False))
+
+    async def snapshot(self) -> Any:
+        """The state of the episode, for `restore` here or in another environment."""
+        return await self._call(self._environment.snapshot)
+
+    async def restore(self, state: Any) -> None:
+        await self._call(self._environment.restore, state)
+
+    async def hint(self) -> str | None:
+        """What leads to the right answer (environments that have hints); None where nothing does."""
+        return await self._call(self._environment.hint)
+
+    @property
+    def itself(self) -> Any:
+        """The environment, for what takes no time."""
+        return self._environment
 
 
 class Environments:

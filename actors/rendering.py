@@ -68,6 +68,10 @@ class Renderer:
         ids = self._encode(text)
         return ids if ended else np.concatenate([np.array([self.end], TOKENS), ids])
 
+    def answer(self, text: str) -> np.ndarray:
+        """int32 ids of a message that the model did not write itself, with its end token."""
+        return np.concatenate([self._encode(text), np.array([self.end], TOKENS)])
+
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
         """What a response says, without its end token."""
         ids = list(map(int, ids))

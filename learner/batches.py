@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from learner.config import LearnerSettings
-from learner.credit import credit, scored
-from learner.objectives import coefficients
+from learner.credits import credit, scored
+from learner.objectives import coefficients, make
 from learner.packing import MicroBatch, pack
-from learner.sequences import linearise
+from learner.sequences import Linearised, Shares, linearise
 from protocols.errors import RedraftError
 from protocols.turns import Group, Role
 from protocols.weights import staleness
@@ -22,7 +22,7 @@ from protocols.weights import staleness
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One optimizer step's work: micro-batches of each rank, the groups to commit with their priorities (the mean size
-    of a turn's advantage), and flat facts for the report."""
+    of a turn's advantage, 0 where it is not trained), and facts for the report."""
 
     ids: list[bytes]
     priorities: list[float]
@@ -44,19 +44,21 @@ def prepare(
     if turns and len(errors) == len(turns):
         raise RedraftError(f"every episode of a batch ended with an error; the last: {errors[-1].extra.get('error')}")
     start = time.monotonic()
-    advantages = credit(groups, settings.credit)
-    lines = linearise(groups, advantages, settings)
-    shares = coefficients(lines.sequences, lines.turns, settings)
+    advantages, objective = credit(groups, settings.credit), make(settings.objective)
+    lines = linearise(groups, advantages, settings, objective)
+    shares = coefficients(lines.sequences, settings, objective)
     if importance is not None:
-        shares = [share * importance[group] for share, group in zip(shares, lines.groups, strict=True)]
+        shares = [share.times(importance[group]) for share, group in zip(shares, lines.groups, strict=True)]
     packed = pack(lines.sequences, shares, settings)
-    facts = facts_of(groups, step) | {
+    facts = {
+        **facts_of(groups, step),
+        **trained_of(lines, shares),
         "tokens": packed.tokens,
         "padding_share": packed.padding / max(1, packed.tokens),
         "truncated_sequences": lines.truncated,
         "errors": len(errors),
     }
-    priorities = [float(np.abs(values).mean()) if len(values) else 0.0 for values in advantages]
+    priorities = [float(np.abs(np.nan_to_num(values)).mean()) if len(values) else 0.0 for values in advantages]
     return Batch([group.id for group in groups], priorities, packed.micros, facts, time.monotonic() - start)
 
 
@@ -81,6 +83,13 @@ def facts_of(groups: Sequence[Group], step: int) -> dict:
         "staleness_max": max(ages, default=0),
         "staleness_counts": {str(age): count for age, count in sorted(Counter(ages).items())},
     }
+
+
+def trained_of(lines: Linearised, shares: Sequence[Shares]) -> dict:
+    """How many sequences hold a token that the loss weighs, and how many such turns there are of each role."""
+    weighed = [sequence.turns[share.loss > 0] for sequence, share in zip(lines.sequences, shares, strict=True)]
+    roles = Counter(lines.roles[turn].name.lower() for turns in weighed for turn in np.unique(turns))
+    return {"sequences": sum(bool(len(turns)) for turns in weighed), "trained_turns": dict(sorted(roles.items()))}
 
 
 def _staleness(group: Group, step: int) -> int | None:

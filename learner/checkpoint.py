@@ -3,6 +3,7 @@
 checkpoints/step-000100/state.json     identity of the run, step, life, the controller's cursor, how it was sharded
                         model/         a folder that transformers and vLLM load
                         engine/        DeepSpeed's: weights, optimizer
+                        published.safetensors  amid a round: the weights that actors play with, where they are others
                         random-0.pt    random state of each rank
 checkpoints/life                       the newest life: no later one publishes its version numbers again
 """
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 NAME = re.compile(r"step-(\d{6,})")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|index\.json)")
 TAG = "engine"
+PUBLISHED = "published.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """What a checkpoint says of the run. `cursor` is the controller's place in its tasks: JSON values only."""
+    """What a checkpoint says of the run. `cursor` is the controller's place in its tasks: JSON values only.
+
+    `published` is the step whose weights were the last to be published (None: those of `step`).
+    """
 
     run_id: str
     step: int
@@ -37,6 +42,7 @@ class RunState:
     cursor: dict
     ranks: int
     zero: int
+    published: int | None = None
 
 
 def newest(run_dir: str | Path) -> Path | None:

@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from learner.credit_config import Credit, GroupCredit
+from learner.objective_config import GrpoSettings, Objective
 from protocols.settings import Settings
 from protocols.turns import Role
 
@@ -37,70 +39,15 @@ class OptimizerSettings(Settings):
     """Largest norm of the batch's gradient."""
 
 
-class CreditSettings(Settings):
-    """What a turn is worth."""
+class RoundSettings(Settings):
+    """Rounds of training on what one model sampled: iterations of RISE (arXiv 2407.18219), STaR, Agent-R."""
 
-    name: Literal["group", "turnwise", "raw"] = "group"
-    """group: the episode's return against the group's mean. turnwise: the turn's reward against the mean of its turn
-    number. raw: the turn's reward."""
-    baseline: Literal["group", "batch"] = "group"
-    """turnwise: take the mean over the turns of the group, or of the whole batch."""
-    std: bool = True
-    """group: divide by the group's standard deviation."""
-
-    @model_validator(mode="after")
-    def _fits(self):
-        for key, owner in (("baseline", "turnwise"), ("std", "group")):
-            if self.name != owner and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"credit.{key} only acts with credit.name: {owner}. Remove {key}, or set that name")
-        return self
-
-
-class AwrSettings(Settings):
-    """Cross-entropy weighted by exp(credit / temperature) (RISE, arXiv 2407.18219; AWR, arXiv 1910.00177)."""
-
-    name: Literal["awr"]
-    temperature: PositiveFloat = 0.4
-    """tau: small means that only the best turns count."""
-    normalise: bool = True
-    """Scale the weights of a batch to a mean of 1 (the code of RISE does not)."""
-    max_weight: PositiveFloat = 20.0
-    """Largest weight, before they are normalised."""
-
-
-class GrpoSettings(Settings):
-    """Clipped policy gradient (arXiv 2402.03300) with corrections for turns that older weights sampled."""
-
-    name: Literal["grpo"]
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio is clipped below at 1 - clip_low."""
-    clip_high: PositiveFloat = 0.2
-    """The ratio is clipped above at 1 + clip_high."""
-    kl: NonNegativeFloat = 0.0
-    """Weight of the divergence from the start model (k3 estimator); above 0 every rank holds a copy of that model."""
-    correction: Literal["none", "tis", "decoupled"] = "decoupled"
-    """none: clip the ratio to the sampling policy. tis: multiply the loss by that ratio, capped. decoupled: multiply
-    by it, and mask tokens where it is too large (arXiv 2505.24298)."""
-    tis_cap: PositiveFloat = 2.0
-    """tis: largest factor."""
-    max_weight: PositiveFloat = 5.0
-    """decoupled: tokens of a larger factor are masked; they still count in the mean."""
-
-    @model_validator(mode="after")
-    def _fits(self):
-        for key, owner in (("tis_cap", "tis"), ("max_weight", "decoupled")):
-            if self.correction != owner and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"objective.{key} only acts with objective.correction: {owner}. Remove it or set that")
-        return self
-
-
-class SftSettings(Settings):
-    """Cross-entropy weighted by the credit where it is positive: with raw rewards of 0 and 1, successes only."""
-
-    name: Literal["sft"]
-
-
-Objective = Annotated[AwrSettings | GrpoSettings | SftSettings, Field(discriminator="name")]
+    steps: PositiveInt
+    """Optimizer steps of a round. Weights are published after each round only, and at the end of the run, so that
+    actors sample a whole round with one model."""
+    from_base: bool = False
+    """Train each round from the start model with a fresh optimizer, the learning rate running over the round (STaR,
+    arXiv 2203.14465)."""
 
 
 class LearnerSettings(Settings):
@@ -115,7 +62,7 @@ class LearnerSettings(Settings):
     gpus: NonNegativeFloat = 0.0
     """Ray GPUs of one rank; above 0 it trains on CUDA."""
     batch_groups: PositiveInt = 32
-    """Groups an optimizer step: one batch is one step is one weights version."""
+    """Groups an optimizer step: one batch is one step."""
     max_staleness: NonNegativeInt = 1
     """eta: most steps between the weights that sampled a token and those that learn from it."""
     row_tokens: PositiveInt = 1024
@@ -127,10 +74,14 @@ class LearnerSettings(Settings):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     optimizer: OptimizerSettings = OptimizerSettings()
-    credit: CreditSettings = CreditSettings()
-    objective: Objective = GrpoSettings(name="grpo")
-    average: Literal["token", "turn"] = "token"
-    """token: every token weighs the same. turn: every turn does, with the mean over its tokens (RISE)."""
+    credit: Credit = GroupCredit()
+    objective: Objective = GrpoSettings()
+    average: Literal["token", "turn", "sequence", "constant"] = "token"
+    """token: every token weighs the same (DAPO). turn: every turn does, with the mean over its tokens (RISE).
+    sequence: every path of a group does, with the mean over its tokens (GRPO). constant: the sum over tokens divided
+    by row_tokens, as a mean over sequences (Dr. GRPO)."""
+    rounds: RoundSettings | None = None
+    """Train in rounds instead of publishing after each step."""
     roles: dict[str, NonNegativeFloat] = {role.name.lower(): 1.0 for role in TRAINED_ROLES}
     """Weight of the tokens of each role in the loss; a role that is not named is not trained."""
     logprob_chunk: PositiveInt = 4096
@@ -169,10 +120,18 @@ class LearnerSettings(Settings):
                 "attention: flash_attention_2 keeps packed sequences apart in a single row only. "
                 "Set micro_tokens to row_tokens, or attention to sdpa"
             )
-        if self.objective.name == "grpo" and self.objective.kl > 0 and self.zero == 3:
+        for key in ("kl", "anchor"):
+            if self.zero == 3 and getattr(self.objective, key, 0.0) > 0:
+                raise ValueError(
+                    f"objective.{key} above 0 puts a whole copy of the start model on every rank, which zero: 3 is "
+                    f"there to avoid. Set zero to 2, or objective.{key} to 0"
+                )
+        if self.rounds is not None and self.max_staleness < self.rounds.steps - 1:
+            steps = self.rounds.steps
             raise ValueError(
-                "objective.kl above 0 puts a whole copy of the start model on every rank, which zero: 3 is there to "
-                "avoid. Set zero to 2, or objective.kl to 0"
+                f"max_staleness ({self.max_staleness}) is too small for rounds of {steps} steps: the last batch of a "
+                f"round is {steps - 1} steps old. Set max_staleness to {steps - 1}, or to {2 * steps - 1} so that "
+                "actors play the next round while one is trained, with the weights before"
             )
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from learner.config import LearnerSettings, OptimizerSettings
 from learner.logprobs import Policy, load_model
-from learner.objectives import STATS, loss_of
+from learner.objectives import SETTING, STATS, loss_of, make
 from learner.packing import MicroBatch
 from protocols.errors import SettingError
 
@@ -75,8 +76,26 @@ class Engine:
         if dtype not in DTYPES:
             raise SettingError("model.dtype", f"{dtype} is not trained", f"Choose {' or '.join(DTYPES)}")
         self.settings, self.steps, self.device = settings, steps, device
-        self.dtype = DTYPES[dtype]
-        model = load_model(model_path, self.dtype, settings.attention)
+        self.model_path, self.temperature, self.dtype = model_path, temperature, DTYPES[dtype]
+        self.objective = make(settings.objective)
+        self.reference = self._start_model()
+        self.engine = self.optimizer = None
+        self.restart()
+
+    def _start_model(self) -> Policy | None:
+        if self.objective.reference is None:
+            return None
+        if self.settings.zero == 3:
+            problem = "needs a whole copy of the start model on every rank, which learner.zero: 3 is there to avoid"
+            raise SettingError(SETTING, f"{self.settings.objective.name} {problem}", "Set learner.zero to 2")
+        model = load_model(self.model_path, self.dtype, self.settings.attention).requires_grad_(False)
+        return Policy(model.eval(), self.temperature).to(self.device)
+
+    def restart(self) -> None:
+        """The start model and a fresh optimizer, in place of what was trained."""
+        self._drop()
+        settings = self.settings
+        model = load_model(self.model_path, self.dtype, settings.attention)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.vocabulary = model.config.vocab_size
@@ -87,17 +106,26 @@ class Engine:
             betas=settings.optimizer.betas,
             weight_decay=settings.optimizer.weight_decay,
         )
-        self.engine = _initialize(Policy(model.train(), temperature), self.optimizer, settings, self.dtype)
+        self.engine = _initialize(Policy(model.train(), self.temperature), self.optimizer, settings, self.dtype)
         self._clipped_norm: float | None = None
         if self._clips_itself:
             self.optimizer.register_step_pre_hook(self._clip)
-        self.reference = self._start_model(model_path, temperature)
 
-    def _start_model(self, model_path: str, temperature: float) -> Policy | None:
-        if getattr(self.settings.objective, "kl", 0.0) == 0:
-            return None
-        model = load_model(model_path, self.dtype, self.settings.attention).requires_grad_(False)
-        return Policy(model.eval(), temperature).to(self.device)
+    def _drop(self) -> None:
+        """Frees what was trained, before its place is needed for the start model.
+
+        DeepSpeed's stage 3 keeps modules and their parameters in caches of the process for ever: they are left empty.
+        """
+        if self.engine is None:
+            return
+        self.engine.destroy()
+        for parameter in list(self.engine.module.parameters()):
+            parameter.data = parameter.data.new_empty(0)
+            vars(parameter).clear()
+        for module in list(self.engine.module.modules()):
+            vars(module).clear()
+        self.engine = self.optimizer = None
+        gc.collect()
 
     def step(self, micros: Sequence[MicroBatch], step: int) -> StepResult:
         """One optimizer step, the run's number `step` (0 is the first), on this rank's micro-batches.
@@ -105,7 +133,7 @@ class Engine:
         Coefficients are shares of the whole batch's loss, so gradients add up; DeepSpeed averages over ranks, which
         the factor `world` undoes.
         """
-        lr = learning_rate(self.settings.optimizer, step, self.steps)
+        lr = learning_rate(self.settings.optimizer, *self._place(step))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         sums = torch.zeros(len(STATS), dtype=torch.float64)
@@ -117,6 +145,14 @@ class Engine:
         self.engine.step()
         norm = self._clipped_norm if self._clips_itself else float(self.engine.get_global_grad_norm())
         return StepResult(self._over_ranks(sums), norm, lr, applied=math.isfinite(norm))
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The step's number in what the learning rate falls over, and how many steps that has: the run, or a round."""
+        rounds = self.settings.rounds
+        if rounds is None or not rounds.from_base:
+            return step, self.steps
+        start = step - step % rounds.steps
+        return step - start, min(rounds.steps, self.steps - start)
 
     @property
     def _clips_itself(self) -> bool:
@@ -142,8 +178,7 @@ class Engine:
         if self.reference is not None:
             with torch.no_grad():
                 reference, _ = self.reference(*inputs)
-        per_token = (tensors[name] for name in ("coefficients", "advantages", "sampler", "sampled"))
-        return loss_of(self.settings.objective, logprobs, entropy, *per_token, reference)
+        return loss_of(self.objective, logprobs, entropy, tensors, reference)
 
     def _over_ranks(self, sums: Tensor) -> np.ndarray:
         total, largest = sums.to(self.device), sums[-1:].clone().to(self.device)

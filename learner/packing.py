@@ -13,26 +13,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from learner.config import LearnerSettings
-from learner.sequences import TokenSequence
+from learner.sequences import Shares, TokenSequence
+
+TYPES = (np.int64, np.int64, *(np.float32 for _ in range(4)), np.bool_, np.int64)  # from `picks` on
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one rank forwards at once: B rows of S tokens, and the N of them that are trained.
+    """What one rank forwards at once: B rows of S tokens, and the N of them that are trained or anchored.
 
-    `picks` are places of a flat [B*S] array: the token *before* the trained one, whose output predicts it.
-    `coefficients` are the tokens' shares of the batch's loss, so micro-batches and ranks just add up. `chunks` is the
-    same on all ranks: into how many pieces the log-probs are cut.
+    `picks` are places of a flat [B*S] array: the token *before* the one that counts, whose output predicts it.
+    `coefficients` and `divergences` are the tokens' shares of the batch's loss, so micro-batches and ranks just add up.
+    A sequence is whole in one row, with all its tokens that count. `chunks` is the same on all ranks: into how many
+    pieces the log-probs are cut.
     """
 
     tokens: np.ndarray  # int64[B, S]
     positions: np.ndarray  # int64[B, S]
     picks: np.ndarray  # int64[N]
     targets: np.ndarray  # int64[N]
-    coefficients: np.ndarray  # float32[N]
+    coefficients: np.ndarray  # float32[N], of the objective; above 0 where the token is trained
+    divergences: np.ndarray  # float32[N], of the divergence from the start model
     advantages: np.ndarray  # float32[N]
     sampler: np.ndarray  # float32[N], log-probs of the policy that sampled
     sampled: np.ndarray  # bool[N]
+    sequences: np.ndarray  # int64[N], numbers of the sequences of this micro-batch
     chunks: int = 1
 
 
@@ -45,16 +50,16 @@ class Packed:
     padding: int
 
 
-def pack(sequences: Sequence[TokenSequence], coefficients: Sequence[np.ndarray], settings: LearnerSettings) -> Packed:
-    """Packs the sequences that have a coefficient other than 0. Ranks short of work get ones without weight."""
-    useful = [place for place, values in enumerate(coefficients) if values.any()]
-    sequences, coefficients = [sequences[place] for place in useful], [coefficients[place] for place in useful]
+def pack(sequences: Sequence[TokenSequence], shares: Sequence[Shares], settings: LearnerSettings) -> Packed:
+    """Packs the sequences that have a share other than 0. Ranks short of work get ones without weight."""
+    useful = [place for place, share in enumerate(shares) if share.loss.any() or share.kl.any()]
+    sequences, shares = [sequences[place] for place in useful], [shares[place] for place in useful]
     rows = fill_rows([len(sequence.tokens) for sequence in sequences], settings.row_tokens)
     per_micro = settings.micro_tokens // settings.row_tokens
     rounds = max(1, -(-len(rows) // (per_micro * settings.ranks)))
     groups = np.array_split(np.arange(len(rows)), rounds * settings.ranks)
     micros = [
-        _micro([[(sequences[k], coefficients[k]) for k in rows[row]] for row in group], settings.logprob_chunk)
+        _micro([[(sequences[k], shares[k]) for k in rows[row]] for row in group], settings.logprob_chunk)
         for group in groups
     ]
     for start in range(0, len(micros), settings.ranks):
@@ -84,31 +89,29 @@ def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return [rows[place] for place in sorted(range(len(rows)), key=lambda place: room[place])]
 
 
-def _micro(rows: list[list[tuple[TokenSequence, np.ndarray]]], logprob_chunk: int) -> MicroBatch:
+def _micro(rows: list[list[tuple[TokenSequence, Shares]]], logprob_chunk: int) -> MicroBatch:
     width = max((sum(len(sequence.tokens) for sequence, _ in row) for row in rows), default=2)
     tokens = np.zeros((max(1, len(rows)), width), np.int64)
     positions = np.zeros_like(tokens)
     picked: list[tuple[np.ndarray, ...]] = []
     for place, row in enumerate(rows):
         start = 0
-        for sequence, values in row:
+        for sequence, share in row:
             end = start + len(sequence.tokens)
             tokens[place, start:end] = sequence.tokens
             positions[place, start:end] = np.arange(end - start)
-            trained = np.flatnonzero(values)
+            counting = np.flatnonzero((share.loss != 0) | (share.kl != 0))
+            columns = (*share, sequence.advantages, sequence.logprobs, sequence.sampled)
             picked.append(
                 (
-                    place * width + start + trained - 1,
-                    sequence.tokens[trained],
-                    values[trained],
-                    sequence.advantages[trained],
-                    sequence.logprobs[trained],
-                    sequence.sampled[trained],
+                    place * width + start + counting - 1,
+                    sequence.tokens[counting],
+                    *(column[counting] for column in columns),
+                    np.full(len(counting), len(picked)),
                 )
             )
             start = end
     if not picked:  # a rank without work still takes part in every collective, with one token that weighs nothing
-        picked.append(tuple(np.zeros(1) for _ in range(6)))
-    types = (np.int64, np.int64, np.float32, np.float32, np.float32, np.bool_)
-    arrays = [np.concatenate(parts).astype(kind) for parts, kind in zip(zip(*picked, strict=True), types, strict=True)]
+        picked.append(tuple(np.zeros(1) for _ in TYPES))
+    arrays = [np.concatenate(parts).astype(kind) for parts, kind in zip(zip(*picked, strict=True), TYPES, strict=True)]
     return MicroBatch(tokens, positions, *arrays, chunks=-(-len(arrays[0]) // logprob_chunk))

@@ -4,13 +4,14 @@
     take the batch that the prefetch thread packed   wait for an order
     order "step"  ------------ micro-batches ----->  forward, backward, step
     commit the groups to replay
-    order "weights" ------------------------------>  take part in the gather and the probe
+    order "weights", at the end of a round ------->  take part in the gather and the probe
     put them into the object store, announce
     order "checkpoint" now and then -------------->  write own part
     order "end" ---------------------------------->  return
 
 An order is a collective, so ranks never disagree about what comes next. Rank 0 waits for groups no longer than
-`claim_deadline_s`, the others for an order no longer than `ORDER_GRACE_S` more.
+`claim_deadline_s`, the others for an order no longer than `ORDER_GRACE_S` more. Without `learner.rounds` each step is a
+round of its own.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ class Rank:
         self.seed, self.shards, self.keys = seed, shards, keys
         self.steps, self.dtype, self.temperature = steps, dtype, temperature
         self.step = self.life = 0
-        self._resumed = self._loaded = False
+        self._published = 0  # the step whose weights were published last
+        self._blob = None  # those weights, in the object store
+        self._saved: Path | None = None  # the checkpoint that this life goes on from
+        self._resumed = False
         self._bad_steps = self._skipped = 0
         self._stopping = threading.Event()
         self._prefetch = None
@@ -73,12 +77,14 @@ class Rank:
         """Joins the ranks and loads the model or, on `resume`, the newest checkpoint if there is one.
 
         Returns the step and life to go on from, and the controller's cursor of the checkpoint. Blocks until all ranks
-        are up. Raises SettingError when the checkpoint does not fit the settings.
+        are up. Raises SettingError when the checkpoint does not fit the settings, or a part cannot be found.
         """
         import torch
 
+        from learner.credits import find
         from learner.engine import Engine, join_ranks
 
+        find(self.settings.credit)
         torch.manual_seed(self.seed + self.rank)
         timeout_s = self.settings.claim_deadline_s + ORDER_GRACE_S
         self.objects = join_ranks(self.rank, self.world, master, self.device, timeout_s)
@@ -99,7 +105,8 @@ class Rank:
         state = checkpoint.read(folder, self.run_id, self.world, self.settings.zero)
         self.engine.load(str(folder), checkpoint.TAG)
         torch.set_rng_state(torch.load(folder / f"random-{self.rank}.pt", weights_only=True))
-        self.step, self._loaded = state.step, True
+        self.step, self._saved = state.step, folder
+        self._published = state.step if state.published is None else state.published
         return {"step": self.step, "life": self.life, "cursor": state.cursor}
 
     def announce(self, controller) -> None:
@@ -114,7 +121,10 @@ class Rank:
             finally:
                 client.close()
         self._publish_trial(controller)
-        self._publish(controller, {})
+        if self._published == self.step:
+            self._publish(controller, {})
+        else:
+            self._publish_saved(controller)
         self._order("end", "announced")
 
     def run(self, controller, until_step: int) -> dict:
@@ -190,6 +200,8 @@ class Rank:
 
     def _obey(self, kind: str, payload):
         if kind == "step":
+            if self._begins_from_base():
+                self.engine.restart()
             result = self.engine.step(payload, self.step)
             self.step += 1
             return result
@@ -198,6 +210,16 @@ class Rank:
         if kind == "checkpoint":
             return self._write_part(Path(payload))
         return None
+
+    def _begins_from_base(self) -> bool:
+        """Whether the next step is the first of a round that forgets the one before."""
+        rounds = self.settings.rounds
+        return rounds is not None and rounds.from_base and self.step > 0 and self.step % rounds.steps == 0
+
+    def _ended_round(self) -> bool:
+        """Whether the last step was the last of a round, or of the run."""
+        rounds = self.settings.rounds
+        return rounds is None or self.step % rounds.steps == 0 or self.step == self.steps
 
     def _write_part(self, folder: Path) -> None:
         import torch
@@ -224,11 +246,11 @@ class Rank:
         client, prefetch = self._clients[0], Prefetch(self._clients[1], self.settings)
         self._prefetch = prefetch
         try:
-            saved = self.step if self._loaded else None
+            saved = self.step if self._saved else None
             if self.step < until_step:
                 prefetch.start(self.step)
             while self.step < until_step and not self._stopping.is_set():
-                seconds = {"checkpoint": 0.0}
+                seconds = {"gather": 0.0, "publish": 0.0, "checkpoint": 0.0}
                 with timed(seconds, "wait"):
                     while not prefetch.ready(POLL_S):
                         if prefetch.crowded and saved != self.step:
@@ -263,10 +285,11 @@ class Rank:
         self._count_bad(result.applied)
         with timed(seconds, "commit"):
             client.commit(batch.ids, self.step, batch.priorities)
-        self._publish(controller, seconds)
+        if self._ended_round():
+            self._publish(controller, seconds)
         return {
             "step": self.step,
-            "version": version_of(self.life, self.step),
+            "version": version_of(self.life, self._published),
             **report(result.stats),
             "gradient_norm": result.gradient_norm if result.applied else None,
             "lr": result.lr,
@@ -290,20 +313,42 @@ class Rank:
             )
 
     def _publish(self, controller, seconds: dict) -> None:
-        from learner.publish import probe_tokens, publish
-
-        tokens = probe_tokens(self.settings.probe_tokens, self.engine.vocabulary, self.seed)
+        """The weights that were trained last."""
+        tokens = self._probe_tokens()
         with timed(seconds, "gather"):
             state, logprobs = self._order("weights", tokens)
         with timed(seconds, "publish"):
-            ref: WeightRef = publish(state, version_of(self.life, self.step), Probe(tokens, logprobs))
-            controller.announce.remote(ref)
+            self._published = self.step
+            self._announce(controller, state, Probe(tokens, logprobs))
+
+    def _publish_saved(self, controller) -> None:
+        """Amid a round that is resumed: the weights with which actors played it."""
+        from safetensors.torch import load_file
+
+        from learner.publish import scored_by
+
+        tokens = self._probe_tokens()
+        state = load_file(self._saved / checkpoint.PUBLISHED)
+        logprobs = scored_by(state, self.model_path, self.settings.attention, tokens)
+        self._announce(controller, state, Probe(tokens, logprobs))
+
+    def _announce(self, controller, state: dict, probe: Probe) -> None:
+        from learner.publish import publish
+
+        ref: WeightRef = publish(state, version_of(self.life, self._published), probe)
+        self._blob = ref.blob
+        controller.announce.remote(ref)
+
+    def _probe_tokens(self) -> tuple[int, ...]:
+        from learner.publish import probe_tokens
+
+        return probe_tokens(self.settings.probe_tokens, self.engine.vocabulary, self.seed)
 
     def _publish_trial(self, controller) -> None:
         """Strongly perturbed weights, which an actor must follow before it may play: no rounding hides an old head."""
-        from learner.publish import perturbed, probe_tokens, publish, scored_by
+        from learner.publish import perturbed, publish, scored_by
 
-        tokens = probe_tokens(self.settings.probe_tokens, self.engine.vocabulary, self.seed)
+        tokens = self._probe_tokens()
         state, _ = self._order("weights", tokens)
         state = perturbed(state, self.seed)
         logprobs = scored_by(state, self.model_path, self.settings.attention, tokens)
@@ -318,7 +363,10 @@ class Rank:
             raise DeadlineError("learner", "the controller's cursor", CURSOR_S) from None
         folder = checkpoint.begin(self.run_dir, self.step)
         self._order("checkpoint", str(folder))
-        state = checkpoint.RunState(self.run_id, self.step, self.life, cursor, self.world, self.settings.zero)
+        if self._published != self.step:
+            (folder / checkpoint.PUBLISHED).write_bytes(ray.get(self._blob))
+        common = (cursor, self.world, self.settings.zero)
+        state = checkpoint.RunState(self.run_id, self.step, self.life, *common, self._published)
         path = checkpoint.finish(folder, state, self.settings.keep_checkpoints)
         client.checkpoint(self.step)
         log.info("checkpoint %s", path)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from learner.config import LearnerSettings
+
+if TYPE_CHECKING:
+    from learner.objectives.base import Objective
 from protocols.turns import Group, Role, Turn
 
 
@@ -20,50 +24,67 @@ class TokenSequence:
     """One path of a group, T tokens; arrays are aligned with `tokens`, and speak of the token at their own place.
 
     `weights` is the role's weight where the token is trained, else 0. `logprobs` are the sampler's, 0 where the token
-    was not `sampled`. `turns` numbers the trained turns of the whole batch, -1 where nothing is trained.
+    was not `sampled`. `turns` numbers the turns of the whole batch, -1 where nothing counts here. `anchored` tokens
+    are not trained but held to the start model.
     """
 
     tokens: np.ndarray  # int32[T]
-    advantages: np.ndarray  # float32[T]
+    advantages: np.ndarray  # float32[T], 0 where not trained
     weights: np.ndarray  # float32[T]
     logprobs: np.ndarray  # float32[T]
     sampled: np.ndarray  # bool[T]
     turns: np.ndarray  # int32[T]
+    anchored: np.ndarray  # bool[T]
+
+
+class Shares(NamedTuple):
+    """Each token's share of the batch's loss: `loss` float32[T] of the objective's, `kl` float32[T] of the divergence
+    from the start model. Tokens with neither need no forward pass."""
+
+    loss: np.ndarray
+    kl: np.ndarray
+
+    def times(self, factor: np.float32) -> Shares:
+        return Shares(self.loss * factor, self.kl * factor)
 
 
 @dataclass(frozen=True, slots=True)
 class Linearised:
-    """All sequences of a batch that hold a trained token, the place of each one's group in the batch, how many turns
-    they number, and how many were cut at `row_tokens`."""
+    """All sequences of a batch that hold a trained or anchored token, the place of each one's group in the batch, the
+    role of each turn that they number, and how many were cut at `row_tokens`."""
 
     sequences: list[TokenSequence]
     groups: list[int]
-    turns: int
+    roles: list[Role]
     truncated: int
 
 
-def linearise(batch: Sequence[Group], advantages: Sequence[np.ndarray], settings: LearnerSettings) -> Linearised:
+def linearise(
+    batch: Sequence[Group], advantages: Sequence[np.ndarray], settings: LearnerSettings, objective: Objective
+) -> Linearised:
     """The sequences of a batch. Tokens and log-probs are those of the turns, bit for bit.
 
-    Under `grpo` only sampled tokens are trained (an authored one has no ratio); `awr` and `sft` also train authored
-    ones. A sequence's first token is never trained, for nothing predicts it.
+    A turn is trained where its role has a weight and its advantage is not NaN. Objectives that need a ratio train only
+    its sampled tokens (an authored one has none), others also authored ones. With `objective.anchor` the sampled
+    tokens of the other turns are anchored. A sequence's first token counts for nothing, for nothing predicts it.
     """
     sequences: list[TokenSequence] = []
     groups: list[int] = []
-    trained = truncated = 0
+    roles: list[Role] = []
+    truncated = 0
     for number, (group, worth) in enumerate(zip(batch, advantages, strict=True)):
         counted: set[int] = set()
         for path in paths(group):
-            fresh = {turn.turn: trained + place for place, turn in enumerate(path) if turn.turn not in counted}
+            fresh = {turn.turn: len(roles) + place for place, turn in enumerate(path) if turn.turn not in counted}
             counted.update(fresh)
-            trained += len(path)
-            sequence = _sequence(path, worth, fresh, settings)
+            roles += [turn.role for turn in path]
+            sequence = _sequence(path, worth, fresh, settings, objective)
             truncated += len(sequence.tokens) > settings.row_tokens
             sequence = _cut(sequence, settings.row_tokens)
-            if sequence.weights.any():
+            if len(sequence.tokens):
                 sequences.append(sequence)
                 groups.append(number)
-    return Linearised(sequences, groups, trained, truncated)
+    return Linearised(sequences, groups, roles, truncated)
 
 
 def paths(group: Group) -> Iterator[list[Turn]]:
@@ -79,33 +100,38 @@ def paths(group: Group) -> Iterator[list[Turn]]:
         yield path[::-1]
 
 
-def _sequence(path: list[Turn], worth: np.ndarray, fresh: dict[int, int], settings: LearnerSettings) -> TokenSequence:
-    authored_too = settings.objective.name != "grpo"
+def _sequence(
+    path: list[Turn], worth: np.ndarray, fresh: dict[int, int], settings: LearnerSettings, objective: Objective
+) -> TokenSequence:
     columns: list[tuple[np.ndarray, ...]] = []
     for turn in path:
         prompt, response = len(turn.prompt), len(turn.response)
         sampled = ~np.isnan(turn.logprobs)
-        weight = settings.role_weight(turn.role) if turn.turn in fresh else 0.0
-        weights = np.where(sampled | authored_too, weight, 0.0)
+        counts = turn.turn in fresh
+        weight = settings.role_weight(turn.role) if counts and not np.isnan(worth[turn.turn]) else 0.0
+        weights = np.where(sampled | objective.authored, weight, 0.0)
         blank = np.zeros(prompt)
         columns.append(
             (
                 np.concatenate([turn.prompt, turn.response]),
-                np.concatenate([blank, np.full(response, worth[turn.turn])]),
+                np.concatenate([blank, np.where(weights > 0, worth[turn.turn], 0.0)]),
                 np.concatenate([blank, weights]),
                 np.concatenate([blank, np.where(sampled, turn.logprobs, 0.0)]),
                 np.concatenate([blank, sampled]),
                 np.concatenate([blank - 1, np.full(response, fresh.get(turn.turn, -1))]),
+                np.concatenate([blank, sampled & (counts and weight == 0 and objective.anchor > 0)]),
             )
         )
-    types = (np.int32, np.float32, np.float32, np.float32, np.bool_, np.int32)
+    types = (np.int32, np.float32, np.float32, np.float32, np.bool_, np.int32, np.bool_)
     arrays = [np.concatenate(parts).astype(kind) for parts, kind in zip(zip(*columns, strict=True), types, strict=True)]
-    arrays[2][:1] = 0.0
-    return TokenSequence(*arrays)
+    sequence = TokenSequence(*arrays)
+    sequence.weights[:1] = sequence.anchored[:1] = 0
+    return sequence
 
 
 def _cut(sequence: TokenSequence, length: int) -> TokenSequence:
-    """Without what lies beyond `length`, nor what follows the last trained token: nothing there changes the loss."""
-    trained = np.flatnonzero(sequence.weights[:length])
-    end = int(trained[-1]) + 1 if len(trained) else 0
+    """Without what lies beyond `length`, nor what follows the last token that counts: nothing there changes the
+    loss."""
+    counting = np.flatnonzero(sequence.weights[:length] + sequence.anchored[:length])
+    end = int(counting[-1]) + 1 if len(counting) else 0
     return TokenSequence(*(getattr(sequence, name)[:end] for name in TokenSequence.__slots__))

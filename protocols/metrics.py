@@ -51,6 +51,12 @@ ACTOR_VERSION = Metric(Gauge, "actor_weights_version", "Version that this actor 
 WEIGHTS_APPLIED_SECONDS = Metric(Histogram, "weights_apply_seconds", "Load and check of one version", buckets=SECONDS)
 WEIGHTS_REFUSED = Metric(Counter, "weights_refused_total", "Versions whose digest or probe did not agree")
 
+# teacher
+TEACHER_REQUESTS = Metric(Counter, "teacher_requests_total", "Answers asked of the teacher; tries are not told apart")
+TEACHER_TOKENS = Metric(Counter, "teacher_tokens_total", "Tokens that the endpoint counted", ("kind",))
+TEACHER_SECONDS = Metric(Histogram, "teacher_answer_seconds", "From request to answer, all tries", buckets=SECONDS)
+TEACHER_FAILURES = Metric(Counter, "teacher_failures_total", "Answers that did not come", ("reason",))
+
 # replay
 REPLAY_ROWS = Metric(Counter, "replay_rows_total", "Rows received", ("outcome",))  # stored, duplicate, fenced
 REPLAY_REFUSED = Metric(Counter, "replay_refused_total", "Messages refused", ("reason",))

@@ -112,6 +112,23 @@ def report(run: RunName) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names under runs/, or run folders.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page that is written.")] = Path("compare.html"),
+) -> None:
+    """Show runs beside each other, also ones that go on: a table here, and a page with plots."""
+    from redraft import compare as comparison
+    from redraft.compare_page import write_page
+    from redraft.run import find
+
+    folders = dict.fromkeys(find(run).folder for run in runs)
+    entries = comparison.pool([comparison.read(folder) for folder in folders])
+    console.print(comparison.terminal(entries, console.width))
+    write_page(entries, out)
+    console.print(str(out))
+
+
+@app.command()
 def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Make the recipe's tiny base model now (train does it when it is missing) and print its folder."""
     from redraft import models
@@ -121,6 +138,21 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
     if resolved.model.make is None:
         raise SettingError("model.make", "this recipe uses a model that exists", "Nothing is to be made")
     print(models.prepare(resolved.model, resolved.environment, CACHE, console.print))
+
+
+@app.command()
+def failures(
+    recipe: RecipeFile,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The dataset to write, as JSON lines.")],
+    overrides: Overrides = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Answers a task, until one is wrong.")] = 64,
+) -> None:
+    """Collect wrong answers of the recipe's model to its training tasks, for `data.failures`."""
+    from redraft import launch
+    from redraft import recipe as recipes
+
+    count = launch.collect_failures(recipes.load(recipe, overrides or ()), file, attempts, CACHE, console)
+    console.print(f"{file}: {count} failures")
 
 
 @app.command()

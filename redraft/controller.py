@@ -40,7 +40,8 @@ from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.weights import WeightRef, step_of
 from redraft import logs, parts
-from redraft.exam import Exam
+from redraft.evaluation import plays
+from redraft.exam import Exam, chosen
 from redraft.fleet import Fleet
 from redraft.leases import PLAYS, LeaseBook, admissible
 from redraft.recipe import Recipe
@@ -87,7 +88,11 @@ class Controller:
             log.error("the run stops: %s", summary["error"], exc_info=not isinstance(cause, RedraftError))
         finally:
             self._close()
-        summary |= {"steps": self._status.step, "seconds": round(self._status.elapsed_s, 1)}
+        summary |= {
+            "steps": self._status.step,
+            "seconds": round(self._status.elapsed_s, 1),
+            **self._status.made,
+        }
         self._run.write("summary.json", summary)
         self._status.phase(summary["state"], summary["error"])
         return summary
@@ -108,7 +113,7 @@ class Controller:
 
     def cursor(self) -> dict:
         """Where in the order of tasks a run resumed from now would go on."""
-        return {"position": self._book.cursor if self._book else 0}
+        return self._book.state if self._book else {"position": 0}
 
     def add_shard(self) -> int:
         """One more replay service, for groups that are not leased yet; nothing restarts. Returns how many there are.
@@ -160,7 +165,7 @@ class Controller:
         state = ray.get(states[0])
         self._status.started(state["step"], self._metrics_ports())
         self._book = LeaseBook(
-            TaskOrder(tasks, recipe.seed),
+            TaskOrder(tasks, recipe.seed, recipe.curriculum, state["cursor"]),
             run.id,
             recipe.seed,
             state["cursor"].get("position", 0),
@@ -218,7 +223,7 @@ class Controller:
         self._book.closed(report.closed)
         for group, lease, why in report.abandoned:
             self._abandon(group, lease, why)
-        self._status.played(report.turns, report.tokens)
+        self._status.played(report)
 
     def _lost(self, number: int, why: str) -> None:
         """An actor is gone: its leases are given again."""
@@ -330,7 +335,9 @@ class Controller:
         """
         began = time.monotonic()
         self._status.phase("evaluating", label)
-        exam = Exam(self._recipe, self._tests, self._fleet, self._status)
+        recipe = self._recipe
+        passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
+        exam = Exam(chosen(self._tests, recipe.evaluation.n), passes, self._fleet, self._status)
         self._serve(lambda: self._stopping.is_set() or exam.advance())
         if self._stopping.is_set():
             return None

@@ -1,33 +1,39 @@
-"""An exam: the fleet plays test tasks, outside of training, in all the passes of an evaluation."""
+"""An exam: the fleet plays tasks outside of training, in one pass or all those of an evaluation."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
 
+from actors.config import SamplingSettings
+from actors.rollout_config import Rollout
 from actors.tasks import TaskOrder
 from protocols.errors import RedraftError
 from protocols.turns import Turn
 from redraft import evaluation
 from redraft.fleet import Fleet
-from redraft.recipe import Recipe
 from redraft.status import Status
 
 SHARE = 250  # tasks that one actor plays at a time
 TRIES = 3  # losses of one share before the evaluation gives up
+Pass = tuple[str, Rollout, SamplingSettings]
 EXAM_SEED = 0  # which test tasks are played does not depend on the run
 
 
-class Exam:
-    """Hands shares of tasks to actors that are free; a share that is lost with its actor is played again."""
+def chosen(tests: Sequence[dict], n: int) -> list[dict]:
+    """The `n` test tasks that every evaluation plays."""
+    order = TaskOrder(tests, EXAM_SEED)
+    return [order.task(position)[1] for position in range(min(n, len(tests)))]
 
-    def __init__(self, recipe: Recipe, tests: Sequence[dict], fleet: Fleet, status: Status):
-        settings = recipe.evaluation
-        self._fleet, self._status = fleet, status
-        self._turns = settings.turns or recipe.rollout.turns
-        order = TaskOrder(tests, EXAM_SEED)
-        self._tasks = [order.task(position)[1] for position in range(min(settings.n, len(tests)))]
-        self._passes = evaluation.plays(settings, recipe.rollout, recipe.sampling)
+
+class Exam:
+    """Hands shares of tasks to actors that are free; a share that is lost with its actor is played again.
+
+    `passes` are what evaluation.plays returns.
+    """
+
+    def __init__(self, tasks: Sequence[dict], passes: Sequence[Pass], fleet: Fleet, status: Status):
+        self._fleet, self._status, self._tasks, self._passes = fleet, status, tasks, passes
         starts = range(0, len(self._tasks), SHARE)
         self._shares = deque((number, start, 0) for number in range(len(self._passes)) for start in starts)
         self._total = len(self._passes) * len(self._tasks)
@@ -43,7 +49,7 @@ class Exam:
             elif losses + 1 < TRIES:
                 self._shares.append((number, start, losses + 1))
             else:
-                tasks = f"test tasks {start} to {start + SHARE}"
+                tasks = f"tasks {start} to {start + SHARE}"
                 raise RedraftError(
                     f"{tasks} were lost with their actor {TRIES} times; the last: {self._status.last_event}"
                 )
@@ -55,10 +61,14 @@ class Exam:
         self._status.progress(sum(map(len, self._played.values())), self._total)
         return not self._shares and not self._under_way
 
-    def summary(self) -> dict:
-        """The figures, see evaluation.summarise."""
-        played = {
+    def played(self) -> dict[str, list[list[Turn]]]:
+        """The turns of each task, by the label of the pass."""
+        return {
             label: [turns for start in range(0, len(self._tasks), SHARE) for turns in self._played[number, start]]
             for number, (label, _, _) in enumerate(self._passes)
         }
-        return evaluation.summarise(played, self._turns)
+
+    def summary(self) -> dict:
+        """The figures, see evaluation.summarise."""
+        _, whole, _ = self._passes[0]
+        return evaluation.summarise(self.played(), whole.turns, whole.kind)

@@ -44,15 +44,15 @@ MARKED = 60  # curves of at most so many points also show the points
 
 def accuracy_by_turn(first: dict, last: dict | None, last_name: str) -> str:
     """Sampled with error bars, greedy dashed, of two evaluations."""
-    with _drawing() as (figure, axes):
+    with drawing() as (figure, axes):
         for summary, name, color in ((first, "before", BEFORE), (last, last_name, AFTER)):
             if summary:
                 _accuracy(axes, summary, name, color)
         axes.set(xlabel="turn", ylabel="right", ylim=(0, 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        _legend(axes)
-        return _svg(figure, "accuracy-by-turn")
+        legend(axes)
+        return svg(figure, "accuracy-by-turn")
 
 
 def _accuracy(axes, summary: dict, name: str, color: str) -> None:
@@ -72,6 +72,50 @@ def accuracy_over_steps(evaluations: Sequence[dict]) -> str:
     return _by_turn(steps, [e["accuracy_by_turn"] for e in evaluations], "accuracy-over-steps", "right, test tasks")
 
 
+def outcomes(first: dict | None, last: dict | None, last_name: str) -> str:
+    """Shares of episodes of many actions, of two evaluations, as bars with their errors."""
+    shares = {
+        "success": "success",
+        "success_after_error": "success after\nan error",
+        "error_share": "with an error",
+        "loop_rate": "with a loop",
+    }
+    found = [one for one in ((first, "before", BEFORE), (last, last_name, AFTER)) if one[0]]
+    with drawing() as (figure, axes):
+        for n, (summary, name, color) in enumerate(found):
+            x = np.arange(len(shares)) + 0.38 * (n - (len(found) - 1) / 2)
+            values, errors = ([_of([part], key)[0] for key in shares] for part in (summary, summary["se"]))
+            axes.bar(x, values, 0.36, yerr=errors, color=color, ecolor=INK, capsize=3, label=name)
+        axes.set(ylabel="share of episodes", ylim=(0, 1.05), xticks=range(len(shares)))
+        axes.set_xticklabels(shares.values())
+        axes.grid(False, axis="x")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        legend(axes)
+        return svg(figure, "outcomes")
+
+
+def success_over_steps(evaluations: Sequence[dict]) -> str:
+    """Success on test tasks, and success after an error, at every evaluation."""
+    x = _of(evaluations, "step")
+    with drawing() as (figure, axes):
+        for key, label, color in (("success", "success", AFTER), ("success_after_error", "after an error", ACCENT)):
+            errors = _of([evaluation["se"] for evaluation in evaluations], key)
+            axes.errorbar(x, _of(evaluations, key), errors, color=color, capsize=3, label=label, **_marker(x))
+        _steps(axes, "success, test tasks")
+        axes.set_ylim(bottom=0)
+        legend(axes, columns=2)
+        return svg(figure, "success-over-steps")
+
+
+def reward(steps: Sequence[dict]) -> str:
+    """Mean reward of the scored turns of the batch."""
+    x = _of(steps, "step")
+    with drawing() as (figure, axes):
+        axes.plot(x, _of(steps, "reward"), color=AFTER, **_marker(x))
+        _steps(axes, "mean reward of the batch")
+        return svg(figure, "reward")
+
+
 def reward_by_turn(steps: Sequence[dict]) -> str:
     """Mean reward of the batch, by turn number."""
     return _by_turn(
@@ -81,57 +125,57 @@ def reward_by_turn(steps: Sequence[dict]) -> str:
 
 def _by_turn(x: Sequence[float], values: Sequence[Sequence[float]], name: str, ylabel: str) -> str:
     turns = max((len(row) for row in values), default=0)
-    with _drawing() as (figure, axes):
+    with drawing() as (figure, axes):
         for turn in range(turns):
             curve = [row[turn] if turn < len(row) else np.nan for row in values]
             color = plt.cm.viridis_r(0.15 + 0.8 * turn / max(1, turns - 1))
             axes.plot(x, curve, color=color, label=f"turn {turn + 1}", **_marker(x))
         _steps(axes, ylabel)
-        _legend(axes, columns=min(turns, 5))
-        return _svg(figure, name)
+        legend(axes, columns=min(turns, 5))
+        return svg(figure, name)
 
 
 def staleness(steps: Sequence[dict]) -> str:
     """Mean staleness of the trained groups, and the band up to the largest."""
     x, mean, most = (_of(steps, key) for key in ("step", "staleness_mean", "staleness_max"))
-    with _drawing() as (figure, axes):
+    with drawing() as (figure, axes):
         axes.fill_between(x, mean, most, color=AFTER, alpha=0.15, step="mid", label="up to the largest")
         axes.plot(x, mean, color=AFTER, label="mean", **_marker(x))
         _steps(axes, "steps")
         axes.set_ylim(0, 1.25 * np.nanmax(most, initial=1.0))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _legend(axes, columns=2)
-        return _svg(figure, "staleness")
+        legend(axes, columns=2)
+        return svg(figure, "staleness")
 
 
 def learner_time(steps: Sequence[dict]) -> str:
     """Seconds of each step by phase, stacked; packing, which a thread does meanwhile, as a line."""
     x = _of(steps, "step")
     seconds = {phase: _seconds(steps, phase) for phase in PHASES}
-    with _drawing() as (figure, axes):
+    with drawing() as (figure, axes):
         axes.stackplot(x, *seconds.values(), colors=PHASES.values(), labels=PHASES, linewidth=0, step="mid")
         axes.plot(x, _seconds(steps, "pack"), ":", color=INK, linewidth=1.2, label="pack (meanwhile)")
         _steps(axes, "seconds a step")
         axes.set_ylim(0, _room(sum(seconds.values()), 1.35))
-        _legend(axes, columns=4)
-        return _svg(figure, "learner-time")
+        legend(axes, columns=4)
+        return svg(figure, "learner-time")
 
 
 def generation(steps: Sequence[dict]) -> str:
     """Tokens that all actors sample in a second."""
     x, tokens = _of(steps, "step"), _of(steps, "tokens_per_s")
-    with _drawing() as (figure, axes):
+    with drawing() as (figure, axes):
         axes.plot(x, tokens, color=AFTER, **_marker(x))
         _steps(axes, "tokens/s, all actors")
         axes.set_ylim(0, _room(tokens, 1.15))
-        return _svg(figure, "generation")
+        return svg(figure, "generation")
 
 
 def optimisation(steps: Sequence[dict]) -> str:
     """Loss, entropy and gradient norm, one above the other."""
     panels = (("loss", "loss", AFTER), ("entropy", "entropy, nats", "#0d9488"), ("gradient_norm", "gradient norm", INK))
     x = _of(steps, "step")
-    with _drawing(rows=3, height=3.9) as (figure, axes):
+    with drawing(rows=3, height=3.9) as (figure, axes):
         for panel, (key, label, color) in zip(axes, panels, strict=True):
             values = _of(steps, key)
             panel.plot(x, values, color=color, **_marker(x))
@@ -139,20 +183,20 @@ def optimisation(steps: Sequence[dict]) -> str:
             panel.yaxis.set_major_locator(MaxNLocator(3))
         _steps(axes[-1], panels[-1][1])
         figure.align_ylabels()
-        return _svg(figure, "optimisation")
+        return svg(figure, "optimisation")
 
 
 def mismatch(steps: Sequence[dict]) -> str:
     """|log-prob of trainer minus sampler|: mean and largest over the trained tokens, on a logarithmic axis."""
     x = _of(steps, "step")
-    with _drawing() as (figure, axes):
+    with drawing() as (figure, axes):
         axes.plot(x, _of(steps, "mismatch_max"), color=BEFORE, label="largest", **_marker(x))
         axes.plot(x, _of(steps, "mismatch_mean"), color=AFTER, label="mean", **_marker(x))
         axes.set_yscale("symlog", linthresh=1e-4)
         axes.set_ylim(bottom=0)
         _steps(axes, "nats")
-        _legend(axes, columns=2)
-        return _svg(figure, "mismatch")
+        legend(axes, columns=2)
+        return svg(figure, "mismatch")
 
 
 def _of(steps: Sequence[dict], key: str) -> np.ndarray:
@@ -180,7 +224,7 @@ def _steps(axes, ylabel: str) -> None:
     axes.margins(x=0.01)
 
 
-def _legend(axes, columns: int = 1) -> None:
+def legend(axes, columns: int = 1) -> None:
     """Above the picture, where it hides nothing."""
     handles = axes.get_legend_handles_labels()[0]
     if handles:
@@ -189,8 +233,8 @@ def _legend(axes, columns: int = 1) -> None:
         )
 
 
-class _drawing:
-    """A figure in the report's style, closed at the end."""
+class drawing:
+    """A figure in the report's style, closed at the end. Sizes are in inches."""
 
     def __init__(self, rows: int = 1, height: float = 2.9):
         self._rows, self._height = rows, height
@@ -206,7 +250,7 @@ class _drawing:
         self._style.__exit__(*error)
 
 
-def _svg(figure, name: str) -> str:
+def svg(figure, name: str) -> str:
     """The figure's <svg> element. `name` salts its ids: ids of two figures of one page must differ."""
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": name}):

@@ -98,6 +98,8 @@ class Fleet:
     def _heard(self, number: int, report: Report) -> None:
         member = self.members[number]
         member.heard, member.report = time.monotonic(), report
+        if report.fatal:
+            raise RedraftError(f"{member.name}: {report.error}")
         self._refused += report.weights_refused
         if report.state == "failed":
             self.replace(number, report.error)

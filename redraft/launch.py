@@ -32,6 +32,7 @@ log = logging.getLogger("redraft.launch")
 POLL_S = 0.5
 STOP_S = 120.0
 ANSWER_S = 10.0
+SAID = ("reflect_prompt", "retry_prompt", "fixed_reflection")  # texts of rollouts
 
 
 def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Path, console: Console) -> dict:
@@ -42,31 +43,45 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     runs.check(recipe, name, resume, again)
     _check_environment(recipe)
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
-    _check_model(model)
+    _check_model(model, recipe)
     run = runs.create(recipe, str(model), name, resume, again)
     with ray_for(recipe) as address:
         run = replace(run, ray=address)
         run.save()
-        summary = _watch(recipe, run, resume, console)
+        summary = _watch(recipe, run, resume, console) if recipe.steps else _only_evaluate(recipe, run, console)
     _show(run, recipe, summary, console)
     return summary
 
 
 def _check_environment(recipe: Recipe) -> None:
-    """Raises SettingError for an environment that cannot be made, or that has no tasks."""
-    from actors import environments
+    """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks."""
+    from actors import environments, rollouts
 
-    environments.make(recipe.environment)
+    rollouts.find(recipe.rollout.name)
+    if teacher := getattr(recipe.rollout, "teacher", None):
+        teacher.key()
+    made = environments.make(recipe.environment)
+    if lacking := [hook for hook in recipe.rollout.hooks if not hasattr(made, hook)]:
+        problem = f"rollout {recipe.rollout.name} needs an environment with `{lacking[0]}`"
+        raise SettingError("environment.name", problem, "Add it (actors/environments/base.py), or name another one")
     for split in ("train", "test"):
         environments.tasks(recipe.environment, recipe.data, split)
 
 
-def _check_model(model: Path) -> None:
+def _check_model(model: Path, recipe: Recipe) -> None:
+    """Raises SettingError for a tokenizer that lacks something, or cannot spell what the rollout says to the model."""
     from transformers import AutoTokenizer
 
-    from actors.rendering import check_tokenizer
+    from actors.rendering import Renderer, check_tokenizer
 
-    check_tokenizer(AutoTokenizer.from_pretrained(str(model)))
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    check_tokenizer(tokenizer)
+    renderer = Renderer(tokenizer)
+    for key in SAID:
+        try:
+            renderer.answer(getattr(recipe.rollout, key, None) or "")
+        except SettingError as error:
+            raise SettingError(f"rollout.{key}", str(error), "Write it in what the tokenizer knows") from None
 
 
 @contextlib.contextmanager
@@ -117,6 +132,21 @@ def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
                 raise RedraftError(f"the controller's process died: {error}. Go on with --resume") from None
 
 
+def _only_evaluate(recipe: Recipe, run: Run, console: Console) -> dict:
+    """A run of no steps: the model as it is plays the test tasks; its figures are those before training."""
+    from actors import environments
+
+    began = time.monotonic()
+    tests = environments.tasks(recipe.environment, recipe.data, "test")
+    before = _exam(recipe, run, Path(run.model), 0, tests, console)
+    seconds = round(time.monotonic() - began, 1)
+    run.append("evaluations.jsonl", {"label": "before", "step": 0, "version": 0, "seconds": seconds} | before)
+    summary = {"name": run.name, "state": "done", "error": "", "before": before}
+    summary |= {"steps": 0, "seconds": seconds, "generations": 0, "attempts": 0}
+    run.write("summary.json", summary)
+    return summary
+
+
 def _interrupted(controller, ended, view: LiveView) -> dict:
     """Ctrl-C: stops the run kindly; another Ctrl-C, or the deadline, ends the wait, and Ray's end kills the rest."""
     import ray
@@ -134,8 +164,8 @@ def _interrupted(controller, ended, view: LiveView) -> dict:
 
 
 def _show(run: Run, recipe: Recipe, summary: dict, console: Console) -> None:
-    from redraft.evaluation import table
     from redraft.report import write_report
+    from redraft.tables import table
 
     if summary.get("before"):
         console.print(table(summary["before"], summary.get("after"), recipe.environment.feedback, console.width))
@@ -221,7 +251,7 @@ def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Con
     from actors import environments
     from learner import checkpoint
     from protocols.weights import version_of
-    from redraft.evaluation import table
+    from redraft.tables import table
 
     run = runs.find(name)
     logs.to_terminal(run.name)
@@ -232,38 +262,77 @@ def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Con
     tests = environments.tasks(recipe.environment, recipe.data, "test")
     began = time.monotonic()
     with ray_for(recipe):
-        summary = _exam(recipe, run, folder, version, tests, console)
+        summary = _exam(recipe, run, folder / "model", version, tests, console)
     facts = {"label": "eval", "step": state.step, "version": version}
     run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | summary)
     console.print(table(None, summary, recipe.environment.feedback, console.width))
 
 
-def _exam(recipe: Recipe, run: Run, folder: Path, version: int, tests: Sequence[dict], console: Console) -> dict:
-    """The figures of the checkpoint in `folder`, played by a fleet of its own, beside a run that may go on."""
+def _exam(recipe: Recipe, run: Run, model: Path, version: int, tests: Sequence[dict], console: Console) -> dict:
+    """The figures of the model in a folder."""
+    from redraft.evaluation import plays
+    from redraft.exam import Exam, chosen
+
+    passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
+    with _fleet(recipe, run, model, version, console) as (fleet, status, serve):
+        exam = Exam(chosen(tests, recipe.evaluation.n), passes, fleet, status)
+        serve(exam)
+        return exam.summary()
+
+
+def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, console: Console) -> int:
+    """Writes a dataset of failures of the recipe's model; returns how many there are. See redraft.failures."""
+    from actors import environments
+    from redraft import failures
+    from redraft.exam import Exam
+
+    logs.to_terminal(recipe.name)
+    _check_environment(recipe)
+    tasks = environments.tasks(recipe.environment, recipe.data, "train")
+    model = models.prepare(recipe.model, recipe.environment, cache, console.print)
+    _check_model(model, recipe)
+    run = runs.create(recipe, str(model), f"{recipe.name}-failures", resume=False, again=True)
+    with ray_for(recipe), _fleet(recipe, run, model, 0, console) as (fleet, status, serve):
+
+        def play(left: Sequence[dict]):
+            exam = Exam(left, failures.passes(recipe), fleet, status)
+            serve(exam)
+            return exam.played()[failures.LABEL]
+
+        found = failures.collect(tasks, attempts, play)
+    failures.write(found, file)
+    return len(found)
+
+
+@contextlib.contextmanager
+def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console):
+    """A fleet that plays with a model as it is, beside a run that may go on: it, its status, and `serve(exam)`, which
+    returns when the exam is over."""
     import ray
 
     from actors.actor import Orders
     from redraft import parts
-    from redraft.exam import Exam
     from redraft.fleet import Fleet
     from redraft.status import Status
 
     apart = replace(run, id=secrets.token_hex(16))
     status = Status(run, recipe)
     files = parts.start_node_files(apart)
-    maker = parts.actor_maker(apart, recipe, None, str(folder / "model"), version)
+    maker = parts.actor_maker(apart, recipe, None, str(model), version)
     fleet = Fleet(maker, recipe.actors, recipe.start_s, status.replaced)
-    exam = Exam(recipe, tests, fleet, status)
-    status.phase("evaluating", folder.name)
+    status.phase("evaluating", model.name)
+
+    def serve(exam) -> None:
+        while not exam.advance():
+            fleet.receive()
+            for actor in fleet.idle():
+                fleet.send(actor, Orders())
+            view.update(status.snapshot())
+            time.sleep(POLL_S / 5)
+
     try:
         with LiveView(console, run.name) as view:
-            while not exam.advance():
-                fleet.receive()
-                for actor in fleet.idle():
-                    fleet.send(actor, Orders())
-                view.update(status.snapshot())
-                time.sleep(POLL_S / 5)
-        return exam.summary()
+            yield fleet, status, serve
     finally:
         fleet.close(5.0)
         ray.wait([owner.close.remote() for owner in files], num_returns=len(files), timeout=5.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -11,6 +12,7 @@ from actors.tasks import TaskOrder
 from protocols.keys import group_id
 from protocols.turns import Lease
 
+log = logging.getLogger("redraft.leases")
 LIFE_NUMBERS = 1000  # lease numbers of one life of a run: a resumed run leases under higher ones than it can know
 PLAYS = 5  # a group that ends without being closed so often is given up
 
@@ -62,9 +64,14 @@ class LeaseBook:
     @property
     def cursor(self) -> int:
         """The first position that may still have to be played: all before it are closed in replay or given up."""
+        return self.state["position"]
+
+    @property
+    def state(self) -> dict:
+        """What a resumed run needs to go on from now, in JSON values: the cursor and the state of the order."""
         with self._lock:
             unfinished = [live.position for live in self.live.values()] + [position for _, position in self._again]
-            return min(unfinished, default=self._position)
+            return {"position": min(unfinished, default=self._position)} | self._order.state
 
     @property
     def given_up(self) -> int:
@@ -94,12 +101,17 @@ class LeaseBook:
         group = group_id(self._run_id, epoch, task["id"])
         return Lease(group, self._number, position, task, self._seed + position, self._place(group)), position
 
-    def closed(self, plays: Iterable[tuple[bytes, int]]) -> None:
-        """These plays (group, lease number) ended well. A late word of an older play changes nothing."""
+    def closed(self, plays: Iterable[tuple[bytes, int] | tuple[bytes, int, float | None]]) -> None:
+        """These plays (group, lease number, success rate if known) ended well.
+
+        A late word of an older play changes nothing. With a curriculum they may raise the level of what is leased next.
+        """
         with self._lock:
-            for group, number in plays:
+            for group, number, *success in plays:
                 if self._is_live(group, number):
-                    del self.live[group]
+                    lease = self.live.pop(group).lease
+                    if self._order.closed(lease.task, success[0] if success else None, self._position):
+                        log.info("level %d begins at position %d", self._order.level, self._position)
 
     def again(self, group: bytes, number: int, position: int, shard: str) -> bool:
         """Replay has lost this closed play to a torn record: it is leased again, once, to the shard that had it.
@@ -111,6 +123,8 @@ class LeaseBook:
             if waiting or group in self._given_up or position >= self._position:
                 return False
             lease, _ = self._make(position)
+            if lease.group != group:  # leased under a level that no checkpoint knew: its task comes in its own time
+                return False
             self._again.append((replace(lease, number=max(number + 1, lease.number), shard=shard), position))
             return True
 

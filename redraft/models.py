@@ -79,7 +79,7 @@ class ModelSettings(Settings):
     """Exactly one of `path` and `make`."""
 
     path: str | None = None
-    """Hugging Face hub name or local folder."""
+    """Hugging Face hub name, local folder, or the folder of a run: the model of its newest checkpoint."""
     make: MakeSettings | None = None
     """Make a tiny one."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -127,6 +127,8 @@ def prepare(
 
 def _existing(path: str) -> Path:
     folder = Path(path).expanduser()
+    if (folder / "run.json").exists():
+        folder = _trained(folder)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise SettingError("model.path", f"{path!r} holds no config.json", "Name the folder of a model")
@@ -139,6 +141,16 @@ def _existing(path: str) -> Path:
         cure = "Name a local folder, or a model on the hub that can be reached, or use model.make"
         log.info("the hub's client says: %s", error)
         raise SettingError("model.path", f"{path!r} is no folder here and cannot be fetched", cure) from error
+
+
+def _trained(run: Path) -> Path:
+    """The model of the newest checkpoint in a run's folder."""
+    from learner import checkpoint
+
+    newest = checkpoint.newest(run)
+    if newest is None:
+        raise SettingError("model.path", f"the run {run} has no checkpoint", "Name one that has, or a model")
+    return newest / "model"
 
 
 def _digest(make: MakeSettings, environment: EnvironmentSettings) -> str:

@@ -12,7 +12,10 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from actors.config import ActorSettings, DataSettings, EnvironmentSettings, RolloutSettings, SamplingSettings
+from actors import rollouts
+from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
+from actors.rollout_config import AttemptSettings, RolloutSettings
+from actors.tasks import CurriculumSettings
 from learner.config import LearnerSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
@@ -28,12 +31,14 @@ class Recipe(Settings):
     """Names the run folder, unless --run does."""
     seed: int = Field(0, ge=0)
     """Of everything that draws: tasks, sampling, the order of batches."""
-    steps: int = Field(ge=1)
-    """Optimizer steps of the whole run."""
+    steps: int = Field(ge=0)
+    """Optimizer steps of the whole run; 0 only evaluates the model."""
     model: ModelSettings
     data: DataSettings = DataSettings()
     environment: EnvironmentSettings
-    rollout: RolloutSettings = RolloutSettings()
+    curriculum: CurriculumSettings | None = None
+    """Begin with the easiest tasks, and add harder ones as these are solved."""
+    rollout: RolloutSettings = AttemptSettings()
     sampling: SamplingSettings = SamplingSettings()
     actors: ActorSettings = ActorSettings()
     replay: ReplaySettings = ReplaySettings()
@@ -44,33 +49,52 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self):
-        credit, episodes = self.learner.credit, self.rollout.episodes
-        if credit.name == "group" and episodes < 2:
-            raise ValueError("rollout.episodes: learner.credit.name=group compares episodes of a task; set 2 or more")
-        if credit.name == "turnwise" and credit.baseline == "group" and episodes < 2:
-            raise ValueError(
-                "rollout.episodes: learner.credit.baseline=group needs 2 or more; or set baseline to batch"
-            )
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature: 0 (greedy) cannot be trained on; set it above 0")
-        if self.learner.row_tokens < self.actors.engine.max_length:
-            raise ValueError(
-                f"learner.row_tokens: {self.learner.row_tokens} would cut episodes of "
-                f"actors.engine.max_length={self.actors.engine.max_length}; set at least that"
-            )
-        engine, uses = self.actors.engine, self.replay.max_uses
+        engine = self.actors.engine
         if self.sampling.max_tokens >= engine.max_length:
             raise ValueError(
                 f"sampling.max_tokens: {self.sampling.max_tokens} leaves no room for a prompt within "
                 f"actors.engine.max_length={engine.max_length}; lower it, or raise that"
             )
-        if self.learner.probe_tokens >= engine.max_length:
+        teacher = getattr(self.rollout, "teacher", None)
+        if teacher is not None and teacher.deadline_s >= self.actors.lease_s:
+            raise ValueError(
+                f"rollout.teacher: by timeout_s and retries one answer may take {teacher.deadline_s:g} s, longer "
+                f"than actors.lease_s={self.actors.lease_s:g}; lower them, or raise that"
+            )
+        if self.steps:
+            self._credit_fits()
+            self._learner_fits()
+        return self
+
+    def _credit_fits(self) -> None:
+        credit, rollout = self.learner.credit, self.rollout
+        if credit.name == "group" and rollout.episodes < 2:
+            raise ValueError("rollout.episodes: learner.credit.name=group compares episodes of a task; set 2 or more")
+        if credit.name == "turnwise" and credit.baseline == "group" and rollout.episodes < 2:
+            raise ValueError(
+                "rollout.episodes: learner.credit.baseline=group needs 2 or more; or set baseline to batch"
+            )
+        if credit.name == "reflection" and rollout.name in rollouts.NAMES and rollout.name != "reflect":
+            raise ValueError(
+                f"learner.credit.name: reflection compares retries of one failure, which rollout {rollout.name} "
+                "does not play; set rollout.name to reflect"
+            )
+
+    def _learner_fits(self) -> None:
+        learner, engine, uses = self.learner, self.actors.engine, self.replay.max_uses
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature: 0 (greedy) cannot be trained on; set it above 0")
+        if learner.row_tokens < engine.max_length:
+            raise ValueError(
+                f"learner.row_tokens: {learner.row_tokens} would cut episodes of "
+                f"actors.engine.max_length={engine.max_length}; set at least that"
+            )
+        if learner.probe_tokens >= engine.max_length:
             raise ValueError(f"learner.probe_tokens: must be below actors.engine.max_length={engine.max_length}")
-        if self.learner.max_staleness < uses - 1:
+        if learner.max_staleness < uses - 1:
             raise ValueError(
                 f"learner.max_staleness: replay.max_uses={uses} uses a group in {uses} steps; set at least {uses - 1}"
             )
-        return self
 
     def warnings(self) -> list[str]:
         """What is allowed but rarely meant."""
@@ -142,18 +166,24 @@ def _clear(error: ValidationError) -> SettingError:
 
 
 def _without_tags(place: list[str]) -> list[str]:
-    """Leaves out the tag that pydantic adds for the chosen kind of `learner.objective`."""
-    return [part for n, part in enumerate(place) if not (n == 2 and place[:2] == ["learner", "objective"])]
+    """Leaves out the tags, in angle brackets, of the kinds that `one_of` chose."""
+    return [part for part in place if not _is_tag(part)]
+
+
+def _is_tag(part: str) -> bool:
+    return part.startswith("<") and part.endswith(">")
 
 
 def _allowed(place: list[str]) -> list[str]:
     """The keys of the section at `place`."""
-    model: object = Recipe
+    kinds: list[type[BaseModel]] = [Recipe]
     for part in place:
-        kinds = _models(model.model_fields[part].annotation) if part in getattr(model, "model_fields", {}) else [model]
-        tagged = [kind for kind in kinds if _tag(kind) == place[-1]]
-        model = (tagged or kinds or [model])[0]
-    return list(model.model_fields)
+        if _is_tag(part):
+            kinds = [kind for kind in kinds if _tag(kind) == part]
+        else:
+            fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
+            kinds = [found for field in fields for found in _models(field.annotation)]
+    return [key for kind in kinds for key in kind.model_fields]
 
 
 def _models(annotation) -> list[type[BaseModel]]:
@@ -164,8 +194,7 @@ def _models(annotation) -> list[type[BaseModel]]:
     return []
 
 
-def _tag(model: type[BaseModel]) -> str | None:
-    name = model.model_fields.get("name")
-    if name is not None and typing.get_origin(name.annotation) is Literal:
-        return typing.get_args(name.annotation)[0]
-    return None
+def _tag(model: type[BaseModel]) -> str:
+    """The tag of one kind of part: that of its name, or of parts of the user's own."""
+    name = model.model_fields["name"].annotation
+    return f"<{typing.get_args(name)[0]}>" if typing.get_origin(name) is Literal else "<own>"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 
+from actors.actor import Report
 from protocols import metrics
 from redraft.recipe import Recipe
 from redraft.run import Run
@@ -14,6 +15,7 @@ from redraft.run import Run
 log = logging.getLogger("redraft.controller")
 EVENTS = 50
 HISTORY = 200
+MADE = ("generations", "attempts")
 
 
 class Status:
@@ -24,7 +26,8 @@ class Status:
         earlier = run.lines("metrics.jsonl")  # of a run that is resumed
         self._last_step = time.monotonic()
         self._began = self._last_step - (earlier[-1]["time_s"] if earlier else 0.0)
-        self._tokens = self._turns = 0
+        self._since: Counter[str] = Counter()  # what actors made since the last step
+        self._made = Counter({key: sum(line.get(key, 0) for line in earlier) for key in MADE})
         self._said: set[str] = set()
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._rewards: deque[float] = deque(maxlen=HISTORY)
@@ -68,11 +71,18 @@ class Status:
     def replaced(self, actor: int, why: str) -> None:
         self.event(f"actor-{actor} replaced: {why}")
 
-    def played(self, turns: int, tokens: int) -> None:
-        """Turns and tokens that an actor made since its last report."""
+    @property
+    def made(self) -> dict[str, int]:
+        """Sampled for training from the run's beginning, also what no turn keeps: all `generations`, and those of them
+        that were `attempts` (no reflections)."""
+        return {key: self._made[key] for key in MADE}
+
+    def played(self, report: Report) -> None:
+        """What an actor made since its last report."""
         with self._lock:
-            self._turns += turns
-            self._tokens += tokens
+            since = Counter({key: getattr(report, key) for key in ("turns", "tokens", *MADE)})
+            self._since += since
+            self._made += since
 
     def replay(self, stats: dict) -> None:
         with self._lock:
@@ -107,12 +117,13 @@ class Status:
             seconds = max(now - self._last_step, 1e-9)
             line = report | {
                 "time_s": round(self.elapsed_s, 3),
-                "tokens_per_s": round(self._tokens / seconds, 1),
-                "turns_per_s": round(self._turns / seconds, 1),
+                "tokens_per_s": round(self._since["tokens"] / seconds, 1),
+                "turns_per_s": round(self._since["turns"] / seconds, 1),
+                **{key: self._since[key] for key in MADE},
                 "actors": len(self._facts.get("actors", ())),
                 "leases": self._facts.get("leases", 0),
             }
-            self._last_step, self._tokens, self._turns = now, 0, 0
+            self._last_step, self._since = now, Counter()
             if report.get("reward") is not None:
                 self._rewards.append(report["reward"])
             self._facts |= {key: value for key, value in line.items() if key not in ("actors", "leases", "seconds")}

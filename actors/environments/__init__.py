@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from actors.config import DataSettings, EnvironmentSettings
 from actors.environments.base import TextEnvironment
@@ -47,9 +49,22 @@ def make(settings: EnvironmentSettings) -> TextEnvironment:
 
 def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequence[dict]:
     """The tasks of split "train" or "test", at most `data.<split>_size`. Raises SettingError if there are none."""
-    found = find(settings.name).tasks(data, split)
+    kind = find(settings.name)
+    found = _failures(data.failures) if data.failures and split == "train" else kind.tasks(data, split)
     size = data.train_size if split == "train" else data.test_size
     if not len(found):
         where = repr(data.path) if data.path else "without a path"
         raise SettingError("data.path", f"{settings.name} has no {split} tasks ({where})", "Name data that holds some")
     return found if size is None else found[:size]
+
+
+def _failures(path: str) -> list[dict]:
+    cure = "Name a file that `redraft failures` wrote"
+    try:
+        found = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        broken = next((n for n, task in enumerate(found, 1) if not {"id", "attempt"} <= set(task)), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingError("data.failures", f"{path} cannot be read: {error}", cure) from None
+    if broken is not None:
+        raise SettingError("data.failures", f"line {broken} of {path} has no failed answer", cure)
+    return found

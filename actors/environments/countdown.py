@@ -7,8 +7,6 @@ read from `data.path`, a folder with train.jsonl and test.jsonl (nums, target, s
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -19,6 +17,7 @@ import numpy as np
 
 from actors.config import DataSettings
 from actors.environments.base import OneAnswer, Verdict
+from actors.environments.files import held_out, rows
 from protocols.errors import SettingError
 
 LONGEST = 200  # characters of an expression, which bounds its depth, too
@@ -63,9 +62,10 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
 
 def answer_in(text: str) -> str:
     """The expression that a response gives: between the last <answer> tags, else its last line."""
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-    lines = text.strip().splitlines()
-    return (tagged[-1] if tagged else lines[-1] if lines else "").strip()
+    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
+    if start < 0:
+        return text.strip().rpartition("\n")[2].strip()
+    return text[start + len("<answer>") :].partition("</answer>")[0].strip()
 
 
 def _generate(rng: np.random.Generator) -> dict:
@@ -86,7 +86,7 @@ def _generate(rng: np.random.Generator) -> dict:
 
 def _is_test(nums: Sequence[int]) -> bool:
     """A fifth of all sets of numbers, so that made train and test tasks have no set in common."""
-    return hashlib.blake2b(repr(sorted(nums)).encode()).digest()[0] % 5 == 0
+    return held_out(repr(sorted(nums)))
 
 
 @cache
@@ -104,8 +104,7 @@ def _read(path: Path, split: str) -> list[dict]:
     """Raises SettingError where the file is missing or a task is not solved by its own solution."""
     file = path / f"{split}.jsonl"
     try:
-        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-        found = [{"id": f"countdown/{split}/{n}", **row} for n, row in enumerate(rows)]
+        found = [{"id": f"countdown/{split}/{n}", **row} for n, row in enumerate(rows(file))]
         for task in found:
             if not solves(task["solution"], task):
                 raise ValueError(f"{task['solution']!r} does not solve {task['id']}")
@@ -145,3 +144,6 @@ class Countdown(OneAnswer):
             return Verdict(float(solves(expression, task)), ast.unparse(ast.parse(expression, mode="eval")))
         except ValueError:
             return Verdict(0.0)
+
+    def hint(self) -> str:
+        return f"\n\nOne right expression is {self.task['solution']}."

@@ -6,38 +6,26 @@ Hugging Face hub, or a folder with train.jsonl and test.jsonl (question, answer 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 
 from actors.config import DataSettings
+from actors.environments.answers import BOXED, boxed
 from actors.environments.base import OneAnswer, Verdict
+from actors.environments.files import rows
 from protocols.errors import SettingError
 
 HUB_NAME = "openai/gsm8k"
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
-BOXED = r"\boxed{"
+NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+", re.ASCII)
 LONGEST_NUMBER = 40  # characters
 
 
 def final_answer(text: str) -> str | None:
     r"""What stands after the last `####` (to the end of its line) or in the last `\boxed{}`, whichever is later."""
-    marked, boxed = text.rfind("####"), text.rfind(BOXED)
-    if marked > boxed:
-        return text[marked + 4 :].partition("\n")[0]
-    return None if boxed < 0 else _braced(text[boxed + len(BOXED) :])
-
-
-def _braced(text: str) -> str | None:
-    """Up to the brace that closes one opened before `text`; None where it never closes."""
-    depth = 1
-    for n, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return text[:n]
-    return None
+    marked = text.rfind("####")
+    return text[marked + 4 :].partition("\n")[0] if marked > text.rfind(BOXED) else boxed(text)
 
 
 def number(text: str | None) -> str | None:
@@ -54,7 +42,7 @@ def number(text: str | None) -> str | None:
 
 def _rows(path: str, split: str) -> Iterable[dict]:
     if Path(path).is_dir():
-        return [json.loads(line) for line in (Path(path) / f"{split}.jsonl").read_text().splitlines() if line.strip()]
+        return rows(Path(path) / f"{split}.jsonl")
     from datasets import load_dataset
 
     return load_dataset(path, "main", split=split)
@@ -71,14 +59,13 @@ class GSM8K(OneAnswer):
     def tasks(cls, data: DataSettings, split: str) -> list[dict]:
         path = data.path or HUB_NAME
         try:
-            rows = _rows(path, split)
             found = [
                 {
                     "id": f"gsm8k/{split}/{n}",
                     "question": row["question"],
                     "target": number(final_answer(row["answer"])),
                 }
-                for n, row in enumerate(rows)
+                for n, row in enumerate(_rows(path, split))
             ]
         except Exception as error:  # the hub's client raises many kinds; every one means that the data is not there
             cure = f"Name a folder with {split}.jsonl, or a hub name (needs `pip install datasets` and the network)"
@@ -95,3 +82,6 @@ class GSM8K(OneAnswer):
         if answer is None:
             return Verdict(-1.0)
         return Verdict(float(answer == task["target"]), answer)
+
+    def hint(self) -> str:
+        return f"\n\nThe right answer is {self.task['target']}. Show step by step how to get there, ending with it."

@@ -7,7 +7,8 @@
     7-1-2+8     next attempt
 
 Feedback `binary` is "?0" for right and "?x" for everything else; `blank` is always "?x". Digits are 1 to 9, distinct:
-a zero would make two candidates out of one. Train and test have no set of digits in common.
+a zero would make two candidates out of one. Train and test have no set of digits in common. A task's
+level is how many minus signs solve it, 0 to 3.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def _orders(split: str) -> tuple[str, ...]:
 def _tasks(split: str) -> tuple[dict, ...]:
     """All tasks of a split, shuffled, so that the first n of them are a fair sample."""
     found = [
-        {"id": f"signs/{digits}>{target}", "digits": digits, "target": target}
+        {"id": f"signs/{digits}>{target}", "digits": digits, "target": target, "level": right[0].count("-")}
         for digits in _orders(split)
-        for target in _targets(digits)
+        for target, right in _targets(digits).items()
     ]
     return tuple(found[n] for n in np.random.Generator(np.random.Philox(1)).permutation(len(found)))
 
@@ -90,7 +91,17 @@ class Signs(OneAnswer):
         return Verdict(float(value(attempt) == task["target"]), attempt)
 
     def say(self, verdict: Verdict) -> str:
+        self._last = verdict.answer
         return self._feedback(None if verdict.answer is None else value(verdict.answer) - self.task["target"])
+
+    def hint(self) -> str | None:
+        """The digits to flip, as a reflection would name them; None after what was no answer."""
+        signs = tuple(re.findall(r"[+-]", self._last or ""))
+        if not signs:
+            return None
+        right = _targets(self.task["digits"])[self.task["target"]][0]
+        named = zip(self.task["digits"][1:], signs, right, strict=True)
+        return "".join(digit for digit, mine, other in named if mine != other) + "\n"
 
     def _feedback(self, residual: int | None) -> str:
         shown = residual is not None and (self.feedback == "residual" or (self.feedback == "binary" and residual == 0))

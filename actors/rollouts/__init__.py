@@ -1,94 +1,102 @@
-"""Rollouts say how an episode is played. They do not know which objective will use the turns.
+"""Rollouts say how the episodes of a group are played. They do not know which objective will use the turns.
 
-A rollout is a coroutine `play(stage, environment)`: it samples with `stage.engine`, acts in an environment that was
-reset to the task, and writes turns to `stage.group`.
+A rollout is a coroutine `play(stage)`: it samples with `stage.generate` or a `Dialogue`, acts in the environments that
+`stage.episode` lends, and writes turns to `stage.group`. `rollout.name` is one of NAMES, or `package.module:play`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from actors.config import RolloutSettings, SamplingSettings
+from actors.config import SamplingSettings
 from actors.engines import Completion, Engine, PromptTooLong
-from actors.group import NO_TOKENS, GroupWriter
-from actors.play import EpisodeFailure, Outcome, Playing
+from actors.group import GroupWriter
+from actors.play import Environments, EpisodeFailure, Playing
 from actors.rendering import Renderer
+from actors.rollout_config import Rollout
+from protocols import metrics, named
 from protocols.turns import Role, Stop
+from protocols.weights import step_of
 
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """All that one episode is played with."""
-
-    engine: Engine
-    renderer: Renderer
-    group: GroupWriter
-    settings: RolloutSettings
-    sampling: SamplingSettings
-    episode: int
+NAMES = {
+    "attempt": "actors.rollouts.attempt:play",
+    "retry": "actors.rollouts.retry:play",
+    "act": "actors.rollouts.act:play",
+    "reflect": "actors.rollouts.reflect:play",
+    "hint": "actors.rollouts.hint:play",
+    "search": "actors.rollouts.search:play",
+}
 
 
 class Aborted(Exception):
     """The engine gave a generation up: the whole group is abandoned."""
 
 
-class Dialogue:
-    """One linear episode: all its tokens so far, and what was said but not yet scored."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """All that one group is played with. `count(role)` is called for each response that is sampled."""
 
-    def __init__(self, stage: Stage, text: str):
-        self._stage = stage
-        self._ids = NO_TOKENS
-        self._prompt = stage.renderer.first(text)
-        self._parent = -1
-        self._said: list[tuple[Role, np.ndarray, Completion]] = []
+    engine: Engine
+    renderer: Renderer
+    environments: Environments
+    group: GroupWriter
+    task: dict
+    seed: int
+    settings: Rollout
+    sampling: SamplingSettings
+    failed: Callable[[EpisodeFailure], None]
+    count: Callable[[Role], None]
+    teacher: Callable[[list[dict]], Awaitable[str]] | None = None
 
-    async def say(self, role: Role) -> str:
-        """Samples the model's next message and returns its text. It is written when it is scored."""
-        self._ids = np.concatenate((self._ids, self._prompt))
+    @property
+    def step(self) -> int:
+        """The training step of the weights that sample now."""
+        return step_of(self.engine.version)
+
+    async def episode(self, number: int, play: Callable[[Playing], Awaitable[Any]]) -> Any:
+        """What `play(environment)` returns, in an environment that was reset to the task.
+
+        A failure ends this episode alone, with a turn of role error, and returns None.
+        """
         try:
-            completion = await self._stage.engine.generate(self._ids, self._stage.sampling)
+            async with self.environments.one(self.task, self.seed + number) as environment:
+                return await play(environment)
+        except EpisodeFailure as failure:
+            self.failed(failure)
+            self.group.error(number, str(failure))
+        finally:
+            metrics.EPISODES.inc()
+
+    async def each_episode(self, play: Callable[[Stage, Playing, int], Awaitable[None]]) -> None:
+        """Plays `settings.episodes` episodes at once, each in an environment of its own."""
+        numbers = range(self.settings.episodes)
+        await asyncio.gather(*(self.episode(number, partial(_numbered, self, play, number)) for number in numbers))
+
+    async def generate(self, prompt: np.ndarray, role: Role, sampling: SamplingSettings | None = None) -> Completion:
+        """One response to int32 prompt ids. Raises EpisodeFailure where the prompt leaves no room, Aborted."""
+        self.count(role)
+        try:
+            completion = await self.engine.generate(prompt, sampling or self.sampling)
         except PromptTooLong as error:
             raise EpisodeFailure("too_long", str(error)) from None
         if completion.stop is Stop.ABORTED:
             raise Aborted
-        self._said.append((role, self._prompt, completion))
-        self._ids = np.concatenate((self._ids, completion.ids))
-        return self._stage.renderer.text(completion.ids)
-
-    def hear(self, text: str) -> None:
-        """The next message to the model: the tokens between its last one and its next."""
-        self._prompt = self._stage.renderer.next(text, ended=self._said_last().stop is Stop.END)
-
-    def score(self, index: int, outcome: Outcome) -> None:
-        """Writes what was said since the last score. A reflection carries the reward of the attempt it led to."""
-        for role, prompt, completion in self._said:
-            self._parent = self._stage.group.turn(
-                role,
-                self._parent,
-                prompt,
-                completion,
-                episode=self._stage.episode,
-                index=index,
-                reward=outcome.reward,
-                environment_s=outcome.seconds,
-                terminated=outcome.terminated,
-                truncated=outcome.truncated,
-                extra={"success": outcome.success, "answer": outcome.answer},
-            )
-        self._last, self._said = completion, []
-
-    def _said_last(self) -> Completion:
-        return self._said[-1][2] if self._said else self._last
+        return completion
 
 
-Play = Callable[[Stage, Playing], Awaitable[None]]
+async def _numbered(stage: Stage, play, number: int, environment: Playing) -> None:
+    await play(stage, environment, number)
 
 
-def named(name: str) -> Play:
-    """The rollout of that name."""
-    from actors.rollouts import attempt, retry
+Play = Callable[[Stage], Awaitable[None]]
 
-    return {"attempt": attempt.play, "retry": retry.play}[name]
+
+def find(name: str) -> Play:
+    """The rollout of that name. Raises SettingError."""
+    return named.load("rollout.name", name, NAMES)

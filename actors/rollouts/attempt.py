@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from actors.play import Playing
-from actors.rollouts import Dialogue, Stage
+from actors.rollouts import Stage
+from actors.rollouts.dialogue import Dialogue
 from protocols.turns import Role
 
 
-async def play(stage: Stage, environment: Playing) -> None:
-    dialogue = Dialogue(stage, environment.observation)
+async def play(stage: Stage) -> None:
+    await stage.each_episode(_episode)
+
+
+async def _episode(stage: Stage, environment: Playing, number: int) -> None:
+    dialogue = Dialogue(stage, environment.observation, number)
     text = await dialogue.say(Role.ATTEMPT)
     dialogue.score(0, await environment.step(text))

@@ -1,24 +1,64 @@
-"""retry: answer, hear what the environment says, answer again; with `reflect`, a reflection before each retry."""
+"""retry: answer, hear what the environment says, answer again; with `reflect`, a reflection before each retry.
+
+The last turn may be the best of several samples, or written by a teacher (RISE, arXiv 2407.18219).
+"""
 
 from __future__ import annotations
 
-from actors.play import Playing
-from actors.rollouts import Dialogue, Stage
+import asyncio
+
+from actors.play import Outcome, Playing
+from actors.rollouts import Stage
+from actors.rollouts.dialogue import Dialogue
 from protocols.turns import Role
 
 
-async def play(stage: Stage, environment: Playing) -> None:
+async def play(stage: Stage) -> None:
+    await stage.each_episode(_episode)
+
+
+async def _episode(stage: Stage, environment: Playing, number: int) -> None:
     settings = stage.settings
-    dialogue = Dialogue(stage, environment.observation)
+    dialogue, previous = Dialogue(stage, environment.observation, number, settings.context), None
     for index in range(settings.turns):
-        if index and settings.reflect:
-            dialogue.hear(environment.observation + settings.reflect_prompt)
-            await dialogue.say(Role.REFLECTION)
-            dialogue.hear(settings.retry_prompt)
-        elif index:
-            dialogue.hear(environment.observation)
-        text = await dialogue.say(Role.ATTEMPT)
-        outcome = await environment.step(text)
-        dialogue.score(index, outcome)
-        if outcome.terminated or (outcome.success and settings.stop_at_success):
+        last = index + 1 == settings.turns
+        if last and settings.best_of > 1:
+            dialogue, outcome = await _best(stage, dialogue, environment)
+        else:
+            text = await _answer(stage, dialogue, environment, retried=index > 0, taught=last and settings.teacher)
+            outcome = await environment.step(text)
+        repeated = index > 0 and not outcome.success and outcome.answer == previous
+        ended = (outcome.success and settings.stop_at_success) or (repeated and settings.stop_at_repeat)
+        dialogue.score(index, outcome, ended)
+        if outcome.terminated or ended:
             return
+        previous = outcome.answer
+
+
+async def _answer(stage: Stage, dialogue: Dialogue, environment: Playing, retried: bool, taught) -> str:
+    """The next answer, after a reflection where the recipe wants one."""
+    settings = stage.settings
+    write = dialogue.hand_over if taught else dialogue.say
+    if retried and settings.reflect:
+        dialogue.hear(environment.observation + settings.reflect_prompt)
+        if settings.fixed_reflection is None:
+            await write(Role.REFLECTION)
+        else:
+            dialogue.author(Role.REFLECTION, settings.fixed_reflection)
+        dialogue.hear(settings.retry_prompt)
+    elif retried:
+        dialogue.hear(environment.observation)
+    return await write(Role.ATTEMPT)
+
+
+async def _best(stage: Stage, dialogue: Dialogue, environment: Playing) -> tuple[Dialogue, Outcome]:
+    """The best of `best_of` last answers by its reward, the first of equals; the others are not kept."""
+    state = await environment.snapshot()
+    branches = [dialogue.branch(dialogue.episode) for _ in range(stage.settings.best_of)]
+    texts = await asyncio.gather(*(_answer(stage, branch, environment, True, taught=False) for branch in branches))
+    outcomes = []
+    for text in texts:
+        await environment.restore(state)
+        outcomes.append(await environment.step(text))
+    best = max(range(len(outcomes)), key=lambda n: outcomes[n].reward)
+    return branches[best], outcomes[best]

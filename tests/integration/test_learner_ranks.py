@@ -24,7 +24,7 @@ from learner.batches import prepare
 from learner.checkpoint import newest
 from learner.config import LearnerSettings
 from learner.logprobs import Policy, load_model
-from learner.objectives import loss_of
+from learner.objectives import loss_of, make
 from learner.packing import MicroBatch
 from learner.prefetch import Prefetch
 from learner.publish import bits_of
@@ -139,17 +139,19 @@ def settings(**values) -> LearnerSettings:
     return LearnerSettings(**(base | values))
 
 
+RATES = (1e-2, 1e-2, 1e-2 * 2 / 3)  # of a run of four steps
+
+
 def plain_torch(model_path: str, made: list[Group], steps: int) -> dict[str, torch.Tensor]:
-    """The weights after `steps` batches, by nothing but torch."""
+    """The weights after one step on each of the first `steps` batches, by nothing but torch."""
     choice = settings(ranks=1, row_tokens=512, micro_tokens=4096)
     policy = Policy(load_model(model_path, torch.float32, "eager"))
     optimizer = torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.999), weight_decay=0.1)
-    for step, lr in zip(range(steps), (1e-2, 1e-2, 1e-2 * 2 / 3), strict=False):
+    for step, lr in zip(range(steps), RATES, strict=False):
         ((micro,),) = prepare(made[step * BATCH : (step + 1) * BATCH], step, choice).micros
         tensors = {name: torch.from_numpy(getattr(micro, name)) for name in MicroBatch.__slots__ if name != "chunks"}
         logprobs, entropy = policy(*(tensors[name] for name in ("tokens", "positions", "picks", "targets")))
-        per_token = (tensors[name] for name in ("coefficients", "advantages", "sampler", "sampled"))
-        loss, _ = loss_of(choice.objective, logprobs, entropy, *per_token)
+        loss, _ = loss_of(make(choice.objective), logprobs, entropy, tensors)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.05)
@@ -235,6 +237,7 @@ def check_report(report: dict, made: list[Group]) -> None:
     assert report["groups"] == BATCH and report["turns"] == len(turns)
     assert report["reward"] == pytest.approx(np.mean([turn.reward for turn in turns]))
     assert report["staleness_counts"] == {"0": BATCH}
+    assert 0 < report["sequences"] <= 3 * BATCH and report["trained_turns"].keys() == {"attempt"}
     assert report["gradient_norm"] > 0 and report["lr"] == 1e-2 and report["skipped_updates"] == 0
     assert 0 < report["effective_samples"] <= 1
     assert report["seconds"].keys() == {"wait", "pack", "train", "commit", "gather", "publish", "checkpoint"}
@@ -270,6 +273,58 @@ def test_two_ranks_train_like_plain_torch_and_resume(model_path, place, zero):
     second.start(3)
     _, weights, _ = second.finish()
     assert_close(load(weights[1][1]), plain_torch(model_path, made, 3))
+
+
+@pytest.mark.parametrize(("ranks", "zero"), [(1, 1), (2, 3)])
+def test_rounds_begin_from_the_base_and_resume_amid_one_without_changing_a_bit(model_path, ranks, zero):
+    made = groups(4 * BATCH)
+    choice = settings(ranks=ranks, zero=zero, rounds={"steps": 2, "from_base": True}, checkpoint_every=9)
+    with replay() as (endpoints, run_dir):
+        fill(endpoints, made)
+        whole = Learner(model_path, endpoints, run_dir, choice)
+        whole.start(4)
+        _, weights, reports = whole.finish()
+    assert [ref.version for ref, _ in weights] == [0, 2, 4]
+    assert [(report["step"], report["version"]) for report in reports] == [(1, 0), (2, 2), (3, 2), (4, 4)]
+    assert [report["lr"] for report in reports] == [1e-2] * 4, "both rounds rise for a step, then begin to fall"
+    assert_close(load(weights[1][1]), plain_torch(model_path, made, 2))
+    assert_close(load(weights[2][1]), plain_torch(model_path, made[2 * BATCH :], 2))
+
+    with replay() as (endpoints, run_dir):
+        fill(endpoints, made)
+        first = Learner(model_path, endpoints, run_dir, choice)
+        first.start(3)
+        assert first.finish()[0] == [{"step": 3, "reason": "done"}] * ranks
+        second = Learner(model_path, endpoints, run_dir, choice, resume=True)
+        assert {ready["step"] for ready in second.ready} == {3}
+        second.start(4)
+        _, resumed, reports = second.finish()
+    assert [ref.version for ref, _ in resumed] == [version_of(1, 2), version_of(1, 4)]
+    assert [report["version"] for report in reports] == [version_of(1, 4)]
+    assert same_bits(load(resumed[0][1]), load(weights[1][1])), "actors go on with the weights of the round"
+    assert resumed[1][1] == weights[2][1]
+    np.testing.assert_allclose(resumed[0][0].probe.logprobs, weights[1][0].probe.logprobs, atol=1e-5)
+
+
+def test_rounds_go_on_from_where_they_are_and_the_run_ends_with_a_publication(model_path, place):
+    endpoints, run_dir = place
+    made = groups(4 * BATCH)
+    fill(endpoints, made[: 3 * BATCH])
+    learner = Learner(model_path, endpoints, run_dir, settings(rounds={"steps": 3}))
+    learner.start(3)
+    _, weights, _ = learner.finish()
+    assert [ref.version for ref, _ in weights] == [0, 3]
+    assert_close(load(weights[1][1]), plain_torch(model_path, made, 3))
+    fill(endpoints, made[3 * BATCH :])
+    rest = Learner(model_path, endpoints, run_dir, settings(rounds={"steps": 3}), resume=True)
+    rest.start(4)
+    _, weights, reports = rest.finish()
+    assert [ref.version for ref, _ in weights] == [version_of(1, 3), version_of(1, 4)]
+    assert [report["version"] for report in reports] == [version_of(1, 4)]
+
+
+def same_bits(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_learner_without_groups_says_whom_it_waited_for(place):

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from learner.config import CreditSettings
-from learner.credit import credit
+from learner.config import LearnerSettings
+from learner.credit_config import GroupCredit, RawCredit, ReflectionCredit, TrajectoryCredit, TurnwiseCredit
+from learner.credits import credit
+from protocols.errors import SettingError
+from protocols.named import OwnSettings
 from protocols.turns import Group, Role, Turn
 
-A, F, E = Role.ATTEMPT, Role.REFLECTION, Role.ERROR
+A, F, R, E = Role.ATTEMPT, Role.REFLECTION, Role.RETRY, Role.ERROR
+ACT, REV = Role.ACTION, Role.REVISION
+NONE = float("nan")
 
 
-def group(*turns: tuple[Role, int, int, float]) -> Group:
-    """Turns as (role, episode, index, reward)."""
-    empty = np.zeros(0, np.int32)
-    made = tuple(
-        Turn(b"g" * 16, 1, n, n - 1, empty, empty, empty.astype(np.float32), (), role, episode, index, reward=reward)
-        for n, (role, episode, index, reward) in enumerate(turns)
-    )
-    return Group(b"g" * 16, 1, made)
+def group(*turns: tuple, parents: list[int] | None = None, lengths: list[int] | None = None) -> Group:
+    """Turns as (role, episode, index, reward), each the child of the one before unless `parents` says otherwise."""
+    made = []
+    for n, (role, episode, index, reward) in enumerate(turns):
+        response = np.zeros(lengths[n] if lengths else 0, np.int32)
+        arrays = (np.zeros(0, np.int32), response, response.astype(np.float32))
+        parent = parents[n] if parents else n - 1
+        made.append(Turn(b"g" * 16, 1, n, parent, *arrays, (), role, episode, index, reward=reward))
+    return Group(b"g" * 16, 1, tuple(made))
 
 
 DIALOGUES = [
@@ -29,27 +37,27 @@ DIALOGUES = [
 
 
 def test_raw_credit_is_the_reward():
-    first, second = credit(DIALOGUES, CreditSettings(name="raw"))
+    first, second = credit(DIALOGUES, RawCredit())
     assert first.tolist() == [0, 1, 1] and second.tolist() == [1, 0, 0, 0]
     assert first.dtype == np.float32
 
 
 def test_turnwise_credit_subtracts_the_batch_mean_of_the_same_turn_number():
-    first, second = credit(DIALOGUES, CreditSettings(name="turnwise", baseline="batch"))
+    first, second = credit(DIALOGUES, TurnwiseCredit(baseline="batch"))
     third = 1 / 3  # mean of the first attempts 0, 1, 0; the second attempts have mean 1/2
     np.testing.assert_allclose(first, [-third, 0.5, 0.5], rtol=1e-6)
     np.testing.assert_allclose(second, [1 - third, -0.5, -0.5, -third], rtol=1e-6)
 
 
 def test_turnwise_credit_within_the_group():
-    first, second = credit(DIALOGUES, CreditSettings(name="turnwise", baseline="group"))
+    first, second = credit(DIALOGUES, TurnwiseCredit(baseline="group"))
     assert first.tolist() == [0, 0, 0]
     assert second.tolist() == [0.5, 0, 0, -0.5]
 
 
-@pytest.mark.parametrize("name", ["turnwise", "group"])
-def test_a_reflection_is_worth_what_its_attempt_is(name):
-    for values, made in zip(credit(DIALOGUES, CreditSettings(name=name)), DIALOGUES, strict=True):
+@pytest.mark.parametrize("settings", [TurnwiseCredit(), GroupCredit()], ids=["turnwise", "group"])
+def test_a_reflection_is_worth_what_its_attempt_is(settings):
+    for values, made in zip(credit(DIALOGUES, settings), DIALOGUES, strict=True):
         for turn in made.turns:
             if turn.role is F:
                 assert values[turn.turn] == values[turn.turn + 1]
@@ -57,26 +65,188 @@ def test_a_reflection_is_worth_what_its_attempt_is(name):
 
 def test_group_credit_compares_returns_of_episodes_and_does_not_count_reflections_twice():
     made = group((A, 0, 0, 1.0), (F, 0, 1, 1.0), (A, 0, 1, 1.0), (A, 1, 0, 0.0), (A, 2, 0, 1.0))
-    (values,) = credit([made], CreditSettings(name="group", std=False))  # returns 2, 0, 1
+    (values,) = credit([made], GroupCredit(std=False))  # returns 2, 0, 1
     assert values.tolist() == [1, 1, 1, -1, 0]
-    (values,) = credit([made], CreditSettings(name="group"))
+    (values,) = credit([made], GroupCredit())
     np.testing.assert_allclose(values, np.array([1, 1, 1, -1, 0]) / np.std([2, 0, 1]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("std", [True, False])
 def test_a_group_of_one_episode_or_without_variance_teaches_nothing(std):
     alone, same = group((A, 0, 0, 1.0)), group((A, 0, 0, 1.0), (A, 1, 0, 1.0))
-    for values in credit([alone, same], CreditSettings(name="group", std=std)):
+    for values in credit([alone, same], GroupCredit(std=std)):
         assert not values.any()
 
 
-@pytest.mark.parametrize("name", ["raw", "turnwise", "group"])
-def test_an_environment_error_is_worth_nothing(name):
-    (values,) = credit([group((A, 0, 0, 1.0), (E, 0, 1, -5.0), (A, 1, 0, 0.0))], CreditSettings(name=name))
+@pytest.mark.parametrize("settings", [RawCredit(), TurnwiseCredit(), GroupCredit()], ids=["raw", "turnwise", "group"])
+def test_an_environment_error_is_worth_nothing(settings):
+    (values,) = credit([group((A, 0, 0, 1.0), (E, 0, 1, -5.0), (A, 1, 0, 0.0))], settings)
     assert values[1] == 0
     assert np.isfinite(values).all()
 
 
 def test_an_error_does_not_move_the_means():
-    (values,) = credit([group((A, 0, 0, 1.0), (E, 0, 0, -5.0), (A, 1, 0, 0.0))], CreditSettings(name="turnwise"))
+    (values,) = credit([group((A, 0, 0, 1.0), (E, 0, 0, -5.0), (A, 1, 0, 0.0))], TurnwiseCredit())
     assert values.tolist() == [0.5, 0, -0.5]
+
+
+LONG = group((A, 0, 0, 0.0), (F, 0, 1, 0.5), (A, 0, 1, 0.5), (F, 0, 2, 1.0), (A, 0, 2, 1.0), (A, 0, 3, 1.0))
+KEPT = {
+    "all": [0, 0.5, 0.5, 1, 1, 1],
+    "better": [0, 0.5, 0.5, 1, 1, NONE],
+    "best": [NONE, NONE, NONE, 1, 1, NONE],
+    "success": [NONE, NONE, NONE, 1, 1, 1],
+}
+
+
+@pytest.mark.parametrize("keep", KEPT)
+def test_filters_of_rise_keep_turns_with_their_reflections(keep):
+    (values,) = credit([LONG], RawCredit(keep=keep))
+    np.testing.assert_array_equal(values, np.array(KEPT[keep], np.float32))
+
+
+def test_filters_look_at_each_episode_alone():
+    made = group((A, 0, 0, 0.0), (A, 0, 1, -1.0), (A, 1, 0, -1.0), (A, 1, 1, -1.0))
+    (best,), (better,) = (credit([made], RawCredit(keep=keep)) for keep in ("best", "better"))
+    np.testing.assert_array_equal(best, np.array([0, NONE, -1, NONE], np.float32))
+    np.testing.assert_array_equal(better, np.array([0, NONE, -1, NONE], np.float32))
+
+
+def test_a_response_is_punished_from_the_cache_on_and_in_full_at_the_limit():
+    lengths = [60, 80, 90, 100, 150]
+    made = group(*((A, episode, 0, 0.0) for episode in range(5)), lengths=lengths)
+    (values,) = credit([made], GroupCredit(std=False, overlong={"limit": 100, "cache": 20, "penalty": 2.0}))
+    returns = np.array([0.0, 0.0, -1.0, -2.0, -2.0])
+    np.testing.assert_allclose(values, returns - returns.mean(), rtol=1e-6)
+
+
+def test_each_response_of_an_episode_is_punished_for_itself():
+    made = group((A, 0, 0, 1.0), (F, 0, 1, 1.0), (A, 0, 1, 1.0), (A, 1, 0, 0.0), lengths=[15, 10, 20, 5])
+    (values,) = credit([made], GroupCredit(std=False, overlong={"limit": 20, "cache": 10}))
+    assert values.tolist() == [0.25, 0.25, 0.25, -0.25]  # returns 2 - 0.5 - 0 - 1, and 0
+
+
+SHARED = [-1, 0, 1, 0, 3, 0, 5]  # one failed attempt, three reflections with their retries
+
+
+@pytest.mark.parametrize("std", [True, False])
+def test_the_retry_is_credited_to_its_reflection_and_to_nothing_else(std):
+    retried = (0, 1.0), (1, 0.0), (2, 0.0)
+    pairs = [turn for episode, reward in retried for turn in ((F, episode, 1, reward), (R, episode, 1, reward))]
+    made = group((A, 0, 0, -1.0), *pairs, parents=SHARED)
+    first, second = credit([made, group((A, 0, 0, 1.0))], ReflectionCredit(std=std))
+    deviation = np.std([1, 0, 0]) if std else 1.0
+    worth = np.array([2 / 3, -1 / 3, -1 / 3]) / deviation
+    np.testing.assert_allclose(first, [NONE, worth[0], NONE, worth[1], NONE, worth[2], NONE], rtol=1e-5)
+    assert np.isnan(second).all()
+
+
+def test_an_episode_without_a_retry_does_not_move_the_mean():
+    made = group(
+        (A, 0, 0, 0.0), (F, 0, 1, 1.0), (R, 0, 1, 1.0), (F, 1, 1, 0.0), (R, 1, 1, 0.0), (F, 2, 1, 0.0), (E, 2, 1, 0.0),
+        parents=SHARED,
+    )  # fmt: skip
+    (values,) = credit([made], ReflectionCredit(std=False))
+    np.testing.assert_array_equal(values, np.array([NONE, 0.5, NONE, -0.5, NONE, NONE, 0], np.float32))
+
+
+def test_retries_of_several_turns_are_compared_with_those_of_the_same_turn():
+    turns = [(F, e, i, r) for e in (0, 1) for i, r in ((1, e), (2, 1.0))]
+    made = group(*(two for f in turns for two in (f, (A, *f[1:]))))
+    (values,) = credit([made], ReflectionCredit(std=False))
+    np.testing.assert_array_equal(values[::2], np.array([-0.5, 0, 0.5, 0], np.float32))
+    assert np.isnan(values[1::2]).all()
+
+
+def test_a_trajectory_is_worth_its_end_and_a_revision_does_not_vouch_for_what_it_revises():
+    made = group(
+        (ACT, 0, 0, 0.0),  # shared by the good and the bad branch
+        (ACT, 0, 1, 0.0),  # bad
+        (ACT, 0, 2, 0.0),  # the bad end
+        (ACT, 1, 1, 1.0),  # good end
+        (REV, 2, 2, 0.0),  # after the bad action
+        (ACT, 2, 3, 0.9),  # the good suffix
+        parents=[-1, 0, 1, 0, 1, 4],
+    )
+    (values,) = credit([made], TrajectoryCredit())
+    np.testing.assert_array_equal(values, np.array([1, NONE, NONE, 1, 0.9, 0.9], np.float32))
+    (values,) = credit([made], TrajectoryCredit(above=0.95))
+    np.testing.assert_array_equal(values, np.array([1, NONE, NONE, 1, NONE, NONE], np.float32))
+
+
+def test_a_prefix_is_trained_only_for_an_end_without_a_revision():
+    made = group((ACT, 0, 0, 0.0), (REV, 0, 1, 0.0), (ACT, 0, 2, 1.0))
+    (values,) = credit([made], TrajectoryCredit())
+    np.testing.assert_array_equal(values, np.array([NONE, 1, 1], np.float32))
+
+
+def test_of_a_trees_good_ends_the_best_are_trained_and_every_correction_and_demonstration():
+    made = group(
+        (ACT, 0, 0, 0.0),
+        (ACT, 0, 1, 0.8),  # a good end
+        (ACT, 1, 1, 1.0),  # the best one
+        (ACT, 2, 1, 1.0),  # as good, but later
+        (ACT, 3, 1, 0.0),  # bad
+        (REV, 4, 2, 0.0),
+        (ACT, 4, 3, 1.0),
+        (ACT, 5, 0, 1.0),  # a demonstration
+        parents=[-1, 0, 0, 0, 0, 4, 5, -1],
+    )
+    shown = replace(made.turns[-1], extra={"demonstration": True})
+    made = replace(made, turns=(*made.turns[:-1], shown))
+    (values,) = credit([made], TrajectoryCredit(good=1))
+    np.testing.assert_array_equal(values, np.array([1, NONE, 1, NONE, NONE, 1, 1, 1], np.float32))
+
+
+def test_an_episode_that_broke_off_is_worth_what_it_had_reached():
+    (values,) = credit([group((ACT, 0, 0, 0.0), (E, 0, 1, 1.0))], TrajectoryCredit())
+    np.testing.assert_array_equal(values, np.array([NONE, 0], np.float32))
+
+
+def doubled(batch, settings):
+    return [np.array([settings.options["factor"] * turn.reward for turn in group.turns], np.float32) for group in batch]
+
+
+def double_precision(batch, settings):
+    return [np.zeros(len(group.turns)) for group in batch]
+
+
+def one_short(batch, settings):
+    return [np.zeros(len(group.turns) - 1, np.float32) for group in batch]
+
+
+def one_array(batch, settings):
+    return np.zeros(3, np.float32)
+
+
+def infinite(batch, settings):
+    return [np.full(len(group.turns), np.inf, np.float32) for group in batch]
+
+
+def own(function, **options) -> OwnSettings:
+    return LearnerSettings(credit={"name": f"{__name__}:{function.__name__}", "options": options}).credit
+
+
+def test_a_credit_of_ones_own_is_used_with_its_options():
+    first, second = credit(DIALOGUES, own(doubled, factor=2))
+    assert first.tolist() == [0, 2, 2] and second.tolist() == [2, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (double_precision, r"returned float64\[3\]. Return float32\[3\] for a group of 3 turns"),
+        (one_short, r"returned float32\[2\]. Return float32\[3\]"),
+        (one_array, r"returned float32\[3\]. Return a list of 2 arrays"),
+        (infinite, "infinite"),
+    ],
+)
+def test_a_credit_of_ones_own_that_returns_nonsense_is_refused(function, words):
+    with pytest.raises(SettingError, match=words) as refused:
+        credit(DIALOGUES, own(function))
+    assert refused.value.setting == "learner.credit.name"
+
+
+def test_a_credit_that_is_not_there_is_refused():
+    with pytest.raises(SettingError, match="cannot be imported"):
+        credit(DIALOGUES, OwnSettings(name="nowhere.at_all:credit"))

@@ -9,31 +9,28 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from actors.config import RolloutSettings, SamplingSettings
+from actors.config import SamplingSettings
+from actors.rollout_config import ActSettings, AttemptSettings, ReflectSettings, RetrySettings
 from protocols.turns import LOGPROBS, TOKENS, Role, Turn
-from redraft.evaluation import (
-    WITH_FEEDBACK,
-    Attempt,
-    EvaluationSettings,
-    attempts,
-    majority,
-    plays,
-    remarks,
-    rows,
-    summarise,
-    table,
-)
+from redraft.episodes import Episode, Try, episodes, loops, majority
+from redraft.evaluation import EvaluationSettings, plays, summarise
+from redraft.tables import WITH_FEEDBACK, remarks, rows, table
 
 RIGHT = "7"
 
 
 def turn(number: int, role: Role, episode: int = 0, answer: str | None = None, terminated: bool = False) -> Turn:
     """A turn as an actor makes it; the answer "7" is right."""
-    none = np.empty(0, TOKENS)
     extra = {} if role is Role.ERROR else {"success": answer == RIGHT, "answer": answer}
+    return made(number, role, extra, episode=episode, terminated=terminated)
+
+
+def made(number: int, role: Role, extra: dict, ids: bytes = b"", authored: bool = False, **facts) -> Turn:
+    """A turn whose response has these ids."""
+    logprobs = np.full(len(ids), np.nan if authored else -1.0, LOGPROBS)
+    response = np.array(list(ids), TOKENS)
     return Turn(
-        bytes(16), 0, number, number - 1, none, none, np.empty(0, LOGPROBS), (), role,
-        episode=episode, terminated=terminated, extra=extra,
+        bytes(16), 0, number, number - 1, np.empty(0, TOKENS), response, logprobs, (), role, extra=extra, **facts
     )  # fmt: skip
 
 
@@ -98,10 +95,11 @@ def test_answers_that_an_error_kept_from_being_given_count_as_wrong():
     assert found["errors"] == 2
 
 
-def test_an_answer_with_which_the_environment_ended_the_episode_stands():
+def test_the_answer_with_which_an_episode_ended_early_without_an_error_stands():
     ended = [turn(0, Role.ATTEMPT, answer="7", terminated=True)]
-    found = summarise({"sampled": [ended]}, turns=3)
-    assert found["accuracy_by_turn"] == [1, 1, 1]
+    given_up = episode("1", "1")  # as Reflexion does at the same wrong answer
+    found = summarise({"sampled": [ended, given_up]}, turns=3)
+    assert found["accuracy_by_turn"] == [1 / 2, 1 / 2, 1 / 2]
     assert found["errors"] == 0
 
 
@@ -120,8 +118,10 @@ def test_reflections_are_not_answers_and_episodes_stay_apart():
         turn(1, Role.ATTEMPT, 1, "2"),
         turn(2, Role.REFLECTION, 0, RIGHT),
         turn(3, Role.RETRY, 0, "7"),
+        turn(4, Role.ERROR, 1),
     ]
-    assert attempts(mixed) == [[Attempt(False, "1"), Attempt(True, "7")], [Attempt(False, "2")]]
+    tries = (Try(False, "1"), Try(True, "7"))
+    assert episodes(mixed, "answers") == [Episode(tries), Episode((Try(False, "2"),), failed=True)]
 
 
 @pytest.mark.parametrize(
@@ -135,25 +135,147 @@ def test_reflections_are_not_answers_and_episodes_stay_apart():
     ],
 )
 def test_the_majority_is_the_most_common_parsed_answer_and_the_first_of_equals(answers, right):
-    assert majority([Attempt(answer == RIGHT, answer) for answer in answers]) is right
+    assert majority([Try(answer == RIGHT, answer) for answer in answers]) is right
 
 
 def test_evaluation_plays_whole_episodes_that_never_stop_at_success():
-    rollout = RolloutSettings(name="retry", turns=5, episodes=8, reflect=True, stop_at_success=True)
+    rollout = RetrySettings(turns=5, episodes=8, reflect=True, stop_at_success=True)
     found = {label: (play, draw) for label, play, draw in plays(EvaluationSettings(), rollout, SamplingSettings())}
     whole, sampling = found["sampled"]
     assert (whole.turns, whole.episodes, whole.reflect, whole.stop_at_success) == (5, 1, True, False)
     assert sampling.temperature == 1
     first, _ = found["independent"]
-    assert (first.name, first.turns, first.episodes, first.reflect) == ("attempt", 1, 4, False)
-    assert found["greedy"][1].temperature == 0
+    assert (first.name, first.turns, first.episodes) == ("attempt", 1, 4)
+    assert found["greedy"][0] == whole and found["greedy"][1].temperature == 0
 
 
 def test_the_number_of_turns_can_be_another_one_than_in_training():
-    trained_once = RolloutSettings(episodes=8)
     settings = EvaluationSettings(turns=3, independent=1, greedy=False)
-    [(label, rollout, _)] = plays(settings, trained_once, SamplingSettings())
+    [(label, rollout, _)] = plays(settings, AttemptSettings(episodes=8), SamplingSettings())
     assert (label, rollout.name, rollout.turns) == ("sampled", "retry", 3)
+
+
+def test_independent_episodes_of_many_actions_are_whole_ones():
+    found = {label: play for label, play, _ in plays(EvaluationSettings(), ActSettings(turns=8), SamplingSettings())}
+    assert {label: (play.turns, play.episodes) for label, play in found.items()} == {
+        "sampled": (8, 1),
+        "independent": (8, 4),
+        "greedy": (8, 1),
+    }
+
+
+def test_the_controls_that_a_rollout_names_are_passes_of_their_own():
+    found = {label: play for label, play, _ in plays(EvaluationSettings(), ReflectSettings(), SamplingSettings())}
+    assert list(found) == ["sampled", "independent", "greedy", "no reflection", "fixed reflection"]
+    assert [found[label].reflect for label in ("sampled", "no reflection", "fixed reflection")] == [True, False, True]
+    assert {found[label].episodes for label in ("sampled", "no reflection", "fixed reflection")} == {1}
+    once = plays(EvaluationSettings(turns=1, greedy=False), ReflectSettings(), SamplingSettings())
+    assert [label for label, *_ in once] == ["sampled", "independent"], "no second try, nothing to control"
+
+
+def test_controls_have_the_same_figures_and_sections_of_their_own():
+    second = [episode("1", "1"), episode("1", "7")] * 2
+    found = summarise({"sampled": [episode("1", "7")] * 4, "greedy": second, "no reflection": second}, turns=2)
+    assert found["controls"]["no reflection"] == found["greedy"]
+    assert found["controls"]["no reflection"]["accuracy_by_turn"] == [0, 1 / 2]
+    sections = {row.section: row for row in rows(found, found) if row.label == "turn 2"}
+    assert list(sections) == ["sampled", "greedy", "no reflection"]
+    assert sections["no reflection"].after == (1 / 2, found["greedy"]["se"]["accuracy_by_turn"][1])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_with_two_turns_the_fix_rate_is_the_success_of_second_tries_after_failed_first_ones():
+    tried = [episode("1", "7"), episode("1", "2"), episode("3", "4"), episode("7", "7")]
+    assert summarise({"sampled": tried}, turns=2)["fix_rate"] == 1 / 3
+
+
+def test_generations_are_the_sampled_responses_of_each_pass():
+    authored = made(1, Role.REFLECTION, {}, b"fixed", authored=True)
+    own = [made(n, Role.ATTEMPT, {"success": False, "answer": "1"}, b"x") for n in (0, 2)]
+    found = summarise({"sampled": [[own[0], turn(1, Role.ERROR)]], "greedy": [[own[0], authored, own[1]]]}, turns=2)
+    assert found["generations"] == {"sampled": 1, "greedy": 2}
+    assert any("sampled 1.0, greedy 2.0" in remark for remark in remarks(found, None, "blank"))
+
+
+def actions(*done: str, number: int = 0, failed: bool = False) -> list[Turn]:
+    """An episode of actions: "!" after one was refused, "." after one that reached the goal."""
+    turns = [
+        made(
+            n,
+            Role.ACTION,
+            {"success": action[-1] == ".", "answer": action.strip("!."), "refused": action[-1] == "!"},
+            action.encode(),
+            episode=number,
+        )
+        for n, action in enumerate(done)
+    ]
+    return turns + [turn(len(done), Role.ERROR, number)] * failed
+
+
+ACTED = [actions("a", "b."), actions("a!", "b", "c."), actions("a!", "a!", "a!"), actions("a", "b", "a", failed=True)]
+
+
+def test_the_figures_of_episodes_of_many_actions_are_those_worked_out_by_hand():
+    others = [actions("a"), actions("a"), actions("a"), actions("b", "c.")]
+    found = summarise({"sampled": ACTED, "independent": others, "greedy": ACTED}, 8, "actions")
+    assert (found["kind"], found["n"], found["turns"], found["independent"]) == ("actions", 4, 8, 2)
+    assert found["success"] == 2 / 4
+    assert found["success_after_error"] == 1 / 2
+    assert found["error_share"] == 2 / 4
+    assert found["actions"] == (2 + 3 + 3 + 3) / 4
+    assert found["loop_rate"] == 1 / 4 and found["loops"] == {"1": 1 / 4, "2": 0, "3": 0}
+    assert found["p5_success"] == 3 / 4
+    assert found["errors"] == 2  # sampled and greedy
+    assert found["se"]["success"] == pytest.approx(math.sqrt(1 / 4 / 3))
+    assert found["se"]["loops"]["1"] == found["se"]["loop_rate"]
+    assert {key: value for key, value in found["greedy"].items() if key != "se"}.items() <= found.items()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_success_after_an_error_is_null_where_nothing_was_refused():
+    found = summarise({"sampled": [actions("a", "b.")] * 2}, 8, "actions")
+    assert found["success_after_error"] is None and found["se"]["success_after_error"] is None
+
+
+@pytest.mark.parametrize(
+    ("done", "expected"),
+    [
+        ("", {}),
+        ("abc", {}),
+        ("aa", {1: 1}),
+        ("aaaaaa", {1: 1}),
+        ("aabaa", {1: 2}),
+        ("abab", {2: 1}),
+        ("ababa", {2: 1}),
+        ("abababab", {2: 1}),
+        ("aba", {}),
+        ("xabcabc", {3: 1}),
+        ("aabaab", {1: 2, 3: 1}),
+        ("abcdabcd", {4: 1}),
+    ],
+)
+def test_a_loop_is_a_stretch_of_the_same_actions_twice_in_a_row_or_more_counted_under_its_shortest(done, expected):
+    assert loops(done) == expected
+
+
+def test_actions_that_could_not_be_parsed_are_the_same_when_their_ids_are():
+    def unparsed(*texts: bytes) -> list[Turn]:
+        return [made(n, Role.ACTION, {"success": False, "answer": None}, text) for n, text in enumerate(texts)]
+
+    found = summarise({"sampled": [unparsed(b"hm", b"hm"), unparsed(b"hm", b"eh")]}, 2, "actions")
+    assert found["loop_rate"] == 1 / 2
+
+
+def test_the_table_of_many_actions_says_success_errors_loops_and_the_control():
+    before = summarise({"sampled": ACTED, "independent": [actions("c.")] * 4}, 8, "actions")
+    console = Console(record=True, width=140)
+    console.print(table(before, before, "binary"))
+    text = console.export_text()
+    for fact in ("success ", "success after an error", "share with an error", "share with a loop", "actions", "p2"):
+        assert fact in text, fact
+    assert "2.750 ± 0.250" in text
+    assert any("any of 2 independent episodes" in remark for remark in remarks(before, before, "binary"))
+    assert WITH_FEEDBACK not in remarks(before, before, "binary")
 
 
 def test_the_table_shows_each_figure_before_and_after_and_what_the_feedback_gives_away():

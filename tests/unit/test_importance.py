@@ -9,7 +9,7 @@ import pytest
 
 from learner.batches import Batch, prepare
 from learner.config import LearnerSettings
-from learner.credit import credit
+from learner.credits import credit
 from protocols.turns import Group, Role, Turn
 
 GROUPS = 5
@@ -63,6 +63,20 @@ def test_each_token_of_a_group_is_scaled_by_its_importance_and_nothing_else_chan
     assert scaled.priorities == plain.priorities and scaled.ids == plain.ids
 
 
+def test_what_holds_a_group_to_the_start_model_is_scaled_too():
+    made, importance = groups(), np.array([1.0, 0.25, 0.5, 0.125, 0.75], np.float32)
+    made = [replace(one, turns=tuple(replace(t, role=Role(t.index)) for t in one.turns)) for one in made]
+    choice = settings(objective={"name": "grpo", "kl": 0.5, "anchor": 2}, roles={"attempt": 1})
+    plain, scaled = (prepare(made, 0, choice, given).micros for given in (None, importance))
+    for before, after in zip(sum(plain, []), sum(scaled, []), strict=True):
+        factor = importance[before.targets // 100]
+        np.testing.assert_allclose(after.divergences, before.divergences * factor, rtol=1e-6)
+        np.testing.assert_allclose(
+            before.divergences[before.coefficients > 0], 0.5 * before.coefficients[before.coefficients > 0], rtol=1e-6
+        )
+    assert {True, False} == set((before.coefficients > 0).tolist())
+
+
 @pytest.mark.parametrize("choice", OBJECTIVES)
 def test_an_importance_of_one_changes_no_bit(choice):
     given = (None, np.ones(GROUPS, np.float32))
@@ -88,6 +102,15 @@ def test_a_priority_is_the_mean_size_of_the_advantages_of_the_turns(name):
         np.testing.assert_allclose(priorities, expected, rtol=1e-6)
         assert all(type(priority) is float for priority in priorities)
     assert len(set(priorities)) == GROUPS
+
+
+def test_a_turn_that_is_not_trained_has_no_priority():
+    made = groups()[:2]
+    (every, _), (successes, _) = (
+        prepare(made, 0, settings(credit={"name": "raw", "keep": keep})).priorities for keep in ("all", "best")
+    )
+    best = [max(turn.reward for turn in made[0].turns if turn.episode == episode) for episode in range(3)]
+    assert successes == pytest.approx(sum(best) / 6) and successes < every
 
 
 def test_a_flat_group_has_no_priority_and_an_error_counts_as_a_turn_without_advantage():

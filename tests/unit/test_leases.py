@@ -1,16 +1,38 @@
 """Leases: nothing is skipped, nothing is played twice, and staleness is bounded before it arises."""
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.tasks import TaskOrder
+from actors.tasks import CurriculumSettings, TaskOrder
 from redraft.leases import LIFE_NUMBERS, PLAYS, LeaseBook, admissible
 
 TASKS = [{"id": str(n)} for n in range(10)]
+LEVELLED = [{"id": str(n), "level": n % 3} for n in range(12)]
+CURRICULUM = CurriculumSettings(threshold=0.75, window=4)
 
 
 def book(cursor=0, life=0, known=lambda ids: set()) -> LeaseBook:
     return LeaseBook(TaskOrder(TASKS, seed=1), "run", 0, cursor, life, known, lambda group: "shard")
+
+
+def climbing(state=None, life=0, known=lambda ids: set()) -> LeaseBook:
+    """A book with a curriculum, resumed from `state`."""
+    state = json.loads(json.dumps(state or {"position": 0}))
+    order = TaskOrder(LEVELLED, 1, CURRICULUM, state)
+    return LeaseBook(order, "run", 0, state["position"], life, known, lambda group: "shard")
+
+
+def play(leases: LeaseBook, count: int, success: float) -> list:
+    """Leases groups and closes them all."""
+    given = leases.give(0, count, 0.0)
+    leases.closed((lease.group, lease.number, success) for lease in given)
+    return given
+
+
+def levels(given) -> set[int]:
+    return {lease.task["level"] for lease in given}
 
 
 def test_leases_follow_the_order_of_tasks_and_their_order_rises():
@@ -111,8 +133,83 @@ def test_a_play_that_was_torn_in_an_earlier_life_is_fenced_off_by_the_new_one():
     resumed = book(cursor=5, life=2)
     assert resumed.again(torn.group, 1 * LIFE_NUMBERS + 3, torn.order, "there") and resumed.cursor == 0
     assert resumed.give(0, 1, 0.0)[0].number == 2 * LIFE_NUMBERS
-    assert resumed.again(b"later" + bytes(11), 2 * LIFE_NUMBERS + 3, 4, "there")
+    later = book().give(0, 5, 0.0)[4]
+    assert resumed.again(later.group, 2 * LIFE_NUMBERS + 3, later.order, "there")
     assert resumed.give(0, 1, 0.0)[0].number == 2 * LIFE_NUMBERS + 4
+
+
+def test_without_a_curriculum_the_state_is_the_cursor():
+    leases = book()
+    play(leases, 20, 1.0)
+    assert leases.state == {"position": 20}
+
+
+def test_levels_unlock_at_the_threshold_for_groups_that_are_not_leased_yet():
+    leases = climbing()
+    assert levels(play(leases, 8, 0.5)) == {0}, "below the threshold"
+    first, *rest = leases.give(0, 6, 0.0)
+    leases.closed((lease.group, lease.number, 1.0) for lease in rest[:4])
+    leases.lost(first.group, first.number)
+    again, *new = leases.give(0, 21, 0.0)
+    assert again.group == first.group and again.task == first.task, "what was leased before keeps its task"
+    assert [lease.order for lease in new] == list(range(14, 34)) and levels(new) == {0, 1}
+
+
+def test_a_report_without_success_closes_groups_and_unlocks_nothing():
+    leases = climbing()
+    for number in range(8):
+        (lease,) = leases.give(0, 1, 0.0)
+        leases.closed([(lease.group, lease.number) if number % 2 else (lease.group, lease.number, None)])
+    assert leases.cursor == 8 and not leases.live and levels(leases.give(0, 8, 0.0)) == {0}
+
+
+def test_a_late_word_of_an_older_play_does_not_count_towards_a_level():
+    leases = climbing()
+    play(leases, 3, 1.0)
+    (lease,) = leases.give(0, 1, 0.0)
+    leases.lost(lease.group, lease.number)
+    leases.give(0, 1, 0.0)
+    leases.closed([(lease.group, lease.number, 1.0)])
+    assert levels(leases.give(0, 8, 0.0)) == {0}
+
+
+def test_ids_are_unique_across_stages():
+    leases = climbing()
+    played = [*play(leases, 7, 1.0), *play(leases, 30, 1.0), *play(leases, 60, 1.0)]
+    assert [levels(stage) for stage in (played[:7], played[7:37], played[37:])] == [{0}, {0, 1}, {0, 1, 2}]
+    assert len({lease.group for lease in played}) == len(played)
+
+
+def test_a_resumed_book_continues_the_same_stages_and_leases_the_same_groups():
+    leases = climbing()
+    closed = {lease.group for lease in play(leases, 7, 1.0)}
+    open_, *rest = leases.give(0, 10, 0.0)
+    leases.closed((lease.group, lease.number, 0.5) for lease in rest)
+    closed |= {lease.group for lease in rest}
+    state = leases.state
+    assert state["position"] == 7 and state["stages"] == [[0, 0], [7, 1]]
+    resumed = climbing(state, life=1, known=lambda ids: closed & set(ids))
+    leases.lost(open_.group, open_.number, blamed=False)
+    there, here = (side.give(0, 25, 0.0) for side in (leases, resumed))
+    assert [(a.group, a.order, a.task, a.seed) for a in here] == [(b.group, b.order, b.task, b.seed) for b in there]
+    for side, given_leases in ((leases, there), (resumed, here)):
+        side.closed((lease.group, lease.number, 1.0) for lease in given_leases)
+    assert resumed.state == leases.state and len(leases.state["stages"]) == 3
+
+
+def test_a_book_resumed_from_before_a_level_rose_plays_no_group_twice():
+    leases = climbing()
+    play(leases, 3, 1.0)
+    state = leases.state
+    lost = [*play(leases, 2, 1.0), *play(leases, 9, 0.0)]
+    closed = {lease.group for lease in lost}
+    resumed = climbing(state, life=1, known=lambda ids: closed & set(ids))
+    played = [*play(resumed, 10, 0.5), *play(resumed, 6, 1.0), *play(resumed, 30, 0.0)]
+    assert not closed & {lease.group for lease in played}
+    assert len({lease.group for lease in played}) == len(played)
+    assert levels(played[:10]) == {0} and levels(played[16:]) == {0, 1}
+    torn = lost[-1]
+    assert not resumed.again(torn.group, torn.number, torn.order, "there"), "that position is another group's now"
 
 
 def test_overdue_leases_are_found():

@@ -10,7 +10,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from learner.batches import prepare
 from learner.config import LearnerSettings
 from learner.logprobs import Policy
-from learner.objectives import STATS, loss_of, report
+from learner.objectives import STATS, loss_of, make, report
+from learner.packing import MicroBatch
 from protocols.errors import SettingError
 from protocols.turns import Group, Role, Turn
 
@@ -57,9 +58,8 @@ def gradient(policy: Policy, choice: LearnerSettings, made: list[Group]) -> tupl
     policy.zero_grad()
     total = np.zeros(len(STATS))
     for micro in (micro for rank in prepare(made, 0, choice).micros for micro in rank):
-        names = ("coefficients", "advantages", "sampler", "sampled")
-        tensors = (torch.from_numpy(getattr(micro, name)) for name in names)
-        loss, stats = loss_of(choice.objective, *run(policy, micro), *tensors)
+        tensors = {name: torch.from_numpy(getattr(micro, name)) for name in MicroBatch.__slots__ if name != "chunks"}
+        loss, stats = loss_of(make(choice.objective), *run(policy, micro), tensors)
         loss.backward()
         total += stats.numpy()
     return torch.cat([parameter.grad.flatten() for parameter in policy.parameters()]), total

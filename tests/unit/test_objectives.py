@@ -8,25 +8,33 @@ import numpy as np
 import pytest
 import torch
 
-from learner.config import AwrSettings, GrpoSettings, LearnerSettings, SftSettings
-from learner.objectives import STATS, coefficients, k3, loss_of, policy_gradient, report
+from learner.config import LearnerSettings
+from learner.objective_config import AwrSettings, GrpoSettings, SftSettings
+from learner.objectives import STATS, coefficients, loss_of, make, report
+from learner.objectives.base import Objective, Tokens, k3
 from learner.sequences import TokenSequence
+from protocols.errors import SettingError
 
 
 def grpo(**values) -> GrpoSettings:
-    return GrpoSettings(name="grpo", **values)
+    return GrpoSettings(**values)
 
 
 def logs(*ratios: float) -> torch.Tensor:
     return torch.tensor(ratios).log()
 
 
-def gradient(objective: GrpoSettings, ratios: list[float], advantages: list[float]) -> tuple[list, list, list]:
-    """Loss, d loss / d log-prob and mask of tokens whose trainer-to-sampler ratio is given."""
+def gradient(
+    objective: GrpoSettings, ratios: list[float], advantages: list[float], sequences: list[int] | None = None
+) -> tuple[list, list, list]:
+    """Loss, d loss / d log-prob and cut of tokens whose trainer-to-sampler ratio is given."""
     current = logs(*ratios).requires_grad_()
-    loss, masked = policy_gradient(objective, current, torch.zeros(len(ratios)), torch.tensor(advantages))
+    same = torch.zeros(len(ratios))
+    numbers = torch.tensor(sequences or range(len(ratios)))
+    tokens = Tokens(current, same, same == 0, torch.tensor(advantages), numbers)
+    loss, cut = make(objective).loss(tokens)
     loss.sum().backward()
-    return loss.tolist(), current.grad.tolist(), masked.tolist()
+    return loss.tolist(), current.grad.tolist(), cut.tolist()
 
 
 def test_without_correction_the_ratio_to_the_sampler_is_clipped_where_that_lowers_the_objective():
@@ -64,23 +72,68 @@ def test_k3_is_zero_at_the_reference_and_positive_elsewhere():
     assert k3(logs(0.5, 0.5), logs(0.5, 0.25)).tolist() == pytest.approx([0.0, 0.5 - math.log(0.5) - 1])
 
 
-def call(objective, current, sampler, advantages, coefficients_, sampled=None, reference=None):
+def call(objective, current, sampler, advantages, coefficients_, sampled=None, reference=None, divergences=None):
     current = current.clone().requires_grad_()
-    sampled = torch.ones(len(current), dtype=torch.bool) if sampled is None else torch.tensor(sampled)
-    tensors = (current, torch.full_like(current, 0.7), torch.tensor(coefficients_), torch.tensor(advantages), sampler)
-    loss, stats = loss_of(objective, *tensors, sampled, reference)
+    zeros = torch.zeros(len(current))
+    micro = {
+        "coefficients": torch.tensor(coefficients_),
+        "divergences": zeros if divergences is None else torch.tensor(divergences),
+        "advantages": torch.tensor(advantages),
+        "sampler": sampler,
+        "sampled": zeros == 0 if sampled is None else torch.tensor(sampled),
+        "sequences": zeros.long(),
+    }
+    loss, stats = loss_of(make(objective), current, torch.full_like(current, 0.7), micro, reference)
     loss.backward()
     return loss.item(), current.grad.tolist(), stats.numpy()
 
 
 def test_the_divergence_from_the_start_model_is_added_with_its_weight():
-    loss, slope, stats = call(grpo(kl=0.1), logs(0.5), logs(0.5), [0.0], [1.0], reference=logs(0.25))
+    loss, slope, stats = call(grpo(kl=0.1), logs(0.5), logs(0.5), [0.0], [1.0], reference=logs(0.25), divergences=[0.1])
     assert loss == pytest.approx(0.1 * (0.5 - math.log(0.5) - 1))
     assert slope == pytest.approx([0.1 * (1 - 0.5)])
     assert report(stats)["kl"] == pytest.approx(0.5 - math.log(0.5) - 1)
+    assert report(stats)["anchor_kl"] == 0
 
 
-@pytest.mark.parametrize("objective", [AwrSettings(name="awr"), SftSettings(name="sft")], ids=["awr", "sft"])
+def test_anchored_tokens_have_the_divergence_alone_and_are_reported_apart():
+    current, start = logs(0.5, 0.5), logs(0.5, 0.25)
+    loss, slope, stats = call(
+        grpo(anchor=2), current, current, [1.0, 1.0], [1.0, 0.0], reference=start, divergences=[0.0, 2.0]
+    )
+    divergence = 0.5 - math.log(0.5) - 1
+    assert loss == pytest.approx(-1 + 2 * divergence)
+    assert slope == pytest.approx([-1, 2 * (1 - 0.5)])
+    figures = report(stats)
+    assert (figures["trained_tokens"], figures["kl"]) == (1, 0)
+    assert figures["anchor_kl"] == pytest.approx(divergence)
+
+
+@pytest.mark.parametrize("objective", [grpo(), grpo(ratio="sequence", correction="none"), AwrSettings()])
+def test_a_rank_without_work_has_a_loss_of_zero_that_can_be_traced_back(objective):
+    loss, slope, stats = call(objective, logs(0.5), logs(0.5), [0.0], [0.0], [False])
+    assert (loss, slope) == (0, [0])
+    assert not stats.any()
+
+
+def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_its_tokens_with_the_gradient_of_gspo_token():
+    chosen = grpo(ratio="sequence", correction="none", clip_low=0.2, clip_high=0.2)
+    loss, slope, cut = gradient(chosen, [2.0, 0.5, 1.21, 1.0], [3.0, -1.0, 1.0, 1.0], [0, 0, 1, 1])
+    assert loss == pytest.approx([-3.0, 1.0, -1.1, -1.1])
+    assert slope == pytest.approx([-3.0, 1.0, -1.1, -1.1])
+    loss, slope, cut = gradient(chosen, [2.0, 0.98], [1.0, -1.0], [0, 0])  # ratio 1.4: clipped for the first alone
+    assert loss == pytest.approx([-1.2, 1.4]) and slope == pytest.approx([0, 1.4]) and cut == [True, False]
+
+
+def test_cispo_weighs_every_token_with_its_clipped_ratio():
+    chosen = grpo(loss="cispo", correction="none", clip_low=0.5, clip_high=0.2)
+    loss, slope, cut = gradient(chosen, [4.0, 1.0, 0.25], [1.0, 2.0, -1.0])
+    assert slope == pytest.approx([-1.2, -2.0, 0.5])
+    assert loss == pytest.approx([-1.2 * math.log(4), 0, 0.5 * math.log(0.25)])
+    assert not any(cut)
+
+
+@pytest.mark.parametrize("objective", [AwrSettings(), SftSettings()], ids=["awr", "sft"])
 def test_imitation_is_weighted_cross_entropy_and_needs_no_ratio(objective):
     loss, slope, _ = call(objective, logs(0.5, 0.25), torch.zeros(2), [9.0, 9.0], [0.75, 0.25], [False, False])
     assert loss == pytest.approx(0.75 * math.log(2) + 0.25 * math.log(4))
@@ -108,17 +161,15 @@ def sequence(advantages: list[float]) -> TokenSequence:
     size = len(advantages)
     weights = np.ones(size, np.float32)
     blank = np.zeros(size, np.int32)
-    return TokenSequence(blank, np.array(advantages, np.float32), weights, weights, weights > 0, blank)
+    return TokenSequence(
+        blank, np.array(advantages, np.float32), weights, weights, weights > 0, blank, np.zeros(size, bool)
+    )
 
 
 def shares(objective: dict, *advantages: list[float]) -> np.ndarray:
     settings = LearnerSettings(objective=objective)
-    return np.concatenate(coefficients([sequence(values) for values in advantages], 1, settings))
-
-
-def test_awr_weights_are_those_of_rise():
-    got = shares({"name": "awr", "temperature": 0.4, "normalise": False}, [1.0], [0.0, -1.0])
-    np.testing.assert_allclose(3 * got, [12.18249, 1.0, 0.0820850], rtol=1e-5)
+    found = coefficients([sequence(values) for values in advantages], settings, make(settings.objective))
+    return np.concatenate([share.loss for share in found])
 
 
 def test_normalised_awr_weights_have_a_mean_of_one_over_the_whole_batch():
@@ -146,3 +197,39 @@ def test_grpo_shares_count_tokens_without_advantage_but_do_not_forward_them():
 
 def test_grpo_with_a_divergence_trains_every_token():
     assert shares({"name": "grpo", "kl": 0.1}, [1.0, 0.0]).tolist() == [0.5, 0.5]
+
+
+def test_the_ratio_of_a_sequence_needs_all_tokens_of_the_sequences_that_move():
+    chosen = {"name": "grpo", "ratio": "sequence", "correction": "none"}
+    assert shares(chosen, [1.0, 0.0], [0.0, 0.0]).tolist() == [0.25, 0.25, 0, 0]
+
+
+class Reinforce(Objective):
+    """An objective of one's own."""
+
+    authored = False
+
+    def weigh(self, advantages):
+        return np.full(len(advantages), self.settings.options["scale"])
+
+    def loss(self, tokens):
+        return -tokens.advantages * tokens.logprobs, torch.zeros_like(tokens.sampled)
+
+
+def test_an_objective_of_ones_own_is_used_with_its_options():
+    chosen = {"name": f"{__name__}:Reinforce", "options": {"scale": 0.5}}
+    assert shares(chosen, [1.0, 0.0], [0.0, -1.0]).tolist() == [0.125] * 4
+    settings = LearnerSettings(objective=chosen).objective
+    loss, slope, _ = call(settings, logs(0.5, 0.25), logs(1, 1), [2.0, -1.0], [0.5, 0.25])
+    assert loss == pytest.approx(math.log(2) - 0.25 * math.log(4)) and slope == [-1, 0.25]
+
+
+def test_weights_that_are_none_are_refused():
+    with pytest.raises(SettingError, match="weigh of .*Reinforce returned .*at least 0 for each token"):
+        shares({"name": f"{__name__}:Reinforce", "options": {"scale": -1.0}}, [1.0])
+
+
+@pytest.mark.parametrize("name", ["torch:Tensor", "math:exp"])
+def test_what_is_no_objective_is_refused(name):
+    with pytest.raises(SettingError, match=f"{name} is no subclass"):
+        shares({"name": name}, [1.0])

@@ -5,16 +5,15 @@ import threading
 
 import numpy as np
 import pytest
+from rollout_house import House
 
-from actors import environments, rollouts
-from actors.config import DataSettings, EngineSettings, EnvironmentSettings, RolloutSettings, SamplingSettings
+from actors import environments
+from actors.config import DataSettings, EngineSettings, EnvironmentSettings, SamplingSettings
 from actors.engines.scripted import ScriptedEngine
 from actors.environments.base import TextEnvironment
-from actors.group import GroupWriter
-from actors.play import Environments, EpisodeFailure
-from actors.rendering import Renderer
+from actors.rollout_config import AttemptSettings, RetrySettings, Rollout
 from protocols.errors import SettingError
-from protocols.turns import Close, Lease, Role
+from protocols.turns import Close, Role
 from redraft.models import build_tokenizer
 
 
@@ -45,28 +44,12 @@ def tokenizer(tmp_path_factory):
     return folder, made
 
 
-def play(tokenizer, environment, settings: RolloutSettings, limit_s=5.0, max_tokens=9):
+def play(tokenizer, environment, settings: Rollout, limit_s=5.0, max_tokens=9):
     """The turns of one group, played with the scripted engine; the last item is the close row."""
     folder, made = tokenizer
-    items = []
-
-    async def run():
-        engine = ScriptedEngine(folder, EngineSettings(name="scripted"), seed=1, version=4)
-        lent = Environments(environment, limit_s)
-        task = environments.tasks(EnvironmentSettings(name="signs"), DataSettings(), "test")[0]
-        writer = GroupWriter(Lease(bytes(16), 0, 0, task, 0), lambda item, lease, spread: items.append(item))
-        for episode in range(settings.episodes):
-            sampling = SamplingSettings(max_tokens=max_tokens)
-            stage = rollouts.Stage(engine, Renderer(made), writer, settings, sampling, episode)
-            try:
-                async with lent.one(task, 0) as playing:
-                    await rollouts.named(settings.name)(stage, playing)
-            except EpisodeFailure as failure:
-                writer.error(episode, str(failure))
-        writer.close()
-
-    asyncio.run(run())
-    return items
+    engine = ScriptedEngine(folder, EngineSettings(name="scripted"), seed=1, version=4)
+    task = environments.tasks(EnvironmentSettings(name="signs"), DataSettings(), "test")[0]
+    return House(settings, engine, environment, task, tokenizer=made, limit_s=limit_s, max_tokens=max_tokens).items
 
 
 def signs():
@@ -74,14 +57,14 @@ def signs():
 
 
 def test_a_verifier_that_raises_ends_its_episode_and_not_the_group(tokenizer):
-    error, close = play(tokenizer, Raises, RolloutSettings())
+    error, close = play(tokenizer, Raises, AttemptSettings())
     assert error.role is Role.ERROR and "broken verifier" in error.extra["error"] and len(error.response) == 0
     assert isinstance(close, Close) and close.turns == 1
 
 
 def test_an_environment_that_hangs_is_left_behind_within_its_limit(tokenizer):
     try:
-        error, close = play(tokenizer, Hangs, RolloutSettings(), limit_s=0.2)
+        error, close = play(tokenizer, Hangs, AttemptSettings(), limit_s=0.2)
     finally:
         Hangs.release.set()
     assert error.role is Role.ERROR and "environment.time_limit_s=0.2" in error.extra["error"]
@@ -92,7 +75,7 @@ def test_an_environment_that_cannot_be_made_ends_its_episode_and_not_the_group(t
     def broken():
         raise OSError("no simulator")
 
-    error, close = play(tokenizer, broken, RolloutSettings())
+    error, close = play(tokenizer, broken, AttemptSettings())
     assert error.role is Role.ERROR and "no simulator" in error.extra["error"] and close.turns == 1
 
 
@@ -107,7 +90,7 @@ def test_an_environment_that_lacks_a_method_is_refused_by_its_name():
 
 def test_retry_writes_a_path_whose_tokens_are_what_the_engine_saw(tokenizer):
     folder, made = tokenizer
-    *turns, close = play(tokenizer, signs, RolloutSettings(name="retry", turns=3, reflect=True))
+    *turns, close = play(tokenizer, signs, RetrySettings(turns=3, reflect=True))
     assert [turn.role.name for turn in turns] == ["ATTEMPT", "REFLECTION", "ATTEMPT", "REFLECTION", "ATTEMPT"]
     assert [turn.index for turn in turns] == [0, 1, 1, 2, 2]
     assert [turn.parent for turn in turns] == [-1, 0, 1, 2, 3] and close.turns == 5
@@ -121,13 +104,13 @@ def test_retry_writes_a_path_whose_tokens_are_what_the_engine_saw(tokenizer):
 
 
 def test_a_reflection_carries_the_reward_of_the_attempt_that_it_led_to(tokenizer):
-    *turns, _ = play(tokenizer, signs, RolloutSettings(name="retry", turns=3, reflect=True))
+    *turns, _ = play(tokenizer, signs, RetrySettings(turns=3, reflect=True))
     for reflection, attempt in zip(turns[1::2], turns[2::2], strict=True):
         assert reflection.reward == attempt.reward and reflection.extra == attempt.extra
 
 
 def test_a_group_holds_its_episodes_side_by_side(tokenizer):
-    *turns, close = play(tokenizer, signs, RolloutSettings(episodes=3))
+    *turns, close = play(tokenizer, signs, AttemptSettings(episodes=3))
     assert [turn.episode for turn in turns] == [0, 1, 2] and all(turn.parent == -1 for turn in turns)
     assert close.turns == 3
 

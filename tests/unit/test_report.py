@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from redraft.evaluation import WITH_FEEDBACK
 from redraft.report import write_report
+from redraft.tables import WITH_FEEDBACK
 
 RECIPE = """
 name: tries <b>
@@ -33,10 +33,43 @@ def summary(right: float) -> dict:
     }
     se = {key: [0.01, 0.02] if isinstance(value, list) else value and 0.01 for key, value in figures.items()}
     firsts = {"m5_t1": right, "p5_t1": right}
-    return {"n": 50, "turns": 2, "independent": 5, "errors": 0, "greedy": figures | {"se": se}} | {
+    return {
+        "kind": "answers",
+        "n": 50,
+        "turns": 2,
+        "independent": 5,
         **figures,
         **firsts,
         "se": se | dict.fromkeys(firsts, 0.01),
+        "errors": 0,
+        "generations": {"sampled": 150, "independent": 200, "greedy": 150},
+        "greedy": figures | {"se": se},
+        "controls": {"no reflection": figures | {"se": se}},
+    }
+
+
+def acted(success: float, after_error: float | None = 0.1) -> dict:
+    """The summary of an evaluation of many actions."""
+    figures = {
+        "success": success,
+        "success_after_error": after_error,
+        "error_share": 0.4,
+        "loop_rate": 0.05,
+        "actions": 5.5,
+    }
+    se = {key: value and 0.02 for key, value in figures.items()}
+    return {
+        "kind": "actions",
+        "n": 50,
+        "turns": 8,
+        "independent": 5,
+        **figures,
+        "p5_success": 0.7,
+        "se": se | {"p5_success": 0.02},
+        "errors": 1,
+        "generations": {"sampled": 275},
+        "greedy": figures | {"se": se},
+        "controls": {},
     }
 
 
@@ -133,3 +166,25 @@ def test_evaluations_of_checkpoints_get_a_plot(run_dir: Path):
     lines = [{"step": n, "label": "eval" if n else "before", **summary(0.3 + n / 10)} for n in range(3)]
     write(run_dir, "evaluations.jsonl", *lines)
     assert "Accuracy over training" in page_of(run_dir)
+
+
+def test_a_report_of_many_actions_says_success_errors_loops_and_the_control(run_dir: Path):
+    lines = [{"step": n, "label": "eval" if n else "before", **acted(0.3 + n / 10, None if n else 0)} for n in range(3)]
+    write(run_dir, "evaluations.jsonl", *lines)
+    page = page_of(run_dir)
+    for fact in ("success after an error", "share with a loop", "any of 5 independent episodes", "+0.200 ± 0.028"):
+        assert fact in page, fact
+    assert "Success over training" in page and "Accuracy" not in page and "keep rate" not in page
+
+
+def test_controls_and_what_passes_cost_are_in_the_report(run_dir: Path):
+    page = page_of(run_dir)
+    assert "control: no reflection" in page
+    assert "sampled 3.0, independent 4.0, greedy 3.0" in page
+
+
+def test_until_training_ends_the_latest_checkpoint_that_was_evaluated_stands_beside_the_start(run_dir: Path):
+    lines = [{"step": n, "label": label, **summary(n / 10)} for n, label in ((0, "before"), (8, "eval"), (5, "eval"))]
+    write(run_dir, "evaluations.jsonl", *lines)
+    page = page_of(run_dir)
+    assert "step 8" in page and "0.800 ± 0.010" in page and "0.500 ± 0.010" not in page

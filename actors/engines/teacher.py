@@ -1,0 +1,146 @@
+"""A teacher: text for chat messages from any OpenAI-compatible endpoint (RISE by distillation, arXiv 2407.18219)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from actors.play import EpisodeFailure
+from actors.teacher_config import TeacherSettings
+from protocols import metrics
+from protocols.errors import RedraftError, SettingError
+
+log = logging.getLogger("redraft.teacher")
+SHOWN = 300  # characters of what an endpoint says about an error
+
+
+class TeacherBudget(RedraftError):
+    """All tokens that this actor may use of its teacher are used."""
+
+    def __init__(self, used: int, budget: int):
+        self._made_of = (used, budget)
+        super().__init__(
+            f"rollout.teacher.budget_tokens: {used} of {budget} tokens of the teacher are used. "
+            "Raise it, or leave it out for no limit, and resume the run"
+        )
+
+    def __reduce__(self):  # an error crosses processes whole
+        return type(self), self._made_of
+
+
+class Teacher:
+    """Asks the endpoint that `settings` name. Belongs to the event loop on which it is first used.
+
+    Raises SettingError where there is no key. The key is read once and shown nowhere.
+    """
+
+    def __init__(self, settings: TeacherSettings):
+        from openai import AsyncOpenAI
+
+        self._settings, self._key = settings, settings.key()
+        self._client = AsyncOpenAI(
+            api_key=self._key, base_url=settings.url, timeout=settings.timeout_s, max_retries=settings.retries
+        )
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._logged: set[int] = set()
+        self.used = 0
+        """Tokens so far: prompts and answers, as the endpoint counts them."""
+
+    async def write(self, messages: list[dict]) -> str:
+        """The teacher's answer to chat messages (role, content).
+
+        Returns or raises within `settings.deadline_s` = timeout_s * (retries + 1) and the waits between tries (0.5 s
+        doubled each time, at most 8 s); the wait for a free slot, and a longer Retry-After, count against it.
+        Raises EpisodeFailure when no answer came, SettingError when none ever will, TeacherBudget.
+        """
+        limit = self._settings.deadline_s
+        try:
+            async with asyncio.timeout(limit), self._slots:
+                if self._spent():
+                    raise TeacherBudget(self.used, self._settings.budget_tokens)
+                return await self._answer(messages)
+        except TimeoutError:
+            raise self._failure("timeout", f"gave no answer within {limit:g} s") from None
+
+    async def close(self) -> None:
+        """Closes the connections; what is under way fails."""
+        await self._client.close()
+
+    def _spent(self) -> bool:
+        return self._settings.budget_tokens is not None and self.used >= self._settings.budget_tokens
+
+    async def _answer(self, messages: list[dict]) -> str:
+        metrics.TEACHER_REQUESTS.inc()
+        began = time.monotonic()
+        answer = await self._ask(messages)
+        metrics.TEACHER_SECONDS.observe(time.monotonic() - began)
+        counted = self._count(answer)
+        text = _text(answer)
+        if text is None:
+            raise self._failure("answer", "sent what is no chat completion with text")
+        if not counted and self._settings.budget_tokens is not None:
+            problem = f"{self._settings.host} does not say how many tokens an answer used"
+            raise SettingError("rollout.teacher.budget_tokens", problem, "Leave it out, or use another endpoint")
+        return text
+
+    async def _ask(self, messages: list[dict]) -> object:
+        """What the client makes of the response: a ChatCompletion, unless the endpoint sent something else."""
+        import openai
+
+        try:
+            return await self._client.chat.completions.create(
+                model=self._settings.model,
+                messages=messages,
+                temperature=self._settings.temperature,
+                max_tokens=self._settings.max_tokens,
+            )
+        except openai.APITimeoutError:
+            tries, limit = self._settings.retries + 1, self._settings.timeout_s
+            raise self._failure("timeout", f"gave no answer in {tries} tries of {limit:g} s") from None
+        except openai.APIConnectionError as error:
+            cause = type(error.__cause__ or error).__name__
+            raise self._failure("connection", f"cannot be reached: {cause}") from None
+        except openai.APIStatusError as error:
+            raise self._refused(error.status_code, error.message) from None
+        except (openai.OpenAIError, ValueError) as error:  # not JSON, for one
+            raise self._failure("answer", f"sent what cannot be read: {type(error).__name__}") from None
+
+    def _refused(self, status: int, message: str) -> Exception:
+        """The error that an HTTP status stands for. What the endpoint says goes to the log, once a status."""
+        settings = self._settings
+        if status in (401, 403):
+            problem = f"{settings.host} refuses the key in {settings.key_env} (status {status})"
+            return SettingError("rollout.teacher.key_env", problem, f"Set it to a key that may use {settings.model}")
+        if status == 404:
+            problem = f"{settings.host} has no {settings.model!r}, or no chat endpoint at this URL (status 404)"
+            return SettingError("rollout.teacher.model", problem, f"See {settings.url.rstrip('/')}/models")
+        if status not in self._logged:
+            self._logged.add(status)
+            said = " ".join(message.replace(self._key, "***").split())[:SHOWN]
+            log.warning("the teacher at %s answers %d: %s; said once a status", settings.host, status, said)
+        return self._failure(str(status), f"answers with status {status}")
+
+    def _failure(self, reason: str, what: str) -> EpisodeFailure:
+        metrics.TEACHER_FAILURES.labels(reason=reason).inc()
+        return EpisodeFailure("teacher", f"the teacher at {self._settings.host} {what}")
+
+    def _count(self, answer: object) -> bool:
+        """Adds the tokens that the endpoint counted; False where it counted none."""
+        usage = getattr(answer, "usage", None)
+        counts = {kind: getattr(usage, f"{kind}_tokens", None) for kind in ("prompt", "completion")}
+        if not all(isinstance(count, int) and count >= 0 for count in counts.values()):
+            return False
+        for kind, count in counts.items():
+            metrics.TEACHER_TOKENS.labels(kind=kind).inc(count)
+            self.used += count
+        return True
+
+
+def _text(answer: object) -> str | None:
+    """The client builds objects from whatever JSON came: nothing of them is certain."""
+    try:
+        text = answer.choices[0].message.content
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return None
+    return text if isinstance(text, str) else None

@@ -1,0 +1,128 @@
+"""`minicraft`: a crafting game in miniature, where an error shows itself before the end and can be made good.
+
+    abdfh;1dhc;2fab>    five base items and two recipes; one of the two needs something that cannot be had (c)
+    @1                  thought: names a recipe, always answered "."
+    +d                  takes a base item
+    *1                  crafts a recipe whose three ingredients were taken
+
+The answer is "." for done and "!" for could not: no base item, missing ingredients, malformed. Each message is one
+step, thoughts too, and there are 8: enough to see the bad recipe fail and still craft the other one, mostly. Train and
+test have no set of base items in common.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from actors.config import DataSettings
+from actors.environments.base import TextEnvironment
+from actors.environments.files import held_out
+
+ITEMS = "abcdefghij"
+BASE, INGREDIENTS, STEPS = 5, 3, 8
+SIZES = {"train": 4000, "test": 500}  # tasks made when data.<split>_size says nothing
+THOUGHT_FIRST = 0.4  # demonstrations: how often they begin with the thought
+DONE, REFUSED = ".\n", "!\n"
+
+
+def _generate(rng: np.random.Generator, split: str) -> dict:
+    """A task without its id: sorted base items, and two recipes of which one, `good` (0 or 1), can be crafted."""
+    while True:
+        order = "".join(ITEMS[n] for n in rng.permutation(len(ITEMS)))
+        base = "".join(sorted(order[:BASE]))
+        if held_out(base) == (split == "test"):
+            break
+    good, bad = ([base[n] for n in rng.permutation(BASE)[:INGREDIENTS]] for _ in range(2))
+    bad[rng.integers(INGREDIENTS)] = order[-1]  # not among the base items
+    place = int(rng.integers(2))
+    recipes = ["".join(bad)] * 2
+    recipes[place] = "".join(good)
+    return {"base": base, "recipes": recipes, "good": place}
+
+
+@cache
+def _made(split: str, size: int) -> tuple[dict, ...]:
+    rng = np.random.Generator(np.random.Philox(("train", "test").index(split)))
+    return tuple({"id": f"minicraft/{split}/{n}", **_generate(rng, split)} for n in range(size))
+
+
+class Minicraft(TextEnvironment):
+    """Reward 1 for a craft, which ends the episode. After 8 steps without one it is over, too, with reward 0.
+
+    That end is `terminated`, not `truncated`: the steps that are left decide what is still possible, so they are part
+    of the game, and its value at the end is 0 rather than unknown.
+    """
+
+    blocking = False
+    feedbacks = ("binary",)
+
+    @classmethod
+    def tasks(cls, data: DataSettings, split: str) -> tuple[dict, ...]:
+        return _made(split, (data.train_size if split == "train" else data.test_size) or SIZES[split])
+
+    def start(self, task: dict) -> str:
+        self._taken, self._steps = "", 0
+        return _question(task)
+
+    def act(self, text: str) -> tuple[str, float, bool, bool, dict]:
+        action = text.removesuffix("\n")
+        self._steps += 1
+        form = re.fullmatch(r"\+[a-z]|[*@][12]", action)
+        done = form is not None and self._do(*action)
+        success = done and action[0] == "*"
+        info = {"success": success, "answer": action if form else None, "refused": not done}
+        return DONE if done else REFUSED, float(success), success or self._steps >= STEPS, False, info
+
+    def _do(self, kind: str, what: str) -> bool:
+        if kind == "@":
+            return True
+        if kind == "*":
+            return set(self.task["recipes"][int(what) - 1]) <= set(self._taken)
+        if what not in self.task["base"]:
+            return False
+        self._taken += what
+        return True
+
+    def snapshot(self) -> dict:
+        return {"task": self.task, "taken": self._taken, "steps": self._steps}
+
+    def restore(self, state: dict) -> None:
+        self.task, self._taken, self._steps = state["task"], state["taken"], state["steps"]
+
+    def revision(self, good: Sequence[str], rng: Any) -> str:
+        """The thought that names the recipe which the actions `good` craft. Raises ValueError without a craft."""
+        crafts = [action for action in good if action.startswith("*")]
+        if not crafts:
+            raise ValueError("these actions craft nothing")
+        return f"@{crafts[-1][1]}"
+
+    def demonstrations(self, rng: np.random.Generator, count: int, turns: int) -> list[list[tuple[str, bool]]]:
+        """`count` dialogues about training tasks, as (text, the model's own) pieces; `turns` is not used.
+
+        They pick a recipe blindly, so half of them the bad one, and never revise: with probability THOUGHT_FIRST the
+        thought, then its ingredients in order, then the craft, whatever is answered; a refused craft is tried again
+        until the steps are over.
+        """
+        return [self._dialogue(_generate(rng, "train"), *rng.random(2)) for _ in range(count)]
+
+    def _dialogue(self, task: dict, which: float, thinks: float) -> list[tuple[str, bool]]:
+        recipe = int(which < 0.5)
+        thought = [f"@{recipe + 1}"] if thinks < THOUGHT_FIRST else []
+        actions = [*thought, *(f"+{item}" for item in task["recipes"][recipe])]
+        player = Minicraft()
+        said, _ = player.reset(seed=0, options={"task": task})
+        pieces, ended = [], False
+        while not ended:
+            action = actions.pop(0) if actions else f"*{recipe + 1}"
+            pieces += [(said, False), (action, True)]
+            said, _, ended, _, _ = player.step(action)
+        return pieces
+
+
+def _question(task: dict) -> str:
+    return f"{task['base']};1{task['recipes'][0]};2{task['recipes'][1]}>\n"

@@ -1,0 +1,24 @@
+"""act: actions in an environment until it ends the episode, or `turns` of them."""
+
+from __future__ import annotations
+
+from actors.play import Playing
+from actors.rollouts import Stage
+from actors.rollouts.dialogue import Dialogue
+from protocols.turns import Role
+
+
+async def play(stage: Stage) -> None:
+    await stage.each_episode(_episode)
+
+
+async def _episode(stage: Stage, environment: Playing, number: int) -> None:
+    dialogue = Dialogue(stage, environment.observation, number)
+    for index in range(stage.settings.turns):
+        if index:
+            dialogue.hear(environment.observation)
+        text = await dialogue.say(Role.ACTION)
+        outcome = await environment.step(text)
+        dialogue.score(index, outcome, ended=index + 1 == stage.settings.turns)
+        if outcome.terminated or outcome.truncated:
+            return

@@ -1,0 +1,155 @@
+"""A dialogue: one path of turns, its tokens so far, and what was said but not yet scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from actors.engines import Completion
+from actors.group import NO_TOKENS
+from actors.play import Outcome
+from actors.rollouts import Stage
+from protocols.turns import LOGPROBS, Role, Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One message of the model. `prompt` are the tokens before it that its parent lacks, `heard` those that came new;
+    `turn` is its number once it is written."""
+
+    role: Role
+    prompt: np.ndarray
+    heard: np.ndarray
+    completion: Completion
+    asked: str
+    text: str
+    turn: int = -1
+
+
+class Dialogue:
+    """One linear episode. `answers` limits what an answer sees: the question, and that many of the last answers.
+
+    Tokens are only ever put together anew, never made from text again: with such a limit, a turn that no longer sees
+    all that came before is a new root, whose prompt holds the tokens that it sees.
+    """
+
+    def __init__(self, stage: Stage, text: str, episode: int = 0, answers: int | None = None):
+        self._stage, self._answers = stage, answers
+        self.episode = episode
+        self._asked = text
+        self._first = self._heard = self._prompt = stage.renderer.first(text)
+        self._history: list[Said] = []
+        self._scored = 0  # how many of them are written
+        self._start = 0  # the first of them that the next message sees
+        self._rooted = False  # the next message is a new root
+        self._unscored_root = False  # the first message that is not written yet is one
+
+    def branch(self, episode: int) -> Dialogue:
+        """The same dialogue so far, to be continued in another way."""
+        other = object.__new__(Dialogue)
+        other.__dict__ = self.__dict__ | {"episode": episode, "_history": list(self._history)}
+        return other
+
+    @property
+    def last(self) -> Said:
+        return self._history[-1]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int32 ids that the next message is sampled after."""
+        if self._rooted:
+            return self._prompt
+        seen = [part for said in self._history[self._start :] for part in (said.prompt, said.completion.ids)]
+        return np.concatenate([*seen, self._prompt])
+
+    async def say(self, role: Role) -> str:
+        """Samples the model's next message and returns its text. It is written when it is scored."""
+        completion = await self._stage.generate(self.ids, role)
+        return self._add(role, completion, self._stage.renderer.text(completion.ids))
+
+    async def hand_over(self, role: Role) -> str:
+        """Has the teacher write the next message."""
+        return self.author(role, await self._stage.teacher(self._messages()))
+
+    def author(self, role: Role, text: str) -> str:
+        """The next message is this text, not sampled."""
+        return self._add(role, authored(self._stage.renderer.answer(text)), text)
+
+    def repeat(self, role: Role, ids: np.ndarray) -> str:
+        """The next message is these int32 ids, sampled elsewhere."""
+        return self._add(role, authored(ids), self._stage.renderer.text(ids))
+
+    def hear(self, text: str) -> None:
+        """The next message to the model: the tokens between its last one and its next."""
+        self._asked = text
+        self._heard = self._prompt = self._stage.renderer.next(text, ended=self._ended(self.last.completion))
+        if self._answers is not None and self._scored == len(self._history):
+            self._forget()
+
+    def score(self, index: int, outcome: Outcome, ended: bool = False, **facts) -> None:
+        """Writes what was said since the last score. A reflection carries the reward of the answer it led to.
+
+        `ended`: the rollout stops here of its own accord. `facts` go into the turn's `extra`.
+        """
+        extra = {"success": outcome.success, "answer": outcome.answer, **facts}
+        if outcome.refused:
+            extra["refused"] = True
+        for place in range(self._scored, len(self._history)):
+            said = self._history[place]
+            root = place == 0 or (place == self._scored and self._unscored_root)
+            number = self._stage.group.turn(
+                said.role,
+                -1 if root else self._history[place - 1].turn,
+                said.prompt,
+                said.completion,
+                episode=self.episode,
+                index=index,
+                after=self._history[place - 1].turn if place else -1,
+                reward=outcome.reward,
+                environment_s=outcome.seconds,
+                terminated=outcome.terminated,
+                truncated=outcome.truncated or ended,
+                extra=extra,
+            )
+            self._history[place] = replace(said, turn=number)
+        self._scored = len(self._history)
+
+    def _add(self, role: Role, completion: Completion, text: str) -> str:
+        if self._scored == len(self._history):
+            self._unscored_root = self._rooted
+        if self._rooted:
+            self._start = len(self._history)
+        self._history.append(Said(role, self._prompt, self._heard, completion, self._asked, text))
+        self._rooted, self._prompt, self._heard = False, NO_TOKENS, NO_TOKENS
+        return text
+
+    def _ended(self, completion: Completion) -> bool:
+        if completion.stop is Stop.AUTHORED:
+            return len(completion.ids) > 0 and int(completion.ids[-1]) == self._stage.renderer.end
+        return completion.stop is Stop.END
+
+    def _forget(self) -> None:
+        """Makes the next message a new root, where it may no longer see every answer."""
+        answers = [place for place, said in enumerate(self._history) if said.role is not Role.REFLECTION]
+        if len(answers) <= self._answers:
+            return
+        seen = self._history[answers[-self._answers] :]
+        between = [part for said in seen[1:] for part in (said.heard, said.completion.ids)]
+        self._prompt = np.concatenate([self._first, seen[0].completion.ids, *between, self._heard])
+        self._rooted = True
+
+    def _messages(self) -> list[dict]:
+        """The dialogue as chat messages, for a teacher."""
+        told = [(said.asked, said.text) for said in self._history]
+        pairs = [m for asked, text in told for m in (_message("user", asked), _message("assistant", text))]
+        return [*pairs, _message("user", self._asked)]
+
+
+def authored(ids: np.ndarray) -> Completion:
+    """A response that the policy did not sample: its log-probs are NaN."""
+    return Completion(ids, np.full(len(ids), np.nan, LOGPROBS), (), Stop.AUTHORED, 0.0)
+
+
+def _message(role: str, content: str) -> dict:
+    return {"role": role, "content": content}

@@ -1,0 +1,117 @@
+"""search: a tree search over actions, then corrected trajectories from its branches (Agent-R, arXiv 2501.11425).
+
+Each simulation descends by UCT, samples `expansions` actions at every node that it meets for the first time, and goes
+on to an end of the episode, whose score goes back up the path. Every action of the tree is a turn of the group; so is
+every corrected trajectory, a new branch that begins with a revision. Many groups are searched at once by one actor, so
+the engine's batch stays full although each tree grows step by step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from random import Random
+
+import numpy as np
+
+from actors.play import EpisodeFailure, Outcome, Playing
+from actors.rollouts import Stage
+from actors.rollouts.dialogue import Dialogue
+from actors.rollouts.splice import corrected
+from actors.rollouts.tree import Node, backpropagate, choose, ends
+from protocols.turns import Role
+
+
+async def play(stage: Stage) -> None:
+    await stage.episode(0, partial(_episode, stage))
+
+
+async def _episode(stage: Stage, environment: Playing) -> None:
+    rng = Random(stage.seed)
+    root = await grow(stage, environment, rng)
+    alpha = stage.settings.alpha_at(stage.step)
+    made = await corrected(stage, environment, root, alpha, rng)
+    useful = made > 0 or any(end.score > alpha for end in ends(root))
+    if useful and stage.settings.demonstrations:
+        _demonstrate(stage, environment, made + 1, rng)
+    stage.group.facts |= _searched(root)
+    stage.group.compared = [0.0, float(useful)]
+
+
+async def grow(stage: Stage, environment: Playing, rng: Random) -> Node:
+    """The root of a tree after `simulations` descents, or fewer where every branch has ended."""
+    root = Node(Dialogue(stage, environment.observation), await environment.snapshot(), environment.observation)
+    for _ in range(stage.settings.simulations):
+        while not root.closed and not await _descend(stage, environment, root, rng):
+            pass
+    return root
+
+
+async def _descend(stage: Stage, environment: Playing, root: Node, rng: Random) -> bool:
+    """One descent; False where it only found that a branch, or all, is closed."""
+    node, grown = root, False
+    while True:
+        if not node.expanded:
+            await _expand(stage, environment, node)
+            grown = True
+        child = choose(node, stage.settings.exploration, rng)
+        if child is None:
+            node.closed = True
+            return grown
+        node = child
+
+
+async def _expand(stage: Stage, environment: Playing, node: Node) -> None:
+    """Samples actions at a node; equal ones become one child. Children that end the episode send up their score."""
+    node.expanded = True
+    branches = [node.dialogue.branch(0) for _ in range(stage.settings.expansions)]
+    for branch in branches if node.parent else ():
+        branch.hear(node.observation)
+    said = await asyncio.gather(*(branch.say(Role.ACTION) for branch in branches), return_exceptions=True)
+    actions: dict[str, Dialogue] = {}
+    for branch, action in zip(branches, said, strict=True):
+        if isinstance(action, str):
+            actions.setdefault(action, branch)
+        elif not isinstance(action, EpisodeFailure):
+            raise action
+    if not actions:  # nothing fits after this node any more
+        backpropagate(node, 0.0)
+    for action, branch in actions.items():
+        await environment.restore(node.state)
+        outcome = await environment.step(action)
+        ended = outcome.terminated or outcome.truncated or node.depth + 1 == stage.settings.turns
+        branch.score(node.depth, outcome, ended)
+        state = None if ended else await environment.snapshot()
+        child = Node(branch, state, environment.observation, node, action, outcome, node.depth + 1, ended, closed=ended)
+        node.children.append(child)
+        if ended:
+            backpropagate(child, child.score)
+
+
+def _searched(root: Node) -> dict:
+    """Visits and value of each action's node by its turn number, and those of the root."""
+    nodes = {node.dialogue.last.turn: node for node in root.below() if node.parent}
+    return {
+        "visits": {str(turn): node.visits for turn, node in nodes.items()},
+        "values": {str(turn): round(node.value, 4) for turn, node in nodes.items()},
+        "root": [root.visits, round(root.value, 4)],
+    }
+
+
+def _demonstrate(stage: Stage, environment: Playing, episode: int, rng: Random) -> None:
+    """Adds demonstrations of the environment as authored turns of episodes from `episode` on."""
+    count, turns = stage.settings.demonstrations, stage.settings.turns
+    generator = np.random.Generator(np.random.Philox(rng.getrandbits(63)))
+    for number, pieces in enumerate(environment.itself.demonstrations(generator, count, turns)):
+        dialogue: Dialogue | None = None
+        own = sum(mine for _, mine in pieces)
+        for index, (text, mine) in enumerate(pieces):
+            if mine:
+                dialogue.author(Role.ACTION, text)
+                own -= 1
+                imitated = Outcome(float(own == 0), False, None, own == 0, False, 0.0)
+                dialogue.score(index, imitated, demonstration=True)
+            elif dialogue is None:
+                dialogue = Dialogue(stage, text, episode + number)
+            else:
+                dialogue.hear(text)

@@ -1,0 +1,132 @@
+"""Corrected trajectories: a bad branch up to its first error, a revision, then a good branch (arXiv 2501.11425).
+
+    bad    a -> b -> c -> end, worth 0                bad prefix     a -> b          not trained
+    good   a -> d -> e -> end, worth 1                revision       "I was wrong"   trained
+                                                      good suffix    d -> e          trained
+
+`verbatim` copies what the environment said on the good branch, although the bad actions may have changed its state;
+`replayed` plays the good actions after the bad ones and keeps the trajectory only if it still ends well.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from random import Random
+
+from actors.play import Outcome, Playing
+from actors.rollouts import Stage
+from actors.rollouts.tree import Node, pairs, shared
+from protocols.turns import Role
+
+REVISIONS = (
+    "Thought: That was a mistake. I have to go about this in another way.\nAction: wait",
+    "Thought: This does not bring me closer to the goal. I should change my plan.\nAction: wait",
+    "Thought: I see that I went wrong here. I will correct it.\nAction: wait",
+)
+QUESTION = (
+    "A task, and what was done for it so far:\n{history}\n\nThe next action was:\n{action}\nIt led to:\n{observation}"
+    "\n\nWas this action good for the task? Give your reasons, then end with one word: Good, Bad or Uncertain."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One action of the new branch: its node in the tree (None: the revision), what came of it."""
+
+    node: Node | None
+    outcome: Outcome
+    observation: str
+
+
+async def corrected(stage: Stage, environment: Playing, root: Node, alpha: float, rng: Random) -> int:
+    """Writes up to `pairs` corrected trajectories of a tree as episodes 1, 2, ..., each from another first error.
+
+    Returns how many there are.
+    """
+    left: set[Node] = set()
+    made = 0
+    for good, bad in pairs(root, alpha, stage.settings.beta, rng):
+        if made == stage.settings.pairs:
+            break
+        since = shared(good, bad)
+        error = await _first_error(stage, bad.path(), since)
+        if error is None or error in left:
+            continue
+        left.add(error)
+        suffix = good.path()[since:]
+        text = _revision(environment, [node.action for node in suffix], rng)
+        if len(suffix) > 1 and suffix[0].action == text:  # the good branch begins with these words: once is enough
+            suffix = suffix[1:]
+        play = _replayed if stage.settings.splice == "replayed" else _verbatim
+        steps = await play(environment, error, suffix, text)
+        if steps is not None and max(0.0, steps[-1].outcome.reward) > alpha:
+            made += 1
+            _write(error, text, steps, made, error.depth - since)
+    return made
+
+
+async def _first_error(stage: Stage, bad: list[Node], since: int) -> Node | None:
+    """The node of the bad branch after which it is left; None where no error is seen."""
+    if stage.settings.cut == "end":
+        return bad[-1]
+    for node in bad[since:]:
+        if stage.settings.judge == "environment":
+            if node.outcome.refused:
+                return node
+        elif await _judged_bad(stage, node):
+            return node
+    return None
+
+
+async def _judged_bad(stage: Stage, node: Node) -> bool:
+    """Whether the model that acted calls its action bad."""
+    path = node.path()
+    start = path[0].parent.observation
+    history = "\n".join([start, *(f"{n.action}\n{n.observation}" for n in path[:-1])])
+    question = QUESTION.format(history=history, action=node.action, observation=node.observation)
+    sampling = stage.sampling.model_copy(update={"max_tokens": stage.settings.judge_tokens})
+    completion = await stage.generate(stage.renderer.first(question), Role.REFLECTION, sampling)
+    verdicts = re.findall(r"\b(good|bad|uncertain)\b", stage.renderer.text(completion.ids).lower())
+    return bool(verdicts) and verdicts[-1] == "bad"
+
+
+def _revision(environment: Playing, good: list[str], rng: Random) -> str:
+    """What the environment offers for this, or one of the sentences above."""
+    own = getattr(environment.itself, "revision", None)
+    return own(good, rng) if own else rng.choice(REVISIONS)
+
+
+async def _replayed(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Step] | None:
+    """The good actions played after the bad prefix; None where the episode ends before they are done."""
+    if error.ended:
+        return None
+    await environment.restore(error.state)
+    steps = [Step(None, await environment.step(text), environment.observation)]
+    for node in suffix:
+        if steps[-1].outcome.terminated or steps[-1].outcome.truncated:
+            return None
+        steps.append(Step(node, await environment.step(node.action), environment.observation))
+    return steps
+
+
+async def _verbatim(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Step]:
+    """The good actions with what the environment said to them on their own branch."""
+    await environment.restore(suffix[0].parent.state)
+    revision = Step(None, await environment.step(text), environment.observation)
+    return [revision, *(Step(node, node.outcome, node.observation) for node in suffix)]
+
+
+def _write(error: Node, text: str, steps: list[Step], episode: int, length: int) -> None:
+    """A new branch below the first error; `length` is how many actions after the branches parted that error was."""
+    dialogue = error.dialogue.branch(episode)
+    observation = error.observation
+    for place, step in enumerate(steps):
+        dialogue.hear(observation)
+        if step.node is None:
+            dialogue.author(Role.REVISION, text)
+        else:
+            dialogue.repeat(Role.ACTION, step.node.dialogue.last.completion.ids)
+        facts = {"revision_length": length} if step.node is None else {}
+        dialogue.score(error.depth + place, step.outcome, **facts)
+        observation = step.observation

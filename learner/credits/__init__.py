@@ -1,0 +1,60 @@
+"""Credits: what each turn of a batch is worth, before any loss sees it. One file each.
+
+A credit is a function `(batch: Sequence[Group], settings) -> list of float32[turns]`, one array a group. NaN means that
+the turn is not trained, whatever the objective; any other value is the turn's advantage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from protocols.errors import SettingError
+from protocols.named import load
+from protocols.settings import Settings
+from protocols.turns import Group, Role, Turn
+
+NAMES = {name: f"learner.credits.{name}:{name}" for name in ("group", "turnwise", "raw", "reflection", "trajectory")}
+SETTING = "learner.credit.name"
+
+
+def scored(turn: Turn) -> bool:
+    """Whether the reward is the turn's own: a reflection repeats that of its attempt, a revision and an error have
+    none."""
+    return turn.role not in (Role.REFLECTION, Role.REVISION, Role.ERROR)
+
+
+def find(settings: Settings) -> Callable[[Sequence[Group], Any], list[np.ndarray]]:
+    """The function of `learner.credit`. Raises SettingError when there is none."""
+    return load(SETTING, settings.name, NAMES)
+
+
+def credit(batch: Sequence[Group], settings: Settings) -> list[np.ndarray]:
+    """The advantage of every turn: one float32[turns] a group, NaN where the turn is not trained, 0 for turns of role
+    error. Raises SettingError when a credit of the user's own returns anything else."""
+    advantages = find(settings)(batch, settings)
+    if not isinstance(advantages, Sequence) or len(advantages) != len(batch):
+        raise _wrong(settings, f"returned {_kind(advantages)}", f"a list of {len(batch)} arrays, one a group")
+    return [_checked(group, values, settings) for group, values in zip(batch, advantages, strict=True)]
+
+
+def _checked(group: Group, values: Any, settings: Settings) -> np.ndarray:
+    wanted = f"float32[{len(group.turns)}] for a group of {len(group.turns)} turns"
+    if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.shape != (len(group.turns),):
+        raise _wrong(settings, f"returned {_kind(values)}", wanted)
+    if np.isinf(values).any():
+        raise _wrong(settings, "returned an infinite value", f"{wanted}, finite, or NaN where a turn is not trained")
+    return np.where([turn.role is Role.ERROR for turn in group.turns], np.float32(0), values)
+
+
+def _wrong(settings: Settings, problem: str, wanted: str) -> SettingError:
+    return SettingError(SETTING, f"{settings.name} {problem}", f"Return {wanted}")
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in a word: float64[2, 3], list of 4, dict."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, Sequence) else type(value).__name__

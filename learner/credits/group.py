@@ -1,0 +1,46 @@
+"""group: the return of the episode, relative to the other episodes of its group (GRPO, arXiv 2402.03300)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from learner.credit_config import GroupCredit, OverlongSettings
+from learner.credits import scored
+from protocols.turns import Group, Role, Turn
+
+EPSILON = 1e-6  # keeps the division by a group's deviation finite
+
+
+def group(batch: Sequence[Group], settings: GroupCredit) -> list[np.ndarray]:
+    """(return - mean) / std over the episodes of a group, on all turns of the episode.
+
+    Without `std` it is Dr. GRPO's (arXiv 2503.20783). With `overlong` each response's punishment counts as reward.
+    """
+    return [_of_group(one.turns, settings) for one in batch]
+
+
+def _of_group(turns: Sequence[Turn], settings: GroupCredit) -> np.ndarray:
+    returns: dict[int, float] = defaultdict(float)
+    for turn in turns:
+        returns[turn.episode] += turn.reward if scored(turn) else 0.0
+        if settings.overlong is not None and turn.role is not Role.ERROR:
+            returns[turn.episode] += punishment(len(turn.response), settings.overlong)
+    worth = dict(zip(returns, relative(list(returns.values()), settings.std), strict=True))
+    return np.array([worth[turn.episode] for turn in turns], np.float32)
+
+
+def relative(values: Sequence[float], std: bool) -> np.ndarray:
+    """float64[n]: each value less the mean, over the standard deviation if `std`."""
+    if not len(values):
+        return np.zeros(0)
+    around = np.asarray(values, np.float64) - np.mean(values)
+    return around / (np.std(values) + EPSILON) if std else around
+
+
+def punishment(tokens: int, settings: OverlongSettings) -> float:
+    """What a response of so many tokens loses: 0, then linear, then `-penalty` (arXiv 2503.14476, equation 13)."""
+    over = tokens - (settings.limit - settings.cache)
+    return -settings.penalty * min(1.0, max(0.0, over / settings.cache))

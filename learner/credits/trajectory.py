@@ -1,0 +1,43 @@
+"""trajectory: good trajectories, and the revisions that lead back to them (Agent-R, arXiv 2501.11425)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from learner.credit_config import TrajectoryCredit
+from learner.sequences import paths
+from protocols.turns import Group, Role, Turn
+
+
+def trajectory(batch: Sequence[Group], settings: TrajectoryCredit) -> list[np.ndarray]:
+    """The largest reward of the ends that a turn leads to, NaN where that is not above `settings.above`.
+
+    Of ends without a revision the best `settings.good` count, the first of equals, and all demonstrations.
+    What comes after a revision does not speak for what came before it: the loss is off on the bad prefix, and on for
+    the revision and the good suffix. A prefix that also leads to a good end without a revision is trained for that.
+
+        a (1) -> b (nan) -> revision (1) -> c (1), reward 1
+              `-> d (1), reward 1
+    """
+    return [_of_group(group, settings) for group in batch]
+
+
+def _of_group(group: Group, settings: TrajectoryCredit) -> np.ndarray:
+    worth = np.full(len(group.turns), -np.inf, np.float32)
+    found = list(paths(group))
+    plain = sorted((path for path in found if not any(map(_corrects, path))), key=lambda path: -path[-1].reward)
+    left_out = {path[-1].turn for path in plain[settings.good or len(plain) :]}
+    for path in found:
+        if path[-1].turn in left_out:
+            continue
+        for turn in reversed(path):
+            worth[turn.turn] = max(worth[turn.turn], path[-1].reward)
+            if turn.role is Role.REVISION:
+                break
+    return np.where(worth > settings.above, worth, np.float32(np.nan))
+
+
+def _corrects(turn: Turn) -> bool:
+    return turn.role is Role.REVISION or turn.extra.get("demonstration", False)

@@ -1,0 +1,36 @@
+"""turnwise: the reward of the turn, less the mean of its turn number."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from learner.credit_config import TurnwiseCredit
+from learner.credits import scored
+from protocols.turns import Group, Turn
+
+
+def turnwise(batch: Sequence[Group], settings: TurnwiseCredit) -> list[np.ndarray]:
+    """The turn's reward less the mean reward of the turns of the same number, so that late turns are not favoured for
+    being late.
+
+    Where a policy decides how many turns there are, the mean is over those that got so far, which is biased.
+    """
+    if settings.baseline == "group":
+        means = [_mean_by_index(group.turns) for group in batch]
+    else:
+        means = [_mean_by_index([turn for group in batch for turn in group.turns])] * len(batch)
+    return [
+        np.array([turn.reward - mean.get(turn.index, turn.reward) for turn in group.turns], np.float32)
+        for group, mean in zip(batch, means, strict=True)
+    ]
+
+
+def _mean_by_index(turns: Sequence[Turn]) -> dict[int, float]:
+    rewards: dict[int, list[float]] = defaultdict(list)
+    for turn in turns:
+        if scored(turn):
+            rewards[turn.index].append(turn.reward)
+    return {index: float(np.mean(values)) for index, values in rewards.items()}

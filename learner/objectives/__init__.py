@@ -1,0 +1,146 @@
+"""Objectives: what share of the loss each token has, and the loss itself. One file each; base.py says what one is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.config import LearnerSettings
+from learner.objectives.base import Objective, Tokens, k3, ratio
+from learner.sequences import Shares, TokenSequence
+from protocols.errors import SettingError
+from protocols.named import load
+from protocols.settings import Settings
+
+NAMES = {
+    "grpo": "learner.objectives.grpo:Grpo",
+    "awr": "learner.objectives.awr:Awr",
+    "sft": "learner.objectives.sft:Sft",
+}
+SETTING = "learner.objective.name"
+
+# What a micro-batch adds to the step's report: sums over tokens, except the last, a maximum.
+STATS = (
+    *("loss", "tokens", "sampled", "mismatch", "ratio", "ratio_squared", "masked", "entropy", "kl"),
+    *("anchored", "anchor_kl", "mismatch_max"),
+)
+
+
+def make(settings: Settings) -> Objective:
+    """The objective of `learner.objective`. Raises SettingError when there is none."""
+    kind = load(SETTING, settings.name, NAMES)
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        raise SettingError(SETTING, f"{settings.name} is no subclass of learner.objectives.base.Objective")
+    return kind(settings)
+
+
+def coefficients(sequences: Sequence[TokenSequence], settings: LearnerSettings, objective: Objective) -> list[Shares]:
+    """The shares of the tokens of all sequences of a batch, taken over the whole batch before it is split.
+
+    Shares of trained tokens add up to 1 (not with `average: constant`), times the objective's weights. An anchored
+    token has `anchor` times the share of a trained one of role weight 1: anchoring changes nothing about what trained
+    tokens weigh, and a batch without a trained token anchors none. Raises SettingError for weights that are none.
+    """
+    if not sequences:
+        return []
+    trained_T, anchored_T = _shares(sequences, settings)
+    trained_T = trained_T * np.concatenate([_weights(objective, one) for one in sequences])
+    if objective.normalise:
+        trained_T = trained_T / (trained_T.sum() or 1.0)
+    kl_T = objective.kl * trained_T + objective.anchor * anchored_T
+    ends = np.cumsum([len(one.tokens) for one in sequences])[:-1]
+    parts = (np.split(values.astype(np.float32), ends) for values in (trained_T, kl_T))
+    return [Shares(*pair) for pair in zip(*parts, strict=True)]
+
+
+def _shares(sequences: Sequence[TokenSequence], settings: LearnerSettings) -> tuple[np.ndarray, np.ndarray]:
+    """float64 of all sequences end to end: the share of each trained token by its role, and of each anchored one."""
+    weights, anchored, turns = (
+        np.concatenate([getattr(one, name) for one in sequences]) for name in ("weights", "anchored", "turns")
+    )
+    places = np.repeat(np.arange(len(sequences)), [len(one.tokens) for one in sequences])
+    owners = {"turn": turns, "sequence": places}.get(settings.average)
+    trained_T, anchored_T = (_mean_over(owners, values.astype(np.float64)) for values in (weights, anchored))
+    total = trained_T.sum()
+    if settings.average == "constant":
+        total = settings.row_tokens * len(np.unique(places[weights > 0]))
+    return (trained_T / total, anchored_T / total) if total else (trained_T, 0.0 * anchored_T)
+
+
+def _mean_over(owners: np.ndarray | None, values: np.ndarray) -> np.ndarray:
+    """Each value over how many values above 0 have its owner, which is a turn or a sequence."""
+    if owners is None:
+        return values
+    counts = np.bincount(owners[values > 0], minlength=owners.max() + 1)
+    return np.divide(values, counts[owners], out=np.zeros_like(values), where=values > 0)
+
+
+def _weights(objective: Objective, sequence: TokenSequence) -> np.ndarray:
+    weights = objective.weigh(sequence.advantages.astype(np.float64))
+    if np.shape(weights) != sequence.advantages.shape or not np.all(np.isfinite(weights) & (weights >= 0)):
+        wanted = "Return one finite number of at least 0 for each token"
+        raise SettingError(SETTING, f"weigh of {objective.settings.name} returned {weights!r}", wanted)
+    return weights
+
+
+def loss_of(
+    objective: Objective,
+    logprobs_N: Tensor,
+    entropy_N: Tensor,
+    micro: Mapping[str, Tensor],
+    reference_N: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The micro-batch's part of the batch's loss (a scalar), and its float64[len(STATS)] for the report.
+
+    `micro` holds a MicroBatch's arrays of N tokens by name; `reference` are the start model's log-probs of them.
+    """
+    coefficients_N, sampled_N, zero_N = micro["coefficients"], micro["sampled"], torch.zeros_like(logprobs_N)
+    trained_N = coefficients_N > 0
+    loss, cut_N = zero_N @ logprobs_N, torch.zeros_like(trained_N)  # a rank without work needs a graph, too
+    if trained_N.any():
+        own = (micro[name][trained_N] for name in ("sampler", "sampled", "advantages", "sequences"))
+        start = None if reference_N is None else reference_N[trained_N]
+        each_N, cut_N[trained_N] = objective.loss(Tokens(logprobs_N[trained_N], *own, start))
+        loss = coefficients_N[trained_N] @ each_N
+    kl_N = zero_N if reference_N is None else k3(logprobs_N, reference_N)
+    loss = loss + micro["divergences"] @ kl_N
+    anchored_N = (micro["divergences"] > 0) & ~trained_N
+    counted_N = (sampled_N & trained_N).double()
+    log_ratio_N = torch.where(sampled_N, logprobs_N.detach() - micro["sampler"], zero_N)
+    ratio_N, mismatch_N = ratio(log_ratio_N).double() * counted_N, log_ratio_N.abs().double() * counted_N
+    stats = [
+        loss.detach(),
+        trained_N.sum(),
+        counted_N.sum(),
+        mismatch_N.sum(),
+        ratio_N.sum(),
+        (ratio_N * ratio_N).sum(),
+        cut_N.sum(),
+        (entropy_N * trained_N).sum(),
+        (kl_N.detach() * trained_N).sum(),
+        anchored_N.sum(),
+        (kl_N.detach() * anchored_N).sum(),
+        mismatch_N.max(),
+    ]
+    return loss, torch.stack([value.double() for value in stats])
+
+
+def report(stats: np.ndarray) -> dict[str, float]:
+    """The step's figures from the summed STATS of all micro-batches and ranks."""
+    named = dict(zip(STATS, stats.tolist(), strict=True))
+    tokens, sampled, anchored = (max(named[name], 1) for name in ("tokens", "sampled", "anchored"))
+    squared = named["ratio_squared"] * sampled
+    return {
+        "loss": named["loss"],
+        "trained_tokens": int(named["tokens"]),
+        "mismatch_mean": named["mismatch"] / sampled,
+        "mismatch_max": named["mismatch_max"],
+        "effective_samples": named["ratio"] ** 2 / squared if squared else 1.0,
+        "masked_share": named["masked"] / tokens,
+        "entropy": named["entropy"] / tokens,
+        "kl": named["kl"] / tokens,
+        "anchor_kl": named["anchor_kl"] / anchored,
+    }

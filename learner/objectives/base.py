@@ -1,0 +1,80 @@
+"""What an objective is: how advantages weigh tokens, and the loss of a token. A user's own one is a subclass too."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protocols.settings import Settings
+
+LOG_RATIO_BOUND = 20.0  # exp(20) is far beyond every cap, and finite
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The N >= 1 trained tokens of a micro-batch, which holds every sequence that it has a token of whole.
+
+    `mu` is the policy that sampled, `theta` the current one. One batch is one optimizer step, so `prox`, the trainer's
+    policy at the start of the batch, is theta without its gradient.
+    """
+
+    logprobs: Tensor  # float32[N] under theta, with a gradient
+    sampler: Tensor  # float32[N] under mu, where `sampled`
+    sampled: Tensor  # bool[N], false where the token was authored
+    advantages: Tensor  # float32[N]
+    sequences: Tensor  # int64[N], the number of the token's sequence in the micro-batch
+    reference: Tensor | None = None  # float32[N] under the start model, where the objective asks for it
+
+
+class Objective(ABC):
+    """A loss. It is made with its settings: an OwnSettings, where it is named as `package.module:Name`.
+
+    The loss of a batch is the sum over trained tokens of share x weight x (loss + kl x divergence), and over anchored
+    tokens of share x anchor x divergence. The share comes from `learner.average` and the role, the weight from
+    `weigh`; the divergence is that from the start model (k3), and anchored are the tokens that the model sampled in
+    turns that are not trained.
+    """
+
+    reference: Literal["start"] | None = None
+    """The model besides the trained one whose log-probs it needs."""
+    kl: float = 0.0
+    anchor: float = 0.0
+    authored: ClassVar[bool] = True
+    """Whether it also trains tokens that were not sampled, which have no ratio."""
+    normalise: bool = False
+    """Scale a batch's weights to a mean of 1."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    @abstractmethod
+    def weigh(self, advantages: np.ndarray) -> np.ndarray:
+        """float64[T], finite and not negative, of the float64[T] advantages of one sequence.
+
+        A token of weight 0 counts in the mean, and is forwarded only where other tokens of its sequence are.
+        """
+
+    @abstractmethod
+    def loss(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """The loss of each token, float32[N], and whether its gradient was cut to 0, bool[N]."""
+
+
+def ratio(log_ratio_N: Tensor) -> Tensor:
+    """exp, finite whatever the policies are."""
+    return log_ratio_N.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+
+
+def uncut(tokens: Tokens) -> Tensor:
+    """bool[N]: no token's gradient was cut."""
+    return torch.zeros_like(tokens.sampled)
+
+
+def k3(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
+    """Schulman's k3 estimate of the divergence from the reference, of sampled tokens: never negative, 0 when equal."""
+    difference_N = (reference_N - logprobs_N).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    return difference_N.exp() - difference_N - 1

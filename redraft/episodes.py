@@ -1,0 +1,192 @@
+"""Episodes of an evaluation and their figures: of answers that are tried again, and of many actions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Literal
+
+import numpy as np
+
+from protocols.turns import Role, Turn
+
+Kind = Literal["answers", "actions"]
+ROLES: dict[Kind, tuple[Role, ...]] = {"answers": (Role.ATTEMPT, Role.RETRY), "actions": (Role.ACTION,)}
+LOOPS = (1, 2, 3)  # lengths of loops that are counted apart
+Figure = tuple[float | None, float | None]
+Figures = dict[str, Figure | list[Figure] | dict[str, Figure]]
+"""Each figure with its standard error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One answer or action. `answer` is its canonical form, or None; of an action that could not be parsed, its ids."""
+
+    success: bool
+    answer: str | bytes | None
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """Its answers or actions in the order in which they were given; `failed`: an error ended it."""
+
+    tries: tuple[Try, ...]
+    failed: bool = False
+
+    @property
+    def success(self) -> bool:
+        """Whether it ended with a success."""
+        return bool(self.tries) and self.tries[-1].success
+
+
+MISSING = Try(False, None)
+
+
+def episodes(turns: Sequence[Turn], kind: Kind) -> list[Episode]:
+    """The episodes of one task, by their numbers. Reflections are no answers."""
+    tries: dict[int, list[Try]] = {}
+    failed = set()
+    for turn in sorted(turns, key=lambda turn: turn.turn):
+        found = tries.setdefault(turn.episode, [])
+        if turn.role in ROLES[kind]:
+            found.append(_try(turn))
+        elif turn.role is Role.ERROR:
+            failed.add(turn.episode)
+    return [Episode(tuple(tries[number]), number in failed) for number in sorted(tries)]
+
+
+def _try(turn: Turn) -> Try:
+    answer = turn.extra.get("answer")
+    if answer is None and turn.role is Role.ACTION:
+        answer = turn.response.tobytes()
+    return Try(bool(turn.extra.get("success", False)), answer, bool(turn.extra.get("refused", False)))
+
+
+def generations(turns: Sequence[Turn]) -> int:
+    """How many of these turns were sampled, not authored."""
+    return sum(len(turn.response) > 0 and bool(np.isfinite(turn.logprobs).all()) for turn in turns)
+
+
+# Answers -------------------------------------------------------------------------------------------------------------
+
+
+def of_answers(played: Sequence[Episode], turns: int) -> Figures:
+    """accuracy_by_turn[turns], keep_rate, fix_rate, repeat_rate, m1_t1, m1_t5, p1_t5 of one episode a task."""
+    whole = [answers(episode, turns) for episode in played]
+    right_NT = np.array([[answer.success for answer in row] for row in whole])
+    same_NT = np.array([[_same(*pair) for pair in pairwise(row)] for row in whole], bool)
+    before_NT, after_NT = right_NT[:, :-1], right_NT[:, 1:]
+    wrong_N = (~before_NT).sum(1)
+    by_turn = [mean(right_NT[:, turn]) for turn in range(turns)]
+    return {
+        "accuracy_by_turn": by_turn,
+        "keep_rate": ratio((before_NT & after_NT).sum(1), before_NT.sum(1)),
+        "fix_rate": ratio((~before_NT & after_NT).sum(1), wrong_N),
+        "repeat_rate": ratio((~before_NT & same_NT).sum(1), wrong_N),
+        "m1_t1": by_turn[0],
+        "m1_t5": mean([majority(row) for row in whole]),
+        "p1_t5": mean(right_NT.any(1)),
+    }
+
+
+def of_firsts(together: Sequence[Sequence[Episode]]) -> Figures:
+    """m5_t1 and p5_t1 of the first answers of all episodes of each task."""
+    firsts = [[answers(episode, 1)[0] for episode in task] for task in together]
+    return {
+        "m5_t1": mean([majority(task) for task in firsts]),
+        "p5_t1": mean([any(answer.success for answer in task) for task in firsts]),
+    }
+
+
+def answers(episode: Episode, turns: int) -> list[Try]:
+    """Its answers at all turns. Those that an error kept from being given are wrong; where the rollout or the
+    environment ended the episode, its last answer stands."""
+    given = list(episode.tries[:turns])
+    stands = MISSING if episode.failed or not given else given[-1]
+    return given + [stands] * (turns - len(given))
+
+
+def majority(given: Sequence[Try]) -> bool:
+    """Whether the most common answer is right; the first of equally common ones. Unparsable answers have no vote."""
+    votes = Counter(answer.answer for answer in given if answer.answer is not None)
+    if not votes:
+        return False
+    chosen = votes.most_common(1)[0][0]  # Counter keeps the order of first occurrence among equals
+    return next(answer.success for answer in given if answer.answer == chosen)
+
+
+def _same(answer: Try, following: Try) -> bool:
+    return answer.answer is not None and answer.answer == following.answer
+
+
+# Actions -------------------------------------------------------------------------------------------------------------
+
+
+def of_actions(played: Sequence[Episode]) -> Figures:
+    """success, success_after_error, error_share, actions, loop_rate and loops of one episode a task."""
+    success_N = np.array([episode.success for episode in played])
+    refused_N = np.array([any(action.refused for action in episode.tries) for episode in played])
+    loops_N = [loops([action.answer for action in episode.tries]) for episode in played]
+    return {
+        "success": mean(success_N),
+        "success_after_error": ratio(success_N & refused_N, refused_N),
+        "error_share": mean(refused_N),
+        "actions": mean([len(episode.tries) for episode in played]),
+        "loop_rate": mean([bool(found) for found in loops_N]),
+        "loops": {str(length): mean([found[length] for found in loops_N]) for length in LOOPS},
+    }
+
+
+def of_successes(together: Sequence[Sequence[Episode]]) -> Figures:
+    """p5_success: whether any of all episodes of a task ended with a success."""
+    return {"p5_success": mean([any(episode.success for episode in task) for task in together])}
+
+
+def loops(actions: Sequence[str | bytes | None]) -> Counter[int]:
+    """How many loops these actions hold, by length. A loop of length L >= 1 is a longest stretch in which the same L
+    actions stand twice in a row or more (Agent-R, arXiv 2501.11425, counts repeated action sequences).
+
+    A stretch counts once, under its smallest L: x x x x is one loop of length 1, and none of length 2.
+    """
+    found: Counter[int] = Counter()
+    for length in range(1, len(actions) // 2 + 1):
+        start = 0
+        for equal, stretch in groupby(a == b for a, b in zip(actions, actions[length:], strict=False)):
+            size = len(list(stretch))
+            if equal and size >= length and not _repeats(actions[start : start + length]):
+                found[length] += 1
+            start += size
+    return found
+
+
+def _repeats(block: Sequence) -> bool:
+    """Whether the block is itself a shorter one, repeated."""
+    size = len(block)
+    return any(size % part == 0 and block[part:] == block[:-part] for part in range(1, size))
+
+
+# Means ---------------------------------------------------------------------------------------------------------------
+
+
+def mean(values_N: Sequence[float] | np.ndarray) -> Figure:
+    return ratio(np.asarray(values_N), np.ones(len(values_N)))
+
+
+def ratio(over_N: np.ndarray, under_N: np.ndarray) -> Figure:
+    """sum(over) / sum(under) over tasks, and its standard error where tasks are independent, their turns not.
+
+    The linearised variance of a ratio of totals (Cochran, Sampling Techniques, 6.3); with `under` all 1 it is the
+    usual standard error of a mean. A ratio over nothing is None.
+    """
+    n, total = len(under_N), float(under_N.sum())
+    if total == 0:
+        return None, None
+    value = float(over_N.sum()) / total
+    if n < 2:
+        return value, None
+    residuals_N = over_N - value * under_N
+    return value, math.sqrt(float((residuals_N**2).sum()) * n / (n - 1)) / total

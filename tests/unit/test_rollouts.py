@@ -1,0 +1,201 @@
+"""Rollouts write what was played, and nothing else: roots and parents, who wrote what, and what the engine saw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from rollout_house import House
+
+from actors import environments, rollouts
+from actors.config import EnvironmentSettings
+from actors.rollout_config import (
+    ActSettings,
+    AttemptSettings,
+    HintSettings,
+    ReflectSettings,
+    RetrySettings,
+    RolloutSettings,
+)
+from protocols.errors import SettingError
+from protocols.turns import Role, Stop
+
+TASK = {"id": "signs/7128>12", "digits": "7128", "target": 12}
+RIGHT, WRONG = "7-1-2+8", "7+1-2-8"
+
+
+def signs():
+    return environments.make(EnvironmentSettings(name="signs", feedback="residual"))
+
+
+def in_turn(*texts: str):
+    """An engine that says these texts one after the other."""
+    left = iter(texts)
+    return lambda prompt: next(left)
+
+
+def test_a_dialogue_grows_by_what_is_new_and_each_turn_was_sampled_after_its_ancestors():
+    house = House(RetrySettings(turns=3, reflect=True), in_turn(WRONG, "18", RIGHT, "", RIGHT), signs, TASK)
+    assert [turn.role.name for turn in house.turns] == ["ATTEMPT", "REFLECTION", "ATTEMPT", "REFLECTION", "ATTEMPT"]
+    assert [turn.parent for turn in house.turns] == [-1, 0, 1, 2, 3]
+    assert [house.context(turn) for turn in house.turns] == house.prompts
+    assert house.prompts[-1] == "7128>12\n7+1-2-8\n?-14\n18\n7-1-2+8\n?0\n\n"
+    assert house.success == 1.0 and house.asked == 5
+
+
+def test_with_a_context_of_one_answer_each_later_turn_sees_the_question_and_the_last_answer_only():
+    answers = (WRONG, "1", "7-1-2-8", "8", RIGHT, "", RIGHT)
+    house = House(RetrySettings(turns=4, reflect=True, context=1), in_turn(*answers), signs, TASK)
+    assert [house.context(turn) for turn in house.turns] == house.prompts
+    assert house.prompts[3] == "7128>12\n7-1-2-8\n?-16\n", "the reflection on the second answer"
+    assert house.prompts[4] == "7128>12\n7-1-2-8\n?-16\n8\n"
+    assert house.prompts[5] == "7128>12\n7-1-2+8\n?0\n"
+    assert [turn.parent for turn in house.turns] == [-1, 0, 1, -1, 3, -1, 5], "a new root where something is forgotten"
+    assert [turn.after for turn in house.turns] == [-1, 0, 1, 2, 3, 4, 5], "but in time each follows the one before"
+
+
+def test_with_a_context_of_two_answers_what_followed_the_older_one_is_seen_too():
+    answers = (WRONG, "1", "7-1-2-8", "2", "7-1+2-8", "8", RIGHT)
+    house = House(RetrySettings(turns=4, reflect=True, context=2), in_turn(*answers), signs, TASK)
+    assert house.prompts[-1] == "7128>12\n7-1-2-8\n?-16\n2\n7-1+2-8\n?-12\n8\n"
+    assert [house.context(turn) for turn in house.turns] == house.prompts
+
+
+def test_the_best_of_several_last_answers_is_kept_the_first_of_equals_and_no_other():
+    answers = (WRONG, "7-1-2-8", RIGHT, RIGHT, "x")
+    house = House(RetrySettings(turns=2, best_of=4), in_turn(*answers), signs, TASK)
+    assert [house.text(turn) for turn in house.turns] == [WRONG + "\n", RIGHT + "\n"] and house.asked == 5
+    assert house.turns[1].reward == 1.0 and house.turns[1].parent == 0
+
+
+def test_a_teacher_writes_the_last_turn_which_nobody_sampled():
+    asked = []
+
+    async def teacher(messages):
+        asked.append(messages)
+        return "18" if len(asked) == 1 else RIGHT
+
+    settings = RetrySettings(turns=2, reflect=True, teacher={"url": "http://localhost:1/v1", "model": "m"})
+    house = House(settings, in_turn(WRONG), signs, TASK, teacher=teacher)
+    first, reflection, last = house.turns
+    assert last.reward == reflection.reward == 1.0 and house.asked == 1
+    for turn in (reflection, last):
+        assert turn.stop is Stop.AUTHORED and np.isnan(turn.logprobs).all() and turn.versions == ()
+        assert turn.response[-1] == house.tokenizer.eos_token_id
+    assert [(m["role"], m["content"]) for m in asked[1]] == [
+        ("user", "7128>12\n"),
+        ("assistant", WRONG),
+        ("user", "?-14\n"),
+        ("assistant", "18"),
+        ("user", ""),
+    ]
+    assert not np.isnan(first.logprobs).any()
+
+
+def test_an_episode_may_stop_at_success_or_when_it_repeats_itself():
+    stops = RetrySettings(turns=5, stop_at_success=True)
+    assert len(House(stops, in_turn(WRONG, RIGHT), signs, TASK).turns) == 2
+    repeats = House(RetrySettings(turns=5, stop_at_repeat=True), in_turn(WRONG, "7-1-2-8", "7-1-2-8"), signs, TASK)
+    assert len(repeats.turns) == 3 and repeats.turns[-1].truncated and not repeats.turns[1].truncated
+
+
+def test_a_fixed_reflection_stands_in_place_of_the_models():
+    settings = RetrySettings(turns=2, reflect=True, fixed_reflection="18")
+    house = House(settings, in_turn(WRONG, RIGHT), signs, TASK)
+    assert house.text(house.turns[1]) == "18\n" and np.isnan(house.turns[1].logprobs).all() and house.asked == 2
+
+
+def test_reflections_of_one_failure_share_it_and_are_compared_by_their_retries():
+    answers = (WRONG, "18", RIGHT, "8", WRONG, "1", WRONG, "18", RIGHT)
+    house = House(ReflectSettings(episodes=4), in_turn(*answers), signs, TASK)
+    attempt, rest = house.turns[0], house.turns[1:]
+    assert attempt.role is Role.ATTEMPT and [turn.role for turn in house.turns].count(Role.ATTEMPT) == 1
+    reflections = [turn for turn in rest if turn.role is Role.REFLECTION]
+    retries = [turn for turn in rest if turn.role is Role.RETRY]
+    assert len(reflections) == len(retries) == 4 and all(turn.parent == 0 for turn in reflections)
+    assert sorted(turn.episode for turn in retries) == [0, 1, 2, 3]
+    for retry in retries:
+        reflection = house.turns[retry.parent]
+        assert reflection.role is Role.REFLECTION and reflection.episode == retry.episode
+        assert reflection.reward == retry.reward
+    assert [turn.reward for turn in retries] == [1.0, 0.0, 0.0, 1.0] and house.spread == 1.0
+    flat = House(ReflectSettings(episodes=2, solved=True), in_turn(RIGHT, "", RIGHT, "", RIGHT), signs, TASK)
+    assert flat.spread == 0.0, "the first answer, which all share, does not make them differ"
+
+
+def test_a_failure_that_the_task_brings_along_is_the_first_turn_and_is_not_sampled():
+    tokenizer = House(AttemptSettings(), in_turn(WRONG), signs, TASK).tokenizer
+    failed = TASK | {"attempt": tokenizer.encode(WRONG + "\n")}
+    house = House(ReflectSettings(episodes=2), in_turn("18", RIGHT, "8", WRONG), signs, failed)
+    assert house.text(house.turns[0]) == WRONG + "\n" and house.turns[0].stop is Stop.AUTHORED and house.asked == 4
+    assert house.turns[1].parent == 0 and house.context(house.turns[1]) == "7128>12\n7+1-2-8\n?-14\n"
+
+
+def test_what_is_solved_is_not_reflected_on_unless_asked_and_tries_go_on_until_a_failure():
+    assert len(House(ReflectSettings(episodes=2), in_turn(RIGHT), signs, TASK).turns) == 1
+    house = House(ReflectSettings(episodes=2, tries=3), in_turn(RIGHT, WRONG, "18", RIGHT, "8", WRONG), signs, TASK)
+    assert house.text(house.turns[0]) == WRONG + "\n" and len(house.turns) == 5
+    solved = House(ReflectSettings(episodes=2, solved=True), in_turn(RIGHT, "", RIGHT, "1", WRONG), signs, TASK)
+    assert [turn.reward for turn in solved.turns if turn.role is Role.RETRY] == [1.0, 0.0]
+
+
+def test_a_hinted_answer_is_kept_as_if_it_had_followed_the_question():
+    house = House(HintSettings(), in_turn(WRONG, RIGHT), signs, TASK)
+    assert house.prompts[1] == "7128>12\n7+1-2-8\n?-14\n18\n", "the hint: which signs to flip"
+    attempt, kept = house.turns
+    assert kept.role is Role.RETRY and kept.parent == -1 and kept.reward == 1.0
+    assert house.context(kept) == "7128>12\n" and house.text(kept) == RIGHT + "\n"
+    assert np.isnan(kept.logprobs).all(), "it was sampled after other tokens"
+    assert len(House(HintSettings(), in_turn(WRONG, WRONG), signs, TASK).turns) == 1
+    assert len(House(HintSettings(), in_turn(RIGHT), signs, TASK).turns) == 1
+    assert len(House(HintSettings(), in_turn("nonsense"), signs, TASK).turns) == 1, "no hint for what is no answer"
+
+
+def test_act_goes_on_until_the_environment_ends_it_or_so_many_actions_are_done():
+    task = environments.tasks(EnvironmentSettings(name="minicraft"), _data(), "test")[0]
+    house = House(ActSettings(turns=3), in_turn("+z", "+z", "+z", "+z"), "minicraft", task)
+    assert [turn.role for turn in house.turns] == [Role.ACTION] * 3 and house.turns[-1].truncated
+    assert all(turn.extra["refused"] for turn in house.turns)
+    assert [house.context(turn) for turn in house.turns] == house.prompts
+
+
+def _data():
+    from actors.config import DataSettings
+
+    return DataSettings()
+
+
+def test_a_rollout_of_ones_own_is_named_by_its_module():
+    settings = TypeAdapter(RolloutSettings).validate_python({"name": f"{__name__}:twice", "options": {"times": 2}})
+    house = House(settings, in_turn(WRONG, RIGHT), signs, TASK)
+    assert [turn.reward for turn in house.turns] == [0.0, 1.0]
+    with pytest.raises(SettingError, match="rollout.name.*attempt, retry.*package.module"):
+        rollouts.find("nonsense")
+
+
+async def twice(stage):
+    from actors.rollouts.dialogue import Dialogue
+
+    async def once(stage, environment, number):
+        dialogue = Dialogue(stage, environment.observation, number)
+        for _ in range(stage.settings.options["times"]):
+            outcome = await environment.step(await dialogue.say(Role.ATTEMPT))
+            dialogue.score(0, outcome)
+            dialogue.hear(environment.observation)
+
+    await stage.each_episode(once)
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"name": "chess"}, "name must be one of attempt, retry"),
+        ({"name": "retry", "turns": 1}, "greater than or equal to 2"),
+        ({"name": "retry", "fixed_reflection": "x"}, "only acts with rollout.reflect"),
+        ({"name": "search", "cut": "end", "splice": "replayed"}, "use verbatim"),
+        ({"name": "attempt", "turns": 3}, "Extra inputs"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(values, said):
+    with pytest.raises(ValidationError, match=said):
+        TypeAdapter(RolloutSettings).validate_python(values)
