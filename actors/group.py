@@ -25,7 +25,8 @@ class GroupWriter:
         self._last: dict[int, int] = {}
         self._returns: dict[int, float] = defaultdict(float)
         self._scores: list[float] = []
-        self._successes: dict[int, bool] = {}
+        self.successes: dict[int, float] = {}
+        """By episode whether its last sampled answer or action was a success; a rollout that knows better says so."""
         self.facts: dict = {}
         """Of the whole group, for the close row."""
         self.compared: list[float] | None = None
@@ -33,8 +34,8 @@ class GroupWriter:
 
     @property
     def success(self) -> float | None:
-        """The share of episodes whose last answer or action was a success; None before any."""
-        return sum(self._successes.values()) / len(self._successes) if self._successes else None
+        """How often the model itself succeeds at the task, as far as the group shows; None before any episode."""
+        return sum(self.successes.values()) / len(self.successes) if self.successes else None
 
     def turn(
         self,
@@ -58,7 +59,8 @@ class GroupWriter:
         if role is not Role.REFLECTION:
             self._returns[episode] += reward
             self._scores.append(reward)
-            self._successes[episode] = bool(facts.get("extra", {}).get("success", False))
+            if not np.isnan(completion.logprobs).all():
+                self.successes[episode] = float(facts.get("extra", {}).get("success", False))
         turn = Turn(
             group=self._lease.group,
             lease=self._lease.number,

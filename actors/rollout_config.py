@@ -68,7 +68,7 @@ class RetrySettings(Rollout):
     best_of: int = Field(1, ge=1)
     """Of so many samples of the last turn the best one is kept, the first of equals (RISE: 16)."""
     teacher: TeacherSettings | None = None
-    """A model behind an endpoint that writes the last turn (RISE by distillation)."""
+    """A model behind an endpoint that writes the last turn (RISE by distillation). It sees the whole dialogue."""
 
     kind: ClassVar[Kind] = "answers"
 
@@ -187,6 +187,9 @@ class SearchSettings(Rollout):
 
     @model_validator(mode="after")
     def _fits(self):
+        alphas = self.alpha.values() if isinstance(self.alpha, dict) else [self.alpha]
+        if not alphas or min(alphas) < 0:
+            raise ValueError("rollout.alpha must be 0 or more, or {step: alpha, ...} with at least one step")
         if self.cut == "end" and self.splice == "replayed":
             raise ValueError("rollout.splice: nothing can be replayed after the end; use verbatim with cut: end")
         return self

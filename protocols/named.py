@@ -29,7 +29,7 @@ def load(setting: str, name: str, known: Mapping[str, str]) -> Any:
         raise SettingError(setting, f"there is no {name!r}", cure)
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a user's module raises while it is imported
         raise SettingError(setting, f"{name!r} cannot be imported: {error}", cure) from error
 
 
@@ -44,9 +44,11 @@ def one_of(*kinds: type[Settings], own: type[Settings] = OwnSettings) -> Any:
 
     def tag(value: Any) -> str | None:
         name = value.get("name", first) if isinstance(value, dict) else getattr(value, "name", None)
-        return "<own>" if isinstance(name, str) and ":" in name else tags.get(name)
+        if not isinstance(name, str):
+            return None
+        return "<own>" if ":" in name else tags.get(name)
 
     tagged = [Annotated[kind, Tag(tags[get_args(kind.model_fields["name"].annotation)[0]])] for kind in kinds]
     message = f"name must be one of {', '.join(tags)}, or package.module:Name of your own"
     chosen = Discriminator(tag, custom_error_type="unknown_name", custom_error_message=message)
-    return Annotated[Union[(*tagged, Annotated[own, Tag("<own>")])], chosen]  # noqa: UP007
+    return Annotated[Union[(*tagged, Annotated[own, Tag("<own>")])], chosen]

@@ -12,6 +12,7 @@ from protocols import metrics
 from protocols.errors import RedraftError, SettingError
 
 log = logging.getLogger("redraft.teacher")
+LOST = 50  # failures in a row after which the teacher counts as gone
 SHOWN = 300  # characters of what an endpoint says about an error
 
 
@@ -44,6 +45,7 @@ class Teacher:
         )
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._logged: set[int] = set()
+        self._failed = 0  # in a row
         self.used = 0
         """Tokens so far: prompts and answers, as the endpoint counts them."""
 
@@ -82,6 +84,9 @@ class Teacher:
         if not counted and self._settings.budget_tokens is not None:
             problem = f"{self._settings.host} does not say how many tokens an answer used"
             raise SettingError("rollout.teacher.budget_tokens", problem, "Leave it out, or use another endpoint")
+        if answer.choices[0].finish_reason == "length":
+            raise self._failure("length", f"was cut off at rollout.teacher.max_tokens={self._settings.max_tokens}")
+        self._failed = 0
         return text
 
     async def _ask(self, messages: list[dict]) -> object:
@@ -121,9 +126,14 @@ class Teacher:
             log.warning("the teacher at %s answers %d: %s; said once a status", settings.host, status, said)
         return self._failure(str(status), f"answers with status {status}")
 
-    def _failure(self, reason: str, what: str) -> EpisodeFailure:
+    def _failure(self, reason: str, what: str) -> Exception:
+        """Ends the episode; after LOST of them without an answer between, the run: no episode would end better."""
         metrics.TEACHER_FAILURES.labels(reason=reason).inc()
-        return EpisodeFailure("teacher", f"the teacher at {self._settings.host} {what}")
+        self._failed += 1
+        if self._failed < LOST:
+            return EpisodeFailure("teacher", f"the teacher at {self._settings.host} {what}")
+        problem = f"{self._settings.host} {what}, and so on {self._failed} times in a row"
+        return SettingError("rollout.teacher.url", problem, "See that it runs and answers, then --resume")
 
     def _count(self, answer: object) -> bool:
         """Adds the tokens that the endpoint counted; False where it counted none."""

@@ -80,13 +80,13 @@ class Stage:
 
     async def generate(self, prompt: np.ndarray, role: Role, sampling: SamplingSettings | None = None) -> Completion:
         """One response to int32 prompt ids. Raises EpisodeFailure where the prompt leaves no room, Aborted."""
-        self.count(role)
         try:
             completion = await self.engine.generate(prompt, sampling or self.sampling)
         except PromptTooLong as error:
             raise EpisodeFailure("too_long", str(error)) from None
         if completion.stop is Stop.ABORTED:
             raise Aborted
+        self.count(role)
         return completion
 
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from actors.engines import Completion
 from actors.group import NO_TOKENS
-from actors.play import Outcome
+from actors.play import EpisodeFailure, Outcome
 from actors.rollouts import Stage
+from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, Role, Stop
 
 
@@ -69,8 +70,12 @@ class Dialogue:
         return self._add(role, completion, self._stage.renderer.text(completion.ids))
 
     async def hand_over(self, role: Role) -> str:
-        """Has the teacher write the next message."""
-        return self.author(role, await self._stage.teacher(self._messages()))
+        """Has the teacher write the next message. Raises EpisodeFailure where the tokenizer cannot spell it."""
+        text = await self._stage.teacher(self._messages())
+        try:
+            return self.author(role, text)
+        except SettingError as error:
+            raise EpisodeFailure("teacher", f"what the teacher wrote cannot be used: {error}") from None
 
     def author(self, role: Role, text: str) -> str:
         """The next message is this text, not sampled."""

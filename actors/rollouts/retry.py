@@ -22,14 +22,17 @@ async def _episode(stage: Stage, environment: Playing, number: int) -> None:
     dialogue, previous = Dialogue(stage, environment.observation, number, settings.context), None
     for index in range(settings.turns):
         last = index + 1 == settings.turns
+        share = None
         if last and settings.best_of > 1:
-            dialogue, outcome = await _best(stage, dialogue, environment)
+            dialogue, outcome, share = await _best(stage, dialogue, environment)
         else:
             text = await _answer(stage, dialogue, environment, retried=index > 0, taught=last and settings.teacher)
             outcome = await environment.step(text)
-        repeated = index > 0 and not outcome.success and outcome.answer == previous
+        repeated = not outcome.success and outcome.answer is not None and outcome.answer == previous
         ended = (outcome.success and settings.stop_at_success) or (repeated and settings.stop_at_repeat)
         dialogue.score(index, outcome, ended)
+        if share is not None:  # the best of many is not what the model would have said
+            stage.group.successes[number] = share
         if outcome.terminated or ended:
             return
         previous = outcome.answer
@@ -51,8 +54,11 @@ async def _answer(stage: Stage, dialogue: Dialogue, environment: Playing, retrie
     return await write(Role.ATTEMPT)
 
 
-async def _best(stage: Stage, dialogue: Dialogue, environment: Playing) -> tuple[Dialogue, Outcome]:
-    """The best of `best_of` last answers by its reward, the first of equals; the others are not kept."""
+async def _best(stage: Stage, dialogue: Dialogue, environment: Playing) -> tuple[Dialogue, Outcome, float]:
+    """The best of `best_of` last answers by its reward, the first of equals, and the share of right ones.
+
+    The others are not kept.
+    """
     state = await environment.snapshot()
     branches = [dialogue.branch(dialogue.episode) for _ in range(stage.settings.best_of)]
     texts = await asyncio.gather(*(_answer(stage, branch, environment, True, taught=False) for branch in branches))
@@ -61,4 +67,4 @@ async def _best(stage: Stage, dialogue: Dialogue, environment: Playing) -> tuple
         await environment.restore(state)
         outcomes.append(await environment.step(text))
     best = max(range(len(outcomes)), key=lambda n: outcomes[n].reward)
-    return branches[best], outcomes[best]
+    return branches[best], outcomes[best], sum(outcome.success for outcome in outcomes) / len(outcomes)

@@ -31,10 +31,13 @@ async def _episode(stage: Stage, environment: Playing) -> None:
     root = await grow(stage, environment, rng)
     alpha = stage.settings.alpha_at(stage.step)
     made = await corrected(stage, environment, root, alpha, rng)
-    useful = made > 0 or any(end.score > alpha for end in ends(root))
+    found = ends(root)
+    useful = made > 0 or any(end.score > alpha for end in found)
     if useful and stage.settings.demonstrations:
         _demonstrate(stage, environment, made + 1, rng)
-    stage.group.facts |= _searched(root)
+    stage.group.facts |= _searched(root) | {"alpha": alpha}
+    if found:
+        stage.group.successes = {0: sum(end.outcome.success for end in found) / len(found)}
     stage.group.compared = [0.0, float(useful)]
 
 
@@ -104,13 +107,13 @@ def _demonstrate(stage: Stage, environment: Playing, episode: int, rng: Random) 
     generator = np.random.Generator(np.random.Philox(rng.getrandbits(63)))
     for number, pieces in enumerate(environment.itself.demonstrations(generator, count, turns)):
         dialogue: Dialogue | None = None
-        own = sum(mine for _, mine in pieces)
-        for index, (text, mine) in enumerate(pieces):
+        actions, done = sum(mine for _, mine in pieces), 0
+        for text, mine in pieces:
             if mine:
                 dialogue.author(Role.ACTION, text)
-                own -= 1
-                imitated = Outcome(float(own == 0), False, None, own == 0, False, 0.0)
-                dialogue.score(index, imitated, demonstration=True)
+                last = done + 1 == actions
+                dialogue.score(done, Outcome(float(last), False, None, last, False, 0.0), demonstration=True)
+                done += 1
             elif dialogue is None:
                 dialogue = Dialogue(stage, text, episode + number)
             else:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from actors.play import Outcome, Playing
+from actors.play import EpisodeFailure, Outcome, Playing
 from actors.rollouts import Stage
 from actors.rollouts.tree import Node, pairs, shared
 from protocols.turns import Role
@@ -86,7 +86,11 @@ async def _judged_bad(stage: Stage, node: Node) -> bool:
     history = "\n".join([start, *(f"{n.action}\n{n.observation}" for n in path[:-1])])
     question = QUESTION.format(history=history, action=node.action, observation=node.observation)
     sampling = stage.sampling.model_copy(update={"max_tokens": stage.settings.judge_tokens})
-    completion = await stage.generate(stage.renderer.first(question), Role.REFLECTION, sampling)
+    try:
+        completion = await stage.generate(stage.renderer.first(question), Role.REFLECTION, sampling)
+    except EpisodeFailure as failure:  # the history does not fit: nothing is known of this action
+        stage.failed(failure)
+        return False
     verdicts = re.findall(r"\b(good|bad|uncertain)\b", stage.renderer.text(completion.ids).lower())
     return bool(verdicts) and verdicts[-1] == "bad"
 

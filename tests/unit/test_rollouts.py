@@ -199,3 +199,30 @@ async def twice(stage):
 def test_settings_that_cannot_be_are_refused(values, said):
     with pytest.raises(ValidationError, match=said):
         TypeAdapter(RolloutSettings).validate_python(values)
+
+
+def test_how_often_the_model_succeeds_leaves_out_what_others_did_for_it():
+    async def right(messages):
+        return RIGHT
+
+    taught = RetrySettings(turns=2, teacher={"url": "http://localhost:1/v1", "model": "m"})
+    assert House(taught, in_turn(WRONG), signs, TASK, teacher=right).success == 0.0
+    assert House(HintSettings(), in_turn(WRONG, RIGHT), signs, TASK).success == 0.0
+    best = RetrySettings(turns=2, best_of=4)
+    assert House(best, in_turn(WRONG, RIGHT, WRONG, WRONG, WRONG), signs, TASK).success == 0.25
+    assert House(RetrySettings(turns=2), in_turn(WRONG, RIGHT), signs, TASK).success == 1.0
+
+
+def test_two_answers_that_cannot_be_parsed_are_no_repetition():
+    settings = RetrySettings(turns=3, stop_at_repeat=True)
+    assert len(House(settings, in_turn("x", "y", "z"), signs, TASK).turns) == 3
+
+
+def test_a_teachers_text_that_the_tokenizer_cannot_spell_ends_the_episode_and_not_the_run():
+    async def accented(messages):
+        return "é"
+
+    settings = RetrySettings(turns=2, teacher={"url": "http://localhost:1/v1", "model": "m"})
+    house = House(settings, in_turn(WRONG), signs, TASK, teacher=accented)
+    assert [turn.role for turn in house.turns] == [Role.ATTEMPT, Role.ERROR]
+    assert [failure.kind for failure in house.failures] == ["teacher"]

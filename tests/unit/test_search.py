@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from rollout_house import House
+from rollout_house import House, Speaker
 
 from actors.environments.minicraft import Minicraft
 from actors.play import Outcome
 from actors.rollout_config import SearchSettings
 from actors.rollouts.tree import Node, backpropagate, choose, ends, pairs, shared, uct
 from protocols.turns import Role, Stop
+from redraft.models import build_tokenizer
 
 TASK = {"id": "minicraft/test/0", "base": "abdfh", "recipes": ["dhc", "fab"], "good": 1}
 BAD, GOOD = ["+d", "+h", "+c"] + ["*1"] * 5, ["+f", "+a", "+b", "*2"]
@@ -199,8 +200,6 @@ def test_the_model_itself_may_judge_where_it_first_went_wrong():
         action = prompt.split("The next action was:\n")[1].split("\n")[0]
         return "it takes what cannot be used. Bad" if action == "+h" else "this is not Bad but Good"
 
-    from redraft.models import build_tokenizer
-
     two_ways.count = 0
     settings = SearchSettings(simulations=4, expansions=2, turns=8, judge="actor")
     house = House(settings, judges, Minicraft, TASK, tokenizer=Newlines(build_tokenizer("bytes", 4096)))
@@ -233,3 +232,17 @@ def test_demonstrations_are_added_to_a_tree_with_something_to_train():
 def test_alpha_rises_with_the_step_of_the_weights_that_search():
     settings = SearchSettings(alpha={0: 0.2, 40: 0.5})
     assert [settings.alpha_at(step) for step in (0, 39, 40, 400)] == [0.2, 0.2, 0.5, 0.5]
+
+
+def test_a_trees_success_is_the_share_of_its_ends():
+    assert search(demonstrations=3).success == 0.5, "one end of two; corrections and demonstrations do not count"
+
+
+def test_a_judgement_that_does_not_fit_leaves_the_rest_of_the_tree():
+    settings = SearchSettings(simulations=4, expansions=2, turns=8, judge="actor")
+    two_ways.count = 0
+    tokenizer = Newlines(build_tokenizer("bytes", 4096))
+    engine = Speaker(tokenizer, two_ways, longest=120)
+    house = House(settings, engine, Minicraft, TASK, tokenizer=tokenizer)
+    assert [failure.kind for failure in house.failures] == ["too_long"] * len(house.failures) and house.failures
+    assert Role.ERROR not in [turn.role for turn in house.turns] and house.close.extra["alpha"] == 0.0
