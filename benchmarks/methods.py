@@ -3,16 +3,18 @@
     python -m benchmarks.methods [--quick] [--only METHOD]... [--seeds N] [--folder FOLDER]
 
 Each run is `redraft train` in a process of its own, with a base model made for its seed. Runs are kept in the folder,
-and one that is there and done is not trained again, so that a benchmark that was cut off goes on. Attempts are the
-responses sampled for training, reflections apart; CPU-seconds are those of the whole process tree of the run, with its
-start and its evaluations, without making the base model. At the end the tables and the picture of docs/results.md are
-written from all runs in the folder (with --quick they are only printed), and one JSON line is printed.
+and one that is there, done, and of the same settings is not trained again, so that a benchmark that was cut off goes
+on. Attempts are the responses sampled for training, reflections apart; CPU-seconds are those of the whole process tree
+of the run, with its start and its evaluations, without making the base model. At the end the tables and the picture of
+docs/results.md are written from all runs in the folder (with --quick they are only printed), and one JSON line is
+printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -48,25 +50,29 @@ class Method:
     """Most seeds."""
 
 
-SHORT = ("steps=100",)
+SHORT = ("steps=80", "evaluation.greedy=false")
+START = ("steps=12", "model.make.pretrain.steps=900", "learner.optimizer.warmup_steps=5", "evaluation.greedy=false")
 METHODS = (
     Method("rise-turnwise", "quickstart", quick=SHORT),
     Method("rise-turnwise-binary", "quickstart", ("environment.feedback=binary",), SHORT, seeds=1),
     Method("rise-turnwise-blank", "quickstart", ("environment.feedback=blank",), SHORT, seeds=1),
     Method("rise", "signs-rise", quick=SHORT),
-    Method("rise-distill", "signs-rise-distill", teacher="rise-turnwise", seeds=1),
-    Method("grpo", "signs-grpo"),
-    Method("rise-turnwise-15", "quickstart", ("steps=60", "evaluation.greedy=false")),
-    Method("reflect", "signs-reflect", start="rise-turnwise-15"),
-    Method("introspect", "signs-introspect"),
-    Method("star", "signs-star"),
+    Method("rise-distill", "signs-rise-distill", quick=("steps=30",), teacher="rise-turnwise", seeds=1),
+    Method("grpo", "signs-grpo", quick=("steps=40",)),
+    # Reflections can only be rewarded where they are carried out: a base model trained for longer does so.
+    Method("reflect-start", "quickstart", START),
+    Method("reflect", "signs-reflect", quick=("steps=30",), start="reflect-start"),
+    Method("reflect-solved", "signs-reflect", ("rollout.solved=true",), start="reflect-start", seeds=1),
+    Method("introspect", "signs-introspect", quick=("steps=50",)),
+    Method("star", "signs-star", quick=("steps=40",)),
     Method("reflexion", "signs-reflexion"),
     Method("best-of-n", "signs-best-of-n"),
-    Method("agent-r", "minicraft-agent-r"),
-    Method("agent-r-good-only", "minicraft-agent-r", ("rollout.pairs=0",), seeds=2),
+    Method("agent-r", "minicraft-agent-r", quick=("steps=160",)),
+    # More steps, since its batches hold fewer sequences: as many are trained in all.
+    Method("agent-r-good-only", "minicraft-agent-r", ("rollout.pairs=0", "steps=400"), ("steps=200",), seeds=2),
     Method("agent-r-direct-revision", "minicraft-agent-r", ("rollout.cut=end", "rollout.splice=verbatim"), seeds=1),
 )
-NEEDS_ABLATION = ("rise-turnwise-binary", "rise-turnwise-blank")  # base models of their own: left out by --quick
+LONG = ("rise-turnwise-binary", "rise-turnwise-blank", "reflect-solved", "agent-r-direct-revision")  # not with --quick
 NAMES = tuple(method.name for method in METHODS)
 
 
@@ -89,11 +95,15 @@ class Bench:
         return self.folder / "runs" / f"{method.name}-seed{seed}"
 
     def train(self, method: Method, seed: int) -> Path:
-        """The folder of the method's run with this seed, trained now unless it is there already."""
+        """The folder of the method's run with this seed, trained now unless it is there with the same settings."""
         run = self.run_of(method, seed)
-        if (run / "cost.json").exists():
+        kept = json.loads((run / "cost.json").read_text()) if (run / "cost.json").exists() else None
+        if kept is not None and "digest" not in kept:  # older than digests
             return run
         changes = [*method.changes, *(method.quick if self.quick else ()), f"seed={seed}"]
+        digest = self._digest(method, seed, changes)
+        if kept is not None and kept["digest"] == digest:
+            return run
         if method.start is None:
             changes.append(f"model.make.seed={seed}")
             self._redraft("pretrain", method, changes, self.folder / "pretrain.log")
@@ -105,9 +115,17 @@ class Bench:
             print(f"{say}training", flush=True)
             cpu_s = self._redraft("train", method, [*changes, *more, "--run", run.name, "--again"], log)
         wall_s = time.monotonic() - began
-        (run / "cost.json").write_text(json.dumps({"cpu_s": round(cpu_s, 1), "wall_s": round(wall_s, 1)}))
+        cost = {"cpu_s": round(cpu_s, 1), "wall_s": round(wall_s, 1), "digest": digest}
+        (run / "cost.json").write_text(json.dumps(cost))
         print(f"{say}done in {wall_s:.0f} s, {cpu_s:.0f} CPU-s", flush=True)
         return run
+
+    def _digest(self, method: Method, seed: int, changes: Sequence[str]) -> str:
+        """Of all that the run depends on: its recipe, the changes, and the runs that it stands on."""
+        stands_on = [self.train(find(name), seed) for name in (method.start, method.teacher) if name]
+        costs = [(run / "cost.json").read_text() for run in stands_on]
+        parts = [_recipe(method).read_text(), list(changes), costs]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
 
     @contextlib.contextmanager
     def _teacher(self, method: Method, seed: int) -> Iterator[list[str]]:
@@ -124,11 +142,10 @@ class Bench:
 
     def _redraft(self, command: str, method: Method, arguments: Sequence[str], log: Path) -> float:
         """Runs the command in the folder; returns the CPU-seconds of its process tree. Raises Failed."""
-        recipe = str(ROOT / "recipes" / f"{method.recipe}.yaml")
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "redraft", command, recipe, *arguments],
+                [sys.executable, "-m", "redraft", command, str(_recipe(method)), *arguments],
                 cwd=self.folder,
                 env=environment,
                 stdout=output,
@@ -145,6 +162,10 @@ class Bench:
         if process.returncode:
             raise Failed(f"{command} {method.name} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
         return meter.seconds
+
+
+def _recipe(method: Method) -> Path:
+    return ROOT / "recipes" / f"{method.recipe}.yaml"
 
 
 class Meter:
@@ -229,14 +250,14 @@ def line(found: Sequence[Result]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed, shorter runs, no ablations of the feedback")
+    parser.add_argument("--quick", action="store_true", help=f"one seed, shorter runs, without {', '.join(LONG)}")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="METHOD", help=", ".join(NAMES))
     parser.add_argument("--seeds", type=int, default=None, help="most seeds (default 3, 1 with --quick)")
     parser.add_argument("--folder", type=Path, default=None, help=f"where runs are kept (default {FOLDER})")
     options = parser.parse_args()
     bench = Bench(options.folder or (FOLDER.with_name("methods-quick") if options.quick else FOLDER), options.quick)
     seeds = options.seeds or (1 if options.quick else 3)
-    chosen = options.only or [name for name in NAMES if not (options.quick and name in NEEDS_ABLATION)]
+    chosen = options.only or [name for name in NAMES if not (options.quick and name in LONG)]
     for seed in range(seeds):
         for method in METHODS:
             if method.name in chosen and seed < method.seeds:

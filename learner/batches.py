@@ -13,9 +13,9 @@ from learner.config import LearnerSettings
 from learner.credits import credit, scored
 from learner.objectives import coefficients, make
 from learner.packing import MicroBatch, pack
-from learner.sequences import Linearised, Shares, linearise
+from learner.sequences import Linearised, Shares, brought_along, linearise
 from protocols.errors import RedraftError
-from protocols.turns import Group, Role
+from protocols.turns import Group, Role, Turn
 from protocols.weights import staleness
 
 
@@ -63,9 +63,10 @@ def prepare(
 
 
 def facts_of(groups: Sequence[Group], step: int) -> dict:
-    """Rewards of attempts (all, and by turn number), and the staleness of each group: that of its oldest token."""
+    """Rewards of the model's own attempts (all, and by turn number), and the staleness of each group: that of its
+    oldest token."""
     turns = [turn for group in groups for turn in group.turns]
-    attempts = [turn for turn in turns if scored(turn)]
+    attempts = [turn for group in groups for turn in _attempts(group)]
     rewards, successes = defaultdict(list), defaultdict(list)
     for turn in attempts:
         rewards[turn.index].append(turn.reward)
@@ -83,6 +84,13 @@ def facts_of(groups: Sequence[Group], step: int) -> dict:
         "staleness_max": max(ages, default=0),
         "staleness_counts": {str(age): count for age, count in sorted(Counter(ages).items())},
     }
+
+
+def _attempts(group: Group) -> list[Turn]:
+    """Scored turns that the model sampled, after a failed answer that its task brought along also that one. Copies,
+    demonstrations and what a teacher wrote say nothing of how good the model is."""
+    own = [turn for turn in group.turns if scored(turn) and not np.isnan(turn.logprobs).all()]
+    return [*filter(brought_along, group.turns), *own] if own else []
 
 
 def trained_of(lines: Linearised, shares: Sequence[Shares]) -> dict:

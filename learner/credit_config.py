@@ -67,7 +67,7 @@ class TrajectoryCredit(Settings):
 
     name: Literal["trajectory"] = "trajectory"
     above: float = 0.0
-    """Only trajectories that end with a larger reward are trained."""
+    """Only trajectories that end with a larger reward are trained (and with one above the `alpha` of their search)."""
     good: PositiveInt | None = None
     """Of a group's trajectories without a revision so many are trained, the best ones (None: all)."""
 

@@ -66,7 +66,8 @@ def linearise(
 
     A turn is trained where its role has a weight and its advantage is not NaN. Objectives that need a ratio train only
     its sampled tokens (an authored one has none), others also authored ones. With `objective.anchor` the sampled
-    tokens of the other turns are anchored. A sequence's first token counts for nothing, for nothing predicts it.
+    tokens of the other turns are anchored, and so are answers that tasks brought along. A sequence's first token counts
+    for nothing, for nothing predicts it.
     """
     sequences: list[TokenSequence] = []
     groups: list[int] = []
@@ -85,6 +86,12 @@ def linearise(
                 sequences.append(sequence)
                 groups.append(number)
     return Linearised(sequences, groups, roles, truncated)
+
+
+def brought_along(turn: Turn) -> bool:
+    """Whether this is the answer that the task of a dataset of failures begins with: the model did sample it, before
+    the run, so that nothing else of an authored turn holds for it."""
+    return turn.role is Role.ATTEMPT and turn.after < 0 and bool(np.isnan(turn.logprobs).all())
 
 
 def paths(group: Group) -> Iterator[list[Turn]]:
@@ -110,6 +117,7 @@ def _sequence(
         counts = turn.turn in fresh
         weight = settings.role_weight(turn.role) if counts and not np.isnan(worth[turn.turn]) else 0.0
         weights = np.where(sampled | objective.authored, weight, 0.0)
+        anchors = counts and weight == 0 and objective.anchor > 0
         blank = np.zeros(prompt)
         columns.append(
             (
@@ -119,7 +127,7 @@ def _sequence(
                 np.concatenate([blank, np.where(sampled, turn.logprobs, 0.0)]),
                 np.concatenate([blank, sampled]),
                 np.concatenate([blank - 1, np.full(response, fresh.get(turn.turn, -1))]),
-                np.concatenate([blank, sampled & (counts and weight == 0 and objective.anchor > 0)]),
+                np.concatenate([blank, (sampled | brought_along(turn)) & anchors]),
             )
         )
     types = (np.int32, np.float32, np.float32, np.float32, np.bool_, np.int32, np.bool_)

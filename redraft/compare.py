@@ -35,7 +35,8 @@ class Point:
 class Outcome:
     """What one run's folder says: `before` and `after` are summaries (see evaluation.summarise), None where missing.
 
-    `generations` are the responses that were sampled for its steps; `seconds` is wall time.
+    `generations` are the responses that were sampled for its steps, also for those that a resumed run lost and played
+    again; `seconds` is wall time.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Outcome:
 def read(run_dir: Path) -> Outcome:
     """What the run in this folder did so far. Files that are missing leave their part out."""
     run_dir = Path(run_dir).resolve()
-    steps = records.steps(run_dir)
+    steps, written = records.steps(run_dir), records.lines(run_dir / "metrics.jsonl")
     evaluations = records.lines(run_dir / "evaluations.jsonl")
     summary = records.json_object(run_dir / "summary.json")
     by_step = {found["step"]: found for found in evaluations}
@@ -85,17 +86,20 @@ def read(run_dir: Path) -> Outcome:
         recipe=records.mapping(records.text(run_dir / "recipe.yaml")),
         state=str(summary.get("state", "running or interrupted")),
         steps=steps[-1]["step"] if steps else 0,
-        generations=_spent(steps),
+        generations=_spent(written),
         seconds=summary.get("seconds") or (steps[-1].get("time_s") if steps else None),
         before=first,
         after=last,
-        curve=tuple(Point(n, _spent(steps, until=n), by_step[n]) for n in sorted(by_step)),
+        curve=tuple(Point(n, _spent(written, until=n), by_step[n]) for n in sorted(by_step)),
     )
 
 
-def _spent(steps: Sequence[dict], until: int | None = None) -> int:
-    counted = steps if until is None else [step for step in steps if step["step"] <= until]
-    return sum(step.get("generations", 0) for step in counted)
+def _spent(written: Sequence[dict], until: int | None = None) -> int:
+    """Of all lines of metrics.jsonl in the order in which they were written, up to the last one of that step."""
+    counted = len(written)
+    while until is not None and counted and written[counted - 1]["step"] > until:
+        counted -= 1
+    return sum(line.get("generations", 0) for line in written[:counted])
 
 
 def rows(before: dict | None, after: dict | None) -> list[tables.Row]:

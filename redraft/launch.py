@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from protocols.errors import DeadlineError, RedraftError, SettingError
-from redraft import logs, models
+from protocols.named import OwnSettings
+from redraft import failures, logs, models
 from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.live import LiveView
@@ -42,6 +43,8 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
         log.warning("%s", warning)
     runs.check(recipe, name, resume, again)
     _check_environment(recipe)
+    if recipe.steps:
+        _check_learner(recipe)
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
     _check_model(model, recipe)
     run = runs.create(recipe, str(model), name, resume, again)
@@ -54,8 +57,10 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
 
 
 def _check_environment(recipe: Recipe) -> None:
-    """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks."""
+    """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks,
+    or for a curriculum of tasks without levels."""
     from actors import environments, rollouts
+    from actors.tasks import TaskOrder
 
     rollouts.find(recipe.rollout.name)
     if teacher := getattr(recipe.rollout, "teacher", None):
@@ -64,14 +69,28 @@ def _check_environment(recipe: Recipe) -> None:
     if lacking := [hook for hook in recipe.rollout.hooks if not hasattr(made, hook)]:
         problem = f"rollout {recipe.rollout.name} needs an environment with `{lacking[0]}`"
         raise SettingError("environment.name", problem, "Add it (actors/environments/base.py), or name another one")
-    for split in ("train", "test"):
-        environments.tasks(recipe.environment, recipe.data, split)
+    tasks = {split: environments.tasks(recipe.environment, recipe.data, split) for split in ("train", "test")}
+    if recipe.curriculum is not None:
+        TaskOrder(tasks["train"], recipe.seed, recipe.curriculum)
+
+
+def _check_learner(recipe: Recipe) -> None:
+    """Raises SettingError for a credit or an objective that cannot be found."""
+    from learner import credits
+
+    credits.find(recipe.learner.credit)
+    if isinstance(recipe.learner.objective, OwnSettings):  # the known ones are there, and take long to import
+        from learner import objectives
+
+        objectives.make(recipe.learner.objective)
 
 
 def _check_model(model: Path, recipe: Recipe) -> None:
-    """Raises SettingError for a tokenizer that lacks something, or cannot spell what the rollout says to the model."""
+    """Raises SettingError for a tokenizer that lacks something, cannot spell what the rollout says to the model, or is
+    not that of the failures."""
     from transformers import AutoTokenizer
 
+    from actors import environments
     from actors.rendering import Renderer, check_tokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(model))
@@ -82,6 +101,8 @@ def _check_model(model: Path, recipe: Recipe) -> None:
             renderer.answer(getattr(recipe.rollout, key, None) or "")
         except SettingError as error:
             raise SettingError(f"rollout.{key}", str(error), "Write it in what the tokenizer knows") from None
+    if recipe.data.failures:
+        failures.check(environments.tasks(recipe.environment, recipe.data, "train"), model)
 
 
 @contextlib.contextmanager
@@ -283,10 +304,10 @@ def _exam(recipe: Recipe, run: Run, model: Path, version: int, tests: Sequence[d
 def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, console: Console) -> int:
     """Writes a dataset of failures of the recipe's model; returns how many there are. See redraft.failures."""
     from actors import environments
-    from redraft import failures
     from redraft.exam import Exam
 
     logs.to_terminal(recipe.name)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"failures": None})})
     _check_environment(recipe)
     tasks = environments.tasks(recipe.environment, recipe.data, "train")
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
@@ -300,7 +321,7 @@ def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, con
             return exam.played()[failures.LABEL]
 
         found = failures.collect(tasks, attempts, play)
-    failures.write(found, file)
+    failures.write(found, model, file)
     return len(found)
 
 

@@ -156,7 +156,8 @@ def _trained(run: Path) -> Path:
 def _digest(make: MakeSettings, environment: EnvironmentSettings) -> str:
     depends = {"recipe": RECIPE_OF_MAKING, "make": make.model_dump(mode="json", exclude={"pretrain": {"threads"}})}
     if make.pretrain is not None:
-        depends["environment"] = (environment.name, environment.feedback)
+        options = [environment.options] if environment.options else []
+        depends["environment"] = (environment.name, environment.feedback, *options)
     return hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 

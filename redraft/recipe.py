@@ -19,9 +19,20 @@ from actors.tasks import CurriculumSettings
 from learner.config import LearnerSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
+from protocols.turns import Role
 from redraft.evaluation import EvaluationSettings
 from redraft.models import ModelSettings
 from replay.config import ReplaySettings
+
+WRITTEN = {
+    "attempt": (Role.ATTEMPT,),
+    "retry": (Role.ATTEMPT,),
+    "act": (Role.ACTION,),
+    "reflect": (Role.ATTEMPT, Role.REFLECTION, Role.RETRY),
+    "hint": (Role.ATTEMPT, Role.RETRY),
+    "search": (Role.ACTION, Role.REVISION),
+}
+"""Roles of the turns of each known rollout; with `reflect: true` also reflections."""
 
 
 class Recipe(Settings):
@@ -64,12 +75,18 @@ class Recipe(Settings):
         if self.steps:
             self._credit_fits()
             self._learner_fits()
+            self._takes_effect()
         return self
 
     def _credit_fits(self) -> None:
         credit, rollout = self.learner.credit, self.rollout
         if credit.name == "group" and rollout.episodes < 2:
             raise ValueError("rollout.episodes: learner.credit.name=group compares episodes of a task; set 2 or more")
+        if credit.name == "group" and rollout.name == "reflect":
+            raise ValueError(
+                "learner.credit.name: group compares whole episodes, which share their first answer in rollout "
+                "reflect; set it to reflection"
+            )
         if credit.name == "turnwise" and credit.baseline == "group" and rollout.episodes < 2:
             raise ValueError(
                 "rollout.episodes: learner.credit.baseline=group needs 2 or more; or set baseline to batch"
@@ -94,6 +111,35 @@ class Recipe(Settings):
         if learner.max_staleness < uses - 1:
             raise ValueError(
                 f"learner.max_staleness: replay.max_uses={uses} uses a group in {uses} steps; set at least {uses - 1}"
+            )
+        rounds = learner.rounds
+        if rounds is not None and rounds.from_base and (self.steps % rounds.steps or self.steps == rounds.steps):
+            whole = max(2, -(-self.steps // rounds.steps)) * rounds.steps
+            raise ValueError(
+                f"steps: with learner.rounds.from_base a run is two or more whole rounds of {rounds.steps} steps, and "
+                f"{self.steps} is not; set it to {whole}, or from_base to false"
+            )
+
+    def _takes_effect(self) -> None:
+        """Refuses what would do nothing."""
+        learner, rollout = self.learner, self.rollout
+        authored = {"hint": "answers after a hint"}.get(rollout.name)
+        if getattr(rollout, "teacher", None) is not None:
+            authored = "what a teacher writes"
+        if authored and learner.objective.name == "grpo":
+            raise ValueError(f"learner.objective.name: grpo never trains {authored}; set it to sft or awr")
+        roles = set(WRITTEN.get(rollout.name, ()))
+        if getattr(rollout, "reflect", False):
+            roles.add(Role.REFLECTION)
+        if roles and not any(learner.role_weight(role) for role in roles):
+            known = ", ".join(role.name.lower() for role in sorted(roles))
+            raise ValueError(
+                f"learner.roles: rollout {rollout.name} writes turns of role {known}, and none has a weight; give one"
+            )
+        if self.data.failures and rollout.name in rollouts.NAMES and rollout.name != "reflect":
+            raise ValueError(
+                f"data.failures: rollout {rollout.name} does not begin from failed answers; leave it out, or set "
+                "rollout.name to reflect"
             )
 
     def warnings(self) -> list[str]:

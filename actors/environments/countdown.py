@@ -73,15 +73,16 @@ def _generate(rng: np.random.Generator) -> dict:
     while True:
         nums = [int(n) for n in rng.integers(1, LARGEST_NUMBER + 1, size=rng.integers(3, 5))]
         parts = [(str(n), Fraction(n)) for n in nums]
-        while len(parts) > 1:
+        while len(parts) > 1:  # none are left after a division by zero
             (a, x), (b, y) = (parts.pop(int(rng.integers(len(parts)))) for _ in range(2))
             sign, operate = [("+", ast.Add), ("-", ast.Sub), ("*", ast.Mult), ("/", ast.Div)][rng.integers(4)]
             if sign == "/" and y == 0:
+                parts.clear()
                 break
             parts.append((f"({a} {sign} {b})", OPERATORS[operate](x, y)))
-        solution, target = parts[0]
-        if len(parts) == 1 and target.denominator == 1 and SMALLEST_TARGET <= target <= LARGEST_TARGET:
-            return {"nums": nums, "target": int(target), "solution": solution}
+        for solution, target in parts:
+            if target.denominator == 1 and SMALLEST_TARGET <= target <= LARGEST_TARGET:
+                return {"nums": nums, "target": int(target), "solution": solution}
 
 
 def _is_test(nums: Sequence[int]) -> bool:

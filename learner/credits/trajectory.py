@@ -12,9 +12,11 @@ from protocols.turns import Group, Role, Turn
 
 
 def trajectory(batch: Sequence[Group], settings: TrajectoryCredit) -> list[np.ndarray]:
-    """The largest reward of the ends that a turn leads to, NaN where that is not above `settings.above`.
+    """The largest reward of the ends that a turn leads to, NaN where that is not above `settings.above`, nor above the
+    `alpha` by which the group's rollout chose its good ends.
 
-    Of ends without a revision the best `settings.good` count, the first of equals, and all demonstrations.
+    Of ends without a revision the best `settings.good` count, the first of equals, and all demonstrations. Where an
+    episode broke off, so that its last turn neither terminated nor truncated it, is no end.
     What comes after a revision does not speak for what came before it: the loss is off on the bad prefix, and on for
     the revision and the good suffix. A prefix that also leads to a good end without a revision is trained for that.
 
@@ -27,8 +29,9 @@ def trajectory(batch: Sequence[Group], settings: TrajectoryCredit) -> list[np.nd
 def _of_group(group: Group, settings: TrajectoryCredit) -> np.ndarray:
     worth = np.full(len(group.turns), -np.inf, np.float32)
     found = list(paths(group))
-    plain = sorted((path for path in found if not any(map(_corrects, path))), key=lambda path: -path[-1].reward)
-    left_out = {path[-1].turn for path in plain[settings.good or len(plain) :]}
+    plain = [path for path in found if not any(map(_corrects, path))]
+    ended = sorted((path for path in plain if _ends(path[-1])), key=lambda path: -path[-1].reward)
+    left_out = {path[-1].turn for path in plain} - {path[-1].turn for path in ended[: settings.good]}
     for path in found:
         if path[-1].turn in left_out:
             continue
@@ -36,7 +39,12 @@ def _of_group(group: Group, settings: TrajectoryCredit) -> np.ndarray:
             worth[turn.turn] = max(worth[turn.turn], path[-1].reward)
             if turn.role is Role.REVISION:
                 break
-    return np.where(worth > settings.above, worth, np.float32(np.nan))
+    above = max(settings.above, group.extra.get("alpha", settings.above))
+    return np.where(worth > above, worth, np.float32(np.nan))
+
+
+def _ends(turn: Turn) -> bool:
+    return turn.terminated or turn.truncated
 
 
 def _corrects(turn: Turn) -> bool:

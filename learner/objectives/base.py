@@ -37,7 +37,7 @@ class Objective(ABC):
     The loss of a batch is the sum over trained tokens of share x weight x (loss + kl x divergence), and over anchored
     tokens of share x anchor x divergence. The share comes from `learner.average` and the role, the weight from
     `weigh`; the divergence is that from the start model (k3), and anchored are the tokens that the model sampled in
-    turns that are not trained.
+    turns that are not trained, in this run or as the failed answers of `data.failures`.
     """
 
     reference: Literal["start"] | None = None

@@ -3,6 +3,8 @@ only thing that reaches any other token."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,12 @@ def groups(rewards: list[tuple[float, float, float]]) -> list[Group]:
             tokens = np.arange(number, number := number + prompt + response, dtype=np.int32)
             arrays = (tokens[:prompt], tokens[prompt:], np.full(response, -np.log(VOCABULARY), np.float32))
             episode = max(0, turn - 1) // 2
-            facts = {"episode": episode, "index": min(turn, 1), "reward": of_retries[episode] if turn else -1.0}
+            facts = {
+                "episode": episode,
+                "index": min(turn, 1),
+                "after": parent,
+                "reward": of_retries[episode] if turn else -1.0,
+            }
             turns.append(Turn(bytes([place] * 16), 1, turn, parent, *arrays, ((0, 0),), role, **facts))
         made.append(Group(bytes([place] * 16), 1, tuple(turns)))
     return made
@@ -94,6 +101,25 @@ def test_with_an_anchor_all_that_the_model_sampled_has_a_gradient_and_no_prompt_
     made, policy = groups(REWARDS), tiny(0)
     sizes = backward(policy, tiny(1), made, kl=0.005, anchor=1.0)
     assert {token for token, size in sizes.items() if size > 0} == tokens_of(made, *ROLES)
+
+
+def without_logprobs(made: list[Group], turn: int) -> list[Group]:
+    """The same groups, that turn not sampled in this run."""
+    changed = [replace(group.turns[turn], logprobs=np.full_like(group.turns[turn].logprobs, np.nan)) for group in made]
+    return [
+        replace(group, turns=(*group.turns[:turn], other, *group.turns[turn + 1 :]))
+        for group, other in zip(made, changed, strict=True)
+    ]
+
+
+def test_an_anchor_holds_the_failed_answers_of_a_dataset_and_nothing_else_that_was_written():
+    made, retry = groups(REWARDS), 2
+    failures = without_logprobs(made, 0)
+    sizes = backward(tiny(0), tiny(1), failures, anchor=1.0)
+    assert {token for token, size in sizes.items() if size > 0} == tokens_of(made, *ROLES)
+    sizes = backward(tiny(0), tiny(1), without_logprobs(made, retry), anchor=1.0)
+    written = {int(token) for group in made for token in group.turns[retry].response}
+    assert {token for token, size in sizes.items() if size > 0} == tokens_of(made, *ROLES) - written
 
 
 def test_at_the_start_model_itself_an_anchor_pulls_nowhere():

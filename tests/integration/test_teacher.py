@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from actors.config import EnvironmentSettings
-from actors.engines.teacher import Teacher, TeacherBudget
+from actors.engines.teacher import LOST, Teacher, TeacherBudget
 from actors.play import EpisodeFailure
 from actors.teacher_config import TeacherSettings
 from benchmarks.teacher_server import started
@@ -239,6 +239,24 @@ def test_an_endpoint_that_goes_on_failing_ends_only_the_episode():
             asked(at(server, retries=1), once)
     assert caught.value.kind == "teacher" and len(server.times) == 2
     assert metric("failures_total", reason="503") == failures + 1
+
+
+def test_a_teacher_that_fails_again_and_again_ends_the_run_but_not_one_that_answers_between():
+    answered = LOST - 2  # the only request that is: the count begins anew after it
+
+    async def ask(teacher: Teacher) -> list[type]:
+        ended = []
+        for _ in range(2 * LOST):
+            try:
+                ended.append(type(await teacher.write(DIALOGUE)))
+            except (EpisodeFailure, SettingError) as error:
+                ended.append(type(error))
+        return ended
+
+    with endpoint(lambda n, handler: completion() if n == answered else error(400, "no")) as server:
+        ended = asked(at(server, retries=0), ask)
+    assert ended[:answered] == [EpisodeFailure] * answered and ended[answered] is str
+    assert ended.index(SettingError) == answered + LOST
 
 
 @pytest.mark.parametrize("status", [401, 403])

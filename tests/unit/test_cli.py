@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART, GSM8K = (str(ROOT / "recipes" / f"{name}.yaml") for name in ("quickstart", "gsm8k-grpo"))
+COUNTDOWN = ("environment={name: countdown}", "data={train_size: 9, test_size: 9}")
 AT_ONCE_S = 30  # generous for a busy machine: nothing has been started or made by then
 
 
@@ -33,6 +34,9 @@ def redraft(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         (["train", GSM8K, "data.path=nowhere"], ["data.path", "nowhere"]),
         (["train", QUICKSTART, "environment.name=chess"], ["environment.name", "signs"]),
         (["train", QUICKSTART, "environment.feedback=loud"], ["environment.feedback", "residual"]),
+        (["train", QUICKSTART, *COUNTDOWN, "curriculum={window: 9}"], ["curriculum", "level"]),
+        (["train", QUICKSTART, "learner.credit={name: no.such:credit}"], ["learner.credit.name", "no.such:credit"]),
+        (["train", QUICKSTART, "learner.objective={name: no.such:Loss}"], ["learner.objective.name", "no.such:Loss"]),
         (["train", QUICKSTART, "--resume"], ["quickstart", "no run"]),
         (["eval", "nothing"], ["nothing", "no run"]),
         (["status", "nothing"], ["nothing", "no run"]),

@@ -123,10 +123,14 @@ def test_a_run_is_what_its_folder_says(runs: Path):
     assert found.before["accuracy_by_turn"] == [0.3, 0.15, 0.1]
 
 
-def test_steps_that_a_resumed_run_played_again_count_once(runs: Path):
+def test_steps_that_a_resumed_run_played_again_count_once_and_what_they_cost_each_time(runs: Path):
     lines = [{"step": n, "turns": 100, "generations": 800, "time_s": n} for n in (1, 2, 3, 2)]
     (runs / "new" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert (compare.read(runs / "new").steps, compare.read(runs / "new").generations) == (2, 1600)
+    measured = [answers([0.5]) | {"label": "eval", "step": step} for step in (0, 1, 2)]
+    (runs / "new" / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in measured))
+    found = compare.read(runs / "new")
+    assert (found.steps, found.generations) == (2, 3200)
+    assert [(point.step, point.generations) for point in found.curve] == [(0, 0), (1, 800), (2, 3200)]
 
 
 def test_runs_that_differ_only_in_their_seeds_are_pooled_and_no_others(runs: Path):

@@ -20,13 +20,15 @@ NONE = float("nan")
 
 
 def group(*turns: tuple, parents: list[int] | None = None, lengths: list[int] | None = None) -> Group:
-    """Turns as (role, episode, index, reward), each the child of the one before unless `parents` says otherwise."""
+    """Turns as (role, episode, index, reward), each the child of the one before unless `parents` says otherwise. What
+    has no child ends its episode."""
+    parents = parents or list(range(-1, len(turns) - 1))
     made = []
     for n, (role, episode, index, reward) in enumerate(turns):
         response = np.zeros(lengths[n] if lengths else 0, np.int32)
         arrays = (np.zeros(0, np.int32), response, response.astype(np.float32))
-        parent = parents[n] if parents else n - 1
-        made.append(Turn(b"g" * 16, 1, n, parent, *arrays, (), role, episode, index, reward=reward))
+        facts = {"reward": reward, "terminated": n not in parents}
+        made.append(Turn(b"g" * 16, 1, n, parents[n], *arrays, (), role, episode, index, **facts))
     return Group(b"g" * 16, 1, tuple(made))
 
 
@@ -198,7 +200,31 @@ def test_of_a_trees_good_ends_the_best_are_trained_and_every_correction_and_demo
     np.testing.assert_array_equal(values, np.array([1, NONE, 1, NONE, NONE, 1, 1, 1], np.float32))
 
 
-def test_an_episode_that_broke_off_is_worth_what_it_had_reached():
+def test_what_broke_off_before_an_end_is_not_trained_and_takes_no_good_ends_place():
+    made = group((ACT, 0, 0, 0.0), (ACT, 0, 1, 2.0), (ACT, 1, 1, 0.5), (ACT, 2, 1, 0.4), parents=[-1, 0, 0, 0])
+    off = replace(made, turns=(made.turns[0], replace(made.turns[1], terminated=False), *made.turns[2:]))
+    (values,) = credit([off], TrajectoryCredit(good=1))
+    np.testing.assert_array_equal(values, np.array([0.5, NONE, 0.5, NONE], np.float32))
+    cut = replace(off, turns=(off.turns[0], replace(off.turns[1], truncated=True), *off.turns[2:]))
+    (values,) = credit([cut], TrajectoryCredit(good=1))
+    np.testing.assert_array_equal(values, np.array([2, 2, NONE, NONE], np.float32))
+
+
+def test_a_correction_is_whole_although_the_tree_that_it_copies_ended_at_its_depth():
+    made = group((ACT, 0, 0, 0.0), (REV, 1, 1, 0.0), (ACT, 1, 2, 0.5))
+    made = replace(made, turns=(*made.turns[:-1], replace(made.turns[-1], terminated=False)))
+    (values,) = credit([made], TrajectoryCredit())
+    np.testing.assert_array_equal(values, np.array([NONE, 0.5, 0.5], np.float32))
+
+
+def test_good_trajectories_are_above_the_alpha_of_their_search_and_the_settings():
+    made = replace(group(*((ACT, n, 0, 0.2 * n) for n in range(1, 5)), parents=[-1] * 4), extra={"alpha": 0.5})
+    for above, trained in ((0.0, [False, False, True, True]), (0.7, [False, False, False, True])):
+        (values,) = credit([made], TrajectoryCredit(above=above))
+        assert (~np.isnan(values)).tolist() == trained
+
+
+def test_an_episode_that_broke_off_with_an_error_is_not_trained():
     (values,) = credit([group((ACT, 0, 0, 0.0), (E, 0, 1, 1.0))], TrajectoryCredit())
     np.testing.assert_array_equal(values, np.array([NONE, 0], np.float32))
 

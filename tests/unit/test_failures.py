@@ -10,6 +10,7 @@ from actors.config import DataSettings, EnvironmentSettings
 from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, TOKENS, Role, Turn
 from redraft import failures
+from redraft.models import build_tokenizer
 
 SIGNS = EnvironmentSettings(name="signs")
 
@@ -39,14 +40,33 @@ def test_each_task_is_tried_until_it_fails_and_no_longer():
     assert found == [{"id": "a", "attempt": [1]}, {"id": "b", "attempt": [3, 4]}, {"id": "d", "attempt": [6]}]
 
 
+def saved(folder, kind):
+    """A folder with a tokenizer of that kind."""
+    build_tokenizer(kind, 256).save_pretrained(folder / kind)
+    return folder / kind
+
+
 def test_a_file_of_failures_is_read_back_as_the_training_tasks(tmp_path):
     tasks = environments.tasks(SIGNS, DataSettings(), "train")[:3]
     file = tmp_path / "made" / "failures.jsonl"
     written = [task | {"attempt": [n]} for n, task in enumerate(tasks)]
-    failures.write(written, file)
+    model = saved(tmp_path, "characters")
+    failures.write(written, model, file)
     data = DataSettings(failures=str(file))
-    assert environments.tasks(SIGNS, data, "train") == written
+    named = {"tokenizer": failures.tokenizer_digest(model)}
+    assert environments.tasks(SIGNS, data, "train") == [task | named for task in written]
     assert environments.tasks(SIGNS, data, "test") == environments.tasks(SIGNS, DataSettings(), "test")
+
+
+def test_failures_of_another_tokenizer_are_refused_with_the_cure(tmp_path):
+    own, other = saved(tmp_path, "characters"), saved(tmp_path, "bytes")
+    written = [{"id": "a", "attempt": [1]}]
+    failures.write(written, own, tmp_path / "failures.jsonl")
+    tasks = environments.tasks(SIGNS, DataSettings(failures=str(tmp_path / "failures.jsonl")), "train")
+    failures.check(tasks, own)
+    for wrong, model in ((tasks, other), (written, own)):
+        with pytest.raises(SettingError, match=r"data\.failures: .*Collect them anew with this model"):
+            failures.check(wrong, model)
 
 
 @pytest.mark.parametrize("text, said", [("{", "cannot be read"), ('{"id": "a"}', "line 1 .* no failed answer")])

@@ -51,9 +51,11 @@ def batch(count: int = 5) -> tuple[Group, ...]:
             number += prompt + response
             logprobs = -random.uniform(0.2, 3.0, response).astype(np.float32)
             logprobs[random.random(response) < 0.1] = np.nan  # authored
+            if turn == place % 2 == 0:
+                logprobs[:] = np.nan  # a failed answer that the task brought along
             reward = rewards.setdefault((episode, index), float(random.choice([-1, 0, 0.5, 1])))
             arrays = (*(part.astype(np.int32) for part in ids), logprobs)
-            facts = {"episode": episode, "index": index, "reward": reward}
+            facts = {"episode": episode, "index": index, "after": parent, "reward": reward}
             turns.append(Turn(bytes([place] * 16), 1, turn, parent, *arrays, ((0, 0),), role, **facts))
         made.append(Group(bytes([place] * 16), 1, tuple(turns)))
     return tuple(made)
@@ -81,6 +83,7 @@ class Token:
     sequence: tuple[int, int]
     weight: float
     advantage: float
+    sampled: bool
 
 
 def first_leaf(group: Group, turn: Turn) -> int:
@@ -91,16 +94,18 @@ def first_leaf(group: Group, turn: Turn) -> int:
 
 @cache
 def tokens_of(case: Case, authored: bool) -> list[Token]:
-    """The tokens of the batch, but for authored ones where those do not count."""
+    """The tokens of the batch, but for authored ones where those do not count; answers brought along always do."""
     found = []
     for place, group in enumerate(batch()):
         for turn in (t for t in group.turns if t.role is not E):
             weight, advantage = case.roles.get(turn.role.name.lower(), 0.0), case.worth(place, turn)
+            brought = turn.role is A and turn.after < 0 and np.isnan(turn.logprobs).all()
             for spot, token in enumerate(turn.response):
+                sampled = not np.isnan(turn.logprobs[spot])
                 first = turn.parent < 0 and not len(turn.prompt) and spot == 0
-                if not first and (authored or not np.isnan(turn.logprobs[spot])):
+                if not first and (authored or sampled or brought):
                     names = ((place, turn.turn), (place, first_leaf(group, turn)))
-                    found.append(Token(int(token), *names, weight, advantage))
+                    found.append(Token(int(token), *names, weight, advantage, sampled))
     return found
 
 
@@ -168,7 +173,8 @@ def policy_loss(case: Case, theta: np.ndarray, prox: np.ndarray, mu: np.ndarray,
     """The scalar loss of a batch: log-probs by token id under the current policy, the same before the batch (which no
     gradient goes through), the sampler's and the start model's."""
     everything = tokens_of(case, authored=False)
-    trained, other = ([t for t in everything if is_trained(t) == want] for want in (True, False))
+    trained = [t for t in everything if is_trained(t) and t.sampled]
+    other = [t for t in everything if not is_trained(t)]
     ids, worth = np.array([t.id for t in trained]), np.array([t.advantage for t in trained])
     share = shares_of(trained, case.average)
     each = case.loss(theta[ids], prox[ids], mu[ids], worth, [t.sequence for t in trained])

@@ -61,6 +61,17 @@ def test_the_same_settings_find_the_same_folder_and_others_another(tmp_path):
     assert not list(tmp_path.glob("making-*"))
 
 
+def test_a_pretrained_model_depends_on_the_options_of_its_environment_and_older_ones_are_found_again(tmp_path):
+    settings = ModelSettings(make=MakeSettings(pretrain=BRIEF))
+    known = tmp_path / "made-12380472bd0dc7ab7b63"
+    known.mkdir()
+    (known / "config.json").write_text("{}")
+    assert prepare(settings, SIGNS, tmp_path) == known, "the digest without options stays what it was"
+    optional = EnvironmentSettings(name="signs", feedback="residual", options={"nonsense": 1})
+    with pytest.raises(SettingError, match="environment.options.nonsense"):
+        prepare(settings, optional, tmp_path)
+
+
 def test_processes_that_prepare_at_once_agree_on_one_whole_folder(tmp_path):
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(make(tmp_path, layers=1))) for _ in range(3)]

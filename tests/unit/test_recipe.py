@@ -46,6 +46,8 @@ def test_every_recipe_of_the_repository_is_valid_and_named_after_its_file(path):
         ("learner.row_tokens=32", "recipe", "actors.engine.max_length"),
         ("sampling.temperature=0", "recipe", "sampling.temperature"),
         ("learner.credit={name: group}", "recipe", "rollout.episodes"),
+        ("learner.roles={action: 1}", "recipe", "rollout retry writes turns of role attempt, reflection,"),
+        ("data.failures=some.jsonl", "recipe", "data.failures"),
         ("name=../escape", "name", "pattern"),
         ("model.path=x", "model", "exactly one"),
     ],
@@ -55,6 +57,41 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
         recipe.load(QUICKSTART, [override])
     assert refused.value.setting == key
     assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("signs-reflect", ["learner.credit={name: group}"], "learner.credit.name: group .* set it to reflection"),
+        ("signs-reflect", ["learner.roles={action: 1}"], "role attempt, reflection, retry, and none has a weight"),
+        ("signs-star", ["learner.objective={name: grpo}"], "grpo never trains answers after a hint; set it to sft"),
+        ("signs-star", ["learner.roles={reflection: 1}"], "learner.roles: rollout hint"),
+        ("signs-rise-distill", ["learner.objective={name: grpo}"], "grpo never trains what a teacher writes"),
+        ("signs-grpo", ["learner.roles={reflection: 1}"], "rollout attempt writes turns of role attempt, and none"),
+        ("minicraft-agent-r", ["learner.roles={attempt: 1}"], "learner.roles: rollout search"),
+        ("signs-star", ["steps=61"], "steps: .* whole rounds of 20 steps, and 61 is not; set it to 80"),
+        ("signs-star", ["steps=20"], "set it to 40, or from_base to false"),
+        ("signs-star", ["steps=5"], "set it to 40"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused_with_the_cure(name, overrides, words):
+    with pytest.raises(SettingError, match=words):
+        recipe.load(QUICKSTART.with_name(f"{name}.yaml"), overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("signs-reflect", ["data.failures=some.jsonl"]),
+        ("signs-star", ["steps=40"]),
+        ("signs-star", ["steps=61", "learner.rounds.from_base=false"]),
+        ("quickstart", ["learner.roles={reflection: 1}"]),
+        ("quickstart", ["steps=0", "learner.roles={action: 1}"]),
+        ("quickstart", ["rollout={name: mine:play}", "learner.roles={action: 1}", "data.failures=some.jsonl"]),
+    ],
+)
+def test_what_has_an_effect_or_cannot_be_known_is_accepted(name, overrides):
+    assert recipe.load(QUICKSTART.with_name(f"{name}.yaml"), overrides)
 
 
 @pytest.mark.parametrize("text", ["learner", "=1", "name.first=1"])
