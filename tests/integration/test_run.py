@@ -1,11 +1,9 @@
 """A run on the real parts: it ends well, survives what may die, stops when told, and goes on where it was."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -13,11 +11,11 @@ import psutil
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from run_house import ENVIRONMENT, ROOT, Command, leftovers
 
 from protocols import metrics
 from replay.reader import SpoolReader
 
-ROOT = Path(__file__).parents[2]
 RECIPE = {
     "name": "tiny",
     "steps": 4,
@@ -40,83 +38,11 @@ RECIPE = {
 }
 
 
-def interruptible() -> None:
-    """Ctrl-C reaches the command also where the tests run in the background of a shell, which ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-class Command:
-    """`redraft ...` in a folder of its own, with a deadline for everything."""
-
-    def __init__(self, folder: Path, *arguments: str):
-        self.folder = folder
-        self.log = folder / "output.txt"
-        with open(self.log, "ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "redraft", *arguments],
-                cwd=folder,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-                start_new_session=True,
-                preexec_fn=interruptible,
-            )
-
-    def wait(self, limit_s: float) -> str:
-        try:
-            self.process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            raise AssertionError(f"still running after {limit_s} s:\n{self.log.read_text()[-3000:]}") from None
-        return self.log.read_text()
-
-    def until(self, condition, limit_s: float):
-        """Waits for a condition on the running command; returns what it found."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            if found := condition():
-                return found
-            assert self.process.poll() is None, f"ended too early:\n{self.log.read_text()[-3000:]}"
-            select_nothing(0.05)
-        raise AssertionError(f"not within {limit_s} s:\n{self.log.read_text()[-3000:]}")
-
-    def lines(self, name: str, file: str) -> list[dict]:
-        path = self.folder / "runs" / name / file
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def steps(self, name: str) -> list[int]:
-        return [line["step"] for line in self.lines(name, "metrics.jsonl")]
-
-    def summary(self, name: str) -> dict:
-        return json.loads((self.folder / "runs" / name / "summary.json").read_text())
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def part(self, title: str) -> psutil.Process | None:
-        """The worker process that Ray has named after a class, once it runs."""
-        return next((child for child in self.children() if title in " ".join(child.cmdline())), None)
-
-
-def select_nothing(seconds: float) -> None:
-    """Gives the processor away between two looks at a condition that has a deadline."""
-    import select
-
-    select.select([], [], [], seconds)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("work")
     (made / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
     return made
-
-
-def leftovers() -> list[Path]:
-    """Weight files in /dev/shm whose owner is gone."""
-    return [
-        path for path in Path("/dev/shm").glob("redraft-*") if not psutil.pid_exists(int(path.name.rsplit("-")[-1]))
-    ]
 
 
 def test_a_run_trains_evaluates_and_leaves_a_folder_that_tells_all(folder):
@@ -164,9 +90,7 @@ def test_a_checkpoint_can_be_evaluated_later(folder):
 def check_metrics(folder: Path, name: str) -> None:
     """`redraft status` names every process's metrics port; each of them serves metrics of ours and no unknown ones."""
     command = [sys.executable, "-m", "redraft", "status", name, "--json"]
-    answer = subprocess.run(
-        command, cwd=folder, capture_output=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    answer = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, env=ENVIRONMENT)
     status = json.loads(answer.stdout)
     ports = status["metrics_ports"] | {actor["name"]: actor["metrics_port"] for actor in status["actors"]}
     assert {"controller", "replay-0", "learner-0", "actor-0", "actor-1"} == set(ports)
@@ -217,7 +141,7 @@ def test_replay_may_be_killed_and_may_grow_while_the_run_goes_on(folder):
     grown = subprocess.run(
         [sys.executable, "-m", "redraft", "replay", "grow", "forgetful"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=120,
