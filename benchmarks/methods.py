@@ -98,7 +98,7 @@ class Bench:
         """The folder of the method's run with this seed, trained now unless it is there with the same settings."""
         run = self.run_of(method, seed)
         kept = json.loads((run / "cost.json").read_text()) if (run / "cost.json").exists() else None
-        if kept is not None and "digest" not in kept:  # older than digests
+        if kept is not None and "digest" not in kept:  # taken as it is
             return run
         changes = [*method.changes, *(method.quick if self.quick else ()), f"seed={seed}"]
         digest = self._digest(method, seed, changes)

@@ -52,7 +52,7 @@ def train(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the recipe, print it resolved, and stop. Models, data and machines are not looked at.",
+            help="Check the recipe, print it resolved, stop. No model, environment, data or machine is looked at.",
         ),
     ] = False,
 ) -> None:

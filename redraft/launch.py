@@ -66,6 +66,9 @@ def _check_environment(recipe: Recipe) -> None:
     if teacher := getattr(recipe.rollout, "teacher", None):
         teacher.key()
     made = environments.make(recipe.environment)
+    if recipe.rollout.kind == "actions" and not made.many_actions:
+        problem = f"{recipe.rollout.name} plays many actions, {recipe.environment.name} asks for one answer"
+        raise SettingError("rollout.name", problem, "Use attempt, retry, reflect or hint")
     if lacking := [hook for hook in recipe.rollout.hooks if not hasattr(made, hook)]:
         problem = f"rollout {recipe.rollout.name} needs an environment with `{lacking[0]}`"
         raise SettingError("environment.name", problem, "Add it (actors/environments/base.py), or name another one")

@@ -133,6 +133,9 @@ def _existing(path: str) -> Path:
         if not (folder / "config.json").exists():
             raise SettingError("model.path", f"{path!r} holds no config.json", "Name the folder of a model")
         return folder.resolve()
+    if folder.parent.name == "runs":
+        cure = "Train that run first (its recipe's first lines say how), or name another model"
+        raise SettingError("model.path", f"there is no run {path!r} here", cure)
     from huggingface_hub import snapshot_download
 
     try:

@@ -33,6 +33,8 @@ class TextEnvironment(gymnasium.Env, ABC):
 
     feedbacks: ClassVar[tuple[str, ...]] = ("binary", "blank")
     """Values of `environment.feedback` that this environment knows."""
+    many_actions: ClassVar[bool] = True
+    """An episode may need more than one step: False for a OneAnswer, which no search or `act` can play."""
     blocking: ClassVar[bool] = True
     """False: its calls take no time and may be made on the event loop; else they run in threads, with a time limit."""
 
@@ -101,6 +103,7 @@ class OneAnswer(TextEnvironment):
     With feedback `blank` the same sentence follows every answer, so that nothing leaks (RISE, arXiv 2407.18219).
     """
 
+    many_actions = False
     right: ClassVar[str] = "Your answer is correct."
     wrong: ClassVar[str] = "Your answer is incorrect. Think again and try once more."
 

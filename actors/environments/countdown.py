@@ -7,6 +7,7 @@ read from `data.path`, a folder with train.jsonl and test.jsonl (nums, target, s
 from __future__ import annotations
 
 import ast
+import operator
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -24,12 +25,7 @@ LONGEST = 200  # characters of an expression, which bounds its depth, too
 SIZES = {"train": 4000, "test": 500}  # tasks made when data.<split>_size says nothing
 SMALLEST_TARGET, LARGEST_TARGET, LARGEST_NUMBER = 10, 99, 99
 
-OPERATORS = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-}
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]]:
@@ -52,11 +48,11 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
         case ast.Constant(value=int() as number):
             numbers.append(number)
             return Fraction(number)
-        case ast.BinOp(left, operator, right) if type(operator) in OPERATORS:
+        case ast.BinOp(left, sign, right) if type(sign) in OPERATORS:
             a, b = _value(left, numbers), _value(right, numbers)
-            if b == 0 and isinstance(operator, ast.Div):
+            if b == 0 and isinstance(sign, ast.Div):
                 raise ValueError("division by zero")
-            return OPERATORS[type(operator)](a, b)
+            return OPERATORS[type(sign)](a, b)
     raise ValueError(f"{type(node).__name__} is not allowed")
 
 

@@ -48,7 +48,7 @@ def test_the_parts_on_the_page_work_as_they_stand(mine):
     )
     answers = iter(["nonsense", right])
     house = House(recipe.rollout, lambda prompt: next(answers), lambda: environments.make(make), task)
-    assert [turn.reward for turn in house.turns] == [0.0, 1.0] and [turn.parent for turn in house.turns] == [-1, -1]
+    assert [turn.reward for turn in house.turns] == [0.0, 1.0] and [turn.parent for turn in house.turns] == [-1, 0]
     group = Group(bytes(16), 0, tuple(house.turns))
     (worth,) = credits.credit([group], recipe.learner.credit)
     assert worth.tolist() == [0.0, 2.0]
