@@ -326,6 +326,7 @@ from actors.environments.math import equal
 from tests.unit.test_graders import workers
 equal("5", "4+1")
 print(*(worker.pid for worker in workers()), flush=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been inherited as ignored
 os.kill(os.getpid(), signal.{signal})
 """
 
