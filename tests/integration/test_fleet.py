@@ -14,9 +14,9 @@ from actors.config import (
     DataSettings,
     EngineSettings,
     EnvironmentSettings,
-    RolloutSettings,
     SamplingSettings,
 )
+from actors.rollout_config import AttemptSettings
 from actors.weights import NodeFiles
 from learner.publish import perturbed, publish, scored_by
 from protocols.weights import TRIAL, Probe, WeightRef
@@ -91,7 +91,7 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
         seed=0,
         data=DataSettings(),
         environment=EnvironmentSettings(name="signs"),
-        rollout=RolloutSettings(),
+        rollout=AttemptSettings(),
         sampling=SamplingSettings(),
         actors=ActorSettings(engine=EngineSettings(max_length=128, max_running=8)),
         keys=None,
