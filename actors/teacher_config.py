@@ -27,7 +27,7 @@ class TeacherSettings(Settings):
     temperature: float = Field(0.7, ge=0)
     """0 is greedy."""
     max_tokens: int = Field(512, ge=1)
-    """Longest answer."""
+    """Longest answer. One that is cut there is taken as it is: leave room."""
     timeout_s: float = Field(60.0, gt=0)
     """Longest wait for one try."""
     retries: int = Field(4, ge=0)

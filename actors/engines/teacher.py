@@ -84,8 +84,6 @@ class Teacher:
         if not counted and self._settings.budget_tokens is not None:
             problem = f"{self._settings.host} does not say how many tokens an answer used"
             raise SettingError("rollout.teacher.budget_tokens", problem, "Leave it out, or use another endpoint")
-        if answer.choices[0].finish_reason == "length":
-            raise self._failure("length", f"was cut off at rollout.teacher.max_tokens={self._settings.max_tokens}")
         self._failed = 0
         return text
 
