@@ -59,7 +59,7 @@ class GroupWriter:
         if role is not Role.REFLECTION:
             self._returns[episode] += reward
             self._scores.append(reward)
-            if not np.isnan(completion.logprobs).all():
+            if completion.stop is not Stop.AUTHORED:
                 self.successes[episode] = float(facts.get("extra", {}).get("success", False))
         turn = Turn(
             group=self._lease.group,

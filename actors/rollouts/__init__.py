@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,8 +74,11 @@ class Stage:
 
     async def each_episode(self, play: Callable[[Stage, Playing, int], Awaitable[None]]) -> None:
         """Plays `settings.episodes` episodes at once, each in an environment of its own."""
-        numbers = range(self.settings.episodes)
-        await asyncio.gather(*(self.episode(number, partial(_numbered, self, play, number)) for number in numbers))
+
+        def one(number: int) -> Awaitable[Any]:
+            return self.episode(number, lambda environment: play(self, environment, number))
+
+        await asyncio.gather(*map(one, range(self.settings.episodes)))
 
     async def generate(self, prompt: np.ndarray, role: Role, sampling: SamplingSettings | None = None) -> Completion:
         """One response to int32 prompt ids. Raises EpisodeFailure where the prompt leaves no room, Aborted."""
@@ -88,10 +90,6 @@ class Stage:
             raise Aborted
         self.count(role)
         return completion
-
-
-async def _numbered(stage: Stage, play, number: int, environment: Playing) -> None:
-    await play(stage, environment, number)
 
 
 Play = Callable[[Stage], Awaitable[None]]
