@@ -29,18 +29,31 @@ class Rollout(Settings):
         return {}
 
 
+class PlanSettings(Settings):
+    """A reflection before the first answer."""
+
+    ask: str = ""
+    """What the user's message adds to the question to ask for a plan."""
+    answer: str = ""
+    """The user's message that asks for the answer after the plan."""
+
+
 class AttemptSettings(Rollout):
     """One answer."""
 
     name: Literal["attempt"] = "attempt"
     episodes: int = Field(1, ge=1)
     """Episodes in a group: plays of one task that are compared with each other."""
+    plan: PlanSettings | None = None
+    """Before the answer the model writes a plan, as a turn of role reflection."""
 
     kind: ClassVar[Kind] = "answers"
     turns: ClassVar[int] = 1
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
-        return RetrySettings(turns=turns, episodes=episodes) if (turns or 1) > 1 else AttemptSettings(episodes=episodes)
+        if (turns or 1) > 1:
+            return RetrySettings(turns=turns, episodes=episodes, plan=self.plan)
+        return AttemptSettings(episodes=episodes, plan=self.plan)
 
 
 class RetrySettings(Rollout):
@@ -51,6 +64,8 @@ class RetrySettings(Rollout):
     """Answers in an episode."""
     episodes: int = Field(1, ge=1)
     """Episodes in a group."""
+    plan: PlanSettings | None = None
+    """Before the first answer the model writes a plan, as a turn of role reflection."""
     reflect: bool = False
     """Between feedback and retry the model writes a reflection, as a turn of its own."""
     reflect_prompt: str = ""
@@ -82,7 +97,7 @@ class RetrySettings(Rollout):
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if turns == 1:
-            return AttemptSettings(episodes=episodes)
+            return AttemptSettings(episodes=episodes, plan=self.plan)
         changes = {"stop_at_success": False, "best_of": 1, "teacher": None, "episodes": episodes}
         return self.model_copy(update=changes | ({"turns": turns} if turns else {}))
 
@@ -108,6 +123,9 @@ class ReflectSettings(Rollout):
     name: Literal["reflect"] = "reflect"
     episodes: int = Field(8, ge=2)
     """Reflections on one failure: they are compared with each other."""
+    plan: PlanSettings | None = None
+    """Before the first answer the model writes a plan, as a turn of role reflection. Only the reflections on the answer
+    are compared, so a plan is not trained; it gains where planning and reflecting are alike."""
     tries: int = Field(1, ge=1)
     """Answers that are sampled until one is wrong. A task that brings its failed answer needs none."""
     solved: bool = False
@@ -124,18 +142,18 @@ class ReflectSettings(Rollout):
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if turns == 1:
-            return AttemptSettings(episodes=episodes)
+            return AttemptSettings(episodes=episodes, plan=self.plan)
         return self._retry(turns or 2, episodes, reflect=True)
 
     def controls(self) -> dict[str, Rollout]:
         return {
-            "no reflection": RetrySettings(turns=2),
+            "no reflection": RetrySettings(turns=2, plan=self.plan),
             "fixed reflection": self._retry(2, 1, reflect=True, fixed_reflection=self.fixed_reflection),
         }
 
     def _retry(self, turns: int, episodes: int, **changes) -> RetrySettings:
         prompts = {"reflect_prompt": self.reflect_prompt, "retry_prompt": self.retry_prompt}
-        return RetrySettings(turns=turns, episodes=episodes, **prompts, **changes)
+        return RetrySettings(turns=turns, episodes=episodes, plan=self.plan, **prompts, **changes)
 
 
 class HintSettings(Rollout):

@@ -52,6 +52,8 @@ class Method:
 
 SHORT = ("steps=80", "evaluation.greedy=false")
 START = ("steps=12", "model.make.pretrain.steps=900", "learner.optimizer.warmup_steps=5", "evaluation.greedy=false")
+# The first answer is planned by a reflection on the draft of all plus signs, as a retry is by one on a failed answer.
+PLAN = ("rollout.plan={}", "environment.options={draft: true}")
 METHODS = (
     Method("rise-turnwise", "quickstart", quick=SHORT),
     Method("rise-turnwise-binary", "quickstart", ("environment.feedback=binary",), SHORT, seeds=1),
@@ -63,16 +65,23 @@ METHODS = (
     Method("reflect-start", "quickstart", START),
     Method("reflect", "signs-reflect", quick=("steps=30",), start="reflect-start"),
     Method("reflect-solved", "signs-reflect", ("rollout.solved=true",), start="reflect-start", seeds=1),
+    Method("reflect-plan", "signs-reflect", PLAN, start="reflect-start", seeds=1),
     Method("introspect", "signs-introspect", quick=("steps=50",)),
     Method("star", "signs-star", quick=("steps=40",)),
     Method("reflexion", "signs-reflexion"),
     Method("best-of-n", "signs-best-of-n"),
-    Method("agent-r", "minicraft-agent-r", quick=("steps=160",)),
-    # More steps, since its batches hold fewer sequences: as many are trained in all.
-    Method("agent-r-good-only", "minicraft-agent-r", ("rollout.pairs=0", "steps=400"), ("steps=200",), seeds=2),
+    Method("agent-r", "minicraft-agent-r", quick=("steps=80",), seeds=2),
+    # More steps, since its batches hold fewer sequences: at least as many are trained in all.
+    Method("agent-r-good-only", "minicraft-agent-r", ("rollout.pairs=0", "steps=460"), ("steps=115",), seeds=2),
     Method("agent-r-direct-revision", "minicraft-agent-r", ("rollout.cut=end", "rollout.splice=verbatim"), seeds=1),
 )
-LONG = ("rise-turnwise-binary", "rise-turnwise-blank", "reflect-solved", "agent-r-direct-revision")  # not with --quick
+LONG = (  # not with --quick
+    "rise-turnwise-binary",
+    "rise-turnwise-blank",
+    "reflect-solved",
+    "reflect-plan",
+    "agent-r-direct-revision",
+)
 NAMES = tuple(method.name for method in METHODS)
 
 

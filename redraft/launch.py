@@ -18,6 +18,7 @@ from rich.console import Console
 
 from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.named import OwnSettings
+from protocols.settings import Settings
 from redraft import failures, logs, models
 from redraft import recipe as recipes
 from redraft import run as runs
@@ -33,7 +34,7 @@ log = logging.getLogger("redraft.launch")
 POLL_S = 0.5
 STOP_S = 120.0
 ANSWER_S = 10.0
-SAID = ("reflect_prompt", "retry_prompt", "fixed_reflection")  # texts of rollouts
+SAID = ("reflect_prompt", "retry_prompt", "fixed_reflection", "plan.ask", "plan.answer")  # texts of rollouts
 
 
 def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Path, console: Console) -> dict:
@@ -101,11 +102,18 @@ def _check_model(model: Path, recipe: Recipe) -> None:
     renderer = Renderer(tokenizer)
     for key in SAID:
         try:
-            renderer.answer(getattr(recipe.rollout, key, None) or "")
+            renderer.answer(_said(recipe.rollout, key))
         except SettingError as error:
             raise SettingError(f"rollout.{key}", str(error), "Write it in what the tokenizer knows") from None
     if recipe.data.failures:
         failures.check(environments.tasks(recipe.environment, recipe.data, "train"), model)
+
+
+def _said(settings: Settings, key: str) -> str:
+    """The text at a dotted key, empty where there is none."""
+    for name in key.split("."):
+        settings = getattr(settings, name, None)
+    return settings or ""
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ class Recipe(Settings):
         if authored and learner.objective.name == "grpo":
             raise ValueError(f"learner.objective.name: grpo never trains {authored}; set it to sft or awr")
         roles = set(WRITTEN.get(rollout.name, ()))
-        if getattr(rollout, "reflect", False):
+        if getattr(rollout, "reflect", False) or getattr(rollout, "plan", None):
             roles.add(Role.REFLECTION)
         if roles and not any(learner.role_weight(role) for role in roles):
             known = ", ".join(role.name.lower() for role in sorted(roles))

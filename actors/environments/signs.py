@@ -6,6 +6,7 @@
     18          reflection (where the rollout asks for one): the digits whose sign is to be flipped, empty = keep all
     7-1-2+8     next attempt
 
+With the option `draft` the question already holds an answer, all plus signs, and how far off it is.
 Feedback `binary` is "?0" for right and "?x" for everything else; `blank` is always "?x". Digits are 1 to 9, distinct:
 a zero would make two candidates out of one. Train and test have no set of digits in common. A task's
 level is how many minus signs solve it, 0 to 3.
@@ -77,12 +78,20 @@ class Signs(OneAnswer):
 
     feedbacks = ("residual", "binary", "blank")
 
+    def __init__(self, feedback: str = "binary", draft: bool = False):
+        super().__init__(feedback)
+        self._draft = draft
+
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> tuple[dict, ...]:
         return _tasks(split)
 
     def question(self, task: dict) -> str:
-        return f"{task['digits']}>{task['target']}\n"
+        asked = f"{task['digits']}>{task['target']}\n"
+        if not self._draft:
+            return asked
+        draft = attempt_of(task["digits"], SIGNS[0])
+        return f"{asked}{draft}\n{self._feedback(value(draft) - task['target'])}"
 
     def judge(self, task: dict, text: str) -> Verdict:
         attempt = text.removesuffix("\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from actors.play import Playing
 from actors.rollouts import Stage
-from actors.rollouts.dialogue import Dialogue
+from actors.rollouts.dialogue import begin
 from protocols.turns import Role
 
 
@@ -13,6 +13,6 @@ async def play(stage: Stage) -> None:
 
 
 async def _episode(stage: Stage, environment: Playing, number: int) -> None:
-    dialogue = Dialogue(stage, environment.observation, number)
+    dialogue = await begin(stage, environment.observation, number)
     text = await dialogue.say(Role.ATTEMPT)
     dialogue.score(0, await environment.step(text))

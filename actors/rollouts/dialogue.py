@@ -151,6 +151,17 @@ class Dialogue:
         return [*pairs, _message("user", self._asked)]
 
 
+async def begin(stage: Stage, question: str, episode: int = 0, answers: int | None = None) -> Dialogue:
+    """A dialogue up to its first answer: after a plan, a turn of role reflection, where the rollout wants one."""
+    plan = stage.settings.plan
+    if plan is None:
+        return Dialogue(stage, question, episode, answers)
+    dialogue = Dialogue(stage, question + plan.ask, episode, answers)
+    await dialogue.say(Role.REFLECTION)
+    dialogue.hear(plan.answer)
+    return dialogue
+
+
 def authored(ids: np.ndarray) -> Completion:
     """A response that the policy did not sample: its log-probs are NaN."""
     return Completion(ids, np.full(len(ids), np.nan, LOGPROBS), (), Stop.AUTHORED, 0.0)

@@ -17,7 +17,7 @@ import numpy as np
 
 from actors.play import Outcome, Playing
 from actors.rollouts import Stage
-from actors.rollouts.dialogue import Dialogue
+from actors.rollouts.dialogue import Dialogue, begin
 from protocols.turns import TOKENS, Role
 
 
@@ -44,10 +44,11 @@ async def _first(stage: Stage, environment: Playing) -> First:
     for attempt in range(stage.settings.tries):
         if attempt:
             await environment.restore(start)
-        dialogue = Dialogue(stage, question)
         if "attempt" in stage.task:
+            dialogue = Dialogue(stage, question)
             text = dialogue.repeat(Role.ATTEMPT, np.array(stage.task["attempt"], TOKENS))
         else:
+            dialogue = await begin(stage, question)
             text = await dialogue.say(Role.ATTEMPT)
         outcome = await environment.step(text)
         if not outcome.success or "attempt" in stage.task:

@@ -9,7 +9,7 @@ import asyncio
 
 from actors.play import Outcome, Playing
 from actors.rollouts import Stage
-from actors.rollouts.dialogue import Dialogue
+from actors.rollouts.dialogue import Dialogue, begin
 from protocols.turns import Role
 
 
@@ -19,7 +19,7 @@ async def play(stage: Stage) -> None:
 
 async def _episode(stage: Stage, environment: Playing, number: int) -> None:
     settings = stage.settings
-    dialogue, previous = Dialogue(stage, environment.observation, number, settings.context), None
+    dialogue, previous = await begin(stage, environment.observation, number, settings.context), None
     for index in range(settings.turns):
         last = index + 1 == settings.turns
         share = None

@@ -90,6 +90,13 @@ def test_signs_scores_a_right_attempt_and_goes_on_after_it(feedback, expected):
         assert info == {"success": True, "answer": "7+1-2-8"}
 
 
+def test_signs_with_a_draft_asks_as_if_all_plus_signs_had_been_answered():
+    played, drafted = signs.Signs("residual"), signs.Signs("residual", draft=True)
+    task = {"id": "t", "digits": "7128", "target": 12}
+    asked, _ = played.reset(seed=0, options={"task": task})
+    assert drafted.reset(seed=0, options={"task": task})[0] == f"{asked}7+1+2+8\n{played.step('7+1+2+8')[0]}"
+
+
 @pytest.mark.parametrize("answer", ["", "\n", "7+1-2-8\n\n", " 7+1-2-8", "7+1-8-2", "-7+1-2-8", "7*1-2-8", "7+1-2-8=6"])
 def test_signs_takes_nothing_but_the_digits_in_order(answer):
     environment, _ = begin({"id": "", "digits": "7128", "target": -2}, "signs", "residual")

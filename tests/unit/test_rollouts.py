@@ -17,8 +17,10 @@ from actors.rollout_config import (
     RetrySettings,
     RolloutSettings,
 )
+from learner.credit_config import ReflectionCredit
+from learner.credits.reflection import reflection
 from protocols.errors import SettingError
-from protocols.turns import Role, Stop
+from protocols.turns import Group, Role, Stop
 
 TASK = {"id": "signs/7128>12", "digits": "7128", "target": 12}
 RIGHT, WRONG = "7-1-2+8", "7+1-2-8"
@@ -103,6 +105,19 @@ def test_a_fixed_reflection_stands_in_place_of_the_models():
     settings = RetrySettings(turns=2, reflect=True, fixed_reflection="18")
     house = House(settings, in_turn(WRONG, RIGHT), signs, TASK)
     assert house.text(house.turns[1]) == "18\n" and np.isnan(house.turns[1].logprobs).all() and house.asked == 2
+
+
+def test_a_plan_comes_before_the_first_answer_and_carries_its_reward():
+    plan, asked = {"ask": "1+", "answer": "2>"}, "7128>12\n1+"
+    for settings, last in ((AttemptSettings(plan=plan), 2), (RetrySettings(turns=2, plan=plan), 3)):
+        house = House(settings, in_turn("18", RIGHT, WRONG), signs, TASK)
+        planned, answer = house.turns[:2]
+        assert (planned.role, answer.role) == (Role.REFLECTION, Role.ATTEMPT) and len(house.turns) == last
+        assert planned.reward == answer.reward == 1.0 and planned.index == answer.index == 0 and answer.parent == 0
+        assert house.prompts[0] == asked and house.prompts[1] == asked + "18\n2>"
+    house = House(ReflectSettings(episodes=2, plan=plan), in_turn("1", WRONG, "18", RIGHT, "8", WRONG), signs, TASK)
+    worth = reflection([Group(bytes(16), 0, house.turns)], ReflectionCredit())[0]
+    assert house.turns[0].role is Role.REFLECTION and worth[0] == 0 and (np.nan_to_num(worth) != 0).sum() == 2
 
 
 def test_reflections_of_one_failure_share_it_and_are_compared_by_their_retries():
