@@ -15,6 +15,7 @@ plain concatenation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from protocols.errors import SettingError
 from protocols.turns import TOKENS
 
+SHORT, KEPT = 200, 4096  # what environments say again and again: up to so many characters, so many such texts
 QUESTION, ANSWER, FOLLOWING = "Redraft probes a question", "Redraft probes an answer", "Redraft probes what follows"
 THINKING = f"<think>\nRedraft probes thinking\n</think>\n\n{ANSWER}"
 
@@ -44,6 +46,7 @@ class Renderer:
     def __init__(self, tokenizer, on_rewrite: Literal["refuse", "new_root"] = "refuse"):
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
+        self._encode_again = lru_cache(KEPT)(self._encode_anew)
         self.rewrites = False
         self.end: int = tokenizer.eos_token_id
         self._before = self._after = ""
@@ -80,12 +83,17 @@ class Renderer:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _encode(self, text: str) -> np.ndarray:
+        """int32 ids, not to be written to."""
+        return self._encode_again(text) if len(text) <= SHORT else self._encode_anew(text)
+
+    def _encode_anew(self, text: str) -> np.ndarray:
         if not text:
             return np.empty(0, TOKENS)
         ids = np.array(self.tokenizer.encode(text, add_special_tokens=False), TOKENS)
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in ids:
             raise SettingError("model", f"its tokenizer cannot spell {text[:80]!r}", "Use one that knows all of it")
+        ids.flags.writeable = False
         return ids
 
     def _render(self, messages: list[dict]) -> str:
