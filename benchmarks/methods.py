@@ -50,7 +50,8 @@ class Method:
     """Most seeds."""
 
 
-SHORT = ("steps=80", "evaluation.greedy=false")
+QUICK = ("evaluation.n=250", "evaluation.greedy=false")  # of every method with --quick
+SHORT = ("steps=80",)
 START = ("steps=12", "model.make.pretrain.steps=900", "learner.optimizer.warmup_steps=5", "evaluation.greedy=false")
 # The first answer is planned by a reflection on the draft of all plus signs, as a retry is by one on a failed answer.
 PLAN = ("rollout.plan={}", "environment.options={draft: true}")
@@ -109,7 +110,7 @@ class Bench:
         kept = json.loads((run / "cost.json").read_text()) if (run / "cost.json").exists() else None
         if kept is not None and "digest" not in kept:  # taken as it is
             return run
-        changes = [*method.changes, *(method.quick if self.quick else ()), f"seed={seed}"]
+        changes = [*method.changes, *((*method.quick, *QUICK) if self.quick else ()), f"seed={seed}"]
         digest = self._digest(method, seed, changes)
         if kept is not None and kept["digest"] == digest:
             return run
