@@ -13,9 +13,10 @@ demo: setup ## Train a tiny agent that learns to correct itself, and show that i
 	@.venv/bin/redraft train recipes/quickstart.yaml --again
 
 test: setup ## All tests, under 20 minutes on two cores
+	@tools/debian.sh promtool=prometheus chromium=chromium
 	@$(PYTHON_IN_VENV) -m ruff check .
 	@$(PYTHON_IN_VENV) -m pytest -m "not prove" tests/unit -n 2 --dist loadfile
-	@$(PYTHON_IN_VENV) -m pytest -m "not prove" tests/integration tests/chaos -n 2 --dist loadfile
+	@$(PYTHON_IN_VENV) -m pytest -m "not prove" tests/integration tests/chaos -n 2 --dist loadfile --no-loadscope-reorder
 
 prove: setup ## The long proofs: many kills, many seeds
 	@$(PYTHON_IN_VENV) -m pytest -m prove -s

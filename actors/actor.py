@@ -14,6 +14,7 @@ import socket
 from dataclasses import dataclass, field
 
 from actors import engines, rollouts, weights
+from actors.clock import StateClock, state_of
 from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
 from actors.engines.teacher import Teacher, TeacherBudget
 from actors.group import GroupWriter
@@ -80,6 +81,8 @@ class Report:
     weights_refused: bool = False
     pid: int = 0
     node: str = ""
+    address: str = ""
+    """Of the node, for others."""
     metrics_port: int = 0
 
 
@@ -90,7 +93,9 @@ class Actor:
         self._spec, self._name, self._files = spec, name, files
         self._report = Report("starting", pid=os.getpid(), node=socket.gethostname())
         self._tasks: set[asyncio.Task] = set()
-        self._playing = 0
+        self._playing = self._evaluating = self._at_replay = 0
+        self._loading = False
+        self._clock = StateClock()
         self._logged: set[str] = set()
         self._announced: WeightRef | None = None
         self._starting: asyncio.Task | None = None
@@ -108,6 +113,7 @@ class Actor:
     async def exchange(self, orders: Orders) -> Report:
         """Takes orders and reports what has changed since the last call. Returns at once."""
         self._report_engine_failure()
+        self._look()
         if self._starting is None:
             self._starting = self._background(self._start())
         for lease in orders.leases:
@@ -154,6 +160,7 @@ class Actor:
         spec = self._spec
         base, number = spec.actors.metrics_port, int(self._name.rpartition("-")[2])
         self._report.metrics_port = metrics.serve(base + number if base else 0, "actors.metrics_port")
+        metrics.ENGINE_MAX_RUNNING.set(spec.actors.engine.max_running)
         self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         self._renderer = Renderer(AutoTokenizer.from_pretrained(spec.model))
         self._environments = Environments(lambda: environments.make(spec.environment), spec.environment.time_limit_s)
@@ -173,7 +180,7 @@ class Actor:
                 self._report.probe_difference = await self._try(ref, tolerance)
                 self._report.version = ref.version
         except WeightsError as error:
-            metrics.WEIGHTS_REFUSED.inc()
+            metrics.ACTOR_VERIFIED.set(0)
             self._report.weights_refused = True
             self._fail(str(error))
         except TimeoutError:
@@ -185,9 +192,13 @@ class Actor:
     async def _try(self, ref: WeightRef, tolerance: float) -> float:
         async with asyncio.timeout(self._spec.actors.silence_s):
             path = await self._files.place.remote(ref, self._name)
+            self._look()
+            self._loading = True
             try:
                 return await weights.apply(self._engine, ref, path, tolerance)
             finally:
+                self._look()
+                self._loading = False
                 await self._files.done.remote(self._name)
 
     # Playing.
@@ -196,10 +207,10 @@ class Actor:
         limit = self._spec.actors.lease_s
         try:
             async with asyncio.timeout(limit):
-                await self._producer.room(lease.shard, ROOM_S)
+                await self._for_replay(self._producer.room(lease.shard, ROOM_S))
                 writer = GroupWriter(lease, self._emit)
                 await self._group(lease, writer, self._spec.rollout, self._spec.sampling, self._count)
-                await asyncio.wrap_future(writer.close())
+                await self._for_replay(asyncio.wrap_future(writer.close()))
         except TimeoutError:
             self._abandon(lease, f"not closed within actors.lease_s={limit:g}")
         except (DeadlineError, rollouts.Aborted) as error:
@@ -215,6 +226,13 @@ class Actor:
             metrics.GROUPS.labels(end="closed").inc()
         finally:
             self._playing -= 1
+
+    async def _for_replay(self, wait) -> None:
+        self._at_replay += 1
+        try:
+            await wait
+        finally:
+            self._at_replay -= 1
 
     def _emit(self, item: Turn | Close, lease: Lease, spread: float):
         if isinstance(item, Turn):
@@ -251,8 +269,12 @@ class Actor:
         lease = Lease(bytes(16), 0, 0, task, self._spec.seed)
         turns: list[Turn] = []
         writer = GroupWriter(lease, lambda turn, lease, spread: turns.append(turn))
-        async with asyncio.timeout(self._spec.actors.lease_s):
-            await self._group(lease, writer, settings, sampling)
+        self._evaluating += 1
+        try:
+            async with asyncio.timeout(self._spec.actors.lease_s):
+                await self._group(lease, writer, settings, sampling)
+        finally:
+            self._evaluating -= 1
         return turns
 
     def _count(self, role: Role) -> None:
@@ -260,6 +282,13 @@ class Actor:
         self._report.attempts += role is not Role.REFLECTION
 
     # Reporting.
+
+    def _look(self) -> None:
+        """Adds the time since the last look to what the actor is doing now."""
+        ready = self._report.state == "ready"
+        running = self._engine.running if ready else 0
+        playing = self._playing + self._evaluating
+        self._clock.see(state_of(ready, self._loading, running, playing, self._at_replay))
 
     def _take_report(self) -> Report:
         report = self._report
@@ -276,6 +305,7 @@ class Actor:
             weights_refused=report.weights_refused,
             pid=report.pid,
             node=report.node,
+            address=report.address,
             metrics_port=report.metrics_port,
         )
         return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, model_validator
 
 from protocols.settings import Settings
 
@@ -57,15 +57,29 @@ class EngineSettings(Settings):
     """GPUs of one engine."""
     threads: int = Field(1, ge=1)
     """Compute threads on a CPU."""
+    stats: bool | None = None
+    """Export vLLM's own metrics (`vllm:...`), too. None: where its core runs in processes of its own; in process they
+    take time from generation."""
     token_s: float = Field(0.0, ge=0)
     """scripted: seconds a token."""
     first_token_s: float = Field(0.0, ge=0)
     """scripted: seconds to the first token."""
 
 
+class AutoscaleSettings(Settings):
+    min: int = Field(1, ge=1)
+    """Fewest actors."""
+    max: int = Field(ge=1)
+    """Most actors."""
+    target_learner_wait: float = Field(0.1, gt=0, lt=1)
+    """Share of its time that the learner may wait for groups before one more actor is asked for."""
+
+
 class ActorSettings(Settings):
     count: int = Field(1, ge=1)
-    """Actors, one engine each."""
+    """Actors, one engine each; `redraft scale` changes it while a run goes on."""
+    autoscale: AutoscaleSettings | None = None
+    """Have the run itself ask for more actors, or fewer, by what the learner waits for; `count` is where it begins."""
     episodes: int = Field(192, ge=1)
     """Groups that one actor plays at once."""
     engine: EngineSettings = EngineSettings()
@@ -73,13 +87,26 @@ class ActorSettings(Settings):
     """Ray CPUs of one actor."""
     gpus: float = Field(0.0, ge=0)
     """Ray GPUs of one actor."""
+    resources: dict[str, PositiveFloat] = {}
+    """Ray resources of one actor that only some nodes have, so that actors land there: {actor: 1}."""
     lease_s: float = Field(600.0, gt=0)
     """A group that is not closed so long after its lease is abandoned and leased again."""
     silence_s: float = Field(60.0, gt=0)
     """An actor that does not answer for so long is replaced."""
+    drain_s: float = Field(60.0, ge=0)
+    """An actor that is to go may finish its groups for so long; then others play them anew."""
     probe_tolerance: float | None = Field(None, gt=0)
     """Largest mean difference of probe log-probs (None: 0.001 for float32, 0.05 for bfloat16)."""
     failures: int = Field(3, ge=1)
     """Failed weight checks, or failed starts, of actors before the run stops."""
     metrics_port: int = Field(0, ge=0, le=65535)
-    """Prometheus port of actor 0; actor n takes the port n above (0 = any free one)."""
+    """Prometheus port of actor 0; actor n takes the port n above (0 = any free one). No number is given twice."""
+
+    @model_validator(mode="after")
+    def _within_autoscale(self):
+        scale = self.autoscale
+        if scale is not None and not scale.min <= self.count <= scale.max:
+            raise ValueError(
+                f"count={self.count} is not within autoscale.min={scale.min} and autoscale.max={scale.max}; set it so"
+            )
+        return self

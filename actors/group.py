@@ -27,7 +27,7 @@ class GroupWriter:
         self._scores: list[float] = []
         self.successes: dict[int, float] = {}
         """By episode whether its last sampled answer or action was a success; a rollout that knows better says so."""
-        self.facts: dict = {}
+        self.facts: dict = {"task": lease.task.get("id", "")}
         """Of the whole group, for the close row."""
         self.compared: list[float] | None = None
         """What a group without variance is told by, where that is not the returns of its episodes."""
@@ -76,11 +76,13 @@ class GroupWriter:
             versions=completion.versions,
             stop=completion.stop,
             reward=reward,
-            timing=(0.0, completion.seconds, environment_s),
+            timing=(completion.queued_s, completion.seconds - completion.queued_s, environment_s),
             **facts,
         )
         self._sink(turn, self._lease, 0.0)
-        metrics.GENERATION_SECONDS.observe(completion.seconds)
+        if completion.stop is not Stop.AUTHORED:
+            metrics.QUEUE_SECONDS.observe(completion.queued_s)
+            metrics.GENERATION_SECONDS.observe(completion.seconds - completion.queued_s)
         metrics.TURNS.labels(role=role.name.lower()).inc()
         metrics.TOKENS.labels(role=role.name.lower()).inc(len(completion.ids))
         return number

@@ -16,7 +16,9 @@ WORKERS = 32
 
 
 class EpisodeFailure(Exception):
-    """This episode cannot go on; the group can. `kind` is a metric label: raised, hung, too_long, teacher."""
+    """This episode cannot go on; the group can. `kind` is a metric label, one of KINDS."""
+
+    KINDS = ("raised", "hung", "too_long", "teacher")
 
     def __init__(self, kind: str, message: str):
         self.kind = kind
@@ -81,6 +83,8 @@ class Environments:
 
     def __init__(self, make: Callable[[], object], time_limit_s: float):
         self._make, self._limit = make, time_limit_s
+        for kind in EpisodeFailure.KINDS:
+            metrics.ENVIRONMENT_ERRORS.labels(kind=kind)
         self._idle: list = []
         self._threads = ThreadPoolExecutor(WORKERS, "environment")
         self._free = asyncio.Semaphore(WORKERS)  # so that the limit counts from a step's start, not from its queueing

@@ -107,6 +107,8 @@ async def apply(engine: Engine, ref: WeightRef, path: str, tolerance: float) -> 
         )
     metrics.WEIGHTS_APPLIED_SECONDS.observe(time.monotonic() - began)
     metrics.ACTOR_VERSION.set(ref.version)
+    metrics.PROBE_DIFFERENCE.set(difference)
+    metrics.ACTOR_VERIFIED.set(1)
     return difference
 
 

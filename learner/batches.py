@@ -13,6 +13,7 @@ from learner.config import LearnerSettings
 from learner.credits import credit, scored
 from learner.objectives import coefficients, make
 from learner.packing import MicroBatch, pack
+from learner.record import sample
 from learner.sequences import Linearised, Shares, brought_along, linearise
 from protocols.errors import RedraftError
 from protocols.turns import Group, Role, Turn
@@ -22,12 +23,13 @@ from protocols.weights import staleness
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One optimizer step's work: micro-batches of each rank, the groups to commit with their priorities (the mean size
-    of a turn's advantage, 0 where it is not trained), and facts for the report."""
+    of a turn's advantage, 0 where it is not trained), facts for the report, and what `record.sample` keeps of it."""
 
     ids: list[bytes]
     priorities: list[float]
     micros: list[list[MicroBatch]]
     facts: dict
+    kept: list[tuple[dict, list[dict]]]
     pack_s: float
 
 
@@ -59,7 +61,8 @@ def prepare(
         "errors": len(errors),
     }
     priorities = [float(np.abs(np.nan_to_num(values)).mean()) if len(values) else 0.0 for values in advantages]
-    return Batch([group.id for group in groups], priorities, packed.micros, facts, time.monotonic() - start)
+    kept = sample(groups, advantages, lines, shares, settings.record.groups, step)
+    return Batch([group.id for group in groups], priorities, packed.micros, facts, kept, time.monotonic() - start)
 
 
 def facts_of(groups: Sequence[Group], step: int) -> dict:
@@ -96,7 +99,7 @@ def _attempts(group: Group) -> list[Turn]:
 def trained_of(lines: Linearised, shares: Sequence[Shares]) -> dict:
     """How many sequences hold a token that the loss weighs, and how many such turns there are of each role."""
     weighed = [sequence.turns[share.loss > 0] for sequence, share in zip(lines.sequences, shares, strict=True)]
-    roles = Counter(lines.roles[turn].name.lower() for turns in weighed for turn in np.unique(turns))
+    roles = Counter(lines.turns[turn].role.name.lower() for turns in weighed for turn in np.unique(turns))
     return {"sequences": sum(bool(len(turns)) for turns in weighed), "trained_turns": dict(sorted(roles.items()))}
 
 

@@ -50,6 +50,15 @@ class RoundSettings(Settings):
     arXiv 2203.14465)."""
 
 
+class RecordSettings(Settings):
+    """What the run folder keeps of the turns that were trained on, for `redraft view`."""
+
+    groups: NonNegativeInt = 4
+    """Groups of each step that are kept; 0 keeps none, also of evaluations."""
+    max_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    """Bytes of them; beyond that the oldest go. What is kept of evaluations is small, and stays."""
+
+
 class LearnerSettings(Settings):
     """How groups become weights."""
 
@@ -61,6 +70,8 @@ class LearnerSettings(Settings):
     """Ray CPUs of one rank."""
     gpus: NonNegativeFloat = 0.0
     """Ray GPUs of one rank; above 0 it trains on CUDA."""
+    resources: dict[str, PositiveFloat] = {}
+    """Ray resources of one rank that only some nodes have, so that ranks land there: {learner: 1}."""
     batch_groups: PositiveInt = 32
     """Groups an optimizer step: one batch is one step."""
     max_staleness: NonNegativeInt = 1
@@ -92,6 +103,8 @@ class LearnerSettings(Settings):
     """Steps between checkpoints; one is also written at the end and on stop."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
+    record: RecordSettings = RecordSettings()
+    """What is kept for people to read."""
     threads: PositiveInt = 1
     """CPU threads of a rank."""
     probe_tokens: Annotated[int, Field(ge=2)] = 32

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 
 from learner.batches import Batch, prepare
 from learner.config import LearnerSettings
@@ -20,23 +19,16 @@ CULPRITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A batch, and why it had to be waited for ("" when it was there)."""
-
-    batch: Batch
-    reason: str
-
-
 class Prefetch:
     """Claims with a client of its own, for a waiting claim holds up every other request of its client."""
 
     def __init__(self, client: Client, settings: LearnerSettings):
         self._settings, self._client = settings, client
         self._stopping = threading.Event()
+        self.reason = ""  # why the claim under way, or the last one, was not served yet
         self.crowded = False  # replay holds so much that a checkpoint should let it forget, as of the last claim
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._next: Future[Fetched | None] | None = None
+        self._next: Future[Batch | None] | None = None
 
     def start(self, step: int) -> None:
         """Begins to claim the batch that the trainer will use when it has done `step` steps."""
@@ -46,10 +38,10 @@ class Prefetch:
         """Whether `take` would return at once; waits up to `wait_s` for that."""
         return bool(wait([self._next], wait_s).done)
 
-    def take(self) -> Fetched | None:
+    def take(self) -> Batch | None:
         """The batch last started; None when the run is stopping. Raises DeadlineError when none came in time."""
-        fetched, self._next = self._next.result(), None
-        return fetched
+        batch, self._next = self._next.result(), None
+        return batch
 
     def stop(self) -> None:
         """Makes a waiting `take` return None; safe from any thread."""
@@ -60,19 +52,20 @@ class Prefetch:
         self._stopping.set()
         self._thread.shutdown()
         if self._next is not None and self._next.exception() is None and (unused := self._next.result()):
-            self._client.release(unused.batch.ids)
+            self._client.release(unused.ids)
         self._client.close()
 
-    def _fetch(self, step: int) -> Fetched | None:
-        settings, began, reason = self._settings, time.monotonic(), ""
+    def _fetch(self, step: int) -> Batch | None:
+        settings, began = self._settings, time.monotonic()
+        self.reason = ""
         deadline = began + settings.claim_deadline_s
         while not self._stopping.is_set():
             wait_s = min(POLL_S, max(0.0, deadline - time.monotonic()))
             claim = self._client.claim(settings.batch_groups, step, settings.max_staleness, wait_s)
             self.crowded = claim.stats["fullest"] > CROWDED
             if claim.groups:
-                return Fetched(prepare(claim.groups, step, settings, claim.weights), reason)
-            reason = claim.reason
+                return prepare(claim.groups, step, settings, claim.weights)
+            self.reason = claim.reason
             if time.monotonic() >= deadline:
                 raise _late(claim, settings)
         return None

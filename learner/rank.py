@@ -24,6 +24,7 @@ from pathlib import Path
 
 from learner import checkpoint
 from learner.config import LearnerSettings
+from learner.record import Record
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
 from protocols.weights import TRIAL, Probe, WeightRef, version_of
@@ -68,8 +69,10 @@ class Rank:
         self._saved: Path | None = None  # the checkpoint that this life goes on from
         self._resumed = False
         self._bad_steps = self._skipped = 0
+        self._record = Record(self.run_dir, settings.record)
         self._stopping = threading.Event()
         self._prefetch = None
+        self._held = self._waits_for = "groups"
         self._clients: list = []
         self._port: int | None = None
 
@@ -153,6 +156,11 @@ class Rank:
         self._stopping.set()
         if self._prefetch is not None:
             self._prefetch.stop()
+
+    def held(self, limit: str) -> None:
+        """What a wait for groups is in truth a wait for, says the controller: "groups" where actors may begin some,
+        "staleness" or "replay" where that bound or that cap keeps them from it."""
+        self._held = limit
 
     def grow(self, shards: tuple[Endpoints, ...]) -> None:
         """Claims also from the replay shards that joined since; called from another thread."""
@@ -242,6 +250,8 @@ class Rank:
     def _lead(self, controller, until_step: int) -> str:
         from learner.prefetch import Prefetch
 
+        metrics.CHECKPOINT_TIME.set_to_current_time()
+        metrics.STALENESS_BOUND.set(self.settings.max_staleness)
         self._clients = [self._client(), self._client()]
         client, prefetch = self._clients[0], Prefetch(self._clients[1], self.settings)
         self._prefetch = prefetch
@@ -251,17 +261,17 @@ class Rank:
                 prefetch.start(self.step)
             while self.step < until_step and not self._stopping.is_set():
                 seconds = {"gather": 0.0, "publish": 0.0, "checkpoint": 0.0}
-                with timed(seconds, "wait"):
-                    while not prefetch.ready(POLL_S):
-                        if prefetch.crowded and saved != self.step:
+                while not self._waited(seconds):
+                    if prefetch.crowded and saved != self.step:
+                        with timed(seconds, "checkpoint"):
                             self._checkpoint(client, controller)
-                            saved = self.step
-                    fetched = prefetch.take()
-                if fetched is None:
+                        saved = self.step
+                batch = prefetch.take()
+                if batch is None:
                     break
                 if self.step + 1 < until_step:
                     prefetch.start(self.step + 1)
-                report = self._train(fetched, client, controller, seconds)
+                report = self._train(batch, client, controller, seconds)
                 if self.step % self.settings.checkpoint_every == 0 or prefetch.crowded:
                     with timed(seconds, "checkpoint"):
                         self._checkpoint(client, controller)
@@ -275,10 +285,16 @@ class Rank:
             client.close()
         return "done" if self.step >= until_step else "stopped"
 
-    def _train(self, fetched, client, controller, seconds: dict) -> dict:
+    def _waited(self, seconds: dict) -> bool:
+        """Waits up to POLL_S for the next batch; whether it is there."""
+        with timed(seconds, "wait") as wait:
+            ready = self._prefetch.ready(POLL_S)
+            wait.state = self._waits_for = self._prefetch.reason if self._prefetch.reason == "straggler" else self._held
+        return ready
+
+    def _train(self, batch, client, controller, seconds: dict) -> dict:
         from learner.objectives import report
 
-        batch = fetched.batch
         seconds["pack"] = batch.pack_s
         with timed(seconds, "train"):
             result = self._order("step", each=batch.micros)
@@ -287,6 +303,7 @@ class Rank:
             client.commit(batch.ids, self.step, batch.priorities)
         if self._ended_round():
             self._publish(controller, seconds)
+        self._record.write(self.step, version_of(self.life, self.step), batch.kept)
         return {
             "step": self.step,
             "version": version_of(self.life, self._published),
@@ -295,7 +312,7 @@ class Rank:
             "lr": result.lr,
             **batch.facts,
             "skipped_updates": self._skipped,
-            "wait_reason": fetched.reason,
+            "wait_reason": self._waits_for,
             "seconds": seconds,
         }
 
@@ -337,6 +354,7 @@ class Rank:
 
         ref: WeightRef = publish(state, version_of(self.life, self._published), probe)
         self._blob = ref.blob
+        metrics.PUBLISHED.set(ref.version)
         controller.announce.remote(ref)
 
     def _probe_tokens(self) -> tuple[int, ...]:
@@ -369,20 +387,27 @@ class Rank:
         state = checkpoint.RunState(self.run_id, self.step, self.life, *common, self._published)
         path = checkpoint.finish(folder, state, self.settings.keep_checkpoints)
         client.checkpoint(self.step)
+        metrics.CHECKPOINT_TIME.set_to_current_time()
         log.info("checkpoint %s", path)
 
 
 class timed:
-    """Adds the seconds that a block takes to `seconds[name]`."""
+    """Adds the seconds that a block takes to `seconds[phase]`, and to those that the learner spent in `state`."""
 
-    def __init__(self, seconds: dict, name: str):
-        self._seconds, self._name = seconds, name
+    STATES = {"train": "training", "commit": "training", "gather": "weights", "publish": "weights"}
 
-    def __enter__(self) -> None:
+    def __init__(self, seconds: dict, phase: str):
+        self._seconds, self._phase = seconds, phase
+        self.state = self.STATES.get(phase, phase)
+
+    def __enter__(self) -> timed:
         self._began = time.monotonic()
+        return self
 
     def __exit__(self, *_) -> None:
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.monotonic() - self._began
+        passed = time.monotonic() - self._began
+        self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + passed
+        metrics.LEARNER_SECONDS.labels(state=self.state).inc(passed)
 
 
 def export(report: dict) -> None:
@@ -402,7 +427,8 @@ def export(report: dict) -> None:
         metrics.STEP_SECONDS.labels(phase=phase).observe(seconds)
     for index, reward in enumerate(report["reward_by_index"]):
         metrics.REWARD.labels(index=str(index)).set(reward)
+    for index, share in enumerate(report["success_by_index"]):
+        metrics.ACCURACY.labels(index=str(index)).set(share)
     for age, groups in report["staleness_counts"].items():
         for _ in range(groups):
             metrics.STALENESS.observe(int(age))
-    metrics.LEARNER_WAIT_SECONDS.labels(reason=report["wait_reason"] or "none").inc(report["seconds"]["wait"])

@@ -51,11 +51,11 @@ class Shares(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Linearised:
     """All sequences of a batch that hold a trained or anchored token, the place of each one's group in the batch, the
-    role of each turn that they number, and how many were cut at `row_tokens`."""
+    turns that they number, and how many were cut at `row_tokens`."""
 
     sequences: list[TokenSequence]
     groups: list[int]
-    roles: list[Role]
+    turns: list[Turn]
     truncated: int
 
 
@@ -71,21 +71,21 @@ def linearise(
     """
     sequences: list[TokenSequence] = []
     groups: list[int] = []
-    roles: list[Role] = []
+    turns: list[Turn] = []
     truncated = 0
     for number, (group, worth) in enumerate(zip(batch, advantages, strict=True)):
         counted: set[int] = set()
         for path in paths(group):
-            fresh = {turn.turn: len(roles) + place for place, turn in enumerate(path) if turn.turn not in counted}
+            fresh = {turn.turn: len(turns) + place for place, turn in enumerate(path) if turn.turn not in counted}
             counted.update(fresh)
-            roles += [turn.role for turn in path]
+            turns += path
             sequence = _sequence(path, worth, fresh, settings, objective)
             truncated += len(sequence.tokens) > settings.row_tokens
             sequence = _cut(sequence, settings.row_tokens)
             if len(sequence.tokens):
                 sequences.append(sequence)
                 groups.append(number)
-    return Linearised(sequences, groups, roles, truncated)
+    return Linearised(sequences, groups, turns, truncated)
 
 
 def brought_along(turn: Turn) -> bool:

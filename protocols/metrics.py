@@ -34,22 +34,31 @@ class Metric:
     def set(self, value: float) -> None:
         self._live.set(value)
 
+    def set_to_current_time(self) -> None:
+        self._live.set_to_current_time()
+
     def observe(self, value: float) -> None:
         self._live.observe(value)
 
 
 # actors
 TURNS = Metric(Counter, "turns_total", "Turns played", ("role",))
-TOKENS = Metric(Counter, "tokens_total", "Tokens sampled", ("role",))
+TOKENS = Metric(Counter, "tokens_total", "Tokens of responses, sampled or authored", ("role",))
 EPISODES = Metric(Counter, "episodes_total", "Episodes ended")
 GROUPS = Metric(Counter, "groups_total", "Groups ended by this actor", ("end",))  # closed, abandoned
-GENERATION_SECONDS = Metric(Histogram, "generation_seconds", "From request to last token", buckets=SECONDS)
+QUEUE_SECONDS = Metric(Histogram, "queue_seconds", "From request to a place in the engine's batch", buckets=SECONDS)
+GENERATION_SECONDS = Metric(Histogram, "generation_seconds", "From there to the last token", buckets=SECONDS)
 ENVIRONMENT_SECONDS = Metric(Histogram, "environment_seconds", "One step of an environment", buckets=SECONDS)
 ENVIRONMENT_ERRORS = Metric(Counter, "environment_errors_total", "Environments that raised or hung", ("kind",))
-ENGINE_RUNNING = Metric(Gauge, "engine_running_requests", "Requests in the engine")
+ENGINE_RUNNING = Metric(Gauge, "engine_running_requests", "Requests in the engine, those that queue included")
+ENGINE_MAX_RUNNING = Metric(Gauge, "engine_max_running_requests", "Most requests in its batch at once")
+PREFIX_QUERIES = Metric(Counter, "engine_prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache")
+PREFIX_HITS = Metric(Counter, "engine_prefix_cache_hits_total", "Prompt tokens found there")
+ACTOR_SECONDS = Metric(Counter, "actor_state_seconds_total", "Seconds of this actor by what it does", ("state",))
 ACTOR_VERSION = Metric(Gauge, "actor_weights_version", "Version that this actor generates with")
+ACTOR_VERIFIED = Metric(Gauge, "actor_weights_verified", "1 when digest, elements and probe of the last version agreed")
+PROBE_DIFFERENCE = Metric(Gauge, "actor_probe_difference", "Mean |log-prob of engine - learner| on the probe")
 WEIGHTS_APPLIED_SECONDS = Metric(Histogram, "weights_apply_seconds", "Load and check of one version", buckets=SECONDS)
-WEIGHTS_REFUSED = Metric(Counter, "weights_refused_total", "Versions whose digest or probe did not agree")
 
 # teacher
 TEACHER_REQUESTS = Metric(Counter, "teacher_requests_total", "Answers asked of the teacher; tries are not told apart")
@@ -63,6 +72,7 @@ REPLAY_REFUSED = Metric(Counter, "replay_refused_total", "Messages refused", ("r
 REPLAY_GROUPS = Metric(Gauge, "replay_groups", "Groups held", ("state",))  # replay.groups.State
 REPLAY_DROPPED = Metric(Counter, "replay_dropped_total", "Groups that will not be trained", ("reason",))
 REPLAY_BYTES = Metric(Gauge, "replay_held_bytes", "Bytes of records held")
+REPLAY_MAX_BYTES = Metric(Gauge, "replay_max_bytes", "replay.max_bytes: from there on no new group is taken")
 REPLAY_COMMIT_SECONDS = Metric(Histogram, "replay_commit_seconds", "One spool transaction", buckets=SECONDS)
 REPLAY_ROWS_PER_COMMIT = Metric(Histogram, "replay_rows_per_commit", "Rows in one transaction of ingest", buckets=ROWS)
 REPLAY_STALENESS = Metric(
@@ -75,6 +85,7 @@ REPLAY_STALLS = Metric(Counter, "replay_credit_stalls_total", "Times a producer 
 # learner
 STEP = Metric(Gauge, "learner_step", "Optimizer steps done")
 STEP_SECONDS = Metric(Histogram, "learner_phase_seconds", "Seconds a step spends by phase", ("phase",), buckets=SECONDS)
+LEARNER_SECONDS = Metric(Counter, "learner_state_seconds_total", "Seconds of the learner by what it does", ("state",))
 LOSS = Metric(Gauge, "learner_loss", "Loss of the last step")
 GRADIENT_NORM = Metric(Gauge, "learner_gradient_norm", "Gradient norm of the last step, before clipping")
 ENTROPY = Metric(Gauge, "learner_entropy", "Mean entropy of trained tokens, in nats")
@@ -82,14 +93,29 @@ MISMATCH = Metric(Gauge, "learner_logprob_mismatch", "Mean |log-prob of trainer 
 EFFECTIVE_SAMPLES = Metric(Gauge, "learner_effective_sample_share", "Effective sample size of the weights, as a share")
 MASKED_SHARE = Metric(Gauge, "learner_masked_share", "Share of trained tokens masked by a correction")
 STALENESS = Metric(Histogram, "learner_staleness_steps", "Staleness of trained groups", buckets=STEPS)
-REWARD = Metric(Gauge, "learner_reward", "Mean reward of the last batch", ("index",))
-LEARNER_WAIT_SECONDS = Metric(Counter, "learner_wait_seconds_total", "Seconds the learner waited", ("reason",))
+STALENESS_BOUND = Metric(Gauge, "learner_max_staleness_steps", "learner.max_staleness")
+REWARD = Metric(Gauge, "learner_reward", "Mean reward of the last batch by turn number", ("index",))
+ACCURACY = Metric(Gauge, "learner_accuracy", "Share of successes in the last batch by turn number", ("index",))
+PUBLISHED = Metric(Gauge, "learner_weights_version", "Version published last")
+CHECKPOINT_TIME = Metric(
+    Gauge, "learner_checkpoint_time_seconds", "Unix time of the last checkpoint; before any, of the start of training"
+)
+RECORD_FAILURES = Metric(Counter, "learner_record_failures_total", "Steps whose turns could not be kept for people")
 
 # controller
+PHASE = Metric(Gauge, "controller_phase", "1 for the phase that the run is in", ("phase",))
+ADMISSION_SECONDS = Metric(
+    Counter, "controller_admission_seconds_total", "Seconds of training by what holds new leases back", ("limit",)
+)
 LEASES = Metric(Gauge, "controller_leases", "Leases out")
 LEASES_LOST = Metric(Counter, "controller_leases_lost_total", "Leases that were leased again", ("reason",))
-ACTORS = Metric(Gauge, "controller_actors", "Actors", ("state",))
+ACTORS = Metric(Gauge, "controller_actors", "Actors", ("state",))  # starting, waiting, ready, draining
+ACTORS_TARGET = Metric(Gauge, "controller_actors_target", "Actors that there should be")
+TRACKER_LOST = Metric(Counter, "controller_tracker_lost_total", "Lines that a tracker did not take", ("tracker",))
 RESTARTS = Metric(Counter, "controller_restarts_total", "Processes replaced", ("part",))
+WEIGHTS_REFUSED = Metric(
+    Counter, "controller_weights_refused_total", "Versions whose digest, elements or probe did not agree on an actor"
+)
 
 
 def serve(port: int, setting: str) -> int:

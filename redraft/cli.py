@@ -94,6 +94,17 @@ def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="A
 
 
 @app.command()
+def top(run: RunName) -> None:
+    """Watch a run on the whole terminal: its parts, what they wait for, rewards, the newest turns. q leaves it."""
+    if not console.is_terminal:
+        raise RedraftError("redraft top needs a terminal; see redraft status")
+    from redraft.run import find
+    from redraft.top import Top
+
+    Top(find(run)).run()
+
+
+@app.command()
 def stop(run: RunName) -> None:
     """Have a run finish its step, write a checkpoint and end."""
     from redraft import launch
@@ -103,12 +114,34 @@ def stop(run: RunName) -> None:
 
 
 @app.command()
+def scale(run: RunName, count: Annotated[int, typer.Argument(metavar="N", help="Actors.")]) -> None:
+    """Change how many actors a run has while it goes on. Those that leave finish their groups first."""
+    from redraft import launch
+
+    before = launch.scale(run, count)
+    console.print(f"{run} is to have {count} actors, {before} before; `redraft status {run}` says when")
+
+
+@app.command()
 def report(run: RunName) -> None:
     """Write report.html into the run folder."""
     from redraft.report import write_report
     from redraft.run import find
 
     console.print(str(write_report(find(run).folder)))
+
+
+@app.command()
+def view(
+    run: RunName,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
+    host: Annotated[str, typer.Option(help="An address that others reach asks them for a token.")] = "127.0.0.1",
+) -> None:
+    """Serve a page on which to read what the agents said, turn by turn, until Ctrl-C; also while the run goes on."""
+    from redraft.run import find
+    from redraft.viewer.serve import serve
+
+    serve(find(run), host, port)
 
 
 @app.command()

@@ -18,6 +18,8 @@ after each step. Everything else flows past it.
     controller (start)    all parts                     their first report                     start_s
     controller (leases)   admission                     a step; a lost lease                   the learner's deadline
     controller (actor)    its report                    the report, or replacing the actor     actors.silence_s
+    an actor that leaves  what it still plays           it ends, or others play it anew        actors.drain_s
+    an actor without room resources of the cluster      a node; a smaller `redraft scale`      no limit: others play
     ranks 1..             an order of rank 0            the order                              the learner's + 300 s
 
 When a wait runs out, the run stops with an error that names who was waited for; `redraft train --resume` goes on.
@@ -29,6 +31,9 @@ import logging
 import math
 import threading
 import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
 
 import ray
 from ray.exceptions import RayTaskError
@@ -39,7 +44,9 @@ from actors.tasks import TaskOrder
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.weights import WeightRef, step_of
-from redraft import logs, parts
+from redraft import discovery, logs, parts
+from redraft.admission import Limit
+from redraft.autoscale import Autoscaler
 from redraft.evaluation import plays
 from redraft.exam import Exam, chosen
 from redraft.fleet import Fleet
@@ -48,6 +55,7 @@ from redraft.recipe import Recipe
 from redraft.run import Run
 from redraft.shards import Shards
 from redraft.status import Status
+from redraft.trackers import Trackers
 from replay.client import Client
 
 log = logging.getLogger("redraft.controller")
@@ -55,6 +63,7 @@ TICK_S = 0.05
 FACTS = ("label", "step", "version", "seconds")  # what a line of evaluations.jsonl says beside the figures
 GIVEN_UP = 10  # groups that could not be played, before the run stops
 FULL_SHARE = 0.9  # of replay.max_bytes: above it no new group is leased
+BLAMELESS = ("actor", "drained")  # reasons for which a lease is lost, where the group is not to blame
 
 
 class Controller:
@@ -64,6 +73,7 @@ class Controller:
         logs.to_file(run.folder, run.name, "controller")
         self._run, self._recipe, self._resume = run, recipe, resume
         self._status = Status(run, recipe)
+        self._trackers = Trackers(run, recipe, self._status.event)
         self._stopping = threading.Event()
         self._growing = threading.Lock()
         self._weights: WeightRef | None = None
@@ -72,9 +82,15 @@ class Controller:
         self._fleet: Fleet | None = None
         self._shards: Shards | None = None
         self._client: Client | None = None
+        self._limit: Limit | None = None
+        self._files: parts.Files | None = None
         self._ranks: list = []
+        self._serving: list[discovery.Process] = []  # the ranks
         self._learning: list = []
-        self._files: list = []
+        actors = recipe.actors
+        self._size = actors.count
+        self._autoscaler = Autoscaler(actors.autoscale, actors.count) if actors.autoscale else None
+        self._reported: deque[tuple[float, dict]] = deque()  # steps that the autoscaler has not seen
 
     def run(self) -> dict:
         """Starts the parts, trains, evaluates before and after; returns the summary, as written to the run folder."""
@@ -95,6 +111,7 @@ class Controller:
         }
         self._run.write("summary.json", summary)
         self._status.phase(summary["state"], summary["error"])
+        self._trackers.close(summary["state"])
         return summary
 
     # Called by the learner, the command line and the live view.
@@ -109,7 +126,9 @@ class Controller:
 
     def step_done(self, report: dict) -> None:
         """The learner's line about one step."""
-        self._status.step_done(report)
+        self._trackers.step(self._status.step_done(report))
+        if self._autoscaler is not None:
+            self._reported.append((time.monotonic(), report))
 
     def cursor(self) -> dict:
         """Where in the order of tasks a run resumed from now would go on."""
@@ -129,6 +148,15 @@ class Controller:
             self._wait(self._ranks[0].grow.remote(shards), "learner rank 0", self._recipe.start_s)
             self._shards.open()
         return len(shards)
+
+    def scale(self, count: int) -> int:
+        """How many actors there should be from now on; returns how many there should be before. Raises SettingError."""
+        if self._fleet is None or self._stopping.is_set():
+            raise SettingError("RUN", "has no actors now", "Wait until it trains")
+        if self._autoscaler is not None:
+            raise SettingError("RUN", "sizes itself, by actors.autoscale", "Resume it with other bounds, or without")
+        before, self._size = self._size, count
+        return before
 
     def status(self) -> dict:
         return self._status.snapshot()
@@ -151,8 +179,9 @@ class Controller:
         self._tests = environments.tasks(recipe.environment, recipe.data, "test")
         self._status.phase("starting", "replay, learner, actors")
         self._shards = Shards(run, recipe)
+        self._serve_metrics()
         self._shards.start()
-        self._files = parts.start_node_files(run)
+        self._files = parts.Files(run)
         self._ranks = parts.start_ranks(run, recipe, self._shards.endpoints, self._shards.keys)
         maker = parts.actor_maker(run, recipe, self._shards.keys)
         self._fleet = Fleet(maker, recipe.actors, recipe.start_s, self._lost)
@@ -163,7 +192,11 @@ class Controller:
         for number, state in enumerate(states):
             self._wait(state, f"learner rank {number}", recipe.start_s)
         state = ray.get(states[0])
-        self._status.started(state["step"], self._metrics_ports())
+        self._status.started(state["step"])
+        for number, rank in enumerate(self._ranks):
+            where = self._wait(rank.serves.remote(), f"learner rank {number}", recipe.start_s)
+            self._serving.append(("learner", f"learner-{number}", *where))
+        self._trackers.start(state["step"])
         self._book = LeaseBook(
             TaskOrder(tasks, recipe.seed, recipe.curriculum, state["cursor"]),
             run.id,
@@ -175,14 +208,29 @@ class Controller:
         )
         log.info("started: step %d, life %d, %d training tasks", state["step"], state["life"], len(tasks))
 
-    def _metrics_ports(self) -> dict[str, int]:
-        """Where each process serves its metrics; those of actors come with their reports."""
-        ports = {"controller": metrics.serve(0, "controller")}
-        ports |= self._shards.ports(self._recipe.start_s)
-        for number, rank in enumerate(self._ranks):
-            name = f"learner-{number}"
-            ports[name] = self._wait(rank.metrics_port.remote(), name, self._recipe.start_s)
-        return ports
+    def _serve_metrics(self) -> None:
+        """Begins to serve this process's metrics, and the list of all processes that do."""
+        for part in ("actor", "replay"):
+            metrics.RESTARTS.labels(part=part)
+        for reason in ("actor", "abandoned", "expired"):
+            metrics.LEASES_LOST.labels(reason=reason)
+        address = ray.util.get_node_ip_address() if self._run.cluster else None
+        url = discovery.serve(self._run.name, self._recipe.metrics, address, self._processes)
+        self._status.discovery(url)
+        replace(self._run, sd=url).save()
+
+    def _processes(self) -> Iterator[discovery.Process]:
+        """All others that serve metrics now."""
+        yield from self._serving
+        for shard, where in list(self._shards.served.items()):
+            yield "replay", f"replay-{shard}", *where
+        for member in list(self._fleet.members.values()) if self._fleet else ():
+            if member.report.metrics_port:
+                yield "actor", member.name, member.report.address, member.report.metrics_port
+        for node in ray.nodes():
+            if node["Alive"] and node["MetricsExportPort"]:
+                name = f"ray-{node['NodeManagerAddress']}"
+                yield "ray", name, node["NodeManagerAddress"], node["MetricsExportPort"]
 
     def _train_and_evaluate(self) -> dict:
         me = ray.get_runtime_context().current_actor
@@ -192,6 +240,7 @@ class Controller:
         before = self._before() or self._evaluation("before")
         if self._stopping.is_set():
             return {"state": "stopped", "before": before}
+        self._limit = Limit(self._ranks[0].held.remote)
         self._status.phase("training")
         self._learning = [rank.run.remote(me, self._recipe.steps) for rank in self._ranks]
         self._serve(self._learner_ended, leasing=True)
@@ -211,9 +260,16 @@ class Controller:
         return True
 
     def _tick(self, leasing: bool) -> None:
+        self._files.look()
         for number, report in self._fleet.receive():
             self._take(number, report)
-        room = self._room() if leasing and not self._stopping.is_set() else 0
+        self._resize()
+        if restarted := self._shards.look():
+            metrics.RESTARTS.labels(part="replay").inc(restarted)
+        room = 0
+        if leasing and not self._stopping.is_set():
+            room, limit = self._room()
+            self._limit.note(limit)
         self._give_orders(room)
 
     def _take(self, number: int, report: Report) -> None:
@@ -230,29 +286,45 @@ class Controller:
         self._status.replaced(number, why)
         metrics.RESTARTS.labels(part="actor").inc()
         for group, lease in self._book.of(number) if self._book else ():
-            self._abandon(group, lease, "actor")
+            self._abandon(group, lease, why, "actor")
 
-    def _abandon(self, group: bytes, number: int, why: str) -> None:
+    def _resize(self) -> None:
+        """Brings the fleet to its size. Who leaves has its leases until they end; then, or after a while, it goes."""
+        while self._reported:
+            self._size = self._autoscaler.step(*self._reported.popleft())
+        if self._size != self._fleet.target:
+            self._status.event(f"{self._size} actors asked for, {self._fleet.target} before")
+            self._fleet.resize(self._size)
+        for number in self._fleet.leaving():
+            member = self._fleet.members[number]
+            for group, lease in self._book.of(number) if member.late else ():
+                self._abandon(group, lease, "its actor left", "drained")
+            if not member.evaluating and not self._book.of(number):
+                self._fleet.remove(number)
+
+    def _abandon(self, group: bytes, number: int, why: str, reason: str = "abandoned") -> None:
         """Takes a lease back and has replay drop its rows. Raises RedraftError when groups fail again and again."""
-        lease = self._book.lost(group, number, blamed=why != "actor")
+        blamed = reason not in BLAMELESS
+        lease = self._book.lost(group, number, blamed)
         if lease is None:
             return
-        metrics.LEASES_LOST.labels(reason="actor" if why == "actor" else "abandoned").inc()
-        if why != "actor":
+        metrics.LEASES_LOST.labels(reason=reason).inc()
+        if blamed:
             self._status.event(f"group {group.hex()[:8]} abandoned: {why}", once=why)
         self._client.abandon(group, lease.number, lease.shard)
         if self._book.given_up >= GIVEN_UP:
             raise RedraftError(f"{GIVEN_UP} groups could not be played, in {PLAYS} tries each; the last: {why}")
 
-    def _room(self) -> int:
-        """How many groups may be leased now; derived from what replay holds, never counted here."""
-        limit = self._recipe.actors.lease_s + self._recipe.actors.silence_s
-        for group, lease in self._book.overdue(time.monotonic() - limit):
-            self._abandon(group, lease, f"no word of it for {limit:.0f} s")
+    def _room(self) -> tuple[int, str]:
+        """How many groups may be leased now, derived from what replay holds, never counted here; and what limits it
+        (see redraft.admission)."""
+        limit_s = self._recipe.actors.lease_s + self._recipe.actors.silence_s
+        for group, lease in self._book.overdue(time.monotonic() - limit_s):
+            self._abandon(group, lease, f"no word of it for {limit_s:.0f} s", "expired")
         learner = self._recipe.learner
         ready = self._fleet.ready()
         if not ready:
-            return 0
+            return 0, "actors"
         stats = self._client.stats()
         self._status.replay(stats)
         played = self._client.known([bytes.fromhex(torn[0]) for torn in stats["torn"]]) if stats["torn"] else ()
@@ -266,30 +338,36 @@ class Controller:
                 "replay: the disk of the run folder is full; nothing is leased until there is room", once="full"
             )
         if stats["full"] or stats["fullest"] > FULL_SHARE:
-            return 0
+            return 0, "replay"
         version = min(step_of(self._fleet.members[number].report.version) for number in ready)
         held = stats["claimed"] + stats["ready"]
-        return admissible(
+        room = admissible(
             learner.max_staleness, version, stats["step"], learner.batch_groups, held, len(self._book.live)
         )
+        return room, "none" if room else "staleness"
 
     def _give_orders(self, room: int) -> None:
         """Sends every idle actor its orders; the room is shared out, the least busy first."""
-        busy = {number: len(self._book.of(number)) if self._book else 0 for number in self._fleet.members}
-        idle = sorted(self._fleet.idle(), key=busy.get)
-        ready = [number for number in idle if self._fleet.members[number].ready]
+        busy, ready = self._book.busy(), set(self._fleet.ready())
+        idle = sorted(self._fleet.idle(), key=busy.__getitem__)
+        left = len(ready.intersection(idle))
         for number in idle:
             member, leases = self._fleet.members[number], []
             if number in ready and room:
-                share = math.ceil(room / (len(ready) - ready.index(number)))
+                share = math.ceil(room / left)
                 leases = self._book.give(
                     number, min(share, self._recipe.actors.episodes - busy[number]), time.monotonic()
                 )
                 room -= len(leases)
+                busy[number] += len(leases)
+            left -= number in ready
             new = self._weights if self._weights and member.report.version != self._weights.version else None
             trial = self._trial if new and member.report.version is None else None
             self._fleet.send(number, Orders(tuple(leases), new, trial))
-        self._status.fleet(self._fleet.members, len(self._book.live) if self._book else 0)
+        if self._autoscaler is not None:
+            without = sum(not busy[number] for number in ready) if not room else 0
+            self._autoscaler.look(time.monotonic(), without, self._fleet.settled)
+        self._status.fleet(self._fleet.members, self._fleet.target, len(self._book.live))
 
     # Conditions.
 
@@ -311,9 +389,9 @@ class Controller:
 
     def _until(self, condition, culprit: str, what: str) -> None:
         if not self._serve(condition, deadline_s=self._recipe.start_s):
-            raise DeadlineError(
-                "the controller", culprit, self._recipe.start_s, f"{what} did not come; see logs/ in the run"
-            )
+            waiting = [f"{member.name} is {member.state}" for member in self._fleet.members.values() if member.waiting]
+            hint = ", ".join(waiting) or "see logs/ in the run"
+            raise DeadlineError("the controller", culprit, self._recipe.start_s, f"{what} did not come; {hint}")
 
     def _wait(self, reference, culprit: str, limit_s: float):
         try:
@@ -343,7 +421,10 @@ class Controller:
             return None
         line = exam.summary()
         facts = {"label": label, "step": self._status.step, "version": self._weights.version}
+        if recipe.learner.record.groups:
+            exam.record(self._run.folder, facts)
         self._run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | line)
+        self._trackers.evaluation(self._status.step, line)
         return line
 
     # The end.
@@ -355,8 +436,8 @@ class Controller:
             self._fleet.close(5.0)
         for rank in self._ranks:
             ray.kill(rank)
-        if self._files:
-            ray.wait([files.close.remote() for files in self._files], num_returns=len(self._files), timeout=5.0)
+        if self._files is not None:
+            self._files.close(5.0)
         if self._client is not None:
             self._client.close()
         if self._shards is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from actors.config import SamplingSettings
 from actors.rollout_config import Rollout
 from actors.tasks import TaskOrder
+from learner.record import write_evaluation
 from protocols.errors import RedraftError
 from protocols.turns import Turn
 from redraft import evaluation
@@ -46,6 +48,8 @@ class Exam:
             number, start, losses = self._under_way.pop(actor)
             if turns is not None:
                 self._played[number, start] = turns
+            elif self._fleet.members[actor].draining is not None:  # taken from it
+                self._shares.append((number, start, losses))
             elif losses + 1 < TRIES:
                 self._shares.append((number, start, losses + 1))
             else:
@@ -72,3 +76,8 @@ class Exam:
         """The figures, see evaluation.summarise."""
         _, whole, _ = self._passes[0]
         return evaluation.summarise(self.played(), whole.turns, whole.kind)
+
+    def record(self, folder: Path, facts: dict) -> None:
+        """Keeps some of the first pass in a run's folder; `facts` are the evaluation's label, step and version."""
+        label, _, _ = self._passes[0]
+        write_evaluation(folder, facts, self._tasks, self.played()[label])

@@ -2,7 +2,12 @@
 
 An actor that dies is restarted by Ray; one that is silent or starts for too long, or says that it has failed, is killed
 so that Ray restarts it. Either way `on_lost` learns which actor it was and why. When starts or weight checks fail again
-and again, that is an error that names the last cause.
+and again, that is an error that names the last cause. An actor for which the cluster has no room does not start yet: it
+waits, for as long as it takes, and the others play.
+
+    made --Ray has room--> starting --weights verified--> ready --resize--> draining --nothing left--> closed, removed
+
+The number of an actor is its own: one that comes later gets a higher one.
 """
 
 from __future__ import annotations
@@ -13,17 +18,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import ray
+from ray._private import state as ray_state
 from ray.exceptions import RayActorError
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from actors.actor import Orders, Report
 from actors.config import ActorSettings
+from protocols import metrics
 from protocols.errors import RedraftError, WeightsError
 
 log = logging.getLogger("redraft.fleet")
 PROBE_S = 2.0
+CLOSE_S = 15.0  # for an actor that is removed to free its engine; then it is killed
 EVALUATIONS = "evaluate"
 EXCHANGES = "exchange"
+WAITING = "waiting for resources"
 
 
 @dataclass(slots=True)
@@ -36,10 +45,26 @@ class Member:
     began: float
     report: Report = field(default_factory=lambda: Report("starting"))
     evaluating: bool = False
+    waiting: bool = False
+    """The cluster has no room for its process yet."""
+    draining: float | None = None
+    """It is to go, and may finish what it plays until then."""
 
     @property
     def ready(self) -> bool:
         return self.report.state == "ready" and self.report.version is not None
+
+    @property
+    def late(self) -> bool:
+        """What it still plays is given to others."""
+        return self.draining is not None and time.monotonic() > self.draining
+
+    @property
+    def state(self) -> str:
+        """For people: that of its report, "draining", or "waiting for resources"."""
+        if self.draining is not None:
+            return "draining"
+        return WAITING if self.waiting else self.report.state
 
 
 class Fleet:
@@ -52,17 +77,65 @@ class Fleet:
         start_s: float,
         on_lost: Callable[[int, str], None],
     ):
-        self._settings, self._start_s, self._on_lost = settings, start_s, on_lost
-        handles = [make(f"actor-{n}") for n in range(settings.count)]
+        self._make, self._settings, self._start_s, self._on_lost = make, settings, start_s, on_lost
         # Two calls at most: an exchange and an evaluation, told apart by their tags.
-        self._manager = FaultTolerantActorManager(handles, max_remote_requests_in_flight_per_actor=1)
-        now = time.monotonic()
-        self.members = {n: Member(f"actor-{n}", handle, now, now) for n, handle in enumerate(handles)}
-        self._probed = now
+        self._manager = FaultTolerantActorManager(max_remote_requests_in_flight_per_actor=1)
+        self.members: dict[int, Member] = {}
+        self.target = 0
+        self._made = 0
+        self._closing: list[tuple[object, object, float]] = []  # actor, its `close` under way, when it is killed
+        self._probed = time.monotonic()
         self._failed_starts = self._refused = 0
+        self.resize(settings.count)
 
     def ready(self) -> list[int]:
-        return [number for number, member in self.members.items() if member.ready]
+        """Actors that may be given work."""
+        return [number for number, member in self.members.items() if member.ready and member.draining is None]
+
+    @property
+    def settled(self) -> bool:
+        """There are as many actors as there should be, and all are ready."""
+        return len(self.ready()) == len(self.members) == self.target
+
+    def resize(self, count: int) -> None:
+        """There should be `count` actors: more are made, or those drained that are missed least.
+
+        First those that start, then the least busy, then the newest. Who drains stays when more are wanted again.
+        """
+        self.target = count
+        stay = [number for number, member in self.members.items() if member.draining is None]
+        back = [number for number in self.members if number not in stay][: max(0, count - len(stay))]
+        for number in back:
+            self.members[number].draining = None
+        for _ in range(count - len(stay) - len(back)):
+            self._add()
+        for number in sorted(stay, key=self._missed)[: max(0, len(stay) - count)]:
+            self.members[number].draining = time.monotonic() + self._settings.drain_s
+
+    def leaving(self) -> list[int]:
+        """Actors that drain: who has nothing left to play is to be removed."""
+        return [number for number, member in self.members.items() if member.draining is not None]
+
+    def remove(self, number: int) -> None:
+        """Takes an actor out of the fleet and ends it: kindly, in the background, where it has begun."""
+        member = self.members.pop(number)
+        self._manager.remove_actor(number)
+        if member.report.pid:
+            self._closing.append((member.handle, member.handle.close.remote(), time.monotonic() + CLOSE_S))
+        else:
+            ray.kill(member.handle)
+        log.info("%s is removed", member.name)
+
+    def _add(self) -> None:
+        number, now = self._made, time.monotonic()
+        self._made += 1
+        self.members[number] = Member(f"actor-{number}", self._make(f"actor-{number}"), now, now)
+        self._manager.add_actors([self.members[number].handle])  # it counts in the same way
+
+    def _missed(self, number: int) -> tuple:
+        """Sorts actors by what is lost when they go."""
+        member = self.members[number]
+        return member.ready, member.evaluating, member.report.playing, -number
 
     def send(self, number: int, orders: Orders) -> bool:
         """Sends orders unless the actor's last exchange is still under way, or it is gone."""
@@ -101,6 +174,7 @@ class Fleet:
         if report.fatal:
             raise RedraftError(f"{member.name}: {report.error}")
         self._refused += report.weights_refused
+        metrics.WEIGHTS_REFUSED.inc(int(report.weights_refused))
         if report.state == "failed":
             self.replace(number, report.error)
         elif member.ready:
@@ -133,7 +207,8 @@ class Fleet:
                 ended.append((result.actor_id, result.get() if result.ok else None))
             if not result.ok:
                 self._broken(result.actor_id, result.get())
-        ended += [(number, None) for number, member in self.members.items() if member.evaluating and not member.ready]
+        lost = [n for n, member in self.members.items() if member.evaluating and (not member.ready or member.late)]
+        ended += [(number, None) for number in lost]
         ended = list(dict(reversed(ended)).items())
         for number, _ in ended:
             self.members[number].evaluating = False
@@ -147,9 +222,12 @@ class Fleet:
 
     def close(self, limit_s: float) -> None:
         """Ends all actors: kindly at first."""
-        handles = [member.handle for member in self.members.values()]
-        ray.wait([handle.close.remote() for handle in handles], num_returns=len(handles), timeout=limit_s)
+        closes = [member.handle.close.remote() for member in self.members.values()]
+        closes += [close for _, close, _ in self._closing]
+        ray.wait(closes, num_returns=len(closes), timeout=limit_s)
         self._manager.clear()
+        for handle, _, _ in self._closing:
+            ray.kill(handle)
 
     def _gone(self, number: int, why: str) -> None:
         member = self.members[number]
@@ -162,19 +240,36 @@ class Fleet:
             raise RedraftError(f"actors could not start {self._failed_starts} times in a row; the last: {why}")
 
     def _watch(self) -> None:
-        """Replaces who is silent, or starts, for too long; brings back who was restarted."""
+        """Replaces who is silent, or starts, for too long; brings back who was restarted; ends who was removed."""
         now = time.monotonic()
+        if now - self._probed > PROBE_S:
+            self._probed = now
+            self._manager.probe_unhealthy_actors(timeout_seconds=0.1, mark_healthy=True)
+            self._look_for_room(now)
         for number, member in self.members.items():
             if member.report.pid and now - member.heard > self._settings.silence_s:
                 self.replace(number, f"silent for actors.silence_s={self._settings.silence_s:g}")
             elif not member.ready and now - member.began > self._start_s:
                 self.replace(number, f"not ready within start_s={self._start_s:g}")
-        if now - self._probed > PROBE_S:
-            self._probed = now
-            self._manager.probe_unhealthy_actors(timeout_seconds=0.1, mark_healthy=True)
+        for handle, close, until in list(self._closing):
+            if now > until or ray.wait([close], timeout=0)[0]:
+                self._closing.remove((handle, close, until))
+                ray.kill(handle)
+
+    def _look_for_room(self, now: float) -> None:
+        """Finds out who has no process, for want of resources: the time to start counts from when there is one."""
+        for member in self.members.values():
+            member.waiting = not member.report.pid and not _has_process(member.handle)
+            if member.waiting:
+                member.began = now
 
     def _under_way(self, number: int, tag: str) -> bool:
         return self._manager._remote_actor_states[number].get_num_in_flight_requests(tag) > 0
+
+
+def _has_process(handle) -> bool:
+    """Whether Ray has found room for an actor. Its public API tells this only where a dashboard runs."""
+    return bool(ray_state.actors(handle._actor_id.hex()).get("Address", {}).get("Port"))
 
 
 def _cause(error: Exception) -> str:

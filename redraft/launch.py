@@ -19,7 +19,7 @@ from rich.console import Console
 from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.named import OwnSettings
 from protocols.settings import Settings
-from redraft import failures, logs, models
+from redraft import failures, logs, models, services, trackers
 from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.live import LiveView
@@ -43,14 +43,16 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     for warning in recipe.warnings():
         log.warning("%s", warning)
     runs.check(recipe, name, resume, again)
+    trackers.check(recipe.tracking)
     _check_environment(recipe)
     if recipe.steps:
         _check_learner(recipe)
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
     _check_model(model, recipe)
-    run = runs.create(recipe, str(model), name, resume, again)
+    identity = None if resume or not recipe.replay.services else services.unused(recipe.replay)
+    run = runs.create(recipe, str(model), name, resume, again, identity)
     with ray_for(recipe) as address:
-        run = replace(run, ray=address)
+        run = replace(run, ray=address, cluster=bool(os.environ.get("RAY_ADDRESS")))
         run.save()
         summary = _watch(recipe, run, resume, console) if recipe.steps else _only_evaluate(recipe, run, console)
     _show(run, recipe, summary, console)
@@ -122,7 +124,8 @@ def ray_for(recipe: Recipe) -> Iterator[str]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
-    needed = recipe.actors.count * recipe.actors.cpus + recipe.learner.ranks * recipe.learner.cpus
+    actors = recipe.actors.autoscale.max if recipe.actors.autoscale else recipe.actors.count
+    needed = actors * recipe.actors.cpus + recipe.learner.ranks * recipe.learner.cpus
     local = dict(num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), include_dashboard=False)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     context = ray.init(
@@ -142,11 +145,13 @@ def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
     """Starts the controller and shows what it says until it ends. SIGTERM, as schedulers send it, is like Ctrl-C."""
     import ray
 
+    from redraft import parts
     from redraft.controller import Controller
 
-    controller = (
-        ray.remote(Controller).options(name=actor_name(run), num_cpus=0, max_concurrency=16).remote(run, recipe, resume)
+    part = ray.remote(Controller).options(
+        name=actor_name(run), num_cpus=0, max_concurrency=16, scheduling_strategy=parts.here()
     )
+    controller = part.remote(run, recipe, resume)
     ended = controller.run.remote()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with LiveView(console, run.name) as view:
@@ -170,9 +175,14 @@ def _only_evaluate(recipe: Recipe, run: Run, console: Console) -> dict:
 
     began = time.monotonic()
     tests = environments.tasks(recipe.environment, recipe.data, "test")
-    before = _exam(recipe, run, Path(run.model), 0, tests, console)
+    facts = {"label": "before", "step": 0, "version": 0}
+    before = _exam(recipe, run, Path(run.model), facts, tests, console)
     seconds = round(time.monotonic() - began, 1)
-    run.append("evaluations.jsonl", {"label": "before", "step": 0, "version": 0, "seconds": seconds} | before)
+    run.append("evaluations.jsonl", facts | {"seconds": seconds} | before)
+    told = trackers.Trackers(run, recipe, lambda text, once: log.warning("%s", text))
+    told.start(0)
+    told.evaluation(0, before)
+    told.close("done")
     summary = {"name": run.name, "state": "done", "error": "", "before": before}
     summary |= {"steps": 0, "seconds": seconds, "generations": 0, "attempts": 0}
     run.write("summary.json", summary)
@@ -222,9 +232,10 @@ def _controller(run: Run):
 
     gone = RedraftError(f"{run.name} is not running")
     host, _, port = run.ray.rpartition(":")
-    try:  # Ray itself would wait for minutes for a cluster that has ended
-        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
-        ray.init(address=run.ray, namespace="redraft", log_to_driver=False, logging_level=logging.CRITICAL)
+    try:
+        if not ray.is_initialized():  # Ray itself would wait for minutes for a cluster that has ended
+            socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+            ray.init(address=run.ray, namespace="redraft", log_to_driver=False, logging_level=logging.CRITICAL)
         return ray.get_actor(actor_name(run))
     except (OSError, ValueError, RuntimeError):
         raise gone from None
@@ -266,14 +277,26 @@ def stop(name: str) -> None:
 
 def grow(name: str) -> int:
     """Gives a run that goes on one more replay service; returns how many there are."""
-    import ray
-
     run = runs.find(name)
     limit_s = 2 * recipes.load(run.folder / "recipe.yaml").start_s + ANSWER_S
+    return _ask(run, "redraft replay grow", limit_s, lambda controller: controller.add_shard.remote())
+
+
+def scale(name: str, count: int) -> int:
+    """Sets how many actors a run that goes on shall have; returns how many it should have before."""
+    if count < 1:
+        raise SettingError("N", f"{count} is no number of actors", "Give 1 or more; `redraft stop` ends a run")
+    return _ask(runs.find(name), "redraft scale", ANSWER_S, lambda controller: controller.scale.remote(count))
+
+
+def _ask(run: Run, command: str, limit_s: float, call):
+    """What the controller of a run answers to a call. Raises the error that it answers with."""
+    import ray
+
     try:
-        return ray.get(_controller(run).add_shard.remote(), timeout=limit_s)
+        return ray.get(call(_controller(run)), timeout=limit_s)
     except ray.exceptions.GetTimeoutError:
-        raise DeadlineError("redraft replay grow", f"the controller of {run.name}", limit_s) from None
+        raise DeadlineError(command, f"the controller of {run.name}", limit_s) from None
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, RedraftError) else RedraftError(repr(error.cause))) from None
 
@@ -290,25 +313,26 @@ def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Con
     recipe = recipes.load(run.folder / "recipe.yaml", overrides)
     folder = _checkpoint(run, step)
     state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
-    version = version_of(state.life, state.step)
+    facts = {"label": "eval", "step": state.step, "version": version_of(state.life, state.step)}
     tests = environments.tasks(recipe.environment, recipe.data, "test")
     began = time.monotonic()
     with ray_for(recipe):
-        summary = _exam(recipe, run, folder / "model", version, tests, console)
-    facts = {"label": "eval", "step": state.step, "version": version}
+        summary = _exam(recipe, run, folder / "model", facts, tests, console)
     run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | summary)
     console.print(table(None, summary, recipe.environment.feedback, console.width))
 
 
-def _exam(recipe: Recipe, run: Run, model: Path, version: int, tests: Sequence[dict], console: Console) -> dict:
-    """The figures of the model in a folder."""
+def _exam(recipe: Recipe, run: Run, model: Path, facts: dict, tests: Sequence[dict], console: Console) -> dict:
+    """The figures of the model in a folder; `facts` are the evaluation's label, step and version."""
     from redraft.evaluation import plays
     from redraft.exam import Exam, chosen
 
     passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
-    with _fleet(recipe, run, model, version, console) as (fleet, status, serve):
+    with _fleet(recipe, run, model, facts["version"], console) as (fleet, status, serve):
         exam = Exam(chosen(tests, recipe.evaluation.n), passes, fleet, status)
         serve(exam)
+        if recipe.learner.record.groups:
+            exam.record(run.folder, facts)
         return exam.summary()
 
 
@@ -340,7 +364,6 @@ def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, con
 def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console):
     """A fleet that plays with a model as it is, beside a run that may go on: it, its status, and `serve(exam)`, which
     returns when the exam is over."""
-    import ray
 
     from actors.actor import Orders
     from redraft import parts
@@ -349,13 +372,14 @@ def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console
 
     apart = replace(run, id=secrets.token_hex(16))
     status = Status(run, recipe)
-    files = parts.start_node_files(apart)
+    files = parts.Files(apart)
     maker = parts.actor_maker(apart, recipe, None, str(model), version)
     fleet = Fleet(maker, recipe.actors, recipe.start_s, status.replaced)
     status.phase("evaluating", model.name)
 
     def serve(exam) -> None:
         while not exam.advance():
+            files.look()
             fleet.receive()
             for actor in fleet.idle():
                 fleet.send(actor, Orders())
@@ -367,7 +391,7 @@ def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console
             yield fleet, status, serve
     finally:
         fleet.close(5.0)
-        ray.wait([owner.close.remote() for owner in files], num_returns=len(files), timeout=5.0)
+        files.close(5.0)
 
 
 def _checkpoint(run: Run, step: int | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
@@ -146,6 +146,10 @@ class LeaseBook:
         else:
             self._given_up.add(live.lease.group)
         return live.lease
+
+    def busy(self) -> Counter[int]:
+        """How many leases each actor has."""
+        return Counter(live.actor for live in self.live.values())
 
     def of(self, actor: int) -> list[tuple[bytes, int]]:
         """The plays (group, lease number) of `actor`."""

@@ -15,6 +15,7 @@ from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
 EVENTS = 4  # the newest that are shown
+SHOWN = 2  # actors whose state is told one by one
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # longest sparkline, in characters
 COLORS = {"training": "green", "done": "green", "failed": "red", "stopping": "yellow"}
@@ -26,7 +27,7 @@ class LiveView:
     def __init__(self, console: Console, run: str, clock: Callable[[], float] = time.monotonic):
         self._console, self._run, self._clock = console, run, clock
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._pace = _Pace()
+        self._pace = Pace()
         self._printed: tuple[str, str] = ("", "")  # state and newest event of the last plain line
         self._next_line = 0.0
 
@@ -58,7 +59,7 @@ class LiveView:
         self._printed = (state, event)
 
 
-class _Pace:
+class Pace:
     """How long steps take, counted from where this view first saw the run train, so that start-up does not count."""
 
     def __init__(self) -> None:
@@ -83,28 +84,33 @@ def line(run: str, status: dict) -> str:
     parts += [f"{progress[0]}/{progress[1]}"] if progress else []
     if "step" in status:
         parts.append(f"step {status['step']}/{status.get('steps', '?')}")
-    parts += [f"{label} {text}" for label, text in _facts(status) if label not in ("mean reward", "replay")]
+    parts += [f"{label} {text}" for label, text in facts(status) if label not in ("mean reward", "replay", "metrics")]
     return " | ".join(parts)
+
+
+def title(run: str, status: dict) -> Text:
+    state = status.get("state", "starting")
+    text = Text.assemble((run, "bold"), "  ", (state, COLORS.get(state, "cyan")))
+    if "version" in status:
+        text.append(f"  version {status['version']}", "dim")
+    return text
 
 
 def panel(run: str, status: dict, left_s: float | None = None) -> RenderableType:
     """The status in at most 20 lines."""
     state = status.get("state", "starting")
-    title = Text.assemble((run, "bold"), "  ", (state, COLORS.get(state, "cyan")))
-    if "version" in status:
-        title.append(f"  version {status['version']}", "dim")
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(style="dim", no_wrap=True, width=14)
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    grid.add_row(*_progress(status, left_s))
-    for label, text in _facts(status):
+    grid.add_row(*progress(status, left_s))
+    for label, text in facts(status):
         grid.add_row(label, Text(text))
     if status.get("detail"):
         grid.add_row("now", Text(status["detail"], style="red" if state == "failed" else "", no_wrap=state != "failed"))
     for event in (status.get("events") or [])[-EVENTS:]:
         stamp, _, text = event.partition(" ")
         grid.add_row(stamp, Text(text, style="yellow"))
-    return Panel(grid, title=title, title_align="left", border_style=COLORS.get(state, "cyan"))
+    return Panel(grid, title=title(run, status), title_align="left", border_style=COLORS.get(state, "cyan"))
 
 
 def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
@@ -120,7 +126,7 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
     return "".join(BARS[round((mean - low) / (high - low) * (len(BARS) - 1))] for mean in means)
 
 
-def _progress(status: dict, left_s: float | None) -> tuple[RenderableType, RenderableType]:
+def progress(status: dict, left_s: float | None) -> tuple[RenderableType, RenderableType]:
     """A bar over the tasks of an evaluation while there is one, else over steps."""
     done, total = status.get("progress") or (status.get("step", 0), status.get("steps", 0))
     label = "evaluation" if status.get("progress") else "steps"
@@ -138,7 +144,7 @@ def _state(status: dict) -> str:
     return f"{state} ({detail})" if detail else state
 
 
-def _facts(status: dict) -> list[tuple[str, str]]:
+def facts(status: dict) -> list[tuple[str, str]]:
     """(what, text) of all that the status knows, in the order in which it is shown."""
     found = []
     if status.get("reward_by_index"):
@@ -152,15 +158,20 @@ def _facts(status: dict) -> list[tuple[str, str]]:
             ("generation", f"{status['tokens_per_s']:,.0f} tokens/s, {status.get('turns_per_s', 0):,.0f} turns/s")
         )
     found += [(f"{part} waits", text) for part, text in (status.get("waits") or {}).items() if text]
-    found += [("actors", _actors(status["actors"]))] if status.get("actors") else []
+    found += [("actors", _actors(status["actors"], status.get("actors_target")))] if status.get("actors") else []
     found += [("replay", _replay(status["replay"]))] if status.get("replay") else []
+    found += [("metrics", status["sd"])] if status.get("sd") else []
     return found
 
 
-def _actors(actors: Sequence[dict]) -> str:
+def _actors(actors: Sequence[dict], target: int | None) -> str:
     ready = [actor for actor in actors if actor.get("state") == "ready"]
     versions = sorted({actor["version"] for actor in actors if actor.get("version") is not None})
-    text = f"{len(ready)} of {len(actors)} ready, {sum(actor.get('playing', 0) for actor in actors)} groups in play"
+    text = f"{len(ready)} of {target or len(actors)} ready"
+    unusual = [actor for actor in actors if actor.get("state", "starting") not in ("ready", "starting")]
+    text += "".join(f", {actor.get('name', 'an actor')}: {actor['state']}" for actor in unusual[:SHOWN])
+    text += f" and {len(unusual) - SHOWN} more" if len(unusual) > SHOWN else ""
+    text += f", {sum(actor.get('playing', 0) for actor in actors)} groups in play"
     text += f", {sum(actor.get('running', 0) for actor in actors)} requests running"
     if versions:
         text += f", version {versions[0]}" + (f" to {versions[-1]}" if len(versions) > 1 else "")

@@ -8,16 +8,19 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.actor import Actor, Spec
+from actors.config import ActorSettings
 from actors.weights import NodeFiles
 from learner.config import LearnerSettings
 from learner.rank import Rank
 from protocols import metrics
+from protocols.errors import DeadlineError
 from redraft import logs
 from redraft.recipe import Recipe
 from redraft.run import Run
@@ -25,6 +28,8 @@ from replay.config import ClientKeys, Endpoints, ReplaySettings
 
 log = logging.getLogger("redraft.parts")
 CALLS = 8  # methods of one process that may run at once
+LOOK_S = 2.0  # between two looks for nodes that have joined
+FILES_S = 60.0  # that an actor waits for the weight files of its node, which may have joined just before
 
 
 def worker_environment(threads: int) -> dict:
@@ -53,8 +58,9 @@ class ReplayPart:
         self._closing = False
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
-    def metrics_port(self) -> int:
-        return self._port
+    def serves(self) -> tuple[str, int]:
+        """Where it serves its metrics."""
+        return ray.util.get_node_ip_address(), self._port
 
     def close(self) -> None:
         self._closing = True
@@ -75,7 +81,8 @@ class ActorPart(Actor):
 
     def __init__(self, folder: str, run: str, spec: Spec, name: str):
         logs.to_file(Path(folder), run, name)
-        super().__init__(spec, name, ray.get_actor(_files_name(spec.run_id, ray.get_runtime_context().get_node_id())))
+        super().__init__(spec, name, files_here(spec.run_id))
+        self._report.address = ray.util.get_node_ip_address()
 
 
 class RankPart(Rank):
@@ -85,6 +92,10 @@ class RankPart(Rank):
         logs.to_file(Path(folder), run, f"learner-{rank}")
         super().__init__(rank, *arguments, **named)
 
+    def serves(self) -> tuple[str, int]:
+        """Where it serves its metrics."""
+        return ray.util.get_node_ip_address(), self.metrics_port()
+
     def address(self) -> tuple[str, int]:
         """This node and a free port, for the ranks to meet at."""
         with socket.socket() as probe:
@@ -92,9 +103,9 @@ class RankPart(Rank):
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
 
-def endpoints(nodes: int) -> Endpoints:
-    """Where a shard of replay listens: files on a single node, free tcp ports of this node in a cluster."""
-    if nodes == 1:
+def endpoints(cluster: bool) -> Endpoints:
+    """Where a shard of replay listens: free tcp ports of this node in a cluster, else files."""
+    if not cluster:
         folder = tempfile.mkdtemp(prefix="redraft-")  # private to the user; short, as ipc paths have to be
         return Endpoints(f"ipc://{folder}/ingest", f"ipc://{folder}/serve")
     address = ray.util.get_node_ip_address()
@@ -111,8 +122,13 @@ def forget(where: Endpoints) -> None:
 
 
 def here() -> NodeAffinitySchedulingStrategy:
-    """On the controller's own node, where the run folder is."""
+    """On the caller's own node: the command's, and so the controller's and replay's, where the run folder is."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def needs(settings: ActorSettings | LearnerSettings) -> dict:
+    """What a node must have for an actor or a rank to be placed there, as Ray's options."""
+    return {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "resources": dict(settings.resources)}
 
 
 def start_replay(run: Run, recipe: Recipe, shard: int, where: Endpoints):
@@ -127,21 +143,48 @@ def start_replay(run: Run, recipe: Recipe, shard: int, where: Endpoints):
     return part.remote(run, shard, where, recipe.replay)
 
 
-def start_node_files(run: Run) -> list:
-    """The owner of weight files on each node that is alive; actors find theirs by name."""
-    part = ray.remote(NodeFiles)
-    return [
-        part.options(
-            name=_files_name(run.id, node["NodeID"]),
+class Files:
+    """The owners of weight files, one on each node, also on those that join later; actors find theirs by name."""
+
+    def __init__(self, run: Run):
+        self._run, self._owners, self._next_look = run, {}, 0.0
+        self.look()
+
+    def look(self) -> None:
+        """Starts the owners on nodes that have joined; to be called often."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        for node in ray.nodes():
+            if node["Alive"] and node["NodeID"] not in self._owners:
+                self._owners[node["NodeID"]] = self._start(node["NodeID"])
+
+    def close(self, limit_s: float) -> None:
+        closes = [owner.close.remote() for owner in self._owners.values()]
+        ray.wait(closes, num_returns=len(closes), timeout=limit_s)
+
+    def _start(self, node: str):
+        part = ray.remote(NodeFiles).options(
+            name=_files_name(self._run.id, node),
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=-1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             runtime_env=worker_environment(1),
-        ).remote(run.id)
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+        )
+        return part.remote(self._run.id)
+
+
+def files_here(run_id: str):
+    """The owner of weight files on this node. Raises DeadlineError when there is none."""
+    name, deadline = _files_name(run_id, ray.get_runtime_context().get_node_id()), time.monotonic() + FILES_S
+    while True:
+        try:
+            return ray.get_actor(name)
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise DeadlineError("an actor", "the owner of its node's weight files", FILES_S) from None
+            time.sleep(0.1)
 
 
 def _files_name(run_id: str, node_id: str) -> str:
@@ -167,8 +210,7 @@ def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = 
 
     def make(name: str):
         return part.options(
-            num_cpus=recipe.actors.cpus,
-            num_gpus=recipe.actors.gpus,
+            **needs(recipe.actors),
             max_restarts=-1,
             max_concurrency=1000,
             runtime_env=worker_environment(recipe.actors.engine.threads),
@@ -181,8 +223,7 @@ def start_ranks(run: Run, recipe: Recipe, shards: tuple[Endpoints, ...], keys: C
     """The learner's ranks."""
     settings: LearnerSettings = recipe.learner
     part = ray.remote(RankPart).options(
-        num_cpus=settings.cpus,
-        num_gpus=settings.gpus,
+        **needs(settings),
         max_concurrency=CALLS,
         runtime_env=worker_environment(settings.threads),
     )

@@ -20,9 +20,11 @@ from learner.config import LearnerSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
 from protocols.turns import Role
+from redraft.discovery import MetricsSettings
 from redraft.evaluation import EvaluationSettings
 from redraft.models import ModelSettings
-from replay.config import ReplaySettings
+from redraft.trackers import TrackingSettings
+from replay.config import RunReplaySettings
 
 WRITTEN = {
     "attempt": (Role.ATTEMPT,),
@@ -52,9 +54,11 @@ class Recipe(Settings):
     rollout: RolloutSettings = AttemptSettings()
     sampling: SamplingSettings = SamplingSettings()
     actors: ActorSettings = ActorSettings()
-    replay: ReplaySettings = ReplaySettings()
+    replay: RunReplaySettings = RunReplaySettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracking: TrackingSettings = TrackingSettings()
     start_s: float = Field(300.0, gt=0)
     """Longest wait for all processes to be up before the run stops and says which is missing."""
 

@@ -15,10 +15,10 @@ from redraft.recipe import Recipe, load
 
 RUNS = Path("runs")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-MAY_CHANGE = {"name", "steps", "actors", "evaluation", "start_s"}  # on resume; all else is what the run is
+MAY_CHANGE = {"name", "steps", "actors", "evaluation", "metrics", "tracking", "start_s"}  # on resume
 MAY_CHANGE_WITHIN = {  # limits, which change nothing about what is learnt
-    "replay": {"claim_lease_s", "max_bytes", "durability", "curve", "shards"},
-    "learner": {"claim_deadline_s", "checkpoint_every", "keep_checkpoints"},
+    "replay": {"claim_lease_s", "max_bytes", "durability", "curve", "shards", "services", "keys"},
+    "learner": {"claim_deadline_s", "checkpoint_every", "keep_checkpoints", "record"},
 }
 
 
@@ -30,6 +30,10 @@ class Run:
     id: str
     model: str
     ray: str = ""
+    cluster: bool = False
+    """Of the address `ray`: whether it was there before the run, so that nodes may join."""
+    sd: str = ""
+    """Where Prometheus finds the processes of the run, while it goes on."""
 
     @property
     def name(self) -> str:
@@ -77,10 +81,13 @@ class Run:
         self.write("run.json", {key: value for key, value in asdict(self).items() if key != "folder"})
 
 
-def create(recipe: Recipe, model: str, name: str | None, resume: bool, again: bool = False) -> Run:
+def create(
+    recipe: Recipe, model: str, name: str | None, resume: bool, again: bool = False, identity: str | None = None
+) -> Run:
     """The folder of a new run, or of the one to resume. Raises SettingError when that cannot be.
 
-    With `again` an older run of that name is kept under another one, with the time it began.
+    With `again` an older run of that name is kept under another one, with the time it began. A new run has the
+    `identity` given, if any.
     """
     check(recipe, name, resume, again)
     folder = RUNS / (name or recipe.name)
@@ -91,7 +98,7 @@ def create(recipe: Recipe, model: str, name: str | None, resume: bool, again: bo
         folder.rename(_free(folder))
     folder.mkdir(parents=True)
     (folder / "logs").mkdir()
-    run = Run(folder.resolve(), secrets.token_hex(16), str(Path(model).resolve()))
+    run = Run(folder.resolve(), identity or secrets.token_hex(16), str(Path(model).resolve()))
     (folder / "recipe.yaml").write_text(recipe.dump())
     run.save()
     return run
@@ -137,7 +144,7 @@ def find(name: str) -> Run:
     for folder in (Path(name), RUNS / name):
         if (folder / "run.json").exists():
             facts = json.loads((folder / "run.json").read_text())
-            return Run(folder.resolve(), facts["id"], facts["model"], facts.get("ray", ""))
+            return Run(folder.resolve(), **facts)
     known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
     raise SettingError("RUN", f"there is no run {name!r}", f"Known: {', '.join(known) or 'none yet'}")
 

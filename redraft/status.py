@@ -44,6 +44,8 @@ class Status:
         return self._facts["step"]
 
     def phase(self, state: str, detail: str = "") -> None:
+        metrics.PHASE.labels(phase=self._facts["state"]).set(0)
+        metrics.PHASE.labels(phase=state).set(1)
         with self._lock:
             self._facts |= {"state": state, "detail": detail, "progress": None}
             self._last_step = time.monotonic()
@@ -53,10 +55,15 @@ class Status:
         with self._lock:
             self._facts["progress"] = [done, total]
 
-    def started(self, step: int, metrics_ports: dict[str, int]) -> None:
+    def discovery(self, url: str) -> None:
+        """Where Prometheus finds the processes."""
+        with self._lock:
+            self._facts["sd"] = url
+
+    def started(self, step: int) -> None:
         """All parts are up, and `step` steps were done before."""
         with self._lock:
-            self._facts |= {"step": step, "metrics_ports": metrics_ports}
+            self._facts["step"] = step
 
     def event(self, text: str, once: str | None = None) -> None:
         """Something that a person should know, logged; with `once`, the first time for that cause only."""
@@ -88,17 +95,18 @@ class Status:
         with self._lock:
             self._facts["replay"] = stats
 
-    def fleet(self, members: dict, leases: int) -> None:
+    def fleet(self, members: dict, target: int, leases: int) -> None:
         metrics.LEASES.set(leases)
-        ready = sum(member.ready for member in members.values())
-        metrics.ACTORS.labels(state="ready").set(ready)
-        metrics.ACTORS.labels(state="starting").set(len(members) - ready)
+        metrics.ACTORS_TARGET.set(target)
+        states = Counter(_metric_state(member) for member in members.values())
+        for state in ("starting", "waiting", "ready", "draining"):
+            metrics.ACTORS.labels(state=state).set(states[state])
         with self._lock:
-            self._facts["leases"] = leases
+            self._facts |= {"leases": leases, "actors_target": target}
             self._facts["actors"] = [
                 {
                     "name": member.name,
-                    "state": member.report.state,
+                    "state": member.state,
                     "version": member.report.version,
                     "playing": member.report.playing,
                     "running": member.report.running,
@@ -110,8 +118,8 @@ class Status:
                 for member in members.values()
             ]
 
-    def step_done(self, report: dict) -> None:
-        """The learner's report of one step: kept, and written as a line of metrics.jsonl."""
+    def step_done(self, report: dict) -> dict:
+        """The learner's report of one step: kept, and written as a line of metrics.jsonl, which is returned."""
         with self._lock:
             now = time.monotonic()
             seconds = max(now - self._last_step, 1e-9)
@@ -132,6 +140,7 @@ class Status:
             self._run.append("metrics.jsonl", line)
         except OSError as error:
             self.event(f"metrics.jsonl cannot be written: {error}", once="metrics.jsonl")
+        return line
 
     def snapshot(self) -> dict:
         """Everything, for people; see redraft.live."""
@@ -141,6 +150,12 @@ class Status:
                 "reward_history": list(self._rewards),
                 "events": list(self._events),
             }
+
+
+def _metric_state(member) -> str:
+    if member.draining is not None:
+        return "draining"
+    return "ready" if member.ready else "waiting" if member.waiting else "starting"
 
 
 def _waits(report: dict) -> str:

@@ -167,6 +167,10 @@ class Client:
             stats["torn"] = [[*torn, shard.ingest] for torn in stats["torn"]]
         return shares.total(found)
 
+    def about(self) -> list[tuple[str, dict]]:
+        """Of each shard the run whose turns it keeps, and its settings."""
+        return [(reply["run"], reply["settings"]) for reply in self._all("about")]
+
     def close(self) -> None:
         self._closed.set()
         for link in self._links:

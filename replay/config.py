@@ -82,3 +82,13 @@ class ReplaySettings(Settings):
     def map_bytes(self) -> int:
         """Size of the LMDB map: small records fill pages by half, and open groups go on beyond `max_bytes`."""
         return 4 * self.max_bytes
+
+
+class RunReplaySettings(ReplaySettings):
+    """What a recipe says about replay: how services keep turns, and where they are if the run does not start them."""
+
+    services: tuple[Endpoints, ...] = ()
+    """Services that run elsewhere, by `redraft replay serve` with the settings of this section, one for each shard:
+    [{ingest: tcp://HOST:5555, serve: tcp://HOST:5556}]."""
+    keys: str | None = None
+    """Folder with the keys of a peer of those services: server.key and client.key_secret."""

@@ -16,7 +16,7 @@ from replay.spool import FULL, TornError
 from replay.store import Store
 
 log = logging.getLogger("redraft.replay")
-OPS = ("claim", "offer", "commit", "checkpoint", "resume", "known", "abandon", "release", "torn", "stats")
+OPS = ("claim", "offer", "commit", "checkpoint", "resume", "known", "abandon", "release", "torn", "stats", "about")
 MAX_REQUEST_BYTES = 8 << 20
 FORGET_GROUPS = 64  # forgotten in one transaction, so that a checkpoint never blocks ingest for long
 MOST = 2**31  # of any number in a request
@@ -58,6 +58,7 @@ class Desk:
         self._clients: dict[bytes, float] = {}
         self._handed: dict[bytes, tuple[int, float, float]] = {}  # request, when to send again, pause after that
         self._forgetting: list[bytes] = []
+        metrics.REPLAY_CLAIMS_EXPIRED.inc(0)  # so that it is exported
         self._tried = -1  # the store's `changes` when waiting claims were last tried
 
     def receive(self, frames: list[bytes]) -> None:
@@ -181,6 +182,9 @@ class Desk:
 
     def _on_stats(self, message: dict, identity: bytes) -> dict:
         return {"stats": self._store.stats()}
+
+    def _on_about(self, message: dict, identity: bytes) -> dict:
+        return {"run": self._store.run_id, "settings": self._store.settings.model_dump()}
 
     # -- claims
 

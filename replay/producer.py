@@ -128,6 +128,7 @@ class Stream:
         self._resend_at = NEVER
         self._woken, self._waker = socket.socketpair()
         self._waker.setblocking(False)
+        metrics.REPLAY_STALLS.inc(0)  # so that it is exported
         self._thread = threading.Thread(target=self._run, name=f"replay-{name}", daemon=True)
         self._thread.start()
 

@@ -13,7 +13,7 @@ import lmdb
 
 from protocols import metrics
 from replay.config import WINDOW_ROWS, ReplaySettings
-from replay.groups import EMPTY, TORN, TRAINED, Draft, Groups, State
+from replay.groups import EMPTY, FLAT, STALE, TORN, TRAINED, Draft, Groups, State
 from replay.ready import Ready
 from replay.samplers import make_sampler
 from replay.spool import Spool
@@ -27,7 +27,7 @@ class Store:
     """All that the service knows. `changes` rises with each committed change."""
 
     def __init__(self, folder: Path, run_id: str, settings: ReplaySettings):
-        self.settings = settings
+        self.run_id, self.settings = run_id, settings
         self.spool = Spool(folder, run_id, settings.map_bytes, settings.durability == "power")
         self.ready = Ready(make_sampler(settings))
         self.groups = Groups(self.ready, self.spool.records(), self.spool.marks(), self.spool.step())
@@ -36,6 +36,8 @@ class Store:
         self.refused: Counter[str] = Counter()  # messages by reason, since this service started
         self.changes = 0
         self.full = False
+        for reason in (EMPTY, FLAT, STALE, TORN):
+            metrics.REPLAY_DROPPED.labels(reason=reason)  # so that it is exported
         self._drop_damaged()
 
     def _drop_damaged(self) -> None:
@@ -133,6 +135,7 @@ class Store:
         for state in COUNTED:
             metrics.REPLAY_GROUPS.labels(state=state.name.lower()).set(self.groups.count(state))
         metrics.REPLAY_BYTES.set(self.groups.bytes)
+        metrics.REPLAY_MAX_BYTES.set(self.settings.max_bytes)
 
     def close(self) -> None:
         self.spool.close()

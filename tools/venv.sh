@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv with the pinned requirements of this machine's kind (cpu or gpu), once for each state of the pins.
+# `tools/venv.sh requirements` leaves out Redraft itself: a layer of an image that no change of the source renews.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,5 +29,6 @@ if [ "$kind" = cpu ]; then
 else
     install --requirement "$pins"
 fi
+[ "${1:-}" = requirements ] && exit
 install --no-deps --no-build-isolation --editable .
 echo "$want" >"$stamp"

@@ -14,13 +14,17 @@ from protocols.turns import Stop
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """ids int32[R] (end token included), logprobs float32[R] at the sampling temperature, and when they were made."""
+    """ids int32[R] (end token included), logprobs float32[R] at the sampling temperature, and when they were made.
+
+    `seconds` from request to last token, `queued_s` of them before it had a place in the batch.
+    """
 
     ids: np.ndarray
     logprobs: np.ndarray
     versions: tuple[tuple[int, int], ...]
     stop: Stop
     seconds: float
+    queued_s: float = 0.0
 
 
 class PromptTooLong(ValueError):

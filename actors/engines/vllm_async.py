@@ -50,7 +50,9 @@ class AsyncEngine:
         output = await self._last(prompt_ids, self._requests.sampling(sampling), sampling.max_tokens)
         if output is None:
             return vllm_common.ABORTED
-        return vllm_common.completion_of(output.outputs[0], version, time.monotonic() - added)
+        times = output.metrics  # None where vLLM's stats are off
+        queued_s = max(0.0, times.scheduled_ts - times.queued_ts) if times else 0.0
+        return vllm_common.completion_of(output, version, time.monotonic() - added, queued_s)
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         return vllm_common.prompt_logprobs(await self._last(ids, self._requests.scoring(), 1), ids)

@@ -11,6 +11,7 @@ import numpy as np
 from actors.config import EngineSettings, SamplingSettings
 from actors.engines import Completion, PromptTooLong
 from actors.rendering import Renderer
+from protocols import metrics
 from protocols.turns import LOGPROBS, TOKENS, Stop
 
 WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
@@ -56,7 +57,7 @@ def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: in
         skip_tokenizer_init=True,
         logprobs_mode="processed_logprobs",  # the default is raw: wrong when the temperature is not 1
         worker_extension_cls=WORKER_EXTENSION,
-        disable_log_stats=True,
+        disable_log_stats=not (settings.stats if settings.stats is not None else not in_process(settings)),
         generation_config="vllm",
         tensor_parallel_size=settings.tensor_parallel,
     )
@@ -133,14 +134,17 @@ class Requests:
         return tokens_input(ids.tolist(), cache_salt=str(version))
 
 
-def completion_of(output, started_with: int, seconds: float) -> Completion:
-    """vLLM's final output of one sequence; `started_with` is the version before any that the output names."""
+def completion_of(request_output, started_with: int, seconds: float, queued_s: float) -> Completion:
+    """vLLM's final output of a request; `started_with` is the version before any that the output names."""
+    metrics.PREFIX_QUERIES.inc(len(request_output.prompt_token_ids))
+    metrics.PREFIX_HITS.inc(request_output.num_cached_tokens)
+    output = request_output.outputs[0]
     ids = np.array(output.token_ids, TOKENS)
     logprobs = np.array(output.logprobs.logprobs if output.logprobs else [], LOGPROBS)
     spans = [(span.start, int(span.version)) for span in output.weight_versions or [] if span.version.isdigit()]
     stop = {"stop": Stop.END, "length": Stop.LENGTH}.get(output.finish_reason, Stop.ABORTED)
     versions = tuple(spans) or ((0, started_with),)
-    return Completion(ids, logprobs[: len(ids)], versions, stop, seconds)
+    return Completion(ids, logprobs[: len(ids)], versions, stop, seconds, queued_s)
 
 
 def prompt_logprobs(output, ids: np.ndarray) -> np.ndarray:

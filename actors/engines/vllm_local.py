@@ -10,6 +10,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from actors.engines import Completion, vllm_common
 
 @dataclass(slots=True)
 class _Waiting:
-    """A request under way: who waits for it, and when it came."""
+    """A request under way: who waits for it, when it came, and when it got a place in the batch."""
 
     future: asyncio.Future
     added: float
+    begun: float
     version: int
     ids: np.ndarray | None = None  # of a scoring request
 
@@ -80,6 +82,7 @@ class LocalEngine:
             ended = [(waiting.future, vllm_common.ABORTED) for waiting in self._waiting.values()]
             self._waiting.clear()
             self._names.clear()
+            self._queued.clear()
             self._answer(ended)
 
         await self._do(abort)
@@ -105,7 +108,8 @@ class LocalEngine:
 
     async def _request(self, ids: np.ndarray, parameters, room: int, scored: bool):
         prompt = self._requests.prompt(ids, self.version, room)
-        waiting = _Waiting(self._loop.create_future(), time.monotonic(), self.version, ids if scored else None)
+        now = time.monotonic()
+        waiting = _Waiting(self._loop.create_future(), now, now, self.version, ids if scored else None)
         self._count += 1
         name = str(self._count)
 
@@ -118,6 +122,7 @@ class LocalEngine:
             else:
                 self._names[name] = internal
                 self._waiting[internal] = waiting
+                self._queued.append(waiting)
 
         self._submit(add)
         return await waiting.future
@@ -132,6 +137,7 @@ class LocalEngine:
     def _run(self, model: Path, dtype: str, settings: EngineSettings, seed: int, ready: Future) -> None:
         self._closed = threading.Event()
         self._names: dict[str, str] = {}
+        self._queued: deque[_Waiting] = deque()
         try:
             vllm_common.prepare_process(settings, separate=False)
             from vllm import EngineArgs
@@ -165,18 +171,26 @@ class LocalEngine:
         return True
 
     def _step(self) -> None:
-        ended = []
-        for output in self._llm.step():
+        began, ended = time.monotonic(), []
+        outputs = self._llm.step()
+        self._note_begun(began)
+        for output in outputs:
             waiting = self._waiting.pop(self._names.pop(output.request_id, ""), None) if output.finished else None
             if waiting is None:
                 continue
             if waiting.ids is not None:
                 ended.append((waiting.future, vllm_common.prompt_logprobs(output, waiting.ids)))
             else:
-                seconds = time.monotonic() - waiting.added
-                ended.append((waiting.future, vllm_common.completion_of(output.outputs[0], waiting.version, seconds)))
+                times = time.monotonic() - waiting.added, waiting.begun - waiting.added
+                ended.append((waiting.future, vllm_common.completion_of(output, waiting.version, *times)))
         if ended:
             self._answer(ended)
+
+    def _note_begun(self, began: float) -> None:
+        """Of the requests that vLLM let into its batch in the step that began then: it does so in their order."""
+        _, left = self._llm.engine_core.engine_core.scheduler.get_request_counts()
+        while len(self._queued) > left:
+            self._queued.popleft().begun = began
 
     def _answer(self, ended: list[tuple[asyncio.Future, object]]) -> None:
         """Hands results to the event loop, all of one step in one wake-up."""

@@ -20,6 +20,7 @@ from actors.rollout_config import AttemptSettings
 from actors.weights import NodeFiles
 from learner.publish import perturbed, publish, scored_by
 from protocols.weights import TRIAL, Probe, WeightRef
+from redraft import parts
 from redraft.fleet import Fleet
 from redraft.models import MakeSettings, ModelSettings, prepare
 
@@ -30,7 +31,13 @@ HEAD = "model.embed_tokens.weight"
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     environment = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))), "OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment}, log_to_driver=False)
+    ray.init(
+        num_cpus=2,
+        resources={"actor": 1},
+        include_dashboard=False,
+        runtime_env={"env_vars": environment},
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 
@@ -115,3 +122,19 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
     assert fleet.members[0].report.version == 0
     ray.get(files.close.remote(), timeout=10)
     fleet.close(5.0)
+
+
+class Place:
+    def taken(self) -> bool:
+        return True
+
+
+def test_who_needs_a_resource_of_ray_waits_until_a_node_has_it_free():
+    place = ray.remote(Place).options(**parts.needs(ActorSettings(cpus=0, resources={"actor": 1})))
+    first, second = place.remote(), place.remote()
+    assert ray.get(first.taken.remote(), timeout=60)
+    waiting = second.taken.remote()
+    assert not ray.wait([waiting], timeout=0.5)[0]
+    ray.kill(first)
+    assert ray.get(waiting, timeout=60)
+    ray.kill(second)

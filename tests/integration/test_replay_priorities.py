@@ -231,7 +231,7 @@ def test_advantages_become_priorities_and_weights_reach_the_loss(house):
     with closing(Prefetch(house.client_of("learner"), choice)) as prefetch:
         for step in range(8):
             prefetch.start(step)
-            batch = prefetch.take().batch
+            batch = prefetch.take()
             weights = weights_of(batch.ids, priorities)
             check_batch(batch, prepare([made[group] for group in batch.ids], step, choice, weights.astype(np.float32)))
             house.client.commit(batch.ids, step + 1, batch.priorities)

@@ -4,7 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -12,8 +14,10 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from run_house import ENVIRONMENT, ROOT, Command, leftovers
+from watch_house import INTERVAL_S, NAME, Prometheus, listed, panel_queries, rules, wait_for
 
 from protocols import metrics
+from redraft.viewer.index import Index
 from replay.reader import SpoolReader
 
 RECIPE = {
@@ -38,6 +42,9 @@ RECIPE = {
 }
 
 
+STEPS = 200  # of the run whose actors come and go: it lasts until they have
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("work")
@@ -59,8 +66,14 @@ def test_a_run_trains_evaluates_and_leaves_a_folder_that_tells_all(folder):
     first = run.lines("tiny", "metrics.jsonl")[0]
     assert first["staleness_max"] == 0
     assert first["mismatch_max"] < 1e-3, "trainer and sampler agree on the log-probs of what was sampled"
-    assert {"report.html", "recipe.yaml", "run.json", "spool", "checkpoints"} <= {path.name for path in kept.iterdir()}
+    files = {"report.html", "recipe.yaml", "run.json", "spool", "checkpoints", "tensorboard"}
+    assert files <= {path.name for path in kept.iterdir()}
     assert (kept / "checkpoints" / "step-000004" / "model" / "model.safetensors").exists()
+    said = Index(kept)
+    assert {entry.step for entry in said.find(label="training")} == {1, 2, 3, 4}
+    for label in ("before", "after"):
+        assert len(said.find(label=label)) == RECIPE["evaluation"]["n"]
+    assert all(entry.head["task"].startswith("signs/") and entry.head["size"] == 5 for entry in said.find())
     assert not leftovers()
     assert "Traceback" not in output and "Warning" not in output, output
 
@@ -85,34 +98,121 @@ def test_a_checkpoint_can_be_evaluated_later(folder):
     output = command.wait(120)
     assert command.process.returncode == 0, output[-3000:]
     assert command.lines("tiny", "evaluations.jsonl")[-1]["n"] == 10
+    assert len(Index(folder / "runs" / "tiny").find(label="eval")) == 10
 
 
-def check_metrics(folder: Path, name: str) -> None:
-    """`redraft status` names every process's metrics port; each of them serves metrics of ours and no unknown ones."""
-    command = [sys.executable, "-m", "redraft", "status", name, "--json"]
-    answer = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, env=ENVIRONMENT)
-    status = json.loads(answer.stdout)
-    ports = status["metrics_ports"] | {actor["name"]: actor["metrics_port"] for actor in status["actors"]}
-    assert {"controller", "replay-0", "learner-0", "actor-0", "actor-1"} == set(ports)
+def redraft(folder: Path, *arguments: str) -> str:
+    """What a command beside the run prints."""
+    command = [sys.executable, "-m", "redraft", *arguments]
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    assert answer.returncode == 0, answer
+    return answer.stdout
+
+
+MAY_BE_EMPTY = {
+    "actors: Teacher": "this recipe has no teacher",
+    "actors: Teacher failures a second": "this recipe has no teacher",
+    "replay: Messages refused a second": "nobody sent what is refused",
+}
+
+
+@pytest.fixture(scope="module")
+def watched(folder):
+    """A run of two actors that trains, and goes on until it is told to stop; a Prometheus that watches it; its /sd."""
+    run = Command(folder, "train", "tiny.yaml", "steps=2000", "actors.count=2", "--run", "watched")
+    run.until(lambda: len(run.steps("watched")) >= 2, 180)
+    sd = json.loads((folder / "runs" / "watched" / "run.json").read_text())["sd"]
+    with Prometheus(folder, sd) as prometheus:
+        yield run, prometheus, sd
+    if run.process.poll() is None:
+        run.process.send_signal(signal.SIGINT)
+        run.wait(120)
+
+
+def test_every_process_of_a_run_is_found_and_serves_metrics_of_ours(watched):
+    run, prometheus, sd = watched
+    processes = {"controller", "replay-0", "learner-0", "actor-0", "actor-1"}
+    found = wait_for(lambda: (up := prometheus.healthy()) == listed(sd) and up, 60)
+    assert {name for name in found if not name.startswith("ray-")} == processes
     known = {
         metric.name.removesuffix("_total") for metric in vars(metrics).values() if isinstance(metric, metrics.Metric)
     }
-    for part, port in ports.items():
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+    for name in processes:
+        with urllib.request.urlopen(f"http://{found[name]}/metrics", timeout=10) as page:
             families = {family.name for family in text_string_to_metric_families(page.read().decode())}
         ours = {family for family in families if family.startswith("redraft_")}
-        assert ours and ours <= known, f"{part}: {ours - known}"
+        assert ours and ours <= known, f"{name}: {ours - known}"
+    assert sd in redraft(run.folder, "status", "watched")
 
 
-def test_an_actor_that_is_killed_is_replaced_and_the_run_ends_well(folder):
-    run = Command(folder, "train", "tiny.yaml", "steps=120", "actors.count=2", "--run", "killed")
-    run.until(lambda: len(run.steps("killed")) >= 2, 180)
-    check_metrics(folder, "killed")
+def test_every_panel_has_data_and_every_rule_can_be_asked(watched):
+    run, prometheus, _ = watched
+    panels = panel_queries("watched")
+    assert MAY_BE_EMPTY.keys() <= panels.keys() and len(panels) > 50
+
+    def empty() -> list[str]:
+        return [title for title, asked in panels.items() if any(not prometheus.query(query) for query in asked)]
+
+    steps = len(run.steps("watched"))
+    run.until(lambda: set(empty()) <= MAY_BE_EMPTY.keys() or len(run.steps("watched")) > steps + 100, 240)
+    assert set(empty()) == MAY_BE_EMPTY.keys()
+    for rule in rules():
+        found = prometheus.query(rule["expr"])
+        assert found or "alert" in rule, rule
+        for name in NAME.findall(rule["expr"]):
+            assert prometheus.query(name), f"{name} of {rule} has no data"
+
+
+def test_the_states_of_the_learner_and_of_the_actors_add_up_to_their_time(watched):
+    _, prometheus, _ = watched
+    for name in ("learner_state", "actor_state"):
+        query = f'sum by (name) (rate(redraft_{name}_seconds_total{{run="watched"}}[10s]))'
+        shares = {found["metric"]["name"]: float(found["value"][1]) for found in prometheus.query(query)}
+        print(f"{name}: seconds counted a second: {shares}")
+        assert shares and all(0.7 < share < 1.3 for share in shares.values()), shares
+
+
+def test_an_actor_that_is_killed_is_replaced_and_scraped_again_and_the_run_goes_on(watched):
+    run, prometheus, sd = watched
+    before = listed(sd)
     run.part("ray::ActorPart").send_signal(signal.SIGKILL)
+    wait_for(lambda: listed(sd).keys() < before.keys(), 30)
+    after = wait_for(lambda: (now := listed(sd)).keys() == before.keys() and now, 60)
+    (replaced,) = (name for name in before if before[name] != after[name])
+    began = time.monotonic()
+    wait_for(lambda: prometheus.healthy().get(replaced) == after[replaced], 30)
+    print(f"{replaced} was scraped again {time.monotonic() - began:.1f} s after it was listed")
+    assert time.monotonic() - began < 4 * INTERVAL_S, "the list is read and scraped each second, here by a busy machine"
+    log = run.folder / "runs" / "watched" / "logs" / "controller.log"
+    assert f"{replaced} replaced: its process died" in log.read_text()
+    steps = len(run.steps("watched"))
+    run.until(lambda: len(run.steps("watched")) >= steps + 10, 120)
+    run.process.send_signal(signal.SIGINT)
+    output = run.wait(120)
+    assert run.summary("watched")["state"] == "stopped", output[-3000:]
+    done = run.steps("watched")
+    assert done == list(range(1, len(done) + 1))
+
+
+def fleet(folder: Path, name: str) -> dict[str, int]:
+    """How many actors there are in which state."""
+    return Counter(actor["state"] for actor in json.loads(redraft(folder, "status", name, "--json"))["actors"])
+
+
+def test_actors_may_come_and_go_and_every_step_uses_whole_groups_once(folder):
+    run = Command(folder, "train", "tiny.yaml", f"steps={STEPS}", "actors.count=2", "actors.cpus=0.3", "--run", "crew")
+    run.until(lambda: len(run.steps("crew")) >= 2, 180)
+    assert "3 actors, 2 before" in redraft(folder, "scale", "crew", "3")
+    run.until(lambda: fleet(folder, "crew") == {"ready": 3}, 90)
+    redraft(folder, "scale", "crew", "1")
+    run.until(lambda: fleet(folder, "crew") == {"ready": 1}, 60)
     output = run.wait(240)
     assert run.process.returncode == 0, output[-3000:]
-    assert run.summary("killed")["state"] == "done" and run.steps("killed") == list(range(1, 121))
-    assert "replaced: its process died" in (folder / "runs" / "killed" / "logs" / "controller.log").read_text()
+    assert run.summary("crew")["state"] == "done" and run.steps("crew") == list(range(1, STEPS + 1))
+    assert all(line["groups"] == 16 and line["turns"] == 16 * 5 for line in run.lines("crew", "metrics.jsonl"))
+    kept = json.loads(redraft(folder, "replay", "stats", "crew", "--json"))
+    assert kept["trained_total"] == 16 * STEPS and not any(kept["dropped"].values()), kept
+    assert "all is whole" in redraft(folder, "replay", "verify", "crew")
 
 
 def test_ctrl_c_and_sigterm_stop_everything_and_resume_goes_on(folder):

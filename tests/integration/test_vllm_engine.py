@@ -5,10 +5,12 @@ import asyncio
 import numpy as np
 import pytest
 from blake3 import blake3
+from prometheus_client import REGISTRY
 
 from actors import engines, weights
 from actors.config import EngineSettings, EnvironmentSettings, SamplingSettings
 from learner.publish import bits_of
+from protocols import metrics
 from protocols.checksum import element_checksum
 from protocols.errors import WeightsError
 from protocols.turns import Stop
@@ -125,6 +127,33 @@ def test_what_was_published_is_accepted_and_what_was_damaged_is_refused(running,
     with pytest.raises(WeightsError, match="digest"):
         run(weights.apply(engine, ref, str(damaged), CLOSE))
     assert engine.version == 100, "damaged bytes never reach the engine"
+
+
+def test_requests_beyond_the_batch_are_told_how_long_they_queued(running):
+    engine, run = running
+    prompts = np.random.default_rng(1).integers(0, 40, (48, 16)).astype(np.int32)
+
+    async def three_batches():
+        return await asyncio.gather(*(engine.generate(ids, SamplingSettings(max_tokens=32)) for ids in prompts))
+
+    made = run(three_batches())
+    generated = np.median([each.seconds - each.queued_s for each in made])
+    queued = sorted(each.queued_s for each in made)
+    print(f"generating {generated:.3f} s; queued at once {queued[0]:.3f}, in the middle {queued[24]:.3f} s")
+    assert all(0 <= each.queued_s <= each.seconds for each in made)
+    assert sum(each > generated / 2 for each in queued) >= 16 and queued[0] < generated / 2
+
+
+def test_a_prompt_that_was_seen_is_found_in_the_prefix_cache_and_counted(running):
+    engine, run = running
+    prompt = np.random.default_rng(2).integers(0, 40, 100).astype(np.int32)
+    counts = []
+    for _ in range(2):
+        run(engine.generate(prompt, SamplingSettings(max_tokens=2)))
+        found = [REGISTRY.get_sample_value(metric.name) for metric in (metrics.PREFIX_QUERIES, metrics.PREFIX_HITS)]
+        counts.append(np.array(found))
+    queries, hits = counts[1] - counts[0]
+    assert queries == 100 and 64 <= hits < 100
 
 
 class KeepsOldHead:

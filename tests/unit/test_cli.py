@@ -37,10 +37,13 @@ def redraft(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         (["train", QUICKSTART, *COUNTDOWN, "curriculum={window: 9}"], ["curriculum", "level"]),
         (["train", QUICKSTART, "learner.credit={name: no.such:credit}"], ["learner.credit.name", "no.such:credit"]),
         (["train", QUICKSTART, "learner.objective={name: no.such:Loss}"], ["learner.objective.name", "no.such:Loss"]),
+        (["train", QUICKSTART, "tracking={wandb: {project: mine}}"], ["tracking.wandb", "pip install wandb"]),
         (["train", QUICKSTART, "--resume"], ["quickstart", "no run"]),
         (["eval", "nothing"], ["nothing", "no run"]),
         (["status", "nothing"], ["nothing", "no run"]),
         (["stop", "nothing"], ["nothing", "no run"]),
+        (["scale", "nothing", "2"], ["nothing", "no run"]),
+        (["scale", "nothing", "0"], ["N: 0", "1 or more"]),
     ],
     ids=lambda value: "-".join(value[-2:]) if isinstance(value, list) else None,
 )

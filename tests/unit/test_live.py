@@ -118,3 +118,12 @@ def test_a_sparkline_averages_what_it_cannot_show():
 
 def test_clock_times():
     assert [clock(5), clock(245), clock(3723)] == ["0:05", "4:05", "1:02:03"]
+
+
+def test_a_fleet_that_is_not_as_it_should_be_says_what_is_missing():
+    ready, leaving = {"name": "actor-0", "state": "ready"}, {"name": "actor-1", "state": "draining"}
+    waiting = [{"name": f"actor-{n}", "state": "waiting for resources"} for n in (2, 3, 4)]
+    text = "\n".join(drawn({"actors": [ready, leaving], "actors_target": 1}))
+    assert "1 of 1 ready, actor-1: draining" in text
+    text = line("quickstart", {"actors": [ready, *waiting], "actors_target": 4})
+    assert "1 of 4 ready, actor-2: waiting for resources, actor-3: waiting for resources and 1 more" in text

@@ -1,0 +1,235 @@
+"""What `benchmarks.scale` puts in the place of models: hosts of many actors, a learner that only claims, and a
+controller that counts."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from actors.actor import Actor, Report, Spec
+from actors.rollouts import Stage
+from protocols.errors import RedraftError
+from protocols.turns import TOKENS, Role
+from protocols.weights import Probe, WeightRef
+from redraft import logs, parts
+from redraft.controller import Controller
+from redraft.recipe import Recipe
+from redraft.run import Run
+from replay.client import Client
+
+log = logging.getLogger("redraft.scale")
+HOSTS = 2
+PROMPT = np.arange(32, dtype=TOKENS) % 8
+CLAIM_S = 1.0
+PUBLISH_S = 5.0  # between two versions
+CHECKPOINT_STEPS = 16
+
+
+async def play(stage: Stage) -> None:
+    """A rollout: the turns of each episode one after another, each after the engine's latency and the environment's."""
+    environment_s = stage.settings.options["environment_s"]
+    for episode in range(stage.settings.episodes):
+        parent = -1
+        for index in range(stage.settings.turns):
+            completion = await stage.generate(PROMPT, Role.ATTEMPT)
+            await asyncio.sleep(environment_s)
+            parent = stage.group.turn(
+                Role.ATTEMPT,
+                parent,
+                PROMPT,
+                completion,
+                episode=episode,
+                index=index,
+                reward=float(index % 2),
+                environment_s=environment_s,
+                extra={"success": False},
+            )
+
+
+# Actors.
+
+
+class Host:
+    """A process with many actors on one event loop: each is an `actors.actor.Actor` with an engine and a producer."""
+
+    def __init__(self, folder: str, run: str, number: int, spec: Spec):
+        from transformers import AutoTokenizer
+
+        logs.to_file(Path(folder), run, f"host-{number}")
+        AutoTokenizer.from_pretrained = functools.cache(AutoTokenizer.from_pretrained)  # one for all actors here
+        self._spec, self._files, self._actors = spec, parts.files_here(spec.run_id), {}
+
+    async def apply(self, name: str, func, **named):
+        """What Ray's actor manager asks of an actor, for the one of that name."""
+        if name not in self._actors:
+            self._actors[name] = Actor(self._spec, name, self._files)
+        return await self._actors[name].apply(func, **named)
+
+    async def leave(self, name: str) -> None:
+        await self._actors.pop(name).close()
+
+
+class Seat:
+    """An actor in a host, as if it were a Ray actor of its own."""
+
+    def __init__(self, host, name: str):
+        self._actor_id = host._actor_id
+        self.apply, self.close = Method(host.apply, name), Method(host.leave, name)
+
+
+class Method:
+    def __init__(self, method, name: str):
+        self._method, self._name = method, name
+
+    def remote(self, **named):
+        return self._method.remote(self._name, **named)
+
+
+# The learner.
+
+
+class Consumer:
+    """In the place of the learner's rank 0: claims batches and commits them as it does, and trains nothing.
+
+    Its weights are a few bytes that take the way of weights every PUBLISH_S.
+    """
+
+    def __init__(self, run: Run, recipe: Recipe, shards: tuple, keys):
+        self._recipe, self._vocabulary = recipe, _vocabulary(run.model)
+        self._stopping = threading.Event()
+        self._busy_s = 0.0
+        self._clients = [Client(shards, "learner-0", keys) for _ in range(2)]
+
+    def address(self) -> tuple[str, int]:
+        return "", 0
+
+    def serves(self) -> tuple[str, int]:
+        return "127.0.0.1", 0  # no metrics
+
+    def held(self, limit: str) -> None:
+        """Its wait is told by `busy_s` alone."""
+
+    def setup(self, master: tuple[str, int], resume: bool) -> dict:
+        return {"step": 0, "life": 0, "cursor": {}}
+
+    def announce(self, controller) -> None:
+        self._publish(controller, 0)
+
+    def run(self, controller, until_step: int) -> dict:
+        """Until `stop`. The next batch is claimed while this one is committed."""
+        step, published = 0, time.monotonic()
+        with ThreadPoolExecutor(1) as pool:
+            claim = pool.submit(self._claim, step)
+            while not self._stopping.is_set():
+                groups = claim.result()
+                began = time.monotonic()
+                claim = pool.submit(self._claim, step + bool(groups))
+                if groups:
+                    step += 1
+                    self.commit([group.id for group in groups], step)
+                if began - published > PUBLISH_S:
+                    self._publish(controller, step)
+                    published = began
+                self._busy_s += time.monotonic() - began
+            claim.result()
+        return {"step": step, "reason": "stopped"}
+
+    def commit(self, groups: list[bytes], step: int) -> None:
+        self._clients[0].commit(groups, step)
+        if step % CHECKPOINT_STEPS == 0:
+            self._clients[0].checkpoint(step)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def grow(self, shards: tuple) -> None:
+        for client in self._clients:
+            client.grow(shards)
+
+    def busy_s(self) -> float:
+        """Seconds in which it did not wait for groups."""
+        return self._busy_s
+
+    def _claim(self, step: int) -> list:
+        learner = self._recipe.learner
+        return self._clients[1].claim(learner.batch_groups, step, learner.max_staleness, CLAIM_S).groups
+
+    def _publish(self, controller, step: int) -> None:
+        from blake3 import blake3
+
+        data = step.to_bytes(64, "little")
+        tokens = tuple(range(8))
+        logprobs = tuple(np.full(len(tokens) - 1, -np.log(self._vocabulary)).tolist())
+        blob = ray.put(np.frombuffer(data, np.uint8))
+        digest = blake3(data).hexdigest()
+        controller.announce.remote(WeightRef(step, digest, len(data), blob, Probe(tokens, logprobs), ""))
+
+
+def start_consumer(run: Run, recipe: Recipe, shards: tuple, keys, kind: type = Consumer) -> list:
+    """What `parts.start_ranks` does, for a consumer."""
+    part = ray.remote(kind).options(num_cpus=0, max_concurrency=8, runtime_env=parts.worker_environment(1))
+    return [part.remote(run, recipe, shards, keys)]
+
+
+def _vocabulary(model: str) -> int:
+    from transformers import AutoTokenizer
+
+    return len(AutoTokenizer.from_pretrained(model))
+
+
+# The controller.
+
+
+class CountingController(Controller):
+    """The controller with these parts in the place of actors with models and of the learner; it counts what passes."""
+
+    def __init__(self, run: Run, recipe: Recipe):
+        super().__init__(run, recipe, resume=False)
+        self._hosts: list = []
+        self._held_s: list[float] = []
+        parts.start_ranks, parts.actor_maker = start_consumer, self._seats
+
+    def _seats(self, run: Run, recipe: Recipe, keys):
+        spec = Spec(
+            run_id=run.id,
+            model=run.model,
+            dtype="float32",
+            seed=recipe.seed,
+            data=recipe.data,
+            environment=recipe.environment,
+            rollout=recipe.rollout,
+            sampling=recipe.sampling,
+            actors=recipe.actors,
+            keys=keys,
+        )
+        part = ray.remote(Host).options(num_cpus=0, max_concurrency=4000, runtime_env=parts.worker_environment(1))
+        self._hosts = [part.remote(str(run.folder), run.name, number, spec) for number in range(HOSTS)]
+        return lambda name: Seat(self._hosts[int(name.rpartition("-")[2]) % HOSTS], name)
+
+    def _take(self, number: int, report: Report) -> None:
+        if report.abandoned:
+            raise RedraftError(f"actor-{number} abandoned a group: {report.abandoned[0][2]}")
+        now = time.monotonic()
+        self._held_s += [now - self._book.live[group].since for group, *_ in report.closed if group in self._book.live]
+        super()._take(number, report)
+
+    def counts(self) -> dict:
+        """Rows that replay has stored, how long the leases were held that ended since the last call, the learner's
+        time."""
+        held_s, self._held_s = self._held_s, []
+        busy_s = ray.get(self._ranks[0].busy_s.remote())
+        return {"rows": self._client.stats()["stored"], "held_s": held_s, "busy_s": busy_s, "at": time.monotonic()}
+
+    def _close(self) -> None:
+        """The hosts end with Ray."""
+        self._stopping.set()
+        self._fleet = None
+        super()._close()

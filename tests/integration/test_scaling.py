@@ -1,0 +1,184 @@
+"""A fleet follows its size: who finds no room waits for it, who leaves gives to others what it cannot end in time.
+
+The controller, replay and the actors are those of a run, on a cluster that gets a second node. Engines are scripted,
+and the learner only claims and commits.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.scale_parts import Consumer, start_consumer
+from redraft import models, parts
+from redraft import run as runs
+from redraft.controller import Controller
+from redraft.launch import actor_name  # sets what Ray reads when it is imported
+from redraft.recipe import build
+from replay.verify import Damage, verify
+
+ROOT = Path(__file__).parents[2]
+START_S = 25.0
+RECIPE = {
+    "name": "scaled",
+    "steps": 1_000_000,
+    "start_s": START_S,
+    "model": {"dtype": "float32", "make": {"seed": 0}},
+    "environment": {"name": "signs"},
+    "rollout": {"name": "benchmarks.scale_parts:play", "turns": 3, "options": {"environment_s": 0.0}},
+    "sampling": {"max_tokens": 9},
+    "actors": {
+        "count": 1,
+        "episodes": 4,
+        "drain_s": 0.5,
+        "engine": {"name": "scripted", "first_token_s": 1.0, "max_length": 128},
+    },
+    "learner": {"batch_groups": 4, "max_staleness": 512, "row_tokens": 256, "credit": {"name": "raw"}},
+    "evaluation": {"n": 1, "independent": 1, "greedy": False},
+}
+
+
+class Noting(Consumer):
+    """Remembers which groups it used."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._used: list[bytes] = []
+
+    def commit(self, groups, step):
+        super().commit(groups, step)
+        self._used += groups
+
+    def used(self) -> list[bytes]:
+        return self._used
+
+
+class Watched(Controller):
+    """Remembers which plays ended, and which were taken from an actor that left."""
+
+    def __init__(self, run, recipe):
+        super().__init__(run, recipe, resume=False)
+        self._ended: set[tuple[bytes, int]] = set()
+        self._taken: set[tuple[bytes, int]] = set()
+        parts.start_ranks = functools.partial(start_consumer, kind=Noting)
+
+    def _take(self, number, report):
+        live = {(group, play.lease.number) for group, play in self._book.live.items()}
+        self._ended |= live & {(group, lease) for group, lease, _ in report.closed}
+        super()._take(number, report)
+
+    def _abandon(self, group, number, why, reason="abandoned"):
+        if reason == "drained":
+            self._taken.add((group, number))
+        super()._abandon(group, number, why, reason)
+
+    def plays(self) -> tuple[set, set]:
+        return self._ended, self._taken
+
+    def balance(self) -> tuple[list[bytes], dict, str]:
+        """The groups that were used, what replay holds, and where it listens. The actors must have ended."""
+        import ray
+
+        return ray.get(self._ranks[0].used.remote()), self._client.stats(), self._shards.endpoints[0].ingest
+
+    def _close(self):
+        """Closes actors only; the rest is looked at, and ends with Ray."""
+        self._stopping.set()
+        self._fleet.close(5.0)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray.cluster_utils import Cluster
+
+    ensure_token_if_auth_enabled()  # only `ray.init` without an address makes the user's token
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    path = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
+    ray.init(
+        address=made.address,
+        namespace="redraft",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture
+def controller(cluster, tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.chdir(tmp_path)
+    recipe = build(RECIPE)
+    model = models.prepare(recipe.model, recipe.environment, tmp_path, print)
+    run = replace(runs.create(recipe, str(model), None, resume=False), cluster=True)
+    return ray.remote(Watched).options(name=actor_name(run), num_cpus=0, max_concurrency=8).remote(run, recipe)
+
+
+def ask(controller, method: str, *arguments):
+    import ray
+
+    return ray.get(getattr(controller, method).remote(*arguments), timeout=30)
+
+
+def until(controller, condition, what: str, limit_s: float = 60.0) -> dict:
+    """Waits until the status is as it should be; returns it."""
+    deadline = time.monotonic() + limit_s
+    while not condition(status := ask(controller, "status")):
+        assert status["state"] != "failed" and time.monotonic() < deadline, f"{what}: {status}"
+        time.sleep(0.1)
+    return status
+
+
+def states(status: dict) -> dict[str, str]:
+    return {actor["name"]: actor["state"] for actor in status.get("actors", ())}
+
+
+@pytest.mark.prove
+def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, controller, tmp_path):
+    import ray
+
+    ended = controller.run.remote()
+    until(controller, lambda status: status["state"] == "training", "training")
+    assert ask(controller, "scale", 2) == 1
+    began = time.monotonic()
+    waiting = {"actor-0": "ready", "actor-1": "waiting for resources"}
+    until(controller, lambda status: states(status) == waiting, "no room for a second actor")
+    status = until(controller, lambda status: time.monotonic() - began > START_S + 1, "longer than a start may take")
+    assert states(status) == waiting and not any("replaced" in event for event in status["events"])
+    closed = len(ask(controller, "plays")[0])
+    assert closed > 4, "the run goes on meanwhile"
+
+    cluster.add_node(num_cpus=1, include_dashboard=False)
+    until(controller, lambda status: states(status) == dict.fromkeys(waiting, "ready"), "the node's actor")
+    until(controller, lambda status: all(actor["playing"] for actor in status["actors"]), "both play")
+    assert ask(controller, "scale", 1) == 2
+    status = until(controller, lambda status: len(states(status)) == 1, "one actor")
+    assert status["actors_target"] == 1
+
+    def given_again() -> bool:
+        plays, taken = ask(controller, "plays")
+        again = {(group, number + 1) for group, number in taken}
+        return bool(taken) and again <= plays and not taken & plays
+
+    until(controller, lambda status: given_again(), "what was taken from the actor is played by the other")
+    ask(controller, "stop")
+    assert ray.get(ended, timeout=60)["state"] == "stopped"
+    used, held, ingest = ask(controller, "balance")
+    plays, taken = ask(controller, "plays")
+    print(f"{len(plays)} plays ended, {len(taken)} taken back, {len(used)} groups used")
+    groups = {group for group, _ in plays}
+    assert len(groups) == len(plays) and len(used) == len(set(used)), "none is played to its end, or used, twice"
+    assert set(used) <= groups and len(groups - set(used)) <= held["ready"] + held["claimed"]
+    assert ingest.startswith("tcp://"), "a node that joins can reach replay"
+    assert not [found for found in verify(tmp_path / "runs/scaled/spool/0") if isinstance(found, Damage)]
