@@ -1,13 +1,15 @@
-"""The newest turns of a run as text, from the record in its folder (RUN/turns), while it is written."""
+"""The newest turns of a run as text, from the record in its folder, while it is written."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TAIL_BYTES = 1 << 20  # of the newest file, that are looked at
+from redraft.run import Run
+from redraft.viewer.index import Index
+from redraft.viewer.words import Words
+
 GROUPS = 6
 TURNS = 12  # of a group
 LONGEST = 600  # characters of one text
@@ -26,77 +28,39 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`step` and `version` are None where the record does not say them."""
+    """`version` is the one that the step published."""
 
-    step: int | None
-    version: int | None
+    step: int
+    version: int
     task: str
     turns: tuple[Told, ...]
 
 
 class NewestTurns:
-    """Reads the end of the newest file when it has changed. What is missing, half written or of another form is left
-    out; without a tokenizer in the model's folder, texts are token ids."""
+    """Reads what the record has gained since the last look."""
 
-    def __init__(self, run_dir: Path, model: Path):
-        self._folder, self._model = run_dir / "turns", model
-        self._spell: Callable[[Sequence[int]], str] | None = None
-        self._seen: tuple = ()
+    def __init__(self, run: Run):
+        self._index, self._words = Index(run.folder), Words([Path(run.model)])
+        self._seen: list[str] = []
         self._groups: list[Group] = []
 
     def read(self) -> list[Group]:
-        """The newest groups, the newest first."""
-        try:
-            newest = max(self._folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
-            if newest is None:
-                return []
-            stat = newest.stat()
-            if self._seen != (newest, stat.st_size, stat.st_mtime_ns):
-                lines = _tail(newest, stat.st_size)
-                self._groups = list(self._told(reversed(lines)))
-                self._seen = (newest, stat.st_size, stat.st_mtime_ns)
-        except OSError:  # the oldest files go while we look
-            pass
+        """The newest groups, the newest first; none where there is no record."""
+        newest = [entry.key for entry in self._index.entries()[:GROUPS]]
+        if newest != self._seen:
+            lines = [self._index.group(key) for key in newest]
+            self._groups = [self._group(line) for line in lines if line is not None]
+            self._seen = newest
         return self._groups
 
-    def _told(self, lines: Iterator[bytes]) -> Iterator[Group]:
-        self._spell = self._spell or _spelling(self._model / "tokenizer.json")
-        found = 0
-        for line in lines:
-            try:
-                group = json.loads(line)
-                turns = tuple(self._turn(turn) for turn in group["turns"][:TURNS])
-                yield Group(group.get("step"), group.get("version"), str(group.get("task", "")), turns)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
-            found += 1
-            if found == GROUPS:
-                return
+    def _group(self, line: dict) -> Group:
+        turns = tuple(self._turn(turn) for turn in line["turns"][:TURNS])
+        return Group(line["step"], line["version"], line["task"], turns)
 
     def _turn(self, turn: dict) -> Told:
-        said, text = (_short(self._spell(turn.get(key) or [])) for key in ("prompt", "response"))
-        return Told(str(turn.get("role", "turn")), int(turn.get("index", 0)), said, text, turn.get("reward"))
+        said, text = self._spelled(turn["prompt"]), self._spelled(turn["response"])
+        return Told(turn["role"], turn["index"], said, text, turn["reward"])
 
-
-def _tail(path: Path, size: int) -> list[bytes]:
-    """The whole lines at the end of a file."""
-    with open(path, "rb") as file:
-        file.seek(max(0, size - TAIL_BYTES))
-        lines = file.read(TAIL_BYTES).split(b"\n")
-    return lines[:-1] if size <= TAIL_BYTES else lines[1:-1]
-
-
-def _spelling(file: Path) -> Callable[[Sequence[int]], str]:
-    """How this tokenizer spells ids; it loads in milliseconds, without transformers."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception:  # the library raises no kind of its own, also for a file that is missing
-        return lambda ids: " ".join(map(str, ids))
-    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
-
-
-def _short(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= LONGEST else text[: LONGEST // 2] + " ... " + text[-LONGEST // 2 :]
+    def _spelled(self, ids: Sequence[int]) -> str:
+        text = "".join(word for word in self._words.spell(ids) if word is not None).strip()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

@@ -83,8 +83,6 @@ class Remote:
 
 def answer(run: str) -> None:
     """The child: answers each line of stdin with a line of JSON, until stdin ends."""
-    import ray
-
     from redraft import launch
 
     answers = os.fdopen(os.dup(1), "w")
@@ -98,10 +96,17 @@ def answer(run: str) -> None:
         except Exception as error:  # also what Ray raises when a cluster dies
             found = {"error": " ".join(str(error).split()) or repr(error)}
         if "error" in found or "summary" in (found["answer"] or {}):
-            with contextlib.suppress(Exception):  # the next answer may come from another cluster
-                ray.shutdown()
+            _disconnect()
         answers.write(json.dumps(found, default=str) + "\n")
         answers.flush()
+
+
+def _disconnect() -> None:
+    """The next answer may come from another cluster."""
+    import ray  # only after redraft.launch, which sets a variable that Ray reads when it is imported
+
+    with contextlib.suppress(Exception):
+        ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Group as Rows
 from rich.table import Table
@@ -54,7 +53,7 @@ class Watcher:
     """Looks at a run. `look` and `stop` block, and belong into threads."""
 
     def __init__(self, run: Run):
-        self._remote, self._turns = Remote(str(run.folder)), NewestTurns(run.folder, Path(run.model))
+        self._remote, self._turns = Remote(str(run.folder)), NewestTurns(run)
 
     def look(self) -> Look:
         turns = self._turns.read()
@@ -141,14 +140,13 @@ def turns_text(groups: Sequence[Group]) -> Text:
     text = Text()
     for group in groups:
         text.append(group.task, "bold cyan")
-        for label, number in (("step", group.step), ("version", group.version)):
-            text.append("" if number is None else f"  {label} {number}", "cyan")
-        text.append("\n")
+        text.append(f"  step {group.step}  version {group.version}\n", "cyan")
         for turn in group.turns:
             text.append(f"{turn.role} {turn.index + 1}".ljust(14), "dim")
             reward = "" if turn.reward is None else f"{turn.reward:.2f}"
             text.append(reward.rjust(5) + "  ", "green" if (turn.reward or 0) > 0 else "red")
-            text.append(" ".join(turn.said.split()) + "  ", "dim")
+            said = " ".join(turn.said.split())
+            text.append(f"{said}  " if said else "", "dim")
             text.append(turn.text + "\n")
     return text
 
@@ -172,6 +170,7 @@ class Dialog(ModalScreen[bool]):
 class Top(App[None]):
     """The view. `watcher` is asked in a thread until the view is left."""
 
+    TITLE = "redraft top"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS = [
         ("q", "leave", "Leave"),
@@ -214,26 +213,31 @@ class Top(App[None]):
         self._status: dict = {}
 
     def compose(self) -> ComposeResult:
+        # Kept: a look may still come while the view closes, when they can no longer be found on the screen.
+        self._headline = Static(Text(f"{self._run.name}  connecting", "bold"), id="title")
+        self._mark = Static("paused", id="paused")
+        self._progress = Static(id="progress")
+        self._parts = DataTable(id="parts", cursor_type="row", zebra_stripes=True)
+        self._texts = {name: Static() for name in ("now", "newest turns", "events")}
         with Horizontal(id="top"):
-            yield Static(Text(f"{self._run.name}  connecting", "bold"), id="title")
-            yield Static("paused", id="paused")
-        yield Static(id="progress")
-        yield DataTable(id="parts", cursor_type="row", zebra_stripes=True)
-        yield self._panel("now")
+            yield self._headline
+            yield self._mark
+        yield self._progress
+        yield self._parts
+        yield self._panel("now", "now")
         with Horizontal(id="below"):
-            yield self._panel("turns")
-            yield self._panel("events")
+            yield self._panel("turns", "newest turns")
+            yield self._panel("events", "events")
         yield Footer()
 
-    def _panel(self, name: str) -> VerticalScroll:
-        panel = VerticalScroll(Static(id=f"{name}-text"), id=name)
-        panel.border_title = {"turns": "newest turns"}.get(name, name)
+    def _panel(self, name: str, title: str) -> VerticalScroll:
+        panel = VerticalScroll(self._texts[title], id=name)
+        panel.border_title = title
         return panel
 
     def on_mount(self) -> None:
-        parts_table = self.query_one(DataTable)
-        parts_table.border_title = "parts"
-        parts_table.add_columns("part", "state", "version", "doing", "node")
+        self._parts.border_title = "parts"
+        self._parts.add_columns("part", "state", "version", "doing", "node")
         self._watch()
 
     def on_unmount(self) -> None:
@@ -260,7 +264,8 @@ class Top(App[None]):
             self._ended(look.status["summary"])
         else:
             self._going_on(look.status)
-        self._text("turns", turns_text(look.turns) if look.turns else Text("none recorded yet", "dim"))
+        turns = turns_text(look.turns) if look.turns else Text("none recorded yet", "dim")
+        self._texts["newest turns"].update(turns)
 
     def _going_on(self, status: dict) -> None:
         self._status, self._reached = status, time.strftime("%H:%M:%S")
@@ -270,23 +275,23 @@ class Top(App[None]):
         bar.add_column(style="dim")
         bar.add_column(ratio=1)
         bar.add_row(*live.progress(status, self._pace.left_s(status)))
-        self.query_one("#progress", Static).update(bar)
+        self._progress.update(bar)
         self._fill(parts(status))
-        self._text("now", now(status))
-        self._text("events", Text("\n".join(reversed(status.get("events") or [])), "yellow"))
+        self._texts["now"].update(now(status))
+        self._texts["events"].update(Text("\n".join(reversed(status.get("events") or [])), "yellow"))
 
     def _ended(self, summary: dict) -> None:
         """How the run ended, and its results."""
         state, steps, seconds = (summary.get(key) for key in ("state", "steps", "seconds"))
         self._status = {"state": state}
         self._title(Text(f"ended after {steps} steps, {live.clock(seconds or 0)}"))
-        self.query_one("#progress", Static).update("")
+        self._progress.update("")
         self._fill([])
         shown = [Text(summary["error"], "red")] if summary.get("error") else []
         if summary.get("before") or summary.get("after"):
-            width = self.query_one("#now").size.width
+            width = self._texts["now"].size.width
             shown.append(table(summary.get("before"), summary.get("after"), self._feedback(), width))
-        self._text("now", Rows(*shown))
+        self._texts["now"].update(Rows(*shown))
 
     def _feedback(self) -> str:
         recipe = records.mapping(records.text(self._run.folder / "recipe.yaml"))
@@ -294,22 +299,18 @@ class Top(App[None]):
 
     def _title(self, text: Text) -> None:
         title = live.title(self._run.name, self._status) if self._status else Text(self._run.name, "bold")
-        self.query_one("#title", Static).update(Text.assemble(title, "  ", text))
-
-    def _text(self, panel: str, content) -> None:
-        self.query_one(f"#{panel}-text", Static).update(content)
+        self._headline.update(Text.assemble(title, "  ", text))
 
     def _fill(self, rows: Sequence[Part]) -> None:
         """The table of parts; where the cursor is stays."""
-        parts_table = self.query_one(DataTable)
-        parts_table.display = bool(rows)
-        row = parts_table.cursor_row
-        parts_table.clear()
+        self._parts.display = bool(rows)
+        row = self._parts.cursor_row
+        self._parts.clear()
         for part in rows:
             state = Text(part.state, "green") if part.ready else Text(f"! {part.state}", "bold yellow")
             version = "" if part.version is None else str(part.version)
-            parts_table.add_row(part.name, state, version, part.doing, part.node)
-        parts_table.move_cursor(row=row)
+            self._parts.add_row(part.name, state, version, part.doing, part.node)
+        self._parts.move_cursor(row=row)
 
     # Keys.
 
@@ -321,7 +322,7 @@ class Top(App[None]):
 
     def action_pause(self) -> None:
         self._paused = not self._paused
-        self.query_one("#paused").display = self._paused
+        self._mark.display = self._paused
 
     def action_stop(self) -> None:
         question = f"Stop {self._run.name}? It finishes its step, writes a checkpoint and ends."

@@ -17,6 +17,7 @@ from run_house import ENVIRONMENT, ROOT, Command, leftovers
 from watch_house import INTERVAL_S, NAME, Prometheus, listed, panel_queries, rules, wait_for
 
 from protocols import metrics
+from redraft.remote import Remote
 from redraft.viewer.index import Index
 from replay.reader import SpoolReader
 
@@ -143,6 +144,17 @@ def test_every_process_of_a_run_is_found_and_serves_metrics_of_ours(watched):
         ours = {family for family in families if family.startswith("redraft_")}
         assert ours and ours <= known, f"{name}: {ours - known}"
     assert sd in redraft(run.folder, "status", "watched")
+
+
+def test_a_view_that_stays_open_is_answered_again_and_again(watched):
+    run, _, _ = watched
+    remote = Remote(str(run.folder / "runs" / "watched"))
+    try:
+        first = remote.status()
+        later = wait_for(lambda: (found := remote.status())["step"] > first["step"] and found, 60)
+        assert later["run"] == "watched" and len(later["actors"]) == 2
+    finally:
+        remote.close()
 
 
 def test_every_panel_has_data_and_every_rule_can_be_asked(watched):

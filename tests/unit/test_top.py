@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from textual.app import App
 from textual.widgets import DataTable
 from tokenizers import Tokenizer, decoders, models
 
 from actors.actor import Report
+from learner import transcript
+from learner.config import RecordSettings
+from learner.record import Record
+from protocols.turns import LOGPROBS, TOKENS, Role, Turn
 from redraft import recipe as recipes
+from redraft import top
 from redraft.fleet import Member
 from redraft.newest_turns import NewestTurns
 from redraft.run import Run
@@ -43,10 +48,6 @@ STEP = {
     "wait_reason": "groups",
     "seconds": {"wait": 1.2},
 }
-TURNS = [
-    {"role": "attempt", "index": 0, "prompt": "7128>12\n", "response": "7+1-2-8\n", "reward": 0.0},
-    {"role": "attempt", "index": 1, "prompt": "?-14\n", "response": "7-1-2+8\n", "reward": 1.0},
-]
 
 
 @pytest.fixture
@@ -71,6 +72,11 @@ def status(run) -> dict:
     made.step_done(STEP)
     made.replaced(2, "its process died")
     return made.snapshot()
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    monkeypatch.setattr(top, "EVERY_S", 0.25)
 
 
 class Looks:
@@ -242,36 +248,39 @@ def test_panels_are_reached_with_tab_and_moved_in_with_arrows(run, status):
 
 
 def test_the_newest_turns_are_shown_as_text(run, status):
-    write_turns(run, 3)
     Path(run.model).mkdir()
     characters().save(f"{run.model}/tokenizer.json")
-    turns = NewestTurns(run.folder, Path(run.model)).read()
-    seen = watched(run, Look(status, turns=turns), size=(120, 40))
-    assert "signs/2  step 2  version 1" in seen
-    assert "attempt 2      1.00  ?-14  7-1-2+8" in seen
-
-
-def test_what_the_record_of_turns_lacks_is_left_out(run):
-    newest = NewestTurns(run.folder, Path(run.model))
+    newest = NewestTurns(run)
     assert newest.read() == []
-    [path] = write_turns(run, 2)
-    with open(path, "ab") as file:
-        file.write(b'{"step": 9}\n[1]\nnot json\n{"turns": [{"response": [1]}]}\n{"step": 10, "turns": [')
-    found = newest.read()
-    assert [(group.step, len(group.turns)) for group in found] == [(None, 1), (1, 2), (0, 2)]
-    assert found[0].turns[0].text == "1", "without a tokenizer the ids are shown"
-    path.unlink()
-    assert newest.read() == []
+    record = Record(run.folder, RecordSettings())
+    for step in (1, 2):
+        write_turns(record, step)
+        assert newest.read()[0].step == step
+    seen = watched(run, Look(status, turns=newest.read()), size=(120, 40))
+    assert "signs/1  step 1  version 1" in seen and seen.index("signs/2") < seen.index("signs/1")
+    assert "attempt 1      0.00  7128>12  7+1-2-8" in seen and "attempt 2      1.00  ?-14  7-1-2+8" in seen
 
 
-def write_turns(run: Run, groups: int) -> list[Path]:
-    tokenizer = characters()
-    (run.folder / "turns").mkdir()
-    path = run.folder / "turns" / "000000.jsonl"
-    ids = [turn | {key: tokenizer.encode(turn[key]).ids for key in ("prompt", "response")} for turn in TURNS]
-    lines = [{"step": n, "version": n - 1, "task": f"signs/{n}", "turns": ids} for n in range(groups)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return [path]
+def write_turns(record: Record, step: int) -> None:
+    ids = characters().encode
+    turns = [
+        Turn(
+            bytes(16),
+            1,
+            number,
+            number - 1,
+            np.array(ids(told).ids, TOKENS),
+            np.array(ids(said).ids, TOKENS),
+            np.zeros(len(said), LOGPROBS),
+            ((0, step),),
+            Role.ATTEMPT,
+            index=number,
+            reward=float(number),
+        )
+        for number, (told, said) in enumerate([("7128>12\n", "7+1-2-8\n"), ("?-14\n", "7-1-2+8\n")])
+    ]
+    head = {"group": "ab" * 16, "task": f"signs/{step}", "picked": "stride"} | transcript.head(turns)
+    record.write(step, step, [(head, [transcript.told(turn) for turn in turns])])
 
 
 def characters() -> Tokenizer:
