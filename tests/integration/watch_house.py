@@ -51,7 +51,17 @@ class Prometheus:
     def __enter__(self) -> Prometheus:
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        wait_for(self._ready, 60)
         return self
+
+    def _ready(self) -> bool:
+        """It answers; before that it refuses connections, or says that it is still starting."""
+        assert self._process.poll() is None, self._log.read_text()[-3000:]
+        try:
+            with urllib.request.urlopen(f"http://{self._at}/-/ready", timeout=10):
+                return True
+        except OSError:
+            return False
 
     def __exit__(self, *_) -> None:
         self._process.terminate()
@@ -70,15 +80,10 @@ class Prometheus:
         return self.ask("query", query=expression)["result"]
 
     def healthy(self) -> dict[str, str]:
-        """The names of the targets that were scraped well the last time, with their addresses; none before it is up."""
-        try:
-            targets = self.ask("targets")["activeTargets"]
-        except urllib.error.URLError:
-            assert self._process.poll() is None, self._log.read_text()[-3000:]
-            return {}
+        """The names of the targets that were scraped well the last time, with their addresses."""
         return {
             target["labels"]["name"]: target["discoveredLabels"]["__address__"]
-            for target in targets
+            for target in self.ask("targets")["activeTargets"]
             if target["health"] == "up"
         }
 
