@@ -47,6 +47,8 @@ class Spec:
     keys: ClientKeys | None
     version: int | None = None
     """Of the weights in `model`, where no learner will announce any: an evaluation."""
+    listen: str = metrics.LOOPBACK
+    """Where it serves its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class Actor:
 
         spec = self._spec
         base, number = spec.actors.metrics_port, int(self._name.rpartition("-")[2])
-        self._report.metrics_port = metrics.serve(base + number if base else 0, "actors.metrics_port")
+        self._report.metrics_port = metrics.serve(base + number if base else 0, "actors.metrics_port", spec.listen)
         metrics.ENGINE_MAX_RUNNING.set(spec.actors.engine.max_running)
         self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         self._renderer = Renderer(AutoTokenizer.from_pretrained(spec.model))

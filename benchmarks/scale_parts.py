@@ -111,7 +111,7 @@ class Consumer:
     def address(self) -> tuple[str, int]:
         return "", 0
 
-    def serves(self) -> tuple[str, int]:
+    def serves(self, listen: str) -> tuple[str, int]:
         return "127.0.0.1", 0  # no metrics
 
     def held(self, limit: str) -> None:

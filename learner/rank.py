@@ -168,10 +168,10 @@ class Rank:
         for client in self._clients:
             client.grow(shards)
 
-    def metrics_port(self) -> int:
-        """The port on which this process serves its metrics."""
+    def serve_metrics(self, listen: str) -> int:
+        """The port of `listen` on which this process serves its metrics."""
         if self._port is None:
-            self._port = metrics.serve(0, "learner")
+            self._port = metrics.serve(0, "learner", listen)
         return self._port
 
     # Orders ----------------------------------------------------------------------------------------------------------

@@ -118,10 +118,17 @@ WEIGHTS_REFUSED = Metric(
 )
 
 
-def serve(port: int, setting: str) -> int:
-    """Serves this process's metrics on `port` (0 = any free one); returns the port. Raises SettingError when taken."""
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"
+
+
+def serve(port: int, setting: str, listen: str) -> int:
+    """Serves this process's metrics on `port` (0 = any free one) of LOOPBACK or EVERYWHERE; returns the port.
+
+    Raises SettingError, naming `setting`, when the port is taken.
+    """
     try:
-        server, _ = start_http_server(port)
+        server, _ = start_http_server(port, listen)
     except OSError as error:
         raise SettingError(setting, f"port {port} cannot be used: {error.strerror}", "Choose another, or 0") from None
     return server.server_port

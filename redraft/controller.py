@@ -193,8 +193,9 @@ class Controller:
             self._wait(state, f"learner rank {number}", recipe.start_s)
         state = ray.get(states[0])
         self._status.started(state["step"])
+        listen = recipe.metrics.listen(self._run.cluster)
         for number, rank in enumerate(self._ranks):
-            where = self._wait(rank.serves.remote(), f"learner rank {number}", recipe.start_s)
+            where = self._wait(rank.serves.remote(listen), f"learner rank {number}", recipe.start_s)
             self._serving.append(("learner", f"learner-{number}", *where))
         self._trackers.start(state["step"])
         self._book = LeaseBook(

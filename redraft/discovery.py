@@ -15,19 +15,22 @@ from prometheus_client import MetricsHandler
 from pydantic import Field
 
 from protocols.errors import SettingError
+from protocols.metrics import EVERYWHERE, LOOPBACK
 from protocols.settings import Settings
-
-LOOPBACK = "127.0.0.1"
 
 
 class MetricsSettings(Settings):
-    """Where the controller serves its metrics and /sd."""
+    """Where the controller serves its metrics and /sd, and whether others reach those of all processes."""
 
     port: int = Field(0, ge=0, le=65535)
     """0 = any free one; `redraft status` and run.json say which."""
     host: str | None = None
     """The name of this node for a Prometheus elsewhere. None: 127.0.0.1, and closed to others, where the run has one
     node; in a cluster the node's own address."""
+
+    def listen(self, cluster: bool) -> str:
+        """Where the processes of a run listen: for all in a cluster, or where `host` has opened a single node."""
+        return EVERYWHERE if cluster or self.host not in (None, LOOPBACK) else LOOPBACK
 
 
 Process = tuple[str, str, str, int]
@@ -52,7 +55,7 @@ def serve(run: str, settings: MetricsSettings, address: str | None, others: Call
 
     host = settings.host or address or LOOPBACK
     try:
-        server = ThreadingHTTPServer((LOOPBACK if host == LOOPBACK else "", settings.port), _handler(targets))
+        server = ThreadingHTTPServer((settings.listen(bool(address)), settings.port), _handler(targets))
     except OSError as error:
         problem = f"port {settings.port} cannot be used: {error.strerror}"
         raise SettingError("metrics.port", problem, "Choose another, or 0") from None

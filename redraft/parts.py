@@ -48,13 +48,13 @@ def worker_environment(threads: int) -> dict:
 class ReplayPart:
     """The replay service in a process of its own. A restart binds the same endpoints and reads the same spool."""
 
-    def __init__(self, run: Run, shard: int, endpoints: Endpoints, settings: ReplaySettings):
+    def __init__(self, run: Run, shard: int, endpoints: Endpoints, settings: ReplaySettings, listen: str):
         from replay.service import Service
 
         logs.to_file(run.folder, run.name, f"replay-{shard}")
         self._service = Service(run.spool(shard), endpoints, settings, run.id, run.keys)
         self._service.start()
-        self._port = metrics.serve(0, "replay")
+        self._port = metrics.serve(0, "replay", listen)
         self._closing = False
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -92,9 +92,9 @@ class RankPart(Rank):
         logs.to_file(Path(folder), run, f"learner-{rank}")
         super().__init__(rank, *arguments, **named)
 
-    def serves(self) -> tuple[str, int]:
+    def serves(self, listen: str) -> tuple[str, int]:
         """Where it serves its metrics."""
-        return ray.util.get_node_ip_address(), self.metrics_port()
+        return ray.util.get_node_ip_address(), self.serve_metrics(listen)
 
     def address(self) -> tuple[str, int]:
         """This node and a free port, for the ranks to meet at."""
@@ -140,7 +140,7 @@ def start_replay(run: Run, recipe: Recipe, shard: int, where: Endpoints):
         scheduling_strategy=here(),
         runtime_env=worker_environment(1),
     )
-    return part.remote(run, shard, where, recipe.replay)
+    return part.remote(run, shard, where, recipe.replay, recipe.metrics.listen(run.cluster))
 
 
 class Files:
@@ -205,6 +205,7 @@ def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = 
         actors=recipe.actors,
         keys=keys,
         version=version,
+        listen=recipe.metrics.listen(run.cluster),
     )
     part = ray.remote(ActorPart)
 

@@ -129,7 +129,7 @@ def serve(
     if not run_id:
         raise SettingError("--run-id", "is empty", "Name the run whose turns are kept")
     with _stops() as heard:
-        port = None if metrics_port is None else metrics.serve(metrics_port, "--metrics-port")
+        port = None if metrics_port is None else metrics.serve(metrics_port, "--metrics-port", metrics.EVERYWHERE)
         service = Service(folder, endpoints, chosen, run_id, keys)
         with usable(folder):
             service.start()

@@ -44,7 +44,6 @@ RECIPE = {
 
 
 SCRAPED_AGAIN_S = 15  # a second to read the list, a second to scrape, the rest for a busy machine; not the usual minute
-STEPS = 200  # of the run whose actors come and go: it lasts until they have
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +105,7 @@ def test_a_checkpoint_can_be_evaluated_later(folder):
 def redraft(folder: Path, *arguments: str) -> str:
     """What a command beside the run prints."""
     command = [sys.executable, "-m", "redraft", *arguments]
-    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
     assert answer.returncode == 0, answer
     return answer.stdout
 
@@ -199,11 +198,30 @@ def test_an_actor_that_is_killed_is_replaced_and_scraped_again_and_the_run_goes_
     assert f"{replaced} replaced: its process died" in log.read_text()
     steps = len(run.steps("watched"))
     run.until(lambda: len(run.steps("watched")) >= steps + 10, 120)
-    run.process.send_signal(signal.SIGINT)
+
+
+def stopped(run: Command, name: str, number: signal.Signals) -> int:
+    """The steps of a run that a signal has stopped, and that left nothing behind."""
+    children = run.children()
+    run.process.send_signal(number)
     output = run.wait(120)
-    assert run.summary("watched")["state"] == "stopped", output[-3000:]
-    done = run.steps("watched")
-    assert done == list(range(1, len(done) + 1))
+    summary = run.summary(name)
+    assert summary["state"] == "stopped" and "--resume" in output, output[-3000:]
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, f"left behind: {alive}"
+    assert not leftovers()
+    assert run.steps(name) == list(range(1, summary["steps"] + 1)), "no step is lost, none is done twice"
+    return summary["steps"]
+
+
+def test_ctrl_c_and_sigterm_stop_everything_and_resume_goes_on(watched, folder):
+    run, _, _ = watched
+    steps = stopped(run, "watched", signal.SIGINT)
+    again = Command(folder, "train", "tiny.yaml", "steps=2000", "actors.count=2", "--run", "watched", "--resume")
+    again.until(lambda: len(again.steps("watched")) >= steps + 3, 180)
+    stopped(again, "watched", signal.SIGTERM)
+    versions = [line["version"] for line in again.lines("watched", "metrics.jsonl")]
+    assert versions == sorted(set(versions)) and versions[-1] > 1_000_000, "version numbers never repeat"
 
 
 def fleet(folder: Path, name: str) -> dict[str, int]:
@@ -211,74 +229,55 @@ def fleet(folder: Path, name: str) -> dict[str, int]:
     return Counter(actor["state"] for actor in json.loads(redraft(folder, "status", name, "--json"))["actors"])
 
 
-def test_actors_may_come_and_go_and_every_step_uses_whole_groups_once(folder):
-    run = Command(folder, "train", "tiny.yaml", f"steps={STEPS}", "actors.count=2", "actors.cpus=0.3", "--run", "crew")
+@pytest.fixture(scope="module")
+def crew(folder):
+    """A run of two actors, to be scaled; it goes on until something ends it."""
+    options = ("steps=2000", "actors.count=2", "actors.cpus=0.3", "replay.shards=2")
+    run = Command(folder, "train", "tiny.yaml", *options, "--run", "crew")
     run.until(lambda: len(run.steps("crew")) >= 2, 180)
+    yield run
+    if run.process.poll() is None:
+        run.process.send_signal(signal.SIGINT)
+        run.wait(120)
+
+
+def test_actors_may_come_and_go_while_the_run_goes_on(crew, folder):
     assert "3 actors, 2 before" in redraft(folder, "scale", "crew", "3")
-    run.until(lambda: fleet(folder, "crew") == {"ready": 3}, 90)
+    crew.until(lambda: fleet(folder, "crew") == {"ready": 3}, 90)
     redraft(folder, "scale", "crew", "1")
-    run.until(lambda: fleet(folder, "crew") == {"ready": 1}, 60)
-    output = run.wait(240)
-    assert run.process.returncode == 0, output[-3000:]
-    assert run.summary("crew")["state"] == "done" and run.steps("crew") == list(range(1, STEPS + 1))
-    assert all(line["groups"] == 16 and line["turns"] == 16 * 5 for line in run.lines("crew", "metrics.jsonl"))
-    kept = json.loads(redraft(folder, "replay", "stats", "crew", "--json"))
-    assert kept["trained_total"] == 16 * STEPS and not any(kept["dropped"].values()), kept
-    assert "all is whole" in redraft(folder, "replay", "verify", "crew")
+    crew.until(lambda: fleet(folder, "crew") == {"ready": 1}, 60)
+    steps = len(crew.steps("crew"))
+    crew.until(lambda: len(crew.steps("crew")) >= steps + 3, 60)
 
 
-def test_ctrl_c_and_sigterm_stop_everything_and_resume_goes_on(folder):
-    steps = 0
-    for number, arguments in ((signal.SIGINT, []), (signal.SIGTERM, ["--resume"])):
-        run = Command(folder, "train", "tiny.yaml", "steps=2000", "--run", "broken", *arguments)
-        run.until(lambda run=run, more=steps + 3: len(run.steps("broken")) >= more, 180)
-        children = run.children()
-        run.process.send_signal(number)
-        output = run.wait(120)
-        stopped = run.summary("broken")
-        assert stopped["state"] == "stopped" and "--resume" in output
-        _, alive = psutil.wait_procs(children, timeout=30)
-        assert not alive, f"left behind: {alive}"
-        assert not leftovers()
-        steps = stopped["steps"]
-        assert run.steps("broken") == list(range(1, steps + 1)), "no step is lost, none is done twice"
-    versions = [line["version"] for line in run.lines("broken", "metrics.jsonl")]
-    assert versions == sorted(set(versions)) and versions[-1] > 1_000_000, "version numbers never repeat"
+def test_replay_may_be_killed_and_may_grow_while_the_run_goes_on(crew, folder):
+    crew.part("ray::ReplayPart").send_signal(signal.SIGKILL)
+    assert "3 shards" in redraft(folder, "replay", "grow", "crew")
+    steps = len(crew.steps("crew"))
+    crew.until(lambda: len(crew.steps("crew")) >= steps + 10, 120)
 
 
-def test_replay_may_be_killed_and_may_grow_while_the_run_goes_on(folder):
-    run = Command(folder, "train", "tiny.yaml", "steps=60", "replay.shards=2", "--run", "forgetful")
-    run.until(lambda: len(run.steps("forgetful")) >= 2, 180)
-    run.part("ray::ReplayPart").send_signal(signal.SIGKILL)
-    grown = subprocess.run(
-        [sys.executable, "-m", "redraft", "replay", "grow", "forgetful"],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert grown.returncode == 0 and "3 shards" in grown.stdout, grown
-    output = run.wait(240)
-    assert run.process.returncode == 0, output[-3000:]
-    assert run.steps("forgetful") == list(range(1, 61))
-    kept = [len(list(SpoolReader(shard).marks())) for shard in sorted((folder / "runs/forgetful/spool").iterdir())]
-    print(f"groups that each shard kept until they were trained: {kept}")
-    assert len(kept) == 3 and all(kept)
+def test_a_learner_that_is_killed_ends_the_run_with_a_clear_word(crew):
+    crew.part("ray::RankPart").send_signal(signal.SIGKILL)
+    output = crew.wait(120)
+    assert crew.process.returncode != 0 and "learner" in output and "--resume" in output, output[-3000:]
 
 
-def test_a_learner_that_is_killed_ends_the_run_with_a_clear_word_and_resume_goes_on(folder):
-    run = Command(folder, "train", "tiny.yaml", "steps=200", "--run", "widowed")
-    run.until(lambda: len(run.steps("widowed")) >= 3, 180)
-    run.part("ray::RankPart").send_signal(signal.SIGKILL)
-    output = run.wait(120)
-    assert run.process.returncode != 0 and "learner" in output and "--resume" in output, output[-3000:]
-    done = max(run.steps("widowed"))
-    again = Command(folder, "train", "tiny.yaml", f"steps={done + 3}", "--run", "widowed", "--resume")
+def test_after_all_that_resume_goes_on_and_every_step_used_whole_groups_once(crew, folder):
+    steps = max(crew.steps("crew")) + 3
+    again = Command(folder, "train", "tiny.yaml", f"steps={steps}", "--run", "crew", "--resume")
     output = again.wait(240)
     assert again.process.returncode == 0, output[-3000:]
-    steps = again.steps("widowed")
-    assert steps[-1] == done + 3 and sorted(set(steps)) == list(range(1, done + 4))
+    assert again.summary("crew")["state"] == "done"
+    assert sorted(set(again.steps("crew"))) == list(range(1, steps + 1)) and again.steps("crew")[-1] == steps
+    assert all(line["groups"] == 16 and line["turns"] == 16 * 5 for line in again.lines("crew", "metrics.jsonl"))
+    kept = json.loads(redraft(folder, "replay", "stats", "crew", "--json"))
+    assert kept["trained_total"] == 16 * steps and not any(kept["dropped"].values()), kept
+    assert "all is whole" in redraft(folder, "replay", "verify", "crew")
+    spools = sorted((folder / "runs/crew/spool").iterdir())
+    trained = [len(list(SpoolReader(shard).marks())) for shard in spools]
+    print(f"{steps} steps; groups that each shard kept until they were trained: {trained}")
+    assert len(trained) == 3 and all(trained)
 
 
 def test_gsm8k_trains_with_two_actors_and_two_ranks_under_zero_3(folder, data_folder):

@@ -6,6 +6,7 @@ import urllib.request
 
 import pytest
 
+from protocols import metrics
 from protocols.errors import SettingError
 from redraft import discovery
 from redraft.discovery import MetricsSettings
@@ -48,6 +49,21 @@ def test_others_reach_a_cluster_by_its_nodes_and_a_single_node_by_its_name(host,
     assert url.startswith(f"http://{targets[0]}:")
     local = url.replace(targets[0], "127.0.0.1")
     assert [found["targets"][0].split(":")[0] for found in json.loads(fetched(local)[1])] == targets
+
+
+@pytest.mark.parametrize(
+    ("host", "cluster", "closed"),
+    [(None, False, True), ("127.0.0.1", False, True), (None, True, False), ("head", False, False)],
+)
+def test_metrics_of_a_single_node_are_closed_to_others_until_they_are_opened(host, cluster, closed):
+    listen = MetricsSettings(host=host).listen(cluster)
+    port = metrics.serve(0, "actors.metrics_port", listen)
+    another = ("127.0.0.2", port)  # an address of this machine that is not the one of LOOPBACK
+    if closed:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(another, timeout=10)
+    else:
+        socket.create_connection(another, timeout=10).close()
 
 
 def test_a_port_in_use_is_refused_by_the_name_of_its_setting():

@@ -118,10 +118,10 @@ def test_versions_never_repeat_over_lives_and_staleness_is_in_steps():
 
 def test_a_metrics_port_in_use_is_refused_by_the_name_of_its_setting():
     with socket.socket() as taken:
-        taken.bind(("", 0))
+        taken.bind((metrics.LOOPBACK, 0))
         taken.listen()
         with pytest.raises(SettingError, match=r"actors\.metrics_port: port \d+ cannot be used"):
-            metrics.serve(taken.getsockname()[1], "actors.metrics_port")
+            metrics.serve(taken.getsockname()[1], "actors.metrics_port", metrics.LOOPBACK)
 
 
 def test_the_checksum_sees_elements_and_not_their_layout():
