@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from dataclasses import dataclass, field
 
 from actors import engines, rollouts, weights
@@ -29,6 +30,7 @@ from replay.config import ClientKeys
 
 log = logging.getLogger("redraft.actor")
 ROOM_S = 120.0
+CAUSES = 1000  # of failures that are logged: an environment may word each of them differently
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class Actor:
             self._report.state, self._report.version = "ready", self._spec.version
 
     async def _build(self) -> None:
+        began = time.monotonic()
         from transformers import AutoTokenizer
 
         from actors import environments
@@ -164,6 +167,7 @@ class Actor:
         self._report.metrics_port = metrics.serve(base + number if base else 0, "actors.metrics_port", spec.listen)
         metrics.ENGINE_MAX_RUNNING.set(spec.actors.engine.max_running)
         self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
+        log.info("the engine is up, after %.1f s", time.monotonic() - began)
         self._renderer = Renderer(AutoTokenizer.from_pretrained(spec.model))
         self._environments = Environments(lambda: environments.make(spec.environment), spec.environment.time_limit_s)
         self._producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
@@ -327,7 +331,7 @@ class Actor:
 
     def _note(self, failure: EpisodeFailure) -> None:
         metrics.ENVIRONMENT_ERRORS.labels(kind=failure.kind).inc()
-        if str(failure) not in self._logged:
+        if str(failure) not in self._logged and len(self._logged) < CAUSES:
             self._logged.add(str(failure))
             log.warning("an episode ended (%s): %s; this cause is logged once, and counted", failure.kind, failure)
 

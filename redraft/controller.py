@@ -185,6 +185,8 @@ class Controller:
         self._ranks = parts.start_ranks(run, recipe, self._shards.endpoints, self._shards.keys)
         maker = parts.actor_maker(run, recipe, self._shards.keys)
         self._fleet = Fleet(maker, recipe.actors, recipe.start_s, self._lost)
+        for number in self._fleet.idle():
+            self._fleet.send(number, Orders())  # so that their engines start while the learner does
         self._shards.wait(recipe.start_s)
         self._client = Client(self._shards.endpoints, "controller", self._shards.keys)
         master = self._wait(self._ranks[0].address.remote(), "learner rank 0", recipe.start_s)

@@ -16,11 +16,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import ray
 from ray._private import state as ray_state
 from ray.exceptions import RayActorError
-from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
 from actors.actor import Orders, Report
 from actors.config import ActorSettings
@@ -78,8 +78,6 @@ class Fleet:
         on_lost: Callable[[int, str], None],
     ):
         self._make, self._settings, self._start_s, self._on_lost = make, settings, start_s, on_lost
-        # Two calls at most: an exchange and an evaluation, told apart by their tags.
-        self._manager = FaultTolerantActorManager(max_remote_requests_in_flight_per_actor=1)
         self.members: dict[int, Member] = {}
         self.target = 0
         self._made = 0
@@ -107,8 +105,7 @@ class Fleet:
         back = [number for number in self.members if number not in stay][: max(0, count - len(stay))]
         for number in back:
             self.members[number].draining = None
-        for _ in range(count - len(stay) - len(back)):
-            self._add()
+        self._add(max(0, count - len(stay) - len(back)))
         for number in sorted(stay, key=self._missed)[: max(0, len(stay) - count)]:
             self.members[number].draining = time.monotonic() + self._settings.drain_s
 
@@ -126,11 +123,22 @@ class Fleet:
             ray.kill(member.handle)
         log.info("%s is removed", member.name)
 
-    def _add(self) -> None:
-        number, now = self._made, time.monotonic()
-        self._made += 1
-        self.members[number] = Member(f"actor-{number}", self._make(f"actor-{number}"), now, now)
-        self._manager.add_actors([self.members[number].handle])  # it counts in the same way
+    def _add(self, count: int) -> None:
+        numbers, now = range(self._made, self._made + count), time.monotonic()
+        self._made += count
+        for number in numbers:
+            name = f"actor-{number}"
+            self.members[number] = Member(name, self._make(name), now, now)
+        for number in numbers:
+            self._manager.add_actors([self.members[number].handle])  # it counts in the same way
+
+    @cached_property
+    def _manager(self):
+        """Made when the first actors are: the import takes seconds, in which their processes start."""
+        from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+        # Two calls at most: an exchange and an evaluation, told apart by their tags.
+        return FaultTolerantActorManager(max_remote_requests_in_flight_per_actor=1)
 
     def _missed(self, number: int) -> tuple:
         """Sorts actors by what is lost when they go."""

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,10 +49,13 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     if recipe.steps:
         _check_learner(recipe)
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
-    _check_model(model, recipe)
     identity = None if resume or not recipe.replay.services else services.unused(recipe.replay)
-    run = runs.create(recipe, str(model), name, resume, again, identity)
+    pool = ThreadPoolExecutor(1)
+    fits = pool.submit(_check_model, model, recipe)  # it imports for seconds, in which Ray starts
+    pool.shutdown(wait=False)
     with ray_for(recipe) as address:
+        fits.result()
+        run = runs.create(recipe, str(model), name, resume, again, identity)
         run = replace(run, ray=address, cluster=bool(os.environ.get("RAY_ADDRESS")))
         run.save()
         summary = _watch(recipe, run, resume, console) if recipe.steps else _only_evaluate(recipe, run, console)

@@ -15,6 +15,7 @@ from redraft.run import Run
 log = logging.getLogger("redraft.controller")
 EVENTS = 50
 HISTORY = 200
+CAUSES = 1000  # of events that are told once each: groups may be abandoned for causes that are all worded differently
 MADE = ("generations", "attempts")
 
 
@@ -67,7 +68,7 @@ class Status:
 
     def event(self, text: str, once: str | None = None) -> None:
         """Something that a person should know, logged; with `once`, the first time for that cause only."""
-        if once is not None and once in self._said:
+        if once is not None and (once in self._said or len(self._said) >= CAUSES):
             return
         if once is not None:
             self._said.add(once)
