@@ -72,13 +72,30 @@ def pack(sequences: Sequence[TokenSequence], shares: Sequence[Shares], settings:
 
 
 def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """First-fit decreasing: which sequences share a row, fullest rows first. ValueError on one that fits none."""
+    """Which sequences share a row, fullest rows first. ValueError on one that fits none.
+
+    As many rows as first-fit decreasing needs, and these as even as it can fill them (MULTIFIT, Coffman, Garey and
+    Johnson 1978): a micro-batch is as wide as its fullest row, so that evenness saves padding.
+    """
+    if (longest := max(lengths, default=0)) > row_tokens:
+        raise ValueError(f"a sequence of {longest} tokens does not fit a row of {row_tokens}")
+    rows = _first_fit(lengths, row_tokens)
+    low, high = max(longest, -(-sum(lengths) // max(1, len(rows)))), row_tokens
+    while low < high:
+        middle = (low + high) // 2
+        shorter = _first_fit(lengths, middle)
+        if len(shorter) <= len(rows):
+            rows, high = shorter, middle
+        else:
+            low = middle + 1
+    return rows
+
+
+def _first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[int] = []
     for item in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
         length = lengths[item]
-        if length > row_tokens:
-            raise ValueError(f"a sequence of {length} tokens does not fit a row of {row_tokens}")
         place = next((row for row, left in enumerate(room) if left >= length), None)
         if place is None:
             rows.append([item])

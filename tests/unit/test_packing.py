@@ -123,6 +123,11 @@ def test_rows_hold_every_sequence_once_and_never_overflow(lengths):
     assert len(rows) <= max(1, 2 * -(-full // 32))
 
 
+def test_rows_are_filled_evenly_so_that_the_fullest_one_adds_little_padding():
+    rows = fill_rows([4] * 20, 32)
+    assert [len(row) for row in rows] == [7, 7, 6], "first-fit alone fills 8, 8, 4"
+
+
 def sequence(length: int) -> TokenSequence:
     weights = np.ones(length, np.float32)
     weights[0] = 0
