@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from protocols.errors import SettingError
 
+SLICE = 1 << 22  # logits that are float32 at once
 RESHAPES_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
@@ -47,12 +49,43 @@ class Policy(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _score(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NV = self.model.get_output_embeddings()(hidden_ND).float() / self.temperature
-        logprobs_NV = torch.log_softmax(logits_NV, -1)
-        chosen_N = logprobs_NV.gather(-1, targets_N[:, None]).squeeze(-1)
-        with torch.no_grad():
-            entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-        return chosen_N, entropy_N
+        return Chosen.apply(self.model.get_output_embeddings()(hidden_ND), targets_N, self.temperature)
+
+
+class Chosen(torch.autograd.Function):
+    """Log-probs of the targets and entropies, float32[N] each, from logits [N, V], of which nothing is copied whole.
+
+    Float32 exists of a few rows at a time; the gradient is written over the logits, so that a second backward pass
+    through them raises.
+    """
+
+    @staticmethod
+    def forward(ctx, logits_NV: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logprobs, entropies = [], []
+        for logits_nV, targets_n in _slices(logits_NV, targets_N):
+            logprobs_nV = torch.log_softmax(logits_nV.float() / temperature, -1)
+            logprobs.append(logprobs_nV.gather(-1, targets_n[:, None]).squeeze(-1))
+            entropies.append(-(logprobs_nV.exp().mul_(logprobs_nV)).sum(-1))
+        entropy_N = torch.cat(entropies)
+        ctx.save_for_backward(logits_NV, targets_N)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy_N)
+        return torch.cat(logprobs), entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_N: Tensor, _) -> tuple[Tensor, None, None]:
+        logits_NV, targets_N = ctx.saved_tensors
+        for logits_nV, targets_n, gradient_n in _slices(logits_NV, targets_N, gradient_N / ctx.temperature):
+            slope_nV = torch.softmax(logits_nV.float() / ctx.temperature, -1).mul_(-gradient_n[:, None])
+            logits_nV.copy_(slope_nV.scatter_add_(-1, targets_n[:, None], gradient_n[:, None]))
+        return logits_NV, None, None
+
+
+def _slices(logits_NV: Tensor, *others: Tensor):
+    """Views of a few rows of each at a time."""
+    rows = max(1, SLICE // logits_NV.shape[-1])
+    return zip(*(tensor.split(rows) for tensor in (logits_NV, *others)), strict=True)
 
 
 def load_model(path: str, dtype: torch.dtype, attention: str) -> nn.Module:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from learner import logprobs
 from learner.batches import prepare
 from learner.config import LearnerSettings
 from learner.logprobs import Policy
@@ -91,6 +92,20 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(attention):
                 )
     print(f"{attention}: packed and alone differ by at most {worst:.1e}")
     assert worst < 1e-4
+
+
+def test_logprobs_their_entropy_and_gradient_are_those_of_a_plain_log_softmax(monkeypatch):
+    monkeypatch.setattr(logprobs, "SLICE", 3 * VOCABULARY)  # three rows at a time, and a rest
+    torch.manual_seed(1)
+    logits, targets, shares = 3 * torch.randn(7, VOCABULARY), torch.randint(VOCABULARY, (7,)), torch.randn(7)
+    ours, plain = (logits.clone().requires_grad_() for _ in range(2))
+    chosen, entropy = logprobs.Chosen.apply(ours, targets, 0.7)
+    whole = (plain / 0.7).log_softmax(-1)
+    torch.testing.assert_close(chosen, whole[range(7), targets])
+    torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1))
+    (shares @ chosen).backward()
+    (shares @ whole[range(7), targets]).backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
 
 
 def test_chunked_logprobs_and_their_gradient_equal_the_whole_ones():
