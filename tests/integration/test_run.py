@@ -1,5 +1,6 @@
 """A run on the real parts: it ends well, survives what may die, stops when told, and goes on where it was."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -148,13 +149,10 @@ def test_every_process_of_a_run_is_found_and_serves_metrics_of_ours(watched):
 
 def test_a_view_that_stays_open_is_answered_again_and_again(watched):
     run, _, _ = watched
-    remote = Remote(str(run.folder / "runs" / "watched"))
-    try:
+    with contextlib.closing(Remote(str(run.folder / "runs" / "watched"))) as remote:
         first = remote.status()
         later = wait_for(lambda: (found := remote.status())["step"] > first["step"] and found, 60)
         assert later["run"] == "watched" and len(later["actors"]) == 2
-    finally:
-        remote.close()
 
 
 def test_every_panel_has_data_and_every_rule_can_be_asked(watched):
@@ -224,9 +222,9 @@ def test_ctrl_c_and_sigterm_stop_everything_and_resume_goes_on(watched, folder):
     assert versions == sorted(set(versions)) and versions[-1] > 1_000_000, "version numbers never repeat"
 
 
-def fleet(folder: Path, name: str) -> dict[str, int]:
+def fleet(remote: Remote) -> dict[str, int]:
     """How many actors there are in which state."""
-    return Counter(actor["state"] for actor in json.loads(redraft(folder, "status", name, "--json"))["actors"])
+    return Counter(actor["state"] for actor in remote.status()["actors"])
 
 
 @pytest.fixture(scope="module")
@@ -242,10 +240,11 @@ def crew(folder):
 
 
 def test_actors_may_come_and_go_while_the_run_goes_on(crew, folder):
-    assert "3 actors, 2 before" in redraft(folder, "scale", "crew", "3")
-    crew.until(lambda: fleet(folder, "crew") == {"ready": 3}, 90)
-    redraft(folder, "scale", "crew", "1")
-    crew.until(lambda: fleet(folder, "crew") == {"ready": 1}, 60)
+    with contextlib.closing(Remote(str(folder / "runs" / "crew"))) as remote:
+        assert "3 actors, 2 before" in redraft(folder, "scale", "crew", "3")
+        crew.until(lambda: fleet(remote) == {"ready": 3}, 90)
+        redraft(folder, "scale", "crew", "1")
+        crew.until(lambda: fleet(remote) == {"ready": 1}, 60)
     steps = len(crew.steps("crew"))
     crew.until(lambda: len(crew.steps("crew")) >= steps + 3, 60)
 
