@@ -85,6 +85,8 @@ class Report:
     weights_refused: bool = False
     pid: int = 0
     node: str = ""
+    node_id: str = ""
+    """Ray's."""
     address: str = ""
     """Of the node, for others."""
     metrics_port: int = 0
@@ -197,15 +199,20 @@ class Actor:
 
     async def _try(self, ref: WeightRef, tolerance: float) -> float:
         async with asyncio.timeout(self._spec.actors.silence_s):
-            path = await self._files.place.remote(ref, self._name)
-            self._look()
-            self._loading = True
+            files = await self._node_files()
             try:
+                path = await files.place.remote(ref, self._name)
+                self._look()
+                self._loading = True
                 return await weights.apply(self._engine, ref, path, tolerance)
             finally:
                 self._look()
                 self._loading = False
-                await self._files.done.remote(self._name)
+                await files.done.remote(self._name)
+
+    async def _node_files(self):
+        """The owner of this node's weight files."""
+        return self._files
 
     # Playing.
 
@@ -311,6 +318,7 @@ class Actor:
             weights_refused=report.weights_refused,
             pid=report.pid,
             node=report.node,
+            node_id=report.node_id,
             address=report.address,
             metrics_port=report.metrics_port,
         )

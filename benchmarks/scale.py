@@ -57,7 +57,12 @@ RECIPE = {
         "cpus": 0,
         "engine": {"name": "scripted", "first_token_s": 0.22, "token_s": 0.01, "max_length": 128},
     },
-    "learner": {"batch_groups": 16, "max_staleness": 512, "row_tokens": 256},  # admission holds nobody back
+    "learner": {  # admission holds nobody back
+        "batch_groups": 16,
+        "max_staleness": 512,
+        "row_tokens": 256,
+        "credit": {"name": "turnwise", "baseline": "batch"},
+    },
     "evaluation": {"n": 1, "independent": 1, "greedy": False},
 }
 PARTS = {

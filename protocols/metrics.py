@@ -10,7 +10,7 @@ from protocols.errors import SettingError
 
 disable_created_metrics()  # a series for each series, which nothing here asks for
 PREFIX = "redraft_"
-SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 180, 600, 1800)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 

@@ -60,6 +60,8 @@ from replay.client import Client
 
 log = logging.getLogger("redraft.controller")
 TICK_S = 0.05
+WAIT_S = 1.0  # between two looks while a part starts
+PHASES = {"before": ("evaluating", "before"), "after": ("ending", "evaluation of what was learned")}
 FACTS = ("label", "step", "version", "seconds")  # what a line of evaluations.jsonl says beside the figures
 GIVEN_UP = 10  # groups that could not be played, before the run stops
 FULL_SHARE = 0.9  # of replay.max_bytes: above it no new group is leased
@@ -239,6 +241,7 @@ class Controller:
         me = ray.get_runtime_context().current_actor
         for rank in [rank.announce.remote(me) for rank in self._ranks]:
             self._wait(rank, "learner", self._recipe.start_s)
+        self._fleet.begin()
         self._until(self._fleet_is_ready, "actors", "an engine with verified weights")
         before = self._before() or self._evaluation("before")
         if self._stopping.is_set():
@@ -263,7 +266,7 @@ class Controller:
         return True
 
     def _tick(self, leasing: bool) -> None:
-        self._files.look()
+        self._files.look(self._fleet)
         for number, report in self._fleet.receive():
             self._take(number, report)
         self._resize()
@@ -304,6 +307,7 @@ class Controller:
                 self._abandon(group, lease, "its actor left", "drained")
             if not member.evaluating and not self._book.of(number):
                 self._fleet.remove(number)
+                self._files.forget(member.name)
 
     def _abandon(self, group: bytes, number: int, why: str, reason: str = "abandoned") -> None:
         """Takes a lease back and has replay drop its rows. Raises RedraftError when groups fail again and again."""
@@ -397,10 +401,12 @@ class Controller:
             raise DeadlineError("the controller", culprit, self._recipe.start_s, f"{what} did not come; {hint}")
 
     def _wait(self, reference, culprit: str, limit_s: float):
-        try:
-            return ray.get(reference, timeout=limit_s)
-        except ray.exceptions.GetTimeoutError:
-            raise DeadlineError("the controller", culprit, limit_s, "it did not start; see logs/ in the run") from None
+        deadline = time.monotonic() + limit_s
+        while not ray.wait([reference], timeout=WAIT_S)[0]:
+            self._files.look(self._fleet)
+            if time.monotonic() > deadline:
+                raise DeadlineError("the controller", culprit, limit_s, "it did not start; see logs/ in the run")
+        return ray.get(reference)
 
     # Evaluation.
 
@@ -415,7 +421,7 @@ class Controller:
         None when the run is stopped meanwhile.
         """
         began = time.monotonic()
-        self._status.phase("evaluating", label)
+        self._status.phase(*PHASES[label])
         recipe = self._recipe
         passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
         exam = Exam(chosen(self._tests, recipe.evaluation.n), passes, self._fleet, self._status)

@@ -30,7 +30,7 @@ class MetricsSettings(Settings):
 
     def listen(self, cluster: bool) -> str:
         """Where the processes of a run listen: for all in a cluster, or where `host` has opened a single node."""
-        return EVERYWHERE if cluster or self.host not in (None, LOOPBACK) else LOOPBACK
+        return EVERYWHERE if cluster or self.host not in (None, LOOPBACK, "localhost") else LOOPBACK
 
 
 Process = tuple[str, str, str, int]

@@ -90,6 +90,16 @@ class Fleet:
         """Actors that may be given work."""
         return [number for number, member in self.members.items() if member.ready and member.draining is None]
 
+    def nodes(self) -> set[str]:
+        """Ray's ids of the nodes on which there are actors, or processes that become actors."""
+        places = (member.report.node_id or _place(member.handle).get("NodeID") for member in self.members.values())
+        return {node for node in places if node}
+
+    def begin(self) -> None:
+        """The time to start counts from now: before, nobody listened, or there were no weights to start with."""
+        for member in self.members.values():
+            member.began = member.heard = time.monotonic()
+
     @property
     def settled(self) -> bool:
         """There are as many actors as there should be, and all are ready."""
@@ -267,7 +277,7 @@ class Fleet:
     def _look_for_room(self, now: float) -> None:
         """Finds out who has no process, for want of resources: the time to start counts from when there is one."""
         for member in self.members.values():
-            member.waiting = not member.report.pid and not _has_process(member.handle)
+            member.waiting = not member.report.pid and not _place(member.handle)
             if member.waiting:
                 member.began = now
 
@@ -275,9 +285,10 @@ class Fleet:
         return self._manager._remote_actor_states[number].get_num_in_flight_requests(tag) > 0
 
 
-def _has_process(handle) -> bool:
-    """Whether Ray has found room for an actor. Its public API tells this only where a dashboard runs."""
-    return bool(ray_state.actors(handle._actor_id.hex()).get("Address", {}).get("Port"))
+def _place(handle) -> dict:
+    """Where Ray has found room for an actor; empty where it has not. Its public API tells only with a dashboard."""
+    where = ray_state.actors(handle._actor_id.hex()).get("Address", {})
+    return where if where.get("Port") else {}
 
 
 def _cause(error: Exception) -> str:

@@ -33,7 +33,6 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 log = logging.getLogger("redraft.launch")
 POLL_S = 0.5
-STOP_S = 120.0
 ANSWER_S = 10.0
 SAID = ("reflect_prompt", "retry_prompt", "fixed_reflection", "plan.ask", "plan.answer")  # texts of rollouts
 
@@ -166,7 +165,7 @@ def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
                 view.update(ray.get(controller.status.remote(), timeout=ANSWER_S))
                 return ray.get(ended)
             except KeyboardInterrupt:
-                return _interrupted(controller, ended, view)
+                return _interrupted(controller, ended, view, recipe.stop_s)
             except ray.exceptions.GetTimeoutError:
                 log.warning("the controller has not answered for %.0f s", ANSWER_S)
             except ray.exceptions.RayActorError as error:
@@ -193,17 +192,18 @@ def _only_evaluate(recipe: Recipe, run: Run, console: Console) -> dict:
     return summary
 
 
-def _interrupted(controller, ended, view: LiveView) -> dict:
+def _interrupted(controller, ended, view: LiveView, limit_s: float) -> dict:
     """Ctrl-C: stops the run kindly; another Ctrl-C, or the deadline, ends the wait, and Ray's end kills the rest."""
     import ray
 
-    until = time.monotonic() + STOP_S
+    until = time.monotonic() + limit_s
     try:
         ray.get(controller.stop.remote(), timeout=ANSWER_S)
         while not ray.wait([ended], timeout=POLL_S)[0]:
             view.update(ray.get(controller.status.remote(), timeout=ANSWER_S))
             if time.monotonic() > until:
-                raise RedraftError(f"the run did not stop within {STOP_S:.0f} s and was killed. Go on with --resume")
+                problem = f"the run did not stop within stop_s={limit_s:g} s and was killed"
+                raise RedraftError(f"{problem}. Go on with --resume")
         return ray.get(ended)
     except (KeyboardInterrupt, ray.exceptions.RayError) as error:
         raise RedraftError(f"the run was killed before it had stopped ({error!r}). Go on with --resume") from None
@@ -241,6 +241,9 @@ def _controller(run: Run):
             socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
             ray.init(address=run.ray, namespace="redraft", log_to_driver=False, logging_level=logging.CRITICAL)
         return ray.get_actor(actor_name(run))
+    except ray.exceptions.AuthenticationError:
+        cure = "set RAY_AUTH_TOKEN_PATH to the file of its cluster's token"
+        raise RedraftError(f"Ray at {run.ray} wants another token than this user's: {cure}") from None
     except (OSError, ValueError, RuntimeError):
         raise gone from None
 
@@ -376,14 +379,13 @@ def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console
 
     apart = replace(run, id=secrets.token_hex(16))
     status = Status(run, recipe)
-    files = parts.Files(apart)
-    maker = parts.actor_maker(apart, recipe, None, str(model), version)
+    actors = recipe.actors.model_copy(update={"metrics_port": 0})  # the run beside may have that port
+    maker = parts.actor_maker(apart, recipe.model_copy(update={"actors": actors}), None, str(model), version)
     fleet = Fleet(maker, recipe.actors, recipe.start_s, status.replaced)
     status.phase("evaluating", model.name)
 
     def serve(exam) -> None:
         while not exam.advance():
-            files.look()
             fleet.receive()
             for actor in fleet.idle():
                 fleet.send(actor, Orders())
@@ -395,7 +397,6 @@ def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console
             yield fleet, status, serve
     finally:
         fleet.close(5.0)
-        files.close(5.0)
 
 
 def _checkpoint(run: Run, step: int | None) -> Path:

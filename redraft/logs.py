@@ -25,6 +25,11 @@ def to_terminal(run: str, level: int = logging.WARNING) -> None:
     _install(handler, run, "redraft")
 
 
+def printable(text: str) -> str:
+    """What a model or an environment wrote, without what a terminal would obey; lines stay."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+
+
 def _install(handler: logging.Handler, run: str, part: str) -> None:
     handler.setFormatter(logging.Formatter(FORMAT.format(run=run, part=part)))
     root = logging.getLogger()

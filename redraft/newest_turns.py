@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from redraft.logs import printable
 from redraft.run import Run
 from redraft.viewer.index import Index
 from redraft.viewer.words import Words
@@ -55,12 +56,12 @@ class NewestTurns:
 
     def _group(self, line: dict) -> Group:
         turns = tuple(self._turn(turn) for turn in line["turns"][:TURNS])
-        return Group(line["step"], line["version"], line["task"], turns)
+        return Group(line["step"], line["version"], printable(line["task"]), turns)
 
     def _turn(self, turn: dict) -> Told:
         said, text = self._spelled(turn["prompt"]), self._spelled(turn["response"])
         return Told(turn["role"], turn["index"], said, text, turn["reward"])
 
     def _spelled(self, ids: Sequence[int]) -> str:
-        text = "".join(word for word in self._words.spell(ids) if word is not None).strip()
+        text = printable("".join(word for word in self._words.spell(ids) if word is not None)).strip()
         return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -22,6 +23,7 @@ from learner.rank import Rank
 from protocols import metrics
 from protocols.errors import DeadlineError
 from redraft import logs
+from redraft.fleet import Fleet
 from redraft.recipe import Recipe
 from redraft.run import Run
 from replay.config import ClientKeys, Endpoints, ReplaySettings
@@ -77,12 +79,18 @@ class ReplayPart:
 
 
 class ActorPart(Actor):
-    """An actor that logs into the run folder."""
+    """An actor that logs into the run folder and finds the weight files of its node when it first needs them."""
 
     def __init__(self, folder: str, run: str, spec: Spec, name: str):
         logs.to_file(Path(folder), run, name)
-        super().__init__(spec, name, files_here(spec.run_id))
+        super().__init__(spec, name, files=None)
         self._report.address = ray.util.get_node_ip_address()
+        self._report.node_id = ray.get_runtime_context().get_node_id()
+
+    async def _node_files(self):
+        if self._files is None:
+            self._files = await asyncio.to_thread(files_here, self._spec.run_id)
+        return self._files
 
 
 class RankPart(Rank):
@@ -144,20 +152,27 @@ def start_replay(run: Run, recipe: Recipe, shard: int, where: Endpoints):
 
 
 class Files:
-    """The owners of weight files, one on each node, also on those that join later; actors find theirs by name."""
+    """The owners of weight files, one on each node that has actors of the run; actors find theirs by name."""
 
     def __init__(self, run: Run):
         self._run, self._owners, self._next_look = run, {}, 0.0
-        self.look()
 
-    def look(self) -> None:
-        """Starts the owners on nodes that have joined; to be called often."""
+    def look(self, fleet: Fleet) -> None:
+        """Starts owners where actors have come, and ends them where none is left, so that Ray may take the node away;
+        to be called often."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_S
-        for node in ray.nodes():
-            if node["Alive"] and node["NodeID"] not in self._owners:
-                self._owners[node["NodeID"]] = self._start(node["NodeID"])
+        wanted = fleet.nodes()
+        for node in wanted - self._owners.keys():
+            self._owners[node] = self._start(node)
+        for node in self._owners.keys() - wanted:
+            self._owners.pop(node).close.remote()  # Ray ends an actor that nobody holds, after its last call
+
+    def forget(self, reader: str) -> None:
+        """A reader that leaves may be killed before it says that it is done."""
+        for owner in self._owners.values():
+            owner.done.remote(reader)
 
     def close(self, limit_s: float) -> None:
         closes = [owner.close.remote() for owner in self._owners.values()]

@@ -61,6 +61,8 @@ class Recipe(Settings):
     tracking: TrackingSettings = TrackingSettings()
     start_s: float = Field(300.0, gt=0)
     """Longest wait for all processes to be up before the run stops and says which is missing."""
+    stop_s: float = Field(600.0, gt=0)
+    """Longest wait for a step and its checkpoint when the run is told to stop, before it is killed."""
 
     @model_validator(mode="after")
     def _fits_together(self):

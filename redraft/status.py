@@ -9,6 +9,7 @@ from collections import Counter, deque
 
 from actors.actor import Report
 from protocols import metrics
+from redraft import logs
 from redraft.recipe import Recipe
 from redraft.run import Run
 
@@ -68,6 +69,7 @@ class Status:
 
     def event(self, text: str, once: str | None = None) -> None:
         """Something that a person should know, logged; with `once`, the first time for that cause only."""
+        text = logs.printable(text)
         if once is not None and (once in self._said or len(self._said) >= CAUSES):
             return
         if once is not None:

@@ -123,21 +123,23 @@ class Mlflow:
             self._id = known["id"]
             self._client.update_run(self._id, status="RUNNING")
         else:
-            self._id = self._new(run, recipe)
-            run.write(kept.name, where | {"id": self._id})
+            self._id = self._new(run, settings.experiment)
+            run.write(kept.name, where | {"id": self._id})  # at once: what fails below is tried again
+            self._describe(recipe)
         self._client.log_text(self._id, recipe.dump(), "recipe.yaml")
 
-    def _new(self, run: Run, recipe: Recipe) -> str:
+    def _new(self, run: Run, experiment: str) -> str:
+        client = self._client
+        found = client.get_experiment_by_name(experiment)
+        where = found.experiment_id if found else client.create_experiment(experiment)
+        return client.create_run(where, run_name=run.name, tags={"redraft.run": run.id}).info.run_id
+
+    def _describe(self, recipe: Recipe) -> None:
         from mlflow.entities import Param
 
-        client, name = self._client, recipe.tracking.mlflow.experiment
-        found = client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else client.create_experiment(name)
-        made = client.create_run(experiment, run_name=run.name, tags={"redraft.run": run.id}).info.run_id
         params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in _flat("", recipe.model_dump(mode="json"))]
         for begin in range(0, len(params), PARAMS):
-            client.log_batch(made, params=params[begin : begin + PARAMS])
-        return made
+            self._client.log_batch(self._id, params=params[begin : begin + PARAMS])
 
     def write(self, entry: Entry) -> None:
         from mlflow.entities import Metric

@@ -129,7 +129,7 @@ def serve(
     if not run_id:
         raise SettingError("--run-id", "is empty", "Name the run whose turns are kept")
     with _stops() as heard:
-        port = None if metrics_port is None else metrics.serve(metrics_port, "--metrics-port", metrics.EVERYWHERE)
+        port = None if metrics_port is None else metrics.serve(metrics_port, "--metrics-port", _listen(endpoints))
         service = Service(folder, endpoints, chosen, run_id, keys)
         with usable(folder):
             service.start()
@@ -142,6 +142,12 @@ def serve(
         except Exception as error:
             raise RedraftError(f"the replay service failed: {error!r}") from error
         log.info("the replay service stopped")
+
+
+def _listen(endpoints: Endpoints) -> str:
+    """Where metrics are served: for all where replay itself is reached from other machines."""
+    scheme, _, host = endpoints.serve.rpartition(":")[0].partition("://")
+    return metrics.EVERYWHERE if scheme == "tcp" and host not in (metrics.LOOPBACK, "localhost") else metrics.LOOPBACK
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.scale_parts import Consumer, start_consumer
@@ -144,6 +145,11 @@ def states(status: dict) -> dict[str, str]:
     return {actor["name"]: actor["state"] for actor in status.get("actors", ())}
 
 
+def owners() -> list[psutil.Process]:
+    """The processes that own weight files."""
+    return [found for found in psutil.Process().children(recursive=True) if "ray::NodeFiles" in found.cmdline()[:1]]
+
+
 @pytest.mark.prove
 def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, controller, tmp_path):
     import ray
@@ -161,6 +167,7 @@ def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, c
 
     cluster.add_node(num_cpus=1, include_dashboard=False)
     until(controller, lambda status: states(status) == dict.fromkeys(waiting, "ready"), "the node's actor")
+    assert len(owners()) == 2
     until(controller, lambda status: all(actor["playing"] for actor in status["actors"]), "both play")
     assert ask(controller, "scale", 1) == 2
     status = until(controller, lambda status: len(states(status)) == 1, "one actor")
@@ -172,6 +179,7 @@ def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, c
         return bool(taken) and again <= plays and not taken & plays
 
     until(controller, lambda status: given_again(), "what was taken from the actor is played by the other")
+    until(controller, lambda status: len(owners()) == 1, "nothing keeps Ray from taking the node away")
     ask(controller, "stop")
     assert ray.get(ended, timeout=60)["state"] == "stopped"
     used, held, ingest = ask(controller, "balance")

@@ -8,6 +8,7 @@ import pytest
 
 from actors.actor import Report
 from actors.config import ActorSettings
+from redraft import parts
 from redraft.fleet import Fleet
 
 
@@ -47,6 +48,45 @@ def test_numbers_are_not_given_again(fleet):
     fleet.resize(5)
     assert [member.name for member in fleet.members.values()] == [f"actor-{n}" for n in (0, 2, 3, 4, 5)]
     assert set(fleet._manager.actor_ids()) == set(fleet.members), "Ray's manager counts in the same way"
+
+
+def test_the_time_in_which_the_learner_starts_is_not_that_of_the_actors(fleet, monkeypatch):
+    monkeypatch.setattr(fleet, "_look_for_room", lambda now: None)
+    replaced = []
+    monkeypatch.setattr(fleet, "replace", lambda number, why: replaced.append((number, why)))
+    for member in fleet.members.values():
+        member.began -= 61
+        member.report = Report("ready", pid=1, node_id="node")  # without weights, since none were announced
+    fleet.begin()
+    fleet.receive()
+    assert replaced == []
+    fleet.members[1].began -= 61
+    fleet.receive()
+    assert replaced == [(1, "not ready within start_s=60")]
+
+
+def test_weight_files_have_owners_where_actors_are_and_nowhere_else(fleet, monkeypatch):
+    made, closed = [], []
+
+    class Owner:
+        def __init__(self, node: str):
+            made.append(node)
+            self.close = SimpleNamespace(remote=lambda: closed.append(node))
+
+    files = parts.Files(SimpleNamespace(id="run"))
+    monkeypatch.setattr(parts, "LOOK_S", 0.0)
+    monkeypatch.setattr(files, "_start", Owner)
+    for number, member in fleet.members.items():
+        member.report = Report("ready", version=0, pid=1, node_id="ab"[number % 2])
+    files.look(fleet)
+    files.look(fleet)
+    assert sorted(made) == ["a", "b"] and closed == []
+    fleet.resize(1)
+    for number in fleet.leaving():
+        fleet.remove(number)
+    (stays,) = fleet.members.values()
+    files.look(fleet)
+    assert {*closed, stays.report.node_id} == {"a", "b"} and len(closed) == 1
 
 
 def test_what_a_leaving_actor_evaluates_is_given_back_when_its_time_is_up(fleet):

@@ -22,6 +22,7 @@ from protocols.turns import LOGPROBS, TOKENS, Role, Turn
 from redraft import recipe as recipes
 from redraft import top
 from redraft.fleet import Member
+from redraft.logs import printable
 from redraft.newest_turns import NewestTurns
 from redraft.run import Run
 from redraft.status import Status
@@ -259,6 +260,13 @@ def test_the_newest_turns_are_shown_as_text(run, status):
     seen = watched(run, Look(status, turns=newest.read()), size=(120, 40))
     assert "signs/1  step 1  version 1" in seen and seen.index("signs/2") < seen.index("signs/1")
     assert "attempt 1      0.00  7128>12  7+1-2-8" in seen and "attempt 2      1.00  ?-14  7-1-2+8" in seen
+
+
+def test_what_a_terminal_would_obey_is_not_written_to_it(run, status):
+    assert printable("a\x1b]52;c;eA==\x1b\\b\x07\nc\u202e") == "a\ufffd]52;c;eA==\ufffd\\b\ufffd\nc\ufffd"
+    told = Status(run, recipes.load(ROOT / "recipes" / "quickstart.yaml"))
+    told.event("an episode ended: \x1b[2Jgone")
+    assert "\x1b" not in told.last_event and told.last_event.endswith("[2Jgone")
 
 
 def write_turns(record: Record, step: int) -> None:
