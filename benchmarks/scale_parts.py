@@ -57,6 +57,14 @@ async def play(stage: Stage) -> None:
 # Actors.
 
 
+class Hosted(Actor):
+    """One of many in a process."""
+
+    def __init__(self, spec: Spec, name: str, files):
+        super().__init__(spec, name, files)
+        self._report.node_id = ray.get_runtime_context().get_node_id()
+
+
 class Host:
     """A process with many actors on one event loop: each is an `actors.actor.Actor` with an engine and a producer."""
 
@@ -70,7 +78,7 @@ class Host:
     async def apply(self, name: str, func, **named):
         """What Ray's actor manager asks of an actor, for the one of that name."""
         if name not in self._actors:
-            self._actors[name] = Actor(self._spec, name, self._files)
+            self._actors[name] = Hosted(self._spec, name, self._files)
         return await self._actors[name].apply(func, **named)
 
     async def leave(self, name: str) -> None:
@@ -198,18 +206,7 @@ class CountingController(Controller):
         parts.start_ranks, parts.actor_maker = start_consumer, self._seats
 
     def _seats(self, run: Run, recipe: Recipe, keys):
-        spec = Spec(
-            run_id=run.id,
-            model=run.model,
-            dtype="float32",
-            seed=recipe.seed,
-            data=recipe.data,
-            environment=recipe.environment,
-            rollout=recipe.rollout,
-            sampling=recipe.sampling,
-            actors=recipe.actors,
-            keys=keys,
-        )
+        spec = parts.spec_of(run, recipe, keys)
         part = ray.remote(Host).options(num_cpus=0, max_concurrency=4000, runtime_env=parts.worker_environment(1))
         self._hosts = [part.remote(str(run.folder), run.name, number, spec) for number in range(HOSTS)]
         return lambda name: Seat(self._hosts[int(name.rpartition("-")[2]) % HOSTS], name)

@@ -206,9 +206,9 @@ def _files_name(run_id: str, node_id: str) -> str:
     return f"files-{run_id}-{node_id}"
 
 
-def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", version: int | None = None):
-    """A function that makes the actor of a name; with `version`, one that plays with `model` as it is."""
-    spec = Spec(
+def spec_of(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", version: int | None = None) -> Spec:
+    """What the actors of a run are made of; with `version`, they play with `model` as it is."""
+    return Spec(
         run_id=run.id,
         model=model or run.model,
         dtype=recipe.model.dtype,
@@ -222,6 +222,11 @@ def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = 
         version=version,
         listen=recipe.metrics.listen(run.cluster),
     )
+
+
+def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", version: int | None = None):
+    """A function that makes the actor of a name; see `spec_of`."""
+    spec = spec_of(run, recipe, keys, model, version)
     part = ray.remote(ActorPart)
 
     def make(name: str):
