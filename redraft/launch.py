@@ -64,9 +64,13 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
 
 def _check_environment(recipe: Recipe) -> None:
     """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks,
-    or for a curriculum of tasks without levels."""
+    for a curriculum of tasks without levels, or for an engine that this machine cannot load."""
     from actors import environments, rollouts
+    from actors.engines import vllm_common
     from actors.tasks import TaskOrder
+
+    if recipe.actors.engine.name == "vllm":
+        vllm_common.check_libraries()
 
     rollouts.find(recipe.rollout.name)
     if teacher := getattr(recipe.rollout, "teacher", None):

