@@ -49,7 +49,7 @@ class Engine(Protocol):
         """Log-probs float32[len - 1] of ids[1:], at temperature 1, computed anew by the weights now in force."""
 
     async def elements(self) -> str | None:
-        """Order-free checksum of the live parameters, or None where they cannot be read back."""
+        """Order-free checksum of the live parameters, or None where they cannot be read back. Not beside a load."""
 
     async def abort(self) -> None:
         """Ends everything under way with stop ABORTED."""

@@ -58,7 +58,8 @@ class AsyncEngine:
         return vllm_common.prompt_logprobs(await self._last(ids, self._requests.scoring(), 1), ids)
 
     async def load(self, path: Path, version: int) -> None:
-        await self._llm.collective_rpc("redraft_load", args=(str(path),))
+        await self._llm.collective_rpc("redraft_open", args=(str(path),))
+        await self._llm.collective_rpc("redraft_load")
         await self._llm.update_weight_version(str(version))
         self.version = version
 

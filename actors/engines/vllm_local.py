@@ -34,7 +34,11 @@ class _Waiting:
 
 
 class LocalEngine:
-    """Keeps the contract of actors.engines.Engine. One thread owns everything that begins with `_llm`."""
+    """Keeps the contract of actors.engines.Engine. One thread owns everything that begins with `_llm`.
+
+    What only reads is done beside the steps, in other threads, so that generations do not wait for it: opening the file
+    of new weights, and summing the live parameters, which nothing changes before the next load.
+    """
 
     def __init__(self, version: int, max_length: int):
         self.version = version
@@ -67,14 +71,15 @@ class LocalEngine:
 
     async def load(self, path: Path, version: int) -> None:
         def load():
-            self._llm.collective_rpc("redraft_load", args=(str(path),))
+            self._llm.collective_rpc("redraft_load")
             self._llm.set_weight_version(str(version))
             self.version = version
 
+        await asyncio.to_thread(self._llm.collective_rpc, "redraft_open", args=(str(path),))
         await self._do(load)
 
     async def elements(self) -> str | None:
-        return await self._do(lambda: self._llm.collective_rpc("redraft_elements")[0])
+        return (await asyncio.to_thread(self._llm.collective_rpc, "redraft_elements"))[0]
 
     async def abort(self) -> None:
         def abort():

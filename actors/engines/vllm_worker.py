@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import torch
 
 from protocols.checksum import element_checksum
@@ -23,13 +25,20 @@ if not torch.cuda.is_available():
 class WeightsExtension:
     """Mixed into the worker by `worker_extension_cls`; called through collective_rpc."""
 
-    def redraft_load(self, path: str) -> None:
-        """Copies the safetensors file at `path` into the running model. The caller has checked its digest."""
+    def redraft_open(self, path: str) -> None:
+        """Maps the safetensors file at `path` and touches its pages, so that loading has nothing to do but copy. The
+        caller has checked its digest."""
         from safetensors.torch import safe_open
 
-        device = "cpu" if not torch.cuda.is_available() else f"cuda:{torch.cuda.current_device()}"
-        with safe_open(path, "pt", device=device) as tensors:
-            self.model_runner.model.load_weights((name, tensors.get_tensor(name)) for name in tensors.keys())
+        with safe_open(path, "pt") as file:
+            self._opened = {name: file.get_tensor(name) for name in file.keys()}
+        for tensor in self._opened.values():
+            tensor.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
+
+    def redraft_load(self) -> None:
+        """Copies the file that was opened into the running model."""
+        self.model_runner.model.load_weights(self._opened.items())
+        del self._opened
 
     def redraft_elements(self) -> str:
         """Order-free checksum of the parameters that the model computes with."""
