@@ -1,0 +1,260 @@
+"""The learner's step beside plain torch on the same packed batch, the padding of that batch, and memory of log-probs.
+
+    python -m benchmarks.learner [--quick] [--device cpu|cuda]
+
+    torch_N   transformers' model, whole float32 logits of the trained tokens, a clipped loss of three lines, AdamW and
+              a clipped gradient, with N threads
+    zeroK_N   `learner.engine.Engine.step` under ZeRO stage K, N ranks of one thread each: chunked log-probs, entropies
+              and figures for the report, the objective, DeepSpeed
+
+All sides have a process for each rank and live through the whole run; in each round each makes some steps while the
+others wait. A ratio is ours over that of torch with as many threads, the median over rounds. The batch holds 8,192
+tokens of 5-turn dialogues in rows of 256, in two micro-batches; on a CPU the model is the quickstart's (0.4M, float32,
+eager attention), on CUDA one of 300M in bfloat16, where DeepSpeed keeps float32 copies of the weights and torch does
+not. On CUDA each rank needs a GPU of its own: two ranks run where there are two.
+
+Padding is that of `learner.packing` on batches of 8,192 and 32,768 tokens, with lengths of turns as five kinds of tasks
+have them. Memory of log-probs is the peak of forward and backward over 150,000 words beyond weights and gradients, of a
+model whose hidden states are small, over chunk x vocabulary x 4 bytes: what torch allocates, and on a CPU also what the
+process holds, in which the scratch memory of matrix products counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from benchmarks import learner_parts as parts
+from benchmarks.learner_parts import Job, Side
+from learner.config import LearnerSettings
+from protocols.errors import DeadlineError
+
+TOKENS = 8192
+LIMIT_S = 120.0  # of a start or a slice
+CHUNKS = (512, 2048)  # of tokens; the larger is all that are scored
+MODELS = {"cpu": {}, "cuda": {"hidden": 1024, "layers": 18, "heads": 16, "feed_forward": 4096}}
+DTYPES, ATTENTION = {"cpu": "float32", "cuda": "bfloat16"}, {"cpu": "eager", "cuda": "sdpa"}
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 operations a second
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    rounds: int
+    slice_s: float  # that a side's steps take in a round, about
+
+
+QUICK, FULL = Plan(rounds=5, slice_s=1.5), Plan(rounds=15, slice_s=4.0)
+
+
+class Runner:
+    """The processes of one side."""
+
+    def __init__(self, side: Side, job: Job):
+        # Python and the libraries are imported once and forked; what CUDA has touched must not be.
+        context = multiprocessing.get_context("spawn" if job.device == "cuda" else "forkserver")
+        context.set_forkserver_preload(["torch", "transformers", "deepspeed", "learner.engine"])
+        self.side, self._pipes, self._processes = side, [], []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for rank in range(1 if side.zero is None else side.ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=parts.race, args=(side, rank, job, port, theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def facts(self) -> dict:
+        """Of the batch, when the side is ready to run."""
+        return self._answers()[0]
+
+    def run(self, steps: int) -> float:
+        """Seconds that so many steps took the slowest rank."""
+        for pipe in self._pipes:
+            pipe.send(steps)
+        return max(self._answers())
+
+    def _answers(self) -> list:
+        return [_answer(pipe, f"benchmark side {self.side.name}") for pipe in self._pipes]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _answer(pipe, name: str):
+    if not wait([pipe], LIMIT_S):
+        raise DeadlineError("the benchmark", name, LIMIT_S)
+    answer = pipe.recv()
+    if isinstance(answer, str):
+        raise RuntimeError(f"{name}:\n{answer}")
+    return answer
+
+
+def race(sides: list[Side], plan: Plan, job: Job) -> tuple[dict[str, list[float]], dict]:
+    """Seconds a step of each side in each round, and facts of the batch."""
+    runners: list[Runner] = []
+    try:
+        facts = []
+        for side in sides:  # one after another: two cores start no faster together
+            runners.append(Runner(side, job))
+            facts.append(runners[-1].facts())
+        counts = {}
+        for runner in runners:  # the optimizer's state is made at the first step
+            runner.run(1)
+            counts[runner.side.name] = max(1, round(plan.slice_s / runner.run(1)))
+        seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+        for number in range(plan.rounds):
+            order = runners if number % 2 == 0 else runners[::-1]
+            for runner in order:
+                count = counts[runner.side.name]
+                seconds[runner.side.name].append(runner.run(count) / count)
+            shown = ", ".join(f"{name} {each[-1]:.2f} s" for name, each in seconds.items())
+            print(f"round {number + 1}/{plan.rounds}: {shown}", file=sys.stderr, flush=True)
+        return seconds, facts[0] | facts[1]
+    finally:
+        for runner in runners:
+            runner.close()
+
+
+def ratio(seconds: dict[str, list[float]], side: Side) -> float:
+    """Tokens/s of a side over those of torch with as many threads."""
+    torch = seconds[Side(None, side.ranks).name]
+    return statistics.median(theirs / ours for theirs, ours in zip(torch, seconds[side.name], strict=True))
+
+
+def memory(chunk: int, dtype: str, device: str) -> tuple[float, float]:
+    """How many times chunk x vocabulary x 4 bytes torch holds for log-probs, and how many the whole process."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=parts.logprob_memory, args=(chunk, dtype, device, theirs), daemon=True)
+    process.start()
+    try:
+        used = _answer(ours, "the measurement of memory")
+    finally:
+        process.kill()
+        process.join()
+    unit = chunk * parts.BIG_VOCABULARY * 4
+    return used[0] / unit, used[1] / unit
+
+
+def job_on(device: str, folder: Path) -> Job:
+    from actors.config import EnvironmentSettings
+    from redraft.models import MakeSettings, ModelSettings, prepare
+
+    made = ModelSettings(make=MakeSettings(max_length=256, **MODELS[device]), dtype=DTYPES[device])
+    settings = LearnerSettings(
+        row_tokens=parts.KINDS["signs"].row_tokens,
+        micro_tokens=TOKENS // 2,
+        attention=ATTENTION[device],
+        credit={"name": "raw"},
+        objective={"name": "grpo", "correction": "none"},
+    )
+    model = str(prepare(made, EnvironmentSettings(name="signs"), folder, lambda line: None))
+    return Job(model, DTYPES[device], device, settings, parts.KINDS["signs"], TOKENS)
+
+
+def sides_on(device: str) -> list[Side]:
+    ranks = 2
+    if device == "cuda":
+        import torch
+
+        ranks = min(ranks, torch.cuda.device_count())
+    return [Side(zero, count) for count in range(1, ranks + 1) for zero in (None, 0, 1, 2, 3)]
+
+
+def mfu(tokens_per_s: float, parameters: int) -> float | None:
+    """Share of a GPU's bfloat16 peak, by 6 operations a parameter and token; None where the peak is not known."""
+    import torch
+
+    name = torch.cuda.get_device_name()
+    peak = next((peak for key, peak in PEAKS.items() if key in name), None)
+    return peak and tokens_per_s * 6 * parameters / peak
+
+
+def show(result: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table("side", "ms a step", "tokens/s", "beside torch", box=None)
+    for name, found in result["sides"].items():
+        table.add_row(name, f"{1e3 * found['step_s']:.0f}", f"{found['tokens_per_s']:,.0f}", f"{found['ratio']:.2f}")
+    console.print(table)
+    table = Table("kind of task", *(f"padding, {tokens:,} tokens" for tokens in (TOKENS, 4 * TOKENS)), box=None)
+    for name, shares in result["padding"].items():
+        table.add_row(name, *(f"{share:.1%}" for share in shares))
+    console.print(table)
+    table = Table("log-probs", "memory / (chunk x vocabulary x 4 bytes): torch", "the process", box=None)
+    for name, multiple in result["logprob_memory"].items():
+        table.add_row(name, f"{multiple:.2f}", f"{result['logprob_memory_of_process'][name]:.2f}")
+    console.print(table)
+
+
+def run(plan: Plan, device: str, folder: Path) -> dict:
+    padding = {
+        name: [round(parts.padding(kind, tokens, steps=16), 4) for tokens in (TOKENS, 4 * TOKENS)]
+        for name, kind in parts.KINDS.items()
+    }
+    used = {f"{dtype}, chunk {chunk}": memory(chunk, dtype, device) for dtype, chunk in _memory_cases()}
+    job, sides = job_on(device, folder), sides_on(device)
+    seconds, facts = race(sides, plan, job)
+    found = {}
+    for side in sides:
+        step_s = statistics.median(seconds[side.name])
+        found[side.name] = {
+            "step_s": round(step_s, 4),
+            "tokens_per_s": round(facts["tokens"] * (1 - facts["padding_share"]) / step_s, 1),
+            "ratio": round(ratio(seconds, side), 3),
+        }
+    result = {f"zero{zero}_ratio": found[f"zero{zero}_1"]["ratio"] for zero in range(4)}
+    result |= {
+        f"{side.name}_ratio": found[side.name]["ratio"] for side in sides if side.ranks > 1 and side.zero is not None
+    }
+    result |= {
+        "padding_share": round(statistics.mean(shares[0] for shares in padding.values()), 4),
+        "logprob_memory": {name: round(torchs, 3) for name, (torchs, _) in used.items()},
+        "logprob_memory_of_process": {name: round(whole, 3) for name, (_, whole) in used.items()},
+        "pack_ms": round(1e3 * facts["pack_s"], 1),  # in the prefetch thread, beside the step before
+        "sides": found,
+        "padding": padding,
+    }
+    if device == "cuda":
+        result["mfu"] = mfu(found["zero1_1"]["tokens_per_s"], facts["parameters"])
+    return result
+
+
+def _memory_cases() -> list[tuple[str, int]]:
+    return [("float32", CHUNKS[0]), ("float32", CHUNKS[1]), ("bfloat16", CHUNKS[1])]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learner", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under 5 minutes on two cores; else under 10")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    chosen = parser.parse_args()
+    os.environ |= {"DS_ACCELERATOR": chosen.device, "OMP_NUM_THREADS": "1"}
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="redraft-") as folder:
+        result = run(QUICK if chosen.quick else FULL, chosen.device, Path(folder))
+    show(result)
+    facts = {"device": chosen.device, "quick": chosen.quick, "cores": os.cpu_count()}
+    facts |= {"python": platform.python_version(), "seconds": round(time.monotonic() - began)}
+    print(json.dumps(result | facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
