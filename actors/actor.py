@@ -171,7 +171,8 @@ class Actor:
         self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         log.info("the engine is up, after %.1f s", time.monotonic() - began)
         self._renderer = Renderer(AutoTokenizer.from_pretrained(spec.model))
-        self._environments = Environments(lambda: environments.make(spec.environment), spec.environment.time_limit_s)
+        played = spec.environment
+        self._environments = Environments(lambda: environments.make(played), played.time_limit_s, played.threads)
         self._producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
 
     async def _update(self, trial: WeightRef | None) -> None:

@@ -27,6 +27,8 @@ class EnvironmentSettings(Settings):
     """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""
     time_limit_s: float = Field(30.0, gt=0)
     """A step that takes longer ends its episode with role `error`."""
+    threads: int = Field(32, ge=1)
+    """Steps of blocking environments that one actor waits for at once; give it more where they sleep or are remote."""
     options: dict[str, Any] = {}
     """The environment's own settings, see its class."""
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from protocols import metrics
 
-WORKERS = 32
-
 
 class EpisodeFailure(Exception):
     """This episode cannot go on; the group can. `kind` is a metric label, one of KINDS."""
@@ -81,13 +79,13 @@ class Environments:
     sleep, compute or hang. A hung thread cannot be stopped: it is left behind with its pool, and a new one begins.
     """
 
-    def __init__(self, make: Callable[[], object], time_limit_s: float):
-        self._make, self._limit = make, time_limit_s
+    def __init__(self, make: Callable[[], object], time_limit_s: float, threads: int):
+        self._make, self._limit, self._at_once = make, time_limit_s, threads
         for kind in EpisodeFailure.KINDS:
             metrics.ENVIRONMENT_ERRORS.labels(kind=kind)
         self._idle: list = []
-        self._threads = ThreadPoolExecutor(WORKERS, "environment")
-        self._free = asyncio.Semaphore(WORKERS)  # so that the limit counts from a step's start, not from its queueing
+        self._threads = ThreadPoolExecutor(threads, "environment")
+        self._free = asyncio.Semaphore(threads)  # so that the limit counts from a step's start, not from its queueing
 
     @asynccontextmanager
     async def one(self, task: dict, seed: int) -> AsyncIterator[Playing]:
@@ -112,7 +110,7 @@ class Environments:
                 return await asyncio.wait_for(work, self._limit)
             except TimeoutError:
                 if threads is self._threads:
-                    self._threads = ThreadPoolExecutor(WORKERS, "environment")
+                    self._threads = ThreadPoolExecutor(self._at_once, "environment")
                     threads.shutdown(wait=False)
                 message = f"no answer within environment.time_limit_s={self._limit:g}"
                 raise EpisodeFailure("hung", message) from None

@@ -69,7 +69,7 @@ class House:
             stage = rollouts.Stage(
                 self.engine,
                 Renderer(self.tokenizer),
-                Environments(make, limit_s),
+                Environments(make, limit_s, 32),
                 writer,
                 task,
                 seed,
