@@ -6,19 +6,20 @@ rise  recipes/quickstart.yaml (five answers with reflections between, advantage-
 grpo  recipes/signs-grpo.yaml (one answer, eight a task) beside a plain loop in one process, which plays a batch, learns
       from it and plays the next (`benchmarks.loop_plain`), with 1 and 2 threads; grpo also beside TRL's GRPOTrainer.
 slow  GRPO on dialogues of three answers with reflections between, where the environment takes half a second in the
-      mean, with a heavy tail (`loop_parts.SlowSigns`), beside GRPOTrainer with a `rollout_func` (`benchmarks.loop_trl`).
+      mean, with a heavy tail (`loop_parts.SlowSigns`), beside GRPOTrainer with a `rollout_func` (see
+      `benchmarks.loop_trl`).
 
-All that is compared is real: redraft is the command `redraft train`, with Ray, vLLM, replay on disk and checkpoints; the
-latency alone is simulated, by sleeping. All sides see the same tasks in the same order, as many answers, and take as
-many optimizer steps with the same settings; the others learn from each batch with the weights that played it, redraft
+What is compared is real: redraft is the command `redraft train`, with Ray, vLLM, replay on disk and checkpoints. Only
+the latency is simulated, by sleeping. All sides see the same tasks in the same order, play as many answers, and take as
+many optimizer steps with the same settings. The others learn from each batch with the weights that played it, redraft
 from batches up to `learner.max_staleness` steps old.
 
 Timed is the training alone. For redraft the clock begins when the learner begins to wait for its first batch, which is
-when its actor gets the first leases, and ends when the last step's weights are published; the first step thus counts in
-full, and so do checkpoints within. For a loop in one process it runs from its first step to the end of its last.
-Starting (imports, Ray, engine, models) is shown apart, in seconds; evaluations count nowhere. Accuracy is that of the model
-that came out, sampled by the plain loop on 500 test tasks, four times each, by turn: first and last. An answer counts as
-one in answers/s; reflections do not. TRL is installed at the first use, from the package index that pip knows.
+when its actor gets the first leases, and ends when the last step's weights are published: the first step counts in
+full, and so do checkpoints before the last step's end. For a loop in one process it runs from its first step to the end
+of its last. Starting (imports, Ray, engine, models) is shown apart; evaluations count nowhere. Accuracy is that of the
+model that came out, sampled by the plain loop on 500 test tasks, four times each: at the first and the last turn.
+answers/s counts answers, not reflections. TRL is installed at the first use, from the package index that pip knows.
 """
 
 from __future__ import annotations

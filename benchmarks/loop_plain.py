@@ -1,10 +1,10 @@
-"""The plain loop that runs are compared with: one process and one model, which plays a batch, learns from it, and again.
+"""The plain loop beside which runs are measured: one process, one model, plays a batch, learns from it, and again.
 
     python -m benchmarks.loop_plain JOB.json
 
-Written for `signs` and the recipes quickstart and signs-grpo, of which it reads every setting: the same tasks in the same
-order, the same dialogues, advantages, weights, optimizer and learning rate, with the model as transformers has it. What
-it leaves out is what a system is for: nothing overlaps, nothing outlives the process, no second machine, no engine, no
+Written for `signs` and the recipes quickstart and signs-grpo, of which it reads every setting: the same tasks in the
+same order, the same dialogues, advantages, weights, optimizer and learning rate, with the model as transformers has it.
+It leaves out what a system is for: nothing overlaps, nothing outlives the process, no second machine, no engine, no
 replay, no checks. Since it learns from a batch before it plays the next one, every ratio of policies is 1.
 """
 
@@ -111,7 +111,7 @@ class Dialogues:
 
 @torch.no_grad()
 def play(model, tokenizer, recipe: Recipe, tasks: list[dict], answers: int) -> Batch:
-    """One dialogue a task, of so many answers, with a reflection before each but the first where the recipe wants one."""
+    """One dialogue a task, of so many answers, with reflections between where the recipe wants them."""
     made = [environments.make(recipe.environment) for _ in tasks]
     dialogues = Dialogues(model, tokenizer, recipe.sampling.temperature, recipe.sampling.max_tokens, len(tasks))
     heard = [one.reset(seed=0, options={"task": task})[0] for one, task in zip(made, tasks, strict=True)]
@@ -129,7 +129,7 @@ def play(model, tokenizer, recipe: Recipe, tasks: list[dict], answers: int) -> B
 
 
 class Learner:
-    """AdamW on the recipe's loss: advantage-weighted regression on each answer, or GRPO with a KL to the start model."""
+    """AdamW on the recipe's loss: advantage-weighted regression, or GRPO with a divergence from the start model."""
 
     def __init__(self, model, recipe: Recipe, reference=None):
         settings = recipe.learner.optimizer
