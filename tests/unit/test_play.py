@@ -11,6 +11,7 @@ from actors import environments
 from actors.config import DataSettings, EngineSettings, EnvironmentSettings, SamplingSettings
 from actors.engines.scripted import ScriptedEngine
 from actors.environments.base import TextEnvironment
+from actors.play import Environments
 from actors.rollout_config import AttemptSettings, RetrySettings, Rollout
 from protocols.errors import SettingError
 from protocols.turns import Close, Role
@@ -69,6 +70,27 @@ def test_an_environment_that_hangs_is_left_behind_within_its_limit(tokenizer):
         Hangs.release.set()
     assert error.role is Role.ERROR and "environment.time_limit_s=0.2" in error.extra["error"]
     assert close.turns == 1
+
+
+class Meets(Raises):
+    together = threading.Barrier(40)
+
+    def act(self, text):
+        self.together.wait(5)
+        return "met\n", 1.0, True, False, {}
+
+
+def test_so_many_steps_of_blocking_environments_run_at_once_as_the_recipe_says():
+    lent = Environments(Meets, 10.0, threads=40)
+
+    async def one(seed: int) -> float:
+        async with lent.one({"id": "one"}, seed) as environment:
+            return (await environment.step("here")).reward
+
+    async def all_of_them() -> list[float]:
+        return await asyncio.gather(*map(one, range(40)))
+
+    assert asyncio.run(all_of_them()) == [1.0] * 40
 
 
 def test_an_environment_that_cannot_be_made_ends_its_episode_and_not_the_group(tokenizer):
