@@ -40,7 +40,9 @@ CACHE = ROOT / ".cache"
 SLOW = (
     "environment={name: 'benchmarks.loop_parts:SlowSigns', feedback: residual, threads: 384, options: {mean_s: 0.5}}",
     "rollout={name: retry, turns: 3, reflect: true, episodes: 8}",
+    "actors.engine.max_length=128",
     "learner.batch_groups=16",
+    "learner.row_tokens=128",
     "learner.max_staleness=2",
     "evaluation.turns=3",
 )
