@@ -46,6 +46,7 @@ SLOW = (
     "learner.max_staleness=2",
     "evaluation.turns=3",
 )
+FAST = ("environment.options.mean_s=0",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,15 @@ class Part:
     quick: int
     """Steps with --quick."""
     changes: tuple[str, ...] = ()
+    exam: tuple[str, ...] = ()
+    """Further changes when the model is tried."""
     rounds: int = 3
 
 
 PARTS = (
     Part("rise", "quickstart", ("redraft", "plain 1", "plain 2"), 128 * 5, 160, 24),
     Part("grpo", "signs-grpo", ("redraft", "plain 1", "plain 2", "trl 2"), 64 * 8, 60, 16),
-    Part("slow", "signs-grpo", ("redraft", "trl 2"), 16 * 8 * 3, 30, 6, SLOW, rounds=1),
+    Part("slow", "signs-grpo", ("redraft", "trl 2"), 16 * 8 * 3, 30, 6, SLOW, FAST, rounds=1),
 )
 
 
@@ -86,19 +89,16 @@ def measure(bench: Bench, part: Part, steps: int, rounds: int) -> dict[str, list
 def run(bench: Bench, part: Part, side: str, steps: int, seed: int) -> dict:
     """One side once: trains, then tries the model that came out."""
     kind, *threads = side.split()
-    changes, here = [*part.changes, f"steps={steps}"], Path(sys.executable)
+    changes, here = [*part.changes, f"seed={seed}", f"steps={steps}"], Path(sys.executable)
     if kind == "plain":
-        return bench.torch(here, "benchmarks.loop_plain", part.recipe, changes, seed, threads=int(threads[0]))
+        return bench.torch(here, "benchmarks.loop_plain", part.recipe, changes, threads=int(threads[0]))
     if kind == "trl":
-        python = trl_python(CACHE / "bench-trl")
-        out = str(bench.folder / f"trl-{part.name}-{seed}")
-        result = bench.torch(
-            python, "benchmarks.loop_trl", part.recipe, changes, seed, threads=int(threads[0]), out=out
-        )
+        more = {"threads": int(threads[0]), "out": str(bench.folder / f"trl-{part.name}-{seed}")}
+        result = bench.torch(trl_python(CACHE / "bench-trl"), "benchmarks.loop_trl", part.recipe, changes, **more)
     else:
-        result = bench.redraft(f"{part.name}-{seed}", part.recipe, changes, seed)
-    changes = [*part.changes, *(["environment.options.mean_s=0"] if part.changes else []), "steps=0"]
-    exam = bench.torch(here, "benchmarks.loop_plain", part.recipe, changes, seed, threads=2, model=result["model"])
+        result = bench.redraft(f"{part.name}-{seed}", part.recipe, changes)
+    changes = [*changes, *part.exam, "steps=0"]
+    exam = bench.torch(here, "benchmarks.loop_plain", part.recipe, changes, threads=1, model=result["model"])
     return result | {"accuracy": exam["accuracy"]}
 
 

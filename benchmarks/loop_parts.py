@@ -65,9 +65,14 @@ class Watch:
 
     def cpu_s(self, wall_s: float) -> float:
         """Of the last `wall_s` until the last line came."""
-        times, spent, lines = zip(*self._seen, strict=True)
-        end = times[lines.index(lines[-1])]
-        return float(np.interp(end, times, spent) - np.interp(end - wall_s, times, spent))
+        times, spent, _ = zip(*self._seen, strict=True)
+        return float(np.diff(np.interp([self.ended - wall_s, self.ended], times, spent))[0])
+
+    @property
+    def ended(self) -> float:
+        """When the last line came."""
+        last = self._seen[-1][2]
+        return next(at for at, _, lines in self._seen if lines == last)
 
 
 def began_s(first: dict) -> float:
@@ -86,28 +91,28 @@ class Bench:
     model: Path
     device: str
 
-    def torch(self, python: Path, module: str, recipe: str, changes: list[str], seed: int, **more) -> dict:
+    def torch(self, python: Path, module: str, recipe: str, changes: list[str], **more) -> dict:
         """What a side in one process says of itself: it is told its job by a file, its last line is JSON."""
         job = {
             "recipe": str(ROOT / "recipes" / f"{recipe}.yaml"),
             "changes": changes,
             "model": str(self.model),
-            "seed": seed,
             "device": self.device,
+            "began": time.time(),
         } | more
         file = self.folder / "job.json"
         file.write_text(json.dumps(job))
         output = self._run([str(python), "-m", module, str(file)], self.folder / f"{module}.log")
         return json.loads(output.splitlines()[-1])
 
-    def redraft(self, name: str, recipe: str, changes: list[str], seed: int) -> dict:
+    def redraft(self, name: str, recipe: str, changes: list[str]) -> dict:
         """One run of `redraft train`: its seconds while it trained, and where the model lies that it came to.
 
         The clock begins when the learner begins to wait for its first batch, which is when actors get leases, and stops
         when the last step's weights are published. The controller's times of steps tell both. CPU-seconds are those of
         all processes of the run meanwhile.
         """
-        changes = [*changes, f"seed={seed}", f"model.path={self.model}", "model.make=null"]
+        changes = [*changes, f"model.path={self.model}", "model.make=null"]
         changes += ["evaluation.n=1", "evaluation.independent=1", "evaluation.greedy=false"]
         if self.device == "cuda":
             changes += ["actors.gpus=0.5", "learner.gpus=0.5", "actors.engine.gpu_memory=0.4"]
@@ -116,7 +121,6 @@ class Bench:
         file = str(ROOT / "recipes" / f"{recipe}.yaml")
         command = [sys.executable, "-m", "redraft", "train", file, *changes, "--run", name, "--again"]
         self._run(command, self.folder / f"{name}.log", watch.look)
-        whole_s = time.monotonic() - began
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         wall_s = steps[-1]["time_s"] - began_s(steps[0])
         learner = {key: sum(step["seconds"].get(key, 0.0) for step in steps) for key in steps[0]["seconds"]}
@@ -124,7 +128,7 @@ class Bench:
         return {
             "wall_s": wall_s,
             "cpu_s": watch.cpu_s(wall_s),
-            "start_s": whole_s - wall_s,
+            "start_s": watch.ended - wall_s - began,
             "learner_s": {key: round(seconds, 2) for key, seconds in learner.items()},
             "staleness": sum(step["staleness_mean"] for step in steps) / len(steps),
             "model": str(newest / "model"),

@@ -34,7 +34,7 @@ class Clock(TrainerCallback):
     """Wall and CPU seconds from the trainer's first step to the end of its last."""
 
     def on_train_begin(self, *_, **__):
-        self._began, self._cpu = time.perf_counter(), time.process_time()
+        self.at, self._began, self._cpu = time.time(), time.perf_counter(), time.process_time()
 
     def on_step_end(self, *_, **__):
         self.wall_s, self.cpu_s = time.perf_counter() - self._began, time.process_time() - self._cpu
@@ -113,7 +113,7 @@ def of_dialogues(prompts: list[str], returns: list[float], **_) -> list[float]:
     return returns
 
 
-def config(recipe: Recipe, out: Path, device: str, seed: int) -> GRPOConfig:
+def config(recipe: Recipe, out: Path, device: str) -> GRPOConfig:
     learner, optimizer = recipe.learner, recipe.learner.optimizer
     return GRPOConfig(
         output_dir=str(out),
@@ -137,7 +137,7 @@ def config(recipe: Recipe, out: Path, device: str, seed: int) -> GRPOConfig:
         gradient_checkpointing=False,
         bf16=False,
         use_cpu=device == "cpu",
-        seed=seed,
+        seed=recipe.seed,
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
@@ -147,7 +147,6 @@ def config(recipe: Recipe, out: Path, device: str, seed: int) -> GRPOConfig:
 
 def main(job: dict) -> dict:
     """Trains; returns seconds, and where the model lies."""
-    began = time.perf_counter()
     torch.set_num_threads(job["threads"])
     recipe, out = load(Path(job["recipe"]), job["changes"]), Path(job["out"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
@@ -163,17 +162,16 @@ def main(job: dict) -> dict:
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
-        args=config(recipe, out, job["device"], job["seed"]),
+        args=config(recipe, out, job["device"]),
         train_dataset=Dataset.from_list([{"prompt": environment.question(task)} for task in chosen]),
         reward_funcs=of_dialogues if dialogues else graded(recipe, tasks),
         rollout_func=Dialogues(recipe, tasks, tokenizer) if dialogues else None,
         callbacks=[clock],
     )
-    whole = time.perf_counter()
     trainer.train()
-    start_s = whole - began + time.perf_counter() - whole - clock.wall_s
     trainer.save_model(str(out / "model"))
-    return {"wall_s": clock.wall_s, "cpu_s": clock.cpu_s, "start_s": start_s, "model": str(out / "model")}
+    times = {"wall_s": clock.wall_s, "cpu_s": clock.cpu_s, "start_s": clock.at - job["began"]}
+    return times | {"model": str(out / "model")}
 
 
 if __name__ == "__main__":
