@@ -244,7 +244,8 @@ def run(folder: Path, steps: int) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flat", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="1,000 steps, under 5 minutes on two cores; else 10,000")
+    limits = "1,000 steps, under 3 minutes on two cores; else 10,000, under 10"
+    parser.add_argument("--quick", action="store_true", help=limits)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="redraft-", ignore_cleanup_errors=True) as folder:
         line = run(Path(folder), 1_000 if chosen.quick else 10_000)
