@@ -11,7 +11,7 @@ number of steps. They differ in one setting:
 A run has three stages, in which the environment answers at once, after 0.1 s, and after a heavy-tailed time (lognormal,
 0.5 s on average, one in a hundred above 3 s, none above 10 s); both sides meet the same draws. A user whose
 environments wait lets many episodes be in play: `actors.episodes: 320` (five batches of 64 groups of 8) and
-`environment.workers: 512`.
+`environment.threads: 512`.
 
 Real: all processes of a run, pinned to the same two cores on either side (eight with --device cuda), with one thread
 for the engine and one for the learner. Simulated: the latency, which is a sleep.
@@ -107,7 +107,7 @@ def values(side: str, seed: int, plan: Plan, device: str, model: Path) -> dict:
         "seed": seed,
         "steps": plan.steps,
         "model": {"make": None, "path": str(model)},
-        "environment": {"name": f"{SlowSigns.__module__}:SlowSigns", "workers": 512, "options": options},
+        "environment": {"name": f"{SlowSigns.__module__}:SlowSigns", "threads": 512, "options": options},
         "actors": {"episodes": (1 + max(SIDES.values())) * groups},
         "learner": {
             "max_staleness": SIDES[side],
