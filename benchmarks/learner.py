@@ -42,6 +42,7 @@ from protocols.errors import DeadlineError
 
 TOKENS = 8192
 LIMIT_S = 120.0  # of a start or a slice
+END_S = 5.0
 CHUNKS = (512, 2048)  # of tokens; the larger is all that are scored
 MODELS = {"cpu": {}, "cuda": {"hidden": 1024, "layers": 18, "heads": 16, "feed_forward": 4096}}
 DTYPES, ATTENTION = {"cpu": "float32", "cuda": "bfloat16"}, {"cpu": "eager", "cuda": "sdpa"}
@@ -72,6 +73,7 @@ class Runner:
             ours, theirs = context.Pipe()
             process = context.Process(target=parts.race, args=(side, rank, job, port, theirs), daemon=True)
             process.start()
+            theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
 
@@ -89,15 +91,20 @@ class Runner:
         return [_answer(pipe, f"benchmark side {self.side.name}") for pipe in self._pipes]
 
     def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # the end of its work
         for process in self._processes:
+            process.join(END_S)
             process.kill()
-            process.join()
 
 
 def _answer(pipe, name: str):
     if not wait([pipe], LIMIT_S):
         raise DeadlineError("the benchmark", name, LIMIT_S)
-    answer = pipe.recv()
+    try:
+        answer = pipe.recv()
+    except EOFError:
+        raise RuntimeError(f"{name} died") from None
     if isinstance(answer, str):
         raise RuntimeError(f"{name}:\n{answer}")
     return answer

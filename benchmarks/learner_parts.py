@@ -109,7 +109,8 @@ class Job:
 
 
 def race(side: Side, rank: int, job: Job, port: int, pipe) -> None:
-    """Sends the facts of the batch, then answers each number n with the seconds of n steps; a traceback if it fails."""
+    """Sends the facts of the batch, then answers each number n with the seconds of n steps, until the pipe is closed; a
+    traceback if it fails."""
     try:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)
         facts, step = _torch(job, side.ranks) if side.zero is None else _ours(side, rank, job, port)
@@ -119,6 +120,8 @@ def race(side: Side, rank: int, job: Job, port: int, pipe) -> None:
             for _ in range(steps):
                 step()
             pipe.send(time.monotonic() - began)
+    except EOFError:
+        return
     except Exception:
         pipe.send(traceback.format_exc())
 
@@ -140,12 +143,11 @@ def _ours(side: Side, rank: int, job: Job, port: int) -> tuple[dict, Callable[[]
 def _torch(job: Job, threads: int) -> tuple[dict, Callable[[], object]]:
     """The same without anything of ours but the packed arrays: what a script of one page would do."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from learner.logprobs import load_model
 
     torch.set_num_threads(threads)
-    dtype = getattr(torch, job.dtype)
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype, attn_implementation=job.settings.attention)
-    model = model.to(job.device).train()
+    model = load_model(job.model, getattr(torch, job.dtype), job.settings.attention).to(job.device).train()
     choice = job.settings.optimizer
     optimizer = torch.optim.AdamW(model.parameters(), lr=choice.lr, betas=choice.betas, weight_decay=0.0)
     batch = prepare(groups_of(job.kind, job.tokens, 0), 0, job.settings)

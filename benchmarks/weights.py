@@ -142,6 +142,7 @@ def run(plan: Plan, sizes: list[str], device: str, folder: str) -> dict:
     import ray
 
     every_s = quickstart(plan.steps, folder)
+    print(f"quickstart: a version every {every_s:.2f} s", file=sys.stderr, flush=True)
     ray.init(
         address="local",
         num_cpus=1,

@@ -16,7 +16,7 @@ from actors.config import EngineSettings, SamplingSettings
 from protocols.turns import TOKENS
 from protocols.weights import Probe, WeightRef
 
-PROMPT_TOKENS, MAX_TOKENS, WARM_TOKENS = 32, 256, 64
+PROMPT_TOKENS, MAX_TOKENS, WARM_TOKENS = 32, 256, 16
 PROBE_TOKENS = 32  # the default of learner.probe_tokens
 GPU_MEMORY = 0.25  # of an engine: two, and the publisher, share one
 COPY_BYTES = 256 << 20  # copied at once: beyond every cache, and no second model in memory
