@@ -242,7 +242,9 @@ def crew(folder):
 def test_actors_may_come_and_go_while_the_run_goes_on(crew, folder):
     with contextlib.closing(Remote(str(folder / "runs" / "crew"))) as remote:
         assert "3 actors, 2 before" in redraft(folder, "scale", "crew", "3")
+        asked = time.monotonic()
         crew.until(lambda: fleet(remote) == {"ready": 3}, 90)
+        print(f"a third actor played {time.monotonic() - asked:.0f} s after it was asked for")
         redraft(folder, "scale", "crew", "1")
         crew.until(lambda: fleet(remote) == {"ready": 1}, 60)
     steps = len(crew.steps("crew"))
