@@ -58,7 +58,7 @@ class Failed(Exception):
     """A side did not end as it should; says which."""
 
 
-QUICK_ROUNDS, ROUNDS = 7, 25
+QUICK_ROUNDS, ROUNDS = 9, 25
 Spent = dict[str, tuple[float, float]]  # by each side in one round: seconds, CPU-seconds
 
 
