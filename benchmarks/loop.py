@@ -31,6 +31,7 @@ import platform
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -68,9 +69,9 @@ class Part:
 
 
 PARTS = (
-    Part("rise", "quickstart", ("redraft", "plain 1", "plain 2"), 128 * 5, 160, 24),
-    Part("grpo", "signs-grpo", ("redraft", "plain 1", "plain 2", "trl 2"), 64 * 8, 60, 16),
-    Part("slow", "signs-grpo", ("redraft", "trl 2"), 16 * 8 * 3, 30, 6, SLOW, FAST, rounds=1),
+    Part("rise", "quickstart", ("redraft", "plain 1", "plain 2"), 128 * 5, 160, 16),
+    Part("grpo", "signs-grpo", ("redraft", "plain 1", "plain 2", "trl 2"), 64 * 8, 60, 12),
+    Part("slow", "signs-grpo", ("redraft", "trl 2"), 16 * 8 * 3, 30, 5, SLOW, FAST, rounds=1),
 )
 
 
@@ -120,7 +121,7 @@ def show(part: Part, sides: dict[str, dict], steps: int, rounds: int) -> None:
     for head in ("side", "wall s", "CPU-s", "answers/s", "accuracy", "start s", "of which"):
         table.add_column(head, justify="left" if head in ("side", "of which") else "right")
     for side, figures in sides.items():
-        first, *_, last = [figures["accuracy"][0], *figures["accuracy"]]
+        first, last = figures["accuracy"][0], figures["accuracy"][-1]
         table.add_row(
             side,
             f"{figures['wall_s']:.1f}",
@@ -188,7 +189,7 @@ def base_model() -> Path:
     from redraft import models, recipe
 
     made = recipe.load(ROOT / "recipes" / "quickstart.yaml")
-    progress = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    progress = partial(print, file=sys.stderr, flush=True)
     return models.prepare(made.model, made.environment, CACHE / "models", progress).resolve()
 
 

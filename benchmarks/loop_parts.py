@@ -141,12 +141,14 @@ class Bench:
         with log.open("w") as errors, printed.open("w") as output:
             process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=output, stderr=errors)
             until = time.monotonic() + LIMIT_S
-            while process.poll() is None:
-                look(process.pid)
-                if time.monotonic() > until:
+            try:
+                while process.poll() is None and time.monotonic() < until:
+                    look(process.pid)
+                    time.sleep(POLL_S)
+            finally:
+                if process.poll() is None:  # too late, or Ctrl-C
                     process.terminate()
-                    raise Failed(f"{log.stem} took longer than {LIMIT_S:.0f} s; see {log}")
-                time.sleep(POLL_S)
+                    process.wait(60)
         if process.returncode:
             raise Failed(
                 f"{log.stem} ended with {process.returncode}:\n{(log.read_text() + printed.read_text())[-3000:]}"
@@ -155,7 +157,7 @@ class Bench:
 
 
 def trl_python(folder: Path) -> Path:
-    """The Python of an environment that adds TRL to this one; it is made at first. Raises CalledProcessError."""
+    """The Python of an environment that adds TRL to this one; it is made at first. Raises Failed."""
     python = folder / "bin" / "python"
     if not (folder / "made").exists():
         print(f"{', '.join(TRL)} into {folder}", file=sys.stderr, flush=True)
@@ -163,6 +165,7 @@ def trl_python(folder: Path) -> Path:
         ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
         packages = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
         Path(packages, "shared.pth").write_text(sysconfig.get_path("purelib"))
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *TRL], check=True)
+        if subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *TRL]).returncode:
+            raise Failed(f"pip could not install {', '.join(TRL)}, without which part of the benchmark cannot run")
         (folder / "made").touch()
     return python
