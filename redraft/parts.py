@@ -31,6 +31,7 @@ from replay.config import ClientKeys, Endpoints, ReplaySettings
 log = logging.getLogger("redraft.parts")
 CALLS = 8  # methods of one process that may run at once
 LOOK_S = 2.0  # between two looks for nodes that have joined
+SPARE_S = 30.0  # that a node keeps its weight files without actors: one that is restarted comes back to them
 FILES_S = 60.0  # that an actor waits for the weight files of its node, which may have joined just before
 
 
@@ -156,17 +157,19 @@ class Files:
 
     def __init__(self, run: Run):
         self._run, self._owners, self._next_look = run, {}, 0.0
+        self._used: dict[str, float] = {}  # when a node last had actors
 
     def look(self, fleet: Fleet) -> None:
         """Starts owners where actors have come, and ends them where none is left, so that Ray may take the node away;
         to be called often."""
         if time.monotonic() < self._next_look:
             return
-        self._next_look = time.monotonic() + LOOK_S
-        wanted = fleet.nodes()
+        now, wanted = time.monotonic(), fleet.nodes()
+        self._next_look = now + LOOK_S
+        self._used |= dict.fromkeys(wanted, now)
         for node in wanted - self._owners.keys():
             self._owners[node] = self._start(node)
-        for node in self._owners.keys() - wanted:
+        for node in [node for node in self._owners if now - self._used[node] > SPARE_S]:
             self._owners.pop(node).close.remote()  # Ray ends an actor that nobody holds, after its last call
 
     def forget(self, reader: str) -> None:

@@ -86,6 +86,9 @@ def test_weight_files_have_owners_where_actors_are_and_nowhere_else(fleet, monke
         fleet.remove(number)
     (stays,) = fleet.members.values()
     files.look(fleet)
+    assert closed == [], "an actor that is restarted comes back to its files"
+    monkeypatch.setattr(parts, "SPARE_S", 0.0)
+    files.look(fleet)
     assert {*closed, stays.report.node_id} == {"a", "b"} and len(closed) == 1
 
 
