@@ -16,8 +16,8 @@ tokens before the first action.
 
 Sides run in rounds, in alternating order, each under a weights version of its own, so that none finds the prefixes of
 another. Figures are medians over rounds. Occupancy is what runs of `max_running`, weighted by time, from the first
-request until the last tree begins: from then on the search runs out of work, as a training run does not. With the
-CPU's attention a block of the cache has 32 tokens, the fewest that it takes; on a GPU 16.
+request until the last tree begins: from then on the search runs out of work, as a training run does not. A block of
+the cache has 16 tokens.
 """
 
 from __future__ import annotations

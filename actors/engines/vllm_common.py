@@ -52,6 +52,7 @@ def prepare_process(settings: EngineSettings, separate: bool) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if separate else "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ["VLLM_DISABLE_REQUEST_ID_RANDOMIZATION"] = "1"  # an engine's requests are numbered
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if not on_gpu():
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling helpers at the first step takes seconds and a C++ compiler
@@ -84,10 +85,11 @@ def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: in
         return arguments | dict(gpu_memory_utilization=settings.gpu_memory)
     # Compiling costs a minute at every start and gains nothing at the sizes that a CPU can train.
     # The smallest block that CPU attention takes: dialogues are short, and only whole blocks of a prefix are cached.
+    # In bfloat16 it computes with AMX, which takes no 16.
     return arguments | dict(
         enforce_eager=True,
         kv_cache_memory_bytes=int(settings.kv_cache_gb * 2**30),
-        block_size=32,
+        block_size=16 if dtype == "float32" else 32,
         async_scheduling=False,
     )
 

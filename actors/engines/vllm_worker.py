@@ -10,6 +10,11 @@ from protocols.checksum import element_checksum
 
 if not torch.cuda.is_available():
     from vllm.model_executor.layers import utils
+    from vllm.v1.attention.backend import MultipleOf
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    # Without AMX its kernels take blocks of 16 tokens as well, which it does not own up to.
+    CPUAttentionBackend.get_supported_kernel_block_sizes = staticmethod(lambda kv_cache_spec=None: [MultipleOf(16)])
 
     # CPU attention uses AMX tiles without asking the kernel for them: a worker process dies at its first step.
     torch._C._cpu._init_amx()

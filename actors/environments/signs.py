@@ -95,7 +95,7 @@ class Signs(OneAnswer):
 
     def judge(self, task: dict, text: str) -> Verdict:
         attempt = text.removesuffix("\n")
-        if not re.fullmatch(r"[+-]".join(task["digits"]), attempt):
+        if len(attempt) != 2 * COUNT - 1 or attempt[::2] != task["digits"] or set(attempt[1::2]) - {"+", "-"}:
             return Verdict(0.0)
         return Verdict(float(value(attempt) == task["target"]), attempt)
 
