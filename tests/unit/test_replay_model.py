@@ -193,7 +193,7 @@ class Model:
 
     def commit(self, numbers: list[int], step: int) -> tuple[bool, list[int]]:
         """Whether it may be, and the groups that are not known."""
-        fresh = [n for n in numbers if self.groups[n].state == "forgotten" or step not in self.groups[n].history]
+        fresh = [n for n in numbers if step not in self.groups[n].history]  # the others are a commit sent again
         unknown = [n for n in fresh if self.groups[n].state in ("none", "open", "abandoned")]
         known = [self.groups[n] for n in fresh if n not in unknown]
         if any(held.state not in ("ready", "claimed") for held in known):
