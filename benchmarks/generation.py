@@ -10,7 +10,8 @@ The work: waves of 64 and of 192 episodes at once, each of 4 turns. A question h
               service in a process of its own; a wave ends when replay has acknowledged the last close row
     offline   `vllm.LLM.generate` called four times a wave, on all that came before and the feedback; with prefix
               caching, the same sampling parameters (log-probs of what was sampled, no text) and the same engine
-              arguments; it makes no turns, and keeps vLLM's packed linears, since nobody replaces its weights
+              arguments; it makes no turns, and keeps vLLM's packed linears, since nobody replaces its weights, and
+              on a CPU vLLM's smallest cache blocks, of 32 tokens (the actor's have 16)
 
 Real: all of the above. Made for this: the environment, the model (0.8 million random weights: the smaller the model,
 the more the work around it weighs), and that the weights stay as they are.

@@ -155,7 +155,8 @@ class ActorSide:
 class OfflineSide:
     """`vllm.LLM.generate` called once a turn, with the sampling parameters and the engine arguments of the actor.
 
-    Its linears are vLLM's own, though, packed for the processor: nobody replaces its weights.
+    Its linears are vLLM's own, though, packed for the processor: nobody replaces its weights. So are its blocks of the
+    prefix cache on a CPU: 32 tokens, the fewest that it takes without the actor's WeightsExtension.
     """
 
     def __init__(self, setup: Setup):
@@ -177,13 +178,14 @@ class OfflineSide:
 
         from actors.engines import vllm_common
 
+        setup = self._setup
+        arguments = vllm_common.engine_arguments(Path(setup.model), setup.dtype, setup.engine, 0)
+        del arguments["worker_extension_cls"]
         if not vllm_common.on_gpu():
             import torch
 
             torch._C._cpu._init_amx()  # see actors/engines/vllm_worker.py
-        setup = self._setup
-        arguments = vllm_common.engine_arguments(Path(setup.model), setup.dtype, setup.engine, 0)
-        del arguments["worker_extension_cls"]
+            arguments["block_size"] = 32
         self._llm = LLM(**arguments)
 
     async def play(self, questions: list[str]) -> int:
