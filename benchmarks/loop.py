@@ -70,7 +70,7 @@ class Part:
 
 PARTS = (
     Part("rise", "quickstart", ("redraft", "plain 1", "plain 2"), 128 * 5, 160, 16),
-    Part("grpo", "signs-grpo", ("redraft", "plain 1", "plain 2", "trl 2"), 64 * 8, 60, 12),
+    Part("grpo", "signs-grpo", ("redraft", "plain 1", "plain 2", "trl 2"), 64 * 8, 60, 20),
     Part("slow", "signs-grpo", ("redraft", "trl 2"), 16 * 8 * 3, 30, 5, SLOW, FAST, rounds=1),
 )
 

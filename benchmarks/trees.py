@@ -135,7 +135,8 @@ class Search:
         self._watch = Watch(engine._llm)
         self._renderer = Renderer(tokenizer)
         settings = EnvironmentSettings(name="textcraft")
-        self._environments = Environments(lambda: environments.make(settings), settings.time_limit_s)
+        limits = settings.time_limit_s, settings.threads
+        self._environments = Environments(lambda: environments.make(settings), *limits)
         self._settings = SearchSettings(turns=plan.turns, simulations=plan.simulations, expansions=plan.expansions)
         self._sampling = SamplingSettings(max_tokens=plan.max_tokens)
         self._requests = {side: requests(self._renderer.end, side != "uncached") for side in SIDES}
