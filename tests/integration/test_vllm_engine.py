@@ -146,14 +146,14 @@ def test_requests_beyond_the_batch_are_told_how_long_they_queued(running):
 
 def test_a_prompt_that_was_seen_is_found_in_the_prefix_cache_and_counted(running):
     engine, run = running
-    prompt = np.random.default_rng(2).integers(0, 40, 100).astype(np.int32)
+    prompt = np.random.default_rng(2).integers(0, 40, 90).astype(np.int32)
     counts = []
     for _ in range(2):
         run(engine.generate(prompt, SamplingSettings(max_tokens=2)))
         found = [REGISTRY.get_sample_value(metric.name) for metric in (metrics.PREFIX_QUERIES, metrics.PREFIX_HITS)]
         counts.append(np.array(found))
     queries, hits = counts[1] - counts[0]
-    assert queries == 100 and 64 <= hits < 100
+    assert queries == 90 and 80 <= hits < 90  # whole blocks of 16
 
 
 class KeepsOldHead:
