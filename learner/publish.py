@@ -43,8 +43,7 @@ def perturbed(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 def scored_by(state: dict[str, Tensor], model_path: str, attention: str, tokens: tuple[int, ...]) -> tuple[float, ...]:
     """Log-probs of tokens 1.. at temperature 1 by a fresh model with these weights, on the CPU."""
     dtype = next(iter(state.values())).dtype
-    model = load_model(model_path, dtype, "eager" if attention == "flash_attention_2" else attention)
-    model.load_state_dict(state, strict=False)  # a tied head is not in it
+    model = load_model(model_path, dtype, "eager" if attention == "flash_attention_2" else attention, state)
     row = torch.tensor([tokens])
     places = torch.arange(len(tokens))
     logprobs, _ = Policy(model.eval())(row, places[None], places[:-1], row[0, 1:])

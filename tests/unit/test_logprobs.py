@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from learner import logprobs
+from learner import head, logprobs
 from learner.batches import prepare
 from learner.config import LearnerSettings
+from learner.head import Float32Linear, Shape
 from learner.logprobs import Policy
 from learner.objectives import STATS, loss_of, make, report
 from learner.packing import MicroBatch
@@ -69,7 +70,7 @@ def gradient(policy: Policy, choice: LearnerSettings, made: list[Group]) -> tupl
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_packed_logprobs_equal_those_of_each_sequence_alone(attention):
     model = tiny(attention)
-    policy = Policy(model)
+    policy = Policy(model, packed=True)
     (micros,) = prepare(groups(4), 0, settings(objective={"name": "grpo", "kl": 0.1}, micro_tokens=96)).micros
     worst = 0.0
     for micro in micros:
@@ -99,7 +100,7 @@ def test_logprobs_their_entropy_and_gradient_are_those_of_a_plain_log_softmax(mo
     torch.manual_seed(1)
     logits, targets, shares = 3 * torch.randn(7, VOCABULARY), torch.randint(VOCABULARY, (7,)), torch.randn(7)
     ours, plain = (logits.clone().requires_grad_() for _ in range(2))
-    chosen, entropy = logprobs.Chosen.apply(ours, targets, 0.7)
+    chosen, entropy = logprobs.Chosen.apply(ours, targets, 0.7, Shape())
     whole = (plain / 0.7).log_softmax(-1)
     torch.testing.assert_close(chosen, whole[range(7), targets])
     torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1))
@@ -140,8 +141,79 @@ def test_logprobs_are_those_of_sampling_at_the_temperature():
     torch.testing.assert_close(got, expected)
 
 
-def test_a_model_that_changes_its_logits_after_the_head_is_refused():
+@pytest.mark.parametrize("shape", [Shape(scale=0.3), Shape(softcap=2.0), Shape(scale=1.7, softcap=3.0)], ids=str)
+def test_scaled_and_capped_logits_have_the_gradient_of_plain_autograd_in_float64(shape, monkeypatch):
+    monkeypatch.setattr(logprobs, "SLICE", 3 * VOCABULARY)
+    torch.manual_seed(2)
+    linear, targets, shares = 3 * torch.randn(7, VOCABULARY), torch.randint(VOCABULARY, (7,)), torch.randn(7)
+    ours, plain = linear.clone().requires_grad_(), linear.double().requires_grad_()
+    chosen, entropy = logprobs.Chosen.apply(ours, targets, 0.7, shape)
+    logits = plain * shape.scale
+    logits = logits if shape.softcap is None else shape.softcap * torch.tanh(logits / shape.softcap)
+    whole = (logits / 0.7).log_softmax(-1)
+    torch.testing.assert_close(chosen, whole[range(7), targets], check_dtype=False)
+    torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1), check_dtype=False)
+    (shares @ chosen).backward()
+    (shares.double() @ whole[range(7), targets]).backward()
+    torch.testing.assert_close(ours.grad, plain.grad, check_dtype=False)
+
+
+@pytest.mark.parametrize("shape", [Shape(), Shape(softcap=5.0)], ids=str)
+def test_tokens_that_cannot_be_sampled_leave_entropy_and_gradient_finite(shape):
+    linear = torch.randn(3, VOCABULARY)
+    linear[:, 5:] = -torch.inf
+    ours = linear.clone().requires_grad_()
+    chosen, entropy = logprobs.Chosen.apply(ours, torch.tensor([0, 1, 2]), 1.0, shape)
+    chosen.sum().backward()
+    assert chosen.isfinite().all() and entropy.isfinite().all() and ours.grad.isfinite().all()
+    if shape.softcap is None:
+        few = linear[:, :5].log_softmax(-1)
+        torch.testing.assert_close(entropy, -(few.exp() * few).sum(-1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_float32_head_is_the_float32_product_of_the_models_own_numbers(bias, monkeypatch):
+    monkeypatch.setattr(head, "PIECE", 3 * 16)  # three ids at a time, and a rest
+    torch.manual_seed(3)
+    values = torch.randn(5, 16), torch.randn(VOCABULARY, 16), torch.randn(VOCABULARY)
+    ours = [value.bfloat16().requires_grad_() for value in values]
+    plain = [value.bfloat16().float().requires_grad_() for value in values]
+    logits = Float32Linear.apply(*ours[:2], ours[2] if bias else None)
+    expected = torch.nn.functional.linear(*plain[:2], plain[2] if bias else None)
+    torch.testing.assert_close(logits, expected)
+    slope = torch.randn_like(expected)
+    logits.backward(slope)
+    expected.backward(slope)
+    for mine, theirs in zip(ours[: 2 + bias], plain[: 2 + bias], strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad.bfloat16())
+
+
+def test_a_float32_head_spares_the_rounding_of_logits():
+    model = tiny().bfloat16()
+    exact = Policy(tiny().bfloat16(), head="float32")
+    tokens, places = torch.arange(10)[None], torch.arange(10)
+    with torch.no_grad():
+        hidden = model.model(tokens).last_hidden_state[0, :-1].double()
+        logits = hidden @ model.lm_head.weight.double().T
+        expected = logits.log_softmax(-1).gather(-1, tokens[0, 1:, None]).squeeze(-1)
+        got, rounded = (
+            policy(tokens, places[None], places[:-1], tokens[0, 1:])[0] for policy in (exact, Policy(model))
+        )
+    torch.testing.assert_close(got, expected, check_dtype=False)
+    assert (rounded - expected).abs().max() > 100 * (got - expected).abs().max()
+
+
+def test_a_float32_head_that_is_not_linear_is_refused():
     model = tiny()
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(SettingError, match="final_logit_softcapping"):
-        Policy(model)
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.raises(SettingError, match="learner.head: float32 needs a linear head"):
+        Policy(model, head="float32")
+
+
+def test_rows_of_several_sequences_are_taken_apart_until_the_model_was_seen_to_keep_them_apart():
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 0], [6, 7, 8, 9, 10, 11]])
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
+    rows, places, picks = logprobs.apart(tokens, positions, torch.tensor([1, 3, 10]))
+    assert rows.tolist() == [[1, 2, 3, 0, 0, 0], [4, 5, 0, 0, 0, 0], [0] * 6, [6, 7, 8, 9, 10, 11]]
+    assert (places == torch.arange(6)).all()
+    assert rows.flatten()[picks].tolist() == [2, 4, 10]
