@@ -202,13 +202,14 @@ def run(plan: Plan, sizes: tuple[int, ...], folder: str) -> list[dict]:
     from benchmarks.scale_parts import CountingController
     from redraft import models
     from redraft import run as runs
+    from redraft.owner import Owner
     from redraft.recipe import build
 
     os.chdir(folder)  # the run folder lies here
     os.environ["PYTHONPATH"] = str(ROOT)
     recipe = build(RECIPE)
     model = models.prepare(recipe.model, recipe.environment, Path("models"), lambda line: None)
-    made = runs.create(recipe, str(model), None, resume=False)
+    made = runs.create(recipe, str(model), Owner(runs.RUNS / recipe.name, "benchmark"))
     ray.init(namespace="redraft", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         part = ray.remote(CountingController).options(num_cpus=0, max_concurrency=16)

@@ -24,6 +24,7 @@ from redraft import failures, logs, models, services, trackers
 from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.live import LiveView
+from redraft.owner import Owner
 from redraft.recipe import Recipe
 from redraft.run import Run
 
@@ -44,7 +45,11 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     logs.to_terminal(name or recipe.name)
     for warning in recipe.warnings():
         log.warning("%s", warning)
-    runs.check(recipe, name, resume, again)
+    with runs.owned(recipe, name, resume, again) as owner:
+        return _train(recipe, owner, resume, again, cache, console)
+
+
+def _train(recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console) -> dict:
     trackers.check(recipe.tracking)
     _check_environment(recipe)
     if recipe.steps:
@@ -56,7 +61,7 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     pool.shutdown(wait=False)
     with ray_for(recipe) as address:
         fits.result()
-        run = runs.create(recipe, str(model), name, resume, again, identity)
+        run = runs.create(recipe, str(model), owner, resume, again, identity)
         run = replace(run, ray=address, cluster=bool(os.environ.get("RAY_ADDRESS")))
         run.save()
         summary = _watch(recipe, run, resume, console) if recipe.steps else _only_evaluate(recipe, run, console)
@@ -316,13 +321,17 @@ def _ask(run: Run, command: str, limit_s: float, call):
 
 def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Console) -> None:
     """Plays the test tasks with a checkpoint's weights; prints the table, adds a line to evaluations.jsonl."""
+    with runs.reading(name) as run:
+        logs.to_terminal(run.name)
+        _evaluate(run, overrides, step, console)
+
+
+def _evaluate(run: Run, overrides: Sequence[str], step: int | None, console: Console) -> None:
     from actors import environments
     from learner import checkpoint
     from protocols.weights import version_of
     from redraft.tables import table
 
-    run = runs.find(name)
-    logs.to_terminal(run.name)
     recipe = recipes.load(run.folder / "recipe.yaml", overrides)
     folder = _checkpoint(run, step)
     state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
@@ -351,16 +360,21 @@ def _exam(recipe: Recipe, run: Run, model: Path, facts: dict, tests: Sequence[di
 
 def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, console: Console) -> int:
     """Writes a dataset of failures of the recipe's model; returns how many there are. See redraft.failures."""
+    logs.to_terminal(recipe.name)
+    with runs.owned(recipe, f"{recipe.name}-failures", resume=False, again=True, command="failures") as owner:
+        return _collect_failures(recipe, owner, file, attempts, cache, console)
+
+
+def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, cache: Path, console: Console) -> int:
     from actors import environments
     from redraft.exam import Exam
 
-    logs.to_terminal(recipe.name)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"failures": None})})
     _check_environment(recipe)
     tasks = environments.tasks(recipe.environment, recipe.data, "train")
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
     _check_model(model, recipe)
-    run = runs.create(recipe, str(model), f"{recipe.name}-failures", resume=False, again=True)
+    run = runs.create(recipe, str(model), owner, again=True)
     with ray_for(recipe), _fleet(recipe, run, model, 0, console) as (fleet, status, serve):
 
         def play(left: Sequence[dict]):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from protocols.errors import SettingError
+from redraft.owner import Owner, shared
 from redraft.recipe import Recipe, load
 
 RUNS = Path("runs")
@@ -81,27 +84,40 @@ class Run:
         self.write("run.json", {key: value for key, value in asdict(self).items() if key != "folder"})
 
 
+@contextlib.contextmanager
+def owned(recipe: Recipe, name: str | None, resume: bool, again: bool, command: str = "train") -> Iterator[Owner]:
+    """While it lasts, the folder of that run is this command's. Raises SettingError where `create` would, or where
+    another command has it, before anything is written."""
+    check(recipe, name, resume, again)
+    owner = Owner(RUNS / (name or recipe.name), command)
+    try:
+        if owner.folder.exists():
+            owner.take(to_rename=again)
+            check(recipe, name, resume, again)  # who had it may have gone on until just now
+        yield owner
+    finally:
+        owner.release()
+
+
 def create(
-    recipe: Recipe, model: str, name: str | None, resume: bool, again: bool = False, identity: str | None = None
+    recipe: Recipe, model: str, owner: Owner, resume: bool = False, again: bool = False, identity: str | None = None
 ) -> Run:
     """The folder of a new run, or of the one to resume. Raises SettingError when that cannot be.
 
     With `again` an older run of that name is kept under another one, with the time it began. A new run has the
     `identity` given, if any.
     """
-    check(recipe, name, resume, again)
-    folder = RUNS / (name or recipe.name)
+    folder = owner.folder
+    check(recipe, folder.name, resume, again)
     if resume:
         (folder / "recipe.yaml").write_text(recipe.dump())
         return find(str(folder))
-    if folder.exists():
-        folder.rename(_free(folder))
-    folder.mkdir(parents=True)
-    (folder / "logs").mkdir()
-    run = Run(folder.resolve(), identity or secrets.token_hex(16), str(Path(model).resolve()))
-    (folder / "recipe.yaml").write_text(recipe.dump())
-    run.save()
-    return run
+    with owner.begin(_free(folder) if again else None) as fresh:
+        (fresh / "logs").mkdir()
+        (fresh / "recipe.yaml").write_text(recipe.dump())
+        run = Run(fresh, identity or secrets.token_hex(16), str(Path(model).resolve()))
+        run.save()
+    return replace(run, folder=folder.resolve())
 
 
 def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
@@ -147,6 +163,13 @@ def find(name: str) -> Run:
             return Run(folder.resolve(), **facts)
     known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
     raise SettingError("RUN", f"there is no run {name!r}", f"Known: {', '.join(known) or 'none yet'}")
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[Run]:
+    """Yields the run as `find` does; while it lasts, its folder keeps its name."""
+    with shared(find(name).folder):
+        yield find(name)
 
 
 def _free(folder: Path) -> Path:

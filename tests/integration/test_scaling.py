@@ -21,6 +21,7 @@ from redraft import models, parts
 from redraft import run as runs
 from redraft.controller import Controller
 from redraft.launch import actor_name  # sets what Ray reads when it is imported
+from redraft.owner import Owner
 from redraft.recipe import build
 from replay.verify import Damage, verify
 
@@ -122,7 +123,7 @@ def controller(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = build(RECIPE)
     model = models.prepare(recipe.model, recipe.environment, tmp_path, print)
-    run = replace(runs.create(recipe, str(model), None, resume=False), cluster=True)
+    run = replace(runs.create(recipe, str(model), Owner(runs.RUNS / recipe.name, "test")), cluster=True)
     return ray.remote(Watched).options(name=actor_name(run), num_cpus=0, max_concurrency=8).remote(run, recipe)
 
 
