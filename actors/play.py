@@ -25,7 +25,7 @@ class EpisodeFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the environment made of one answer."""
+    """What the environment made of one answer. `parsed`: whether it found one in the text; None where it is silent."""
 
     reward: float
     success: bool
@@ -34,6 +34,13 @@ class Outcome:
     truncated: bool
     seconds: float
     refused: bool = False
+    parsed: bool | None = None
+
+
+def parsed_in(info: dict) -> bool | None:
+    """Whether an environment found an answer in a text: it says which, or that it is right. None where its `info` has
+    no `answer`, as that of one that parses nothing."""
+    return bool(info["answer"]) or bool(info.get("success", False)) if "answer" in info else None
 
 
 class Playing:
@@ -53,7 +60,8 @@ class Playing:
         seconds = time.monotonic() - began
         metrics.ENVIRONMENT_SECONDS.observe(seconds)
         said = info.get("success", False), info.get("answer")
-        return Outcome(float(reward), *said, terminated, truncated, seconds, info.get("refused", False))
+        parsed = parsed_in(info)
+        return Outcome(float(reward), *said, terminated, truncated, seconds, info.get("refused", False), parsed)
 
     async def snapshot(self) -> Any:
         """The state of the episode, for `restore` here or in another environment."""

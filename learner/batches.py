@@ -14,6 +14,7 @@ from learner.credits import credit, scored
 from learner.objectives import coefficients, make
 from learner.packing import MicroBatch, pack
 from learner.record import sample
+from learner.responses import responses_of
 from learner.sequences import Linearised, Shares, brought_along, linearise
 from protocols.errors import RedraftError
 from protocols.turns import Group, Role, Turn
@@ -56,7 +57,7 @@ def prepare(
         **facts_of(groups, step),
         **trained_of(lines, shares),
         "tokens": packed.tokens,
-        "padding_share": packed.padding / max(1, packed.tokens),
+        "padding_share": packed.padding / packed.tokens if packed.tokens else None,
         "truncated_sequences": lines.truncated,
         "errors": len(errors),
     }
@@ -66,8 +67,8 @@ def prepare(
 
 
 def facts_of(groups: Sequence[Group], step: int) -> dict:
-    """Rewards of the model's own attempts (all, and by turn number), and the staleness of each group: that of its
-    oldest token."""
+    """Rewards of the model's own attempts (all, and by turn number), the staleness of each group, which is that of its
+    oldest token, and what responses look like (see `responses_of`). A figure over nothing is None."""
     turns = [turn for group in groups for turn in group.turns]
     attempts = [turn for group in groups for turn in _attempts(group)]
     rewards, successes = defaultdict(list), defaultdict(list)
@@ -80,12 +81,13 @@ def facts_of(groups: Sequence[Group], step: int) -> dict:
         "groups": len(groups),
         "turns": len(turns),
         "sampled_tokens": sum(int((~np.isnan(turn.logprobs)).sum()) for turn in turns),
-        "reward": float(np.mean([turn.reward for turn in attempts])) if attempts else 0.0,
+        "reward": float(np.mean([turn.reward for turn in attempts])) if attempts else None,
         "reward_by_index": [float(np.mean(rewards[index])) for index in sorted(rewards)],
         "success_by_index": [float(np.mean(successes[index])) for index in sorted(successes)],
-        "staleness_mean": float(np.mean(ages)) if ages else 0.0,
-        "staleness_max": max(ages, default=0),
+        "staleness_mean": float(np.mean(ages)) if ages else None,
+        "staleness_max": max(ages, default=None),
         "staleness_counts": {str(age): count for age, count in sorted(Counter(ages).items())},
+        **responses_of(turns),
     }
 
 

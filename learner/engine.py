@@ -28,10 +28,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`stats` are the summed STATS of all ranks; without `applied` the gradient was not finite and nothing moved."""
+    """`stats` are the summed STATS of all ranks; without `applied` the gradient was not finite and nothing moved.
+
+    `gradient_norm` is None where no token of the batch weighs: then there was no gradient, and nothing moved either.
+    """
 
     stats: np.ndarray
-    gradient_norm: float
+    gradient_norm: float | None
     lr: float
     applied: bool
 
@@ -137,6 +140,8 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         sums = torch.zeros(len(STATS), dtype=torch.float64)
+        if not self._weighs(micros):
+            return StepResult(sums.numpy(), None, lr, applied=True)
         for micro in micros:
             loss, stats = self._loss(micro)
             self.engine.backward(loss * dist.get_world_size())
@@ -145,6 +150,14 @@ class Engine:
         self.engine.step()
         norm = self._clipped_norm if self._clips_itself else float(self.engine.get_global_grad_norm())
         return StepResult(self._over_ranks(sums), norm, lr, applied=math.isfinite(norm))
+
+    def _weighs(self, micros: Sequence[MicroBatch]) -> bool:
+        """Whether any token of the batch weighs, on any rank. A step without one would still move the weights: the
+        optimizer's moments go on, and weight decay."""
+        mine = any((micro.coefficients != 0).any() or (micro.divergences != 0).any() for micro in micros)
+        flag = torch.tensor([float(mine)], device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
 
     def _place(self, step: int) -> tuple[int, int]:
         """The step's number in what the learning rate falls over, and how many steps that has: the run, or a round."""

@@ -43,7 +43,8 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Micro-batches of each rank; `tokens` are forwarded over all ranks, `padding` of them for nothing."""
+    """Micro-batches of each rank; `tokens` are forwarded over all ranks, `padding` of them for nothing. Both are 0
+    where no token weighs, for then nothing is forwarded."""
 
     micros: list[list[MicroBatch]]
     tokens: int
@@ -66,7 +67,7 @@ def pack(sequences: Sequence[TokenSequence], shares: Sequence[Shares], settings:
         together = micros[start : start + settings.ranks]
         chunks = max(micro.chunks for micro in together)
         micros[start : start + settings.ranks] = [replace(micro, chunks=chunks) for micro in together]
-    tokens = sum(micro.tokens.size for micro in micros)
+    tokens = sum(micro.tokens.size for micro in micros) if useful else 0
     padding = tokens - sum(len(sequence.tokens) for sequence in sequences)
     return Packed([micros[rank :: settings.ranks] for rank in range(settings.ranks)], tokens, padding)
 

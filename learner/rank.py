@@ -298,7 +298,8 @@ class Rank:
         seconds["pack"] = batch.pack_s
         with timed(seconds, "train"):
             result = self._order("step", each=batch.micros)
-        self._count_bad(result.applied)
+        if result.gradient_norm is not None:
+            self._count_bad(result.applied)
         with timed(seconds, "commit"):
             client.commit(batch.ids, self.step, batch.priorities)
         if self._ended_round():
@@ -411,7 +412,7 @@ class timed:
 
 
 def export(report: dict) -> None:
-    """Sets this process's Prometheus metrics to one step's report."""
+    """Sets this process's Prometheus metrics to one step's report; a figure over nothing is NaN, or has no series."""
     gauges = {
         metrics.STEP: "step",
         metrics.LOSS: "loss",
@@ -420,15 +421,23 @@ def export(report: dict) -> None:
         metrics.MISMATCH: "mismatch_mean",
         metrics.EFFECTIVE_SAMPLES: "effective_samples",
         metrics.MASKED_SHARE: "masked_share",
+        metrics.TRAINED_TOKENS: "trained_tokens",
     }
     for gauge, key in gauges.items():
         gauge.set(math.nan if report[key] is None else report[key])
     for phase, seconds in report["seconds"].items():
         metrics.STEP_SECONDS.labels(phase=phase).observe(seconds)
-    for index, reward in enumerate(report["reward_by_index"]):
-        metrics.REWARD.labels(index=str(index)).set(reward)
-    for index, share in enumerate(report["success_by_index"]):
-        metrics.ACCURACY.labels(index=str(index)).set(share)
+    metrics.REWARD.set_only(_numbered(report["reward_by_index"]))
+    metrics.ACCURACY.set_only(_numbered(report["success_by_index"]))
+    metrics.CUT_SHARE.set_only(report["cut_share"])
+    metrics.UNPARSED_SHARE.set_only(report["unparsed_share"])
+    lengths = report["response_tokens"]
+    metrics.RESPONSE_TOKENS.set_only({role: found["mean"] for role, found in lengths.items()})
+    metrics.LONGEST_RESPONSE.set_only({role: found["max"] for role, found in lengths.items()})
     for age, groups in report["staleness_counts"].items():
         for _ in range(groups):
             metrics.STALENESS.observe(int(age))
+
+
+def _numbered(values: list[float]) -> dict[str, float]:
+    return {str(number): value for number, value in enumerate(values)}

@@ -20,6 +20,7 @@ class Metric:
 
     def __init__(self, kind: type, name: str, help: str, labels: tuple[str, ...] = (), **options):
         self.kind, self.name, self.help, self.label_names, self.options = kind, PREFIX + name, help, labels, options
+        self._values: set[str] = set()
 
     @cached_property
     def _live(self):
@@ -36,6 +37,14 @@ class Metric:
 
     def set_to_current_time(self) -> None:
         self._live.set_to_current_time()
+
+    def set_only(self, values: dict[str, float]) -> None:
+        """A gauge with one label has these values now, and no others: those of an earlier call are dropped."""
+        for gone in self._values - values.keys():
+            self._live.remove(gone)
+        for label, value in values.items():
+            self._live.labels(label).set(value)
+        self._values = set(values)
 
     def observe(self, value: float) -> None:
         self._live.observe(value)
@@ -92,6 +101,11 @@ ENTROPY = Metric(Gauge, "learner_entropy", "Mean entropy of trained tokens, in n
 MISMATCH = Metric(Gauge, "learner_logprob_mismatch", "Mean |log-prob of trainer - sampler| on trained tokens")
 EFFECTIVE_SAMPLES = Metric(Gauge, "learner_effective_sample_share", "Effective sample size of the weights, as a share")
 MASKED_SHARE = Metric(Gauge, "learner_masked_share", "Share of trained tokens masked by a correction")
+TRAINED_TOKENS = Metric(Gauge, "learner_trained_tokens", "Tokens that the last step trained")
+CUT_SHARE = Metric(Gauge, "learner_cut_share", "Share of the last batch's responses that were cut", ("role",))
+UNPARSED_SHARE = Metric(Gauge, "learner_unparsed_share", "Share of those that nothing could be parsed from", ("role",))
+RESPONSE_TOKENS = Metric(Gauge, "learner_response_tokens", "Mean length of the last batch's responses", ("role",))
+LONGEST_RESPONSE = Metric(Gauge, "learner_longest_response_tokens", "Longest response of the last batch", ("role",))
 STALENESS = Metric(Histogram, "learner_staleness_steps", "Staleness of trained groups", buckets=STEPS)
 STALENESS_BOUND = Metric(Gauge, "learner_max_staleness_steps", "learner.max_staleness")
 REWARD = Metric(Gauge, "learner_reward", "Mean reward of the last batch by turn number", ("index",))

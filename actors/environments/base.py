@@ -27,8 +27,9 @@ class TextEnvironment(gymnasium.Env, ABC):
 
     `reset(seed=, options={"task": task})` returns (observation, info). `step(text)` returns (observation, reward,
     terminated, truncated, info), where info holds `success` (bool) and `answer` (the answer in its canonical form, so
-    that equal answers are equal strings, or None where nothing could be parsed). Where an episode is many actions, it
-    may also hold `refused` (bool): the action could not be done, which is what an error is to a search.
+    that equal answers are equal strings, or None where nothing could be parsed; an environment that parses nothing
+    leaves it out). Where an episode is many actions, it may also hold `refused` (bool): the action could not be done,
+    which is what an error is to a search.
     """
 
     feedbacks: ClassVar[tuple[str, ...]] = ("binary", "blank")
@@ -86,7 +87,10 @@ class TextEnvironment(gymnasium.Env, ABC):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one answer is worth; `answer` is its canonical form, None where nothing could be parsed."""
+    """What one answer is worth; `answer` is its canonical form, None or "" where nothing could be parsed.
+
+    Where any text is an answer, give the text: the share of answers from which nothing could be parsed is reported.
+    """
 
     reward: float
     answer: str | None = None

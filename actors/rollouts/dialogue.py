@@ -100,6 +100,8 @@ class Dialogue:
         extra = {"success": outcome.success, "answer": outcome.answer, **facts}
         if outcome.refused:
             extra["refused"] = True
+        if outcome.parsed is not None:
+            extra["parsed"] = outcome.parsed
         for place in range(self._scored, len(self._history)):
             said = self._history[place]
             root = place == 0 or (place == self._scored and self._unscored_root)

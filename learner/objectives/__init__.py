@@ -24,7 +24,7 @@ SETTING = "learner.objective.name"
 
 # What a micro-batch adds to the step's report: sums over tokens, except the last, a maximum.
 STATS = (
-    *("loss", "tokens", "sampled", "mismatch", "ratio", "ratio_squared", "masked", "entropy", "kl"),
+    *("loss", "tokens", "sampled", "mismatch", "ratio", "ratio_squared", "masked", "entropy", "compared", "kl"),
     *("anchored", "anchor_kl", "mismatch_max"),
 )
 
@@ -120,6 +120,7 @@ def loss_of(
         (ratio_N * ratio_N).sum(),
         cut_N.sum(),
         (entropy_N * trained_N).sum(),
+        trained_N.sum() * (reference_N is not None),
         (kl_N.detach() * trained_N).sum(),
         anchored_N.sum(),
         (kl_N.detach() * anchored_N).sum(),
@@ -128,19 +129,23 @@ def loss_of(
     return loss, torch.stack([value.double() for value in stats])
 
 
-def report(stats: np.ndarray) -> dict[str, float]:
-    """The step's figures from the summed STATS of all micro-batches and ranks."""
+def report(stats: np.ndarray) -> dict[str, float | int | None]:
+    """The step's figures from the summed STATS of all micro-batches and ranks. A figure over nothing is None: all but
+    the count where no token was trained, of trainer and sampler where none was sampled, a divergence without any."""
     named = dict(zip(STATS, stats.tolist(), strict=True))
-    tokens, sampled, anchored = (max(named[name], 1) for name in ("tokens", "sampled", "anchored"))
-    squared = named["ratio_squared"] * sampled
+
+    def over(figure: str, count: str) -> float | None:
+        return named[figure] / named[count] if named[count] else None
+
+    squared = named["ratio_squared"] * named["sampled"]
     return {
-        "loss": named["loss"],
+        "loss": named["loss"] if named["tokens"] or named["anchored"] else None,
         "trained_tokens": int(named["tokens"]),
-        "mismatch_mean": named["mismatch"] / sampled,
-        "mismatch_max": named["mismatch_max"],
-        "effective_samples": named["ratio"] ** 2 / squared if squared else 1.0,
-        "masked_share": named["masked"] / tokens,
-        "entropy": named["entropy"] / tokens,
-        "kl": named["kl"] / tokens,
-        "anchor_kl": named["anchor_kl"] / anchored,
+        "mismatch_mean": over("mismatch", "sampled"),
+        "mismatch_max": named["mismatch_max"] if named["sampled"] else None,
+        "effective_samples": named["ratio"] ** 2 / squared if squared else None,
+        "masked_share": over("masked", "tokens"),
+        "entropy": over("entropy", "tokens"),
+        "kl": over("kl", "compared"),
+        "anchor_kl": over("anchor_kl", "anchored"),
     }

@@ -93,7 +93,7 @@ def test_the_divergence_from_the_start_model_is_added_with_its_weight():
     assert loss == pytest.approx(0.1 * (0.5 - math.log(0.5) - 1))
     assert slope == pytest.approx([0.1 * (1 - 0.5)])
     assert report(stats)["kl"] == pytest.approx(0.5 - math.log(0.5) - 1)
-    assert report(stats)["anchor_kl"] == 0
+    assert report(stats)["anchor_kl"] is None
 
 
 def test_anchored_tokens_have_the_divergence_alone_and_are_reported_apart():
@@ -153,8 +153,18 @@ def test_the_report_says_how_far_trainer_and_sampler_are_apart():
     assert figures["entropy"] == pytest.approx(0.7)
 
 
-def test_a_batch_without_any_token_reports_without_dividing_by_zero():
-    assert report(np.zeros(len(STATS)))["effective_samples"] == 1.0
+def test_figures_over_nothing_are_none():
+    found = report(np.zeros(len(STATS)))
+    assert found.pop("trained_tokens") == 0
+    assert set(found.values()) == {None}
+
+
+def test_trainer_and_sampler_are_not_compared_where_nothing_was_sampled():
+    _, _, stats = call(SftSettings(), logs(0.5, 0.25), torch.zeros(2), [1.0, 1.0], [0.75, 0.25], [False, False])
+    found = report(stats)
+    assert found["loss"] > 0 and found["entropy"] > 0 and found["trained_tokens"] == 2
+    nothing = ("mismatch_mean", "mismatch_max", "effective_samples", "kl", "anchor_kl")
+    assert [found[key] for key in nothing] == [None] * 5
 
 
 def sequence(advantages: list[float]) -> TokenSequence:

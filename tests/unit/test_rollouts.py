@@ -9,6 +9,8 @@ from rollout_house import House
 
 from actors import environments, rollouts
 from actors.config import EnvironmentSettings
+from actors.environments.base import TextEnvironment
+from actors.play import parsed_in
 from actors.rollout_config import (
     ActSettings,
     AttemptSettings,
@@ -30,10 +32,40 @@ def signs():
     return environments.make(EnvironmentSettings(name="signs", feedback="residual"))
 
 
+class Silent(TextEnvironment):
+    """Says nothing of answers."""
+
+    @classmethod
+    def tasks(cls, data, split):
+        return [TASK]
+
+    def start(self, task):
+        return "say\n"
+
+    def act(self, text):
+        return "heard\n", 0.0, True, False, {}
+
+
 def in_turn(*texts: str):
     """An engine that says these texts one after the other."""
     left = iter(texts)
     return lambda prompt: next(left)
+
+
+def test_a_turn_says_whether_the_environment_could_parse_its_answer():
+    house = House(RetrySettings(turns=3), in_turn("what?", WRONG, RIGHT), signs, TASK)
+    assert [turn.extra["parsed"] for turn in house.turns] == [False, True, True]
+
+
+def test_a_turn_says_nothing_of_parsing_where_the_environment_does_not():
+    house = House(AttemptSettings(), in_turn("hello"), Silent, TASK)
+    assert "parsed" not in house.turns[0].extra
+
+
+def test_a_right_answer_counts_as_parsed_whatever_its_form():
+    assert parsed_in({"success": True, "answer": None}) is True
+    assert parsed_in({"success": False, "answer": ""}) is False
+    assert parsed_in({"success": False, "answer": None}) is False
 
 
 def test_a_dialogue_grows_by_what_is_new_and_each_turn_was_sampled_after_its_ancestors():
