@@ -108,7 +108,9 @@ class OneAnswer(TextEnvironment):
     """
 
     many_actions = False
-    right: ClassVar[str] = "Your answer is correct."
+    right: ClassVar[str] = "Your answer is correct. Write the same answer again."
+    """What follows a right answer. It asks for that answer again, since evaluation and rollouts may play on: told only
+    that it was right, a chat model begins to chat, and has given up what was right."""
     wrong: ClassVar[str] = "Your answer is incorrect. Think again and try once more."
 
     @abstractmethod

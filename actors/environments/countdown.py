@@ -122,6 +122,8 @@ class Countdown(OneAnswer):
 
     blocking = False
 
+    right = "Your expression is correct. Write the same expression again between <answer> and </answer>."
+
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> Sequence[dict]:
         if data.path is not None:

@@ -109,6 +109,7 @@ class Functions(OneAnswer):
 
     blocking = False
 
+    right = "Your calls are correct. Write the same JSON list of calls again and nothing else."
     wrong = "Your answer is incorrect. Look at the functions and the request again, and give better calls."
 
     @classmethod

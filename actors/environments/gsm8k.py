@@ -53,6 +53,7 @@ class GSM8K(OneAnswer):
 
     blocking = False
 
+    right = "Your answer is correct. Write the same answer again, with the final number in \\boxed{}."
     wrong = "Your answer is incorrect. Go over the problem once more and give a better answer."
 
     @classmethod

@@ -94,6 +94,8 @@ def _task(number: int, row: dict, split: str) -> dict:
 class Math(OneAnswer):
     """Reward 1 for an equivalent answer, else 0; `level` is the problem's, less one."""
 
+    right = "Your answer is correct. Write the same answer again, with the final answer in \\boxed{}."
+
     def __init__(self, feedback: str = "binary"):
         super().__init__(feedback)
         if importlib.util.find_spec("math_verify") is None:

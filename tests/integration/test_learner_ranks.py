@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -325,6 +326,34 @@ def test_rounds_go_on_from_where_they_are_and_the_run_ends_with_a_publication(mo
 
 def same_bits(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("ranks", "zero"), [(1, 1), *(pytest.param(2, n, marks=pytest.mark.prove) for n in range(4))])
+def test_a_batch_that_trains_nothing_is_a_step_that_moves_no_weight(model_path, place, ranks, zero):
+    endpoints, run_dir = place
+    first, failed, last = (groups(3 * BATCH)[start : start + BATCH] for start in (0, BATCH, 2 * BATCH))
+    failed = [replace(group, turns=tuple(replace(turn, reward=0.0) for turn in group.turns)) for group in failed]
+    fill(endpoints, [*first, *failed, *last])
+    successes = {"credit": {"name": "raw"}, "objective": {"name": "sft"}}
+    learner = Learner(model_path, endpoints, run_dir, settings(ranks=ranks, zero=zero, **successes))
+    learner.start(3)
+    returned, weights, reports = learner.finish()
+    assert returned == [{"step": 3, "reason": "done"}] * ranks
+    assert [ref.version for ref, _ in weights] == [0, 1, 2, 3]
+    moved = [not same_bits(load(weights[n][1]), load(weights[n + 1][1])) for n in range(3)]
+    assert moved == [True, False, True], "neither momentum nor weight decay goes on without a token"
+    assert [report["trained_tokens"] > 0 for report in reports] == moved
+    nothing = (
+        "loss",
+        "entropy",
+        "gradient_norm",
+        "effective_samples",
+        "mismatch_mean",
+        "mismatch_max",
+        "padding_share",
+    )
+    assert [reports[1][key] for key in nothing] == [None] * len(nothing)
+    assert reports[1]["skipped_updates"] == 0 and reports[1]["reward"] == 0.0
 
 
 def test_a_learner_without_groups_says_whom_it_waited_for(place):

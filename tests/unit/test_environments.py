@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from fractions import Fraction
 
@@ -294,6 +295,34 @@ def test_data_that_is_empty_or_missing_names_data_path(name, tmp_path):
 
 
 # --- all of them
+
+
+ANSWERED = {  # a task and a right answer
+    "countdown": ({"nums": [1, 2, 3], "target": 6}, "<answer>1 + 2 + 3</answer>"),
+    "gsm8k": ({"question": "How many eggs?", "target": "18"}, r"\boxed{18}"),
+    "math": ({"problem": "What is $2+2$?", "target": "4"}, r"\boxed{4}"),
+    "functions": ({"request": "Hello!", "functions": [], "calls": []}, "[]"),
+    f"{__name__}:Parity": ({"n": 3}, "odd"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_a_right_answer_is_asked_for_again(name):
+    task, answer = ANSWERED[name]
+    environment, question = begin({"id": ""} | task, name)
+    for _ in range(2):
+        said, reward, *_ = environment.step(answer)
+        assert reward == 1.0
+        assert re.fullmatch(r"Your \w+ (is|are) correct\. Write the same .+ again.*\.", said) and question not in said
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_blank_feedback_says_the_same_after_every_answer(name):
+    task, answer = ANSWERED[name]
+    environment, question = begin({"id": ""} | task, name, "blank")
+    right, none, again = (environment.step(text)[0] for text in (answer, "", answer))
+    assert right == none == again
+    assert question in right and type(environment).right not in right
 
 
 @pytest.mark.parametrize("name", ["signs", "countdown", f"{__name__}:Parity"])
