@@ -45,6 +45,10 @@ def train(
     overrides: Overrides = None,
     run: Annotated[str | None, typer.Option(help="Name of the run folder (default: the recipe's name).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run from its newest checkpoint.")] = False,
+    resume_if_begun: Annotated[
+        bool,
+        typer.Option("--resume-if-begun", help="Go on where there is such a run, else begin it."),
+    ] = False,
     again: Annotated[
         bool, typer.Option("--again", help="Start anew; an older run of that name is kept under another one.")
     ] = False,
@@ -63,8 +67,12 @@ def train(
     if dry_run:
         print(resolved.dump(), end="")
         return
+    if resume + resume_if_begun + again > 1:
+        raise SettingError("--resume", "--resume, --resume-if-begun and --again exclude each other", "Give one of them")
     from redraft import launch
+    from redraft.run import begun
 
+    resume = resume or (resume_if_begun and begun(run or resolved.name))
     summary = launch.train(resolved, run, resume, again, CACHE, console)
     if summary["state"] == "failed":
         raise RedraftError(summary["error"])

@@ -120,6 +120,11 @@ def create(
     return replace(run, folder=folder.resolve())
 
 
+def begun(name: str) -> bool:
+    """Whether runs/NAME is a run, in whatever state."""
+    return (RUNS / name / "run.json").exists()
+
+
 def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
     """Raises SettingError when `create` would, before any work is done for it."""
     if name is not None and not NAME.fullmatch(name):

@@ -198,20 +198,6 @@ def test_an_actor_that_is_killed_is_replaced_and_scraped_again_and_the_run_goes_
     run.until(lambda: len(run.steps("watched")) >= steps + 10, 120)
 
 
-@pytest.mark.parametrize("how", ["--resume", "--again"])
-def test_a_run_that_goes_on_is_neither_resumed_nor_renamed(watched, folder, how):
-    run, _, _ = watched
-    kept = ("run.json", "recipe.yaml", "checkpoints/life")
-    before = [(folder / "runs" / "watched" / file).read_text() for file in kept]
-    refused = Command(folder, "train", "tiny.yaml", "steps=3000", "actors.count=2", "--run", "watched", how)
-    said = refused.wait(60).splitlines()[-1]
-    assert refused.process.returncode == 2 and f"process {run.process.pid} on " in said, said
-    assert [(folder / "runs" / "watched" / file).read_text() for file in kept] == before
-    assert not (folder / "runs" / "watched" / "summary.json").exists()
-    assert not list((folder / "runs").glob("watched-*")) and run.process.poll() is None
-    assert "training" in redraft(folder, "status", "watched")
-
-
 def stopped(run: Command, name: str, number: signal.Signals) -> int:
     """The steps of a run that a signal has stopped, and that left nothing behind."""
     children = run.children()
@@ -263,6 +249,19 @@ def test_actors_may_come_and_go_while_the_run_goes_on(crew, folder):
         crew.until(lambda: fleet(remote) == {"ready": 1}, 60)
     steps = len(crew.steps("crew"))
     crew.until(lambda: len(crew.steps("crew")) >= steps + 3, 60)
+
+
+@pytest.mark.parametrize("how", ["--resume", "--again"])
+def test_a_run_that_goes_on_is_neither_resumed_nor_renamed(crew, folder, how):
+    kept = ("run.json", "recipe.yaml", "checkpoints/life")
+    before = [(folder / "runs" / "crew" / file).read_text() for file in kept]
+    refused = Command(folder, "train", "tiny.yaml", "steps=3000", "actors.cpus=0.4", "--run", "crew", how)
+    said = refused.wait(60).splitlines()[-1]
+    assert refused.process.returncode == 2 and f"process {crew.process.pid} on " in said, said
+    assert [(folder / "runs" / "crew" / file).read_text() for file in kept] == before
+    assert not (folder / "runs" / "crew" / "summary.json").exists()
+    assert not list((folder / "runs").glob("crew-*")) and crew.process.poll() is None
+    assert "training" in redraft(folder, "status", "crew")
 
 
 def test_replay_may_be_killed_and_may_grow_while_the_run_goes_on(crew, folder):

@@ -39,6 +39,8 @@ def redraft(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         (["train", QUICKSTART, "learner.objective={name: no.such:Loss}"], ["learner.objective.name", "no.such:Loss"]),
         (["train", QUICKSTART, "tracking={wandb: {project: mine}}"], ["tracking.wandb", "pip install wandb"]),
         (["train", QUICKSTART, "--resume"], ["quickstart", "no run"]),
+        (["train", QUICKSTART, "--resume", "--again"], ["--resume", "--again", "one of them"]),
+        (["train", QUICKSTART, "--resume-if-begun", "tracking={wandb: {project: mine}}"], ["pip install wandb"]),
         (["eval", "nothing"], ["nothing", "no run"]),
         (["status", "nothing"], ["nothing", "no run"]),
         (["stop", "nothing"], ["nothing", "no run"]),
@@ -61,6 +63,15 @@ def test_a_dry_run_prints_a_recipe_that_can_be_used_and_starts_nothing(tmp_path)
     (tmp_path / "again.yaml").write_text(printed)
     assert "steps: 7" in printed and redraft(tmp_path, "train", "again.yaml", "--dry-run").stdout == printed
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_is_there_is_what_resume_if_begun_resumes(tmp_path):
+    folder = tmp_path / "runs" / "quickstart"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"id": "a", "model": "m"}')
+    (folder / "recipe.yaml").write_text(redraft(tmp_path, "train", QUICKSTART, "--dry-run").stdout)
+    ended = redraft(tmp_path, "train", QUICKSTART, "--resume-if-begun", "seed=9")
+    assert ended.returncode == 2 and "seed: the run quickstart began with another value" in ended.stderr
 
 
 def test_an_existing_run_is_refused_before_a_model_is_made(tmp_path):

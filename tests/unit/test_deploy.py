@@ -18,8 +18,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from redraft import recipe as recipes
+from redraft.cli import app
 from replay import tools
 from replay.config import ReplaySettings
 
@@ -51,9 +53,8 @@ def templates(manifest: dict) -> Iterator[tuple[dict, dict]]:
     """Each pod template of an object, with the group of a Ray cluster or the spec that holds it."""
     spec = manifest.get("spec", {})
     for holder in (spec, spec.get("headGroupSpec", {}), *spec.get("workerGroupSpecs", ())):
-        for key in ("template", "submitterPodTemplate"):
-            if key in holder:
-                yield holder, holder[key]
+        if "template" in holder:
+            yield holder, holder["template"]
 
 
 def pods(manifests: list[dict]) -> Iterator[dict]:
@@ -64,7 +65,7 @@ def pods(manifests: list[dict]) -> Iterator[dict]:
 
 def recipe_of(manifests: list[dict]) -> recipes.Recipe:
     """The recipe that the job trains, with the settings that its command adds."""
-    words = shlex.split(re.sub(r"\$\([^)]*\)", "", one(manifests, "RayJob")["spec"]["entrypoint"]))
+    words = shlex.split(one(manifests, "RayJob")["spec"]["entrypoint"])
     values = yaml.safe_load(one(manifests, "ConfigMap", "redraft-recipe")["data"]["recipe.yaml"])
     for key, _, value in (word.partition("=") for word in words if "=" in word):
         section, name = key.split(".")
@@ -149,7 +150,6 @@ def test_replay_serves_the_run_of_the_recipe_with_its_settings_where_the_recipe_
     for key in ReplaySettings.model_fields:
         assert getattr(settings, key) == getattr(recipe.replay, key), key
     assert options["run-id"] == recipe.name
-    assert f"runs/{recipe.name}/" in one(manifests, "RayJob")["spec"]["entrypoint"]
     ports = {name: int(options[name].rpartition(":")[2]) for name in ("ingest", "serve")}
     service = one(manifests, "Service", "redraft-replay")["spec"]
     assert {port["name"]: port["port"] for port in service["ports"]} == ports
@@ -158,6 +158,49 @@ def test_replay_serves_the_run_of_the_recipe_with_its_settings_where_the_recipe_
     assert [where.serve for where in recipe.replay.services] == [f"tcp://{host}:{ports['serve']}" for host in hosts]
     [rule] = one(manifests, "NetworkPolicy", "replay")["spec"]["ingress"]
     assert {port["port"] for port in rule["ports"]} == set(ports.values())
+
+
+STUB = """#!/bin/sh
+[ "$1 $2" = "job status" ] && exit 1
+printf '%s\\n' "$(basename "$0")" "$@" >> "$STUBS"
+"""
+
+
+def test_ray_gets_the_whole_command_also_through_the_shell_of_kuberays_submitter(manifests, tmp_path):
+    """K8sJobMode submits by this line of shell, with the entrypoint in it as it is; HTTPMode sends it as it is. Ray
+    then runs what it got by a shell of its own."""
+    entrypoint = one(manifests, "RayJob")["spec"]["entrypoint"]
+    at = "--address http://redraft-head-svc:8265"
+    submit = f"ray job submit {at} --submission-id redraft-x2x4v"
+    line = f"if ray job status {at} redraft-x2x4v >/dev/null 2>&1 ; then ray job logs {at} --follow redraft-x2x4v ;"
+    line += f" else {submit} -- {entrypoint} ; fi"
+    for name in ("ray", "redraft"):
+        (tmp_path / name).write_text(STUB)
+        (tmp_path / name).chmod(0o755)
+
+    def called(command: str) -> list[str]:
+        said = tmp_path / "said"
+        said.unlink(missing_ok=True)
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STUBS": str(said)}
+        subprocess.run(["bash", "-c", command], env=path, check=True, timeout=60)
+        return said.read_text().splitlines()
+
+    words = ["redraft", "train", "/etc/redraft/recipe.yaml", "--resume-if-begun", "metrics.port=9464"]
+    got = called(line)
+    assert got == [*shlex.split(submit), "--", *words], "nothing ran in the submitter but this"
+    assert called(shlex.join(got[got.index("--") + 1 :])) == called(entrypoint) == words
+
+
+def test_the_job_is_a_command_that_redraft_takes_where_its_folders_are(manifests, tmp_path):
+    _, *words = shlex.split(one(manifests, "RayJob")["spec"]["entrypoint"])
+    (tmp_path / "recipe.yaml").write_text(one(manifests, "ConfigMap", "redraft-recipe")["data"]["recipe.yaml"])
+    words = [str(tmp_path / "recipe.yaml") if word == "/etc/redraft/recipe.yaml" else word for word in words]
+    ended = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert ended.exit_code == 0 and "port: 9464" in ended.output, ended.output
+    assert one(manifests, "RayJob")["spec"]["submissionMode"] == "HTTPMode"
+    [head] = one(manifests, "RayCluster")["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    [work] = [mount["mountPath"] for mount in head["volumeMounts"] if mount["name"] == "work"]
+    assert head["workingDir"] == work, "jobs run where Ray was started, and the run folder is on the volume"
 
 
 def test_the_network_begins_closed(manifests):
