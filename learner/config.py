@@ -82,6 +82,9 @@ class LearnerSettings(Settings):
     """Tokens of one forward pass of one rank: a multiple of row_tokens."""
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     """Attention kernel. On CPU with a small model and short rows, eager is the fastest."""
+    head: Literal["model", "float32"] = "model"
+    """Type of the logits: the model's own, which the engine rounds to as well, or float32, exact under bfloat16 weights
+    at twice the memory of a piece of logits."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     optimizer: OptimizerSettings = OptimizerSettings()

@@ -21,6 +21,7 @@ from learner.config import LearnerSettings, OptimizerSettings
 from learner.logprobs import Policy, load_model
 from learner.objectives import SETTING, STATS, loss_of, make
 from learner.packing import MicroBatch
+from learner.saved import as_saved, saved_buffers
 from protocols.errors import SettingError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -92,7 +93,7 @@ class Engine:
             problem = "needs a whole copy of the start model on every rank, which learner.zero: 3 is there to avoid"
             raise SettingError(SETTING, f"{self.settings.objective.name} {problem}", "Set learner.zero to 2")
         model = load_model(self.model_path, self.dtype, self.settings.attention).requires_grad_(False)
-        return Policy(model.eval(), self.temperature).to(self.device)
+        return Policy(model.eval(), self.temperature, self.settings.head).to(self.device)
 
     def restart(self) -> None:
         """The start model and a fresh optimizer, in place of what was trained."""
@@ -101,7 +102,7 @@ class Engine:
         model = load_model(self.model_path, self.dtype, settings.attention)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.vocabulary = model.config.vocab_size
+        self.vocabulary = model.config.get_text_config().vocab_size
         self.config = model.config
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -109,7 +110,8 @@ class Engine:
             betas=settings.optimizer.betas,
             weight_decay=settings.optimizer.weight_decay,
         )
-        self.engine = _initialize(Policy(model.train(), self.temperature), self.optimizer, settings, self.dtype)
+        policy = Policy(model.train(), self.temperature, settings.head)
+        self.engine = _initialize(policy, self.optimizer, settings, self.dtype)
         self._clipped_norm: float | None = None
         if self._clips_itself:
             self.optimizer.register_step_pre_hook(self._clip)
@@ -200,15 +202,19 @@ class Engine:
         return torch.cat([total[:-1], largest]).cpu().numpy()
 
     def full_state(self) -> dict[str, Tensor]:
-        """All weights by their Hugging Face names, in the run's dtype on the CPU; empty on ranks other than 0.
+        """What a model folder of these weights holds, by the names in it, on the CPU: the weights in the run's dtype,
+        and in their own the buffers that are saved (a router's bias). Empty on ranks other than 0.
 
         A head that is tied to the embeddings is not among them.
         """
         with self._whole():
             if dist.get_rank():
                 return {}
-            named = self.engine.module.model.named_parameters()
-            return {name: parameter.detach().to("cpu", self.dtype, copy=True) for name, parameter in named}
+            model = self.engine.module.model
+            named = model.named_parameters()
+            state = {name: parameter.detach().to("cpu", self.dtype, copy=True) for name, parameter in named}
+            state |= {name: buffer.to("cpu", copy=True) for name, buffer in saved_buffers(model).items()}
+        return as_saved(model, state)
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:

@@ -163,7 +163,8 @@ def load_model(path: str, dtype: torch.dtype, attention: str, state: dict[str, T
         config = AutoConfig.from_pretrained(path)
         for part in (config, *_parts_of(config)):
             _still(part)
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        if (kind := MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)) is None:
+            raise ValueError(f"a model of type {config.model_type} is no causal language model")
         source = path if state is None else None
         how = {"dtype": dtype, "attn_implementation": attention, "state_dict": state}
         model = kind.from_pretrained(source, config=config, **how)

@@ -35,14 +35,18 @@ def publish(state: dict[str, Tensor], version: int, probe: Probe) -> WeightRef:
 def perturbed(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """The weights with every element scaled by a random factor of mean 1 and deviation STRENGTH."""
     random = torch.Generator().manual_seed(seed)
-    noise = {name: torch.randn(tensor.shape, generator=random) for name, tensor in state.items()}
-    return {name: (tensor.float() * (1 + STRENGTH * noise[name])).to(tensor.dtype) for name, tensor in state.items()}
+
+    def scaled(tensor: Tensor) -> Tensor:
+        factor = 1 + STRENGTH * torch.randn(tensor.shape, generator=random)
+        return (tensor.float() * factor).to(tensor.dtype) if tensor.is_floating_point() else tensor
+
+    return {name: scaled(tensor) for name, tensor in state.items()}
 
 
 @torch.no_grad()
 def scored_by(state: dict[str, Tensor], model_path: str, attention: str, tokens: tuple[int, ...]) -> tuple[float, ...]:
     """Log-probs of tokens 1.. at temperature 1 by a fresh model with these weights, on the CPU."""
-    dtype = next(iter(state.values())).dtype
+    dtype = max(state.values(), key=Tensor.numel).dtype  # a buffer may be of another
     model = load_model(model_path, dtype, "eager" if attention == "flash_attention_2" else attention, state)
     row = torch.tensor([tokens])
     places = torch.arange(len(tokens))
@@ -51,9 +55,10 @@ def scored_by(state: dict[str, Tensor], model_path: str, attention: str, tokens:
 
 
 def bits_of(tensors: Iterable[Tensor]) -> Iterable[np.ndarray]:
-    """The tensors' bits as numpy arrays, which know no bfloat16."""
+    """The tensors' bits as numpy arrays, which know no bfloat16; elements of 8 bytes as two of 4."""
+    words = {1: torch.uint8, 2: torch.uint16}
     for tensor in tensors:
-        yield tensor.view(torch.uint16 if tensor.element_size() == 2 else torch.uint32).numpy()
+        yield tensor.flatten().view(words.get(tensor.element_size(), torch.uint32)).numpy()
 
 
 def probe_tokens(count: int, vocabulary: int, seed: int) -> tuple[int, ...]:

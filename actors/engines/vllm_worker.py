@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Collection
 
+import numpy as np
 import torch
 
 from protocols.checksum import element_checksum
@@ -30,6 +32,8 @@ if not torch.cuda.is_available():
 class WeightsExtension:
     """Mixed into the worker by `worker_extension_cls`; called through collective_rpc."""
 
+    _loaded: Collection[str] = ()  # names of what the last load wrote
+
     def redraft_open(self, path: str) -> None:
         """Maps the safetensors file at `path` and touches its pages, so that loading has nothing to do but copy. The
         caller has checked its digest."""
@@ -42,15 +46,16 @@ class WeightsExtension:
 
     def redraft_load(self) -> None:
         """Copies the file that was opened into the running model."""
-        self.model_runner.model.load_weights(self._opened.items())
+        self._loaded = self.model_runner.model.load_weights(self._opened.items()) or ()
         del self._opened
 
     def redraft_elements(self) -> str:
-        """Order-free checksum of the parameters that the model computes with."""
-        return element_checksum(
-            parameter.data.cpu().contiguous().view(_BITS[parameter.element_size()]).numpy()
-            for parameter in self.model_runner.model.parameters()
-        )
+        """Order-free checksum of the parameters that the model computes with, and of the buffers that were loaded."""
+        model = self.model_runner.model
+        buffers = (buffer for name, buffer in model.named_buffers() if name in self._loaded)
+        return element_checksum(_bits(tensor.detach()) for tensor in (*model.parameters(), *buffers))
 
 
-_BITS = {2: torch.uint16, 4: torch.uint32}
+def _bits(tensor: torch.Tensor) -> np.ndarray:
+    words = {1: torch.uint8, 2: torch.uint16}
+    return tensor.cpu().flatten().view(words.get(tensor.element_size(), torch.uint32)).numpy()
