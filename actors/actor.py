@@ -14,13 +14,12 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from actors import engines, rollouts, weights
+from actors import engines, rendering, rollouts, weights
 from actors.clock import StateClock, state_of
 from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
 from actors.engines.teacher import Teacher, TeacherBudget
 from actors.group import GroupWriter
 from actors.play import Environments, EpisodeFailure
-from actors.rendering import Renderer
 from actors.rollout_config import Rollout
 from protocols import metrics
 from protocols.errors import DeadlineError, SettingError, WeightsError
@@ -51,6 +50,7 @@ class Spec:
     """Of the weights in `model`, where no learner will announce any: an evaluation."""
     listen: str = metrics.LOOPBACK
     """Where it serves its metrics."""
+    on_rewrite: rendering.OnRewrite = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +159,6 @@ class Actor:
 
     async def _build(self) -> None:
         began = time.monotonic()
-        from transformers import AutoTokenizer
-
         from actors import environments
         from replay.client import Producer
 
@@ -170,7 +168,7 @@ class Actor:
         metrics.ENGINE_MAX_RUNNING.set(spec.actors.engine.max_running)
         self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         log.info("the engine is up, after %.1f s", time.monotonic() - began)
-        self._renderer = Renderer(AutoTokenizer.from_pretrained(spec.model))
+        self._renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
         played = spec.environment
         self._environments = Environments(lambda: environments.make(played), played.time_limit_s, played.threads)
         self._producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)

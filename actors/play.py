@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from actors import messages
+from actors.messages import Question
 from protocols import metrics
 
 
@@ -44,14 +46,19 @@ def parsed_in(info: dict) -> bool | None:
 
 
 class Playing:
-    """One environment in one episode. `observation` is what it said last."""
+    """One environment in one episode. `observation` is what it said last: a question at first, a text after a step."""
 
     def __init__(self, environment, call: Callable):
         self._environment, self._call = environment, call
-        self.observation = ""
+        self.observation: Question = ""
 
     async def reset(self, task: dict, seed: int) -> None:
-        self.observation, _ = await self._call(self._environment.reset, seed=seed, options={"task": task})
+        """Begins the task. Raises EpisodeFailure when the environment raises, or asks what is no question."""
+        observation, _ = await self._call(self._environment.reset, seed=seed, options={"task": task})
+        try:
+            self.observation = messages.checked(observation)
+        except ValueError as error:
+            raise EpisodeFailure("raised", str(error)) from None
 
     async def step(self, text: str) -> Outcome:
         """Acts. Raises EpisodeFailure when the environment raises or takes longer than its limit."""

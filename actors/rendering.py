@@ -4,128 +4,237 @@ The first prompt goes through the tokenizer's chat template. Each later prompt i
 token of the model's answer and the first of its next one:
 
     model's answer  | <end>  "\\n<user>"  environment's message  "<end>\\n<assistant>"  |  model's next answer
-                       ^ left out where the answer already ended with it
+                       ^ left out where the answer already ended
 
-Where these pieces lie is found once, by rendering two probes: a question alone, and the question answered with another
-one following. If the first is not the beginning of the second, the template rewrites what it has shown before (it
-strips thinking from earlier answers, say), and then tokens cannot just be appended. A tokenizer without a template is
-plain concatenation.
+A model may end an answer with another token than the template's: its generation config lists some, and the tokenizer
+has an eos. Such a token stays as it was sampled, and stands in the place of the template's: what follows is what the
+template puts after its own. An answer that was cut gets the template's.
+
+Where the pieces lie, and what the template does to a message, is found once (actors/templates.py). Where it rewrites
+what it has shown before (it strips thinking from earlier answers, say), tokens cannot just be appended: each prompt
+then is a new root, the whole dialogue rendered anew, if the recipe allows that. A tokenizer without a template is plain
+concatenation, after the token that it begins a text with, if any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from actors.messages import Message, Question, flat, has_system, message
+from actors.spelling import Speller, frozen
+from actors.templates import SYSTEM, Shape, Template
 from protocols.errors import SettingError
-from protocols.turns import TOKENS
 
-SHORT, KEPT = 200, 4096  # what environments say again and again: up to so many characters, so many such texts
-QUESTION, ANSWER, FOLLOWING = "Redraft probes a question", "Redraft probes an answer", "Redraft probes what follows"
-THINKING = f"<think>\nRedraft probes thinking\n</think>\n\n{ANSWER}"
+log = logging.getLogger("redraft.rendering")
+OnRewrite = Literal["refuse", "new_root"]
+SHORT, KEPT = 200, 4096  # what tasks and environments say again and again: up to so many characters, so many such texts
 
 
-def check_tokenizer(tokenizer) -> None:
-    """Raises SettingError where a tokenizer lacks what training and sampling need."""
-    for kind in ("eos_token", "pad_token"):
-        if getattr(tokenizer, kind, None) is None:
-            raise SettingError("model.path", f"its tokenizer has no {kind}", f"Save a copy with `tokenizer.{kind}` set")
+def load(model: Path | str, on_rewrite: OnRewrite = "refuse", system: str | None = None) -> Renderer:
+    """The renderer of the tokenizer in a model's folder. Raises SettingError in one line where there is none."""
+    return Renderer(tokenizer_of(Path(model)), on_rewrite, system, listed_ends(Path(model)))
+
+
+def tokenizer_of(model: Path):
+    """The transformers tokenizer in a model's folder. Raises SettingError in one line where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+        if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # what some classes are without files
+            raise ValueError("there is nothing in its vocabulary but control tokens")
+    except Exception as error:  # every kind of file that is missing or broken raises its own
+        log.info("loading the tokenizer says: %s", error)
+        cure = "Copy its tokenizer's files there: tokenizer.json and tokenizer_config.json"
+        raise SettingError("model.path", f"{model} has no tokenizer that can be loaded", cure) from error
+    return tokenizer
+
+
+def listed_ends(model: Path) -> list[int]:
+    """`eos_token_id` of the model's generation config, as a list; where there is no such file, of its config."""
+    for name in ("generation_config.json", "config.json"):
+        if (model / name).exists():
+            found = json.loads((model / name).read_text()).get("eos_token_id")
+            return [found] if isinstance(found, int) else [int(n) for n in found or ()]
+    return []
 
 
 class Renderer:
     """Renders for one transformers tokenizer. Raises SettingError where that cannot be done faithfully.
 
-    `end` is the id that ends an answer, as the template has it (it need not be the tokenizer's eos). A template that
-    rewrites history is refused, unless `on_rewrite` is "new_root": then `rewrites` is True, `next` must not be used,
-    and each prompt is a new root, `first(question, history)`.
+    `end` is the id with which the template ends an answer (it need not be the tokenizer's eos), `ends` are all that end
+    a response, `end` first. `system` is the system prompt of every dialogue whose question brings none.
     """
 
-    def __init__(self, tokenizer, on_rewrite: Literal["refuse", "new_root"] = "refuse"):
-        check_tokenizer(tokenizer)
-        self.tokenizer = tokenizer
-        self._encode_again = lru_cache(KEPT)(self._encode_anew)
-        self.rewrites = False
-        self.end: int = tokenizer.eos_token_id
-        self._before = self._after = ""
-        if tokenizer.chat_template:
-            self._probe(on_rewrite)
+    def __init__(
+        self,
+        tokenizer,
+        on_rewrite: OnRewrite = "refuse",
+        system: str | None = None,
+        ends: Iterable[int] = (),
+    ):
+        self.tokenizer, self.on_rewrite, self._system = tokenizer, on_rewrite, system
+        self._template = Template(tokenizer) if tokenizer.chat_template else None
+        self._shapes: dict[str | None, Shape] = {}
+        known = [*([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]), *ends]
+        if self._template is not None:
+            self._check_system("rollout.system", system is not None)
+            shape = self._shape(system)
+            known = known if shape.headed and known else [shape.end, *known]
+        elif system is not None:
+            cure = "Leave it out, or give one: model.template.path"
+            raise SettingError("rollout.system", "the model's tokenizer has no chat template", cure)
+        if not known:
+            problem = "its tokenizer has no eos_token, so nothing can end an answer"
+            raise SettingError("model.path", problem, "Save a copy with `tokenizer.eos_token` set")
+        self.ends: tuple[int, ...] = tuple(dict.fromkeys(known))
+        self.end: int = known[0]
+        self._speller = Speller(tokenizer, [self.end])
+        self._begin = [] if self._template else _begins_with(tokenizer)
+        self._first_again = lru_cache(KEPT)(self._first)
+        self._next_again = lru_cache(KEPT)(self._next)
 
-    def first(self, text: str, history: Sequence[tuple[str, str]] = ()) -> np.ndarray:
+    @property
+    def rewrites(self) -> str:
+        """Why prompts do not just grow; empty where they do."""
+        return self._shape(self._system).rewrites if self._template else ""
+
+    @property
+    def may_rewrite(self) -> bool:
+        """Whether they may not grow, be it only where a question brings a system prompt."""
+        if self._template is None:
+            return False
+        return bool(self.rewrites or (self._template.knows_system and self._shape(SYSTEM).rewrites))
+
+    @cached_property
+    def written(self) -> set[int]:
+        """Ids that the renderer writes whatever the task says: the template's, and the end of an answer."""
+        shown = self._shape(self._system).rendered if self._template else ()
+        return {self.end, *self._begin, *(n for text in shown for n in self._speller.whole(text))}
+
+    def anew(self, question: Question) -> bool:
+        """Whether each later prompt of a dialogue that begins with `question` is a new root, for `first` with its
+        history; else `next` continues it. Raises SettingError where neither is allowed."""
+        if self._template is None:
+            return False
+        system = question[0]["content"] if has_system(question) else self._system
+        shape = self._shape(system)
+        if shape.rewrites and (self.on_rewrite == "refuse" or shape.headed):
+            raise _rewriting(shape)
+        return bool(shape.rewrites)
+
+    def first(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> np.ndarray:
         """int32 ids of a whole prompt; `history` holds earlier (question, answer) pairs of the dialogue."""
-        messages = [m for question, answer in history for m in (_user(question), _assistant(answer))]
-        if self.tokenizer.chat_template:
-            return self._encode(self._render([*messages, _user(text)]))
-        end = self.tokenizer.decode([self.end])
-        return self._encode("".join(q + a.removesuffix(end) + end for q, a in history) + text)
+        if isinstance(question, str) and not history and len(question) <= SHORT:
+            return self._first_again(question)
+        return self._first(question, history)
+
+    def messages(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> list[Message]:
+        """The dialogue as chat messages, with the system prompt."""
+        told = flat(history, question)
+        return told if self._system is None or has_system(told) else [message("system", self._system), *told]
 
     def next(self, text: str, ended: bool) -> np.ndarray:
-        """int32 ids from the model's last id to its next answer. `ended`: that last id is the end token."""
-        if self.rewrites:
-            raise ValueError("this template rewrites history: render a new root with `first`")
-        if self.tokenizer.chat_template:
-            ids = self._encode(self._before + text + self._after)
-            return ids[1:] if ended else ids
-        ids = self._encode(text)
-        return ids if ended else np.concatenate([np.array([self.end], TOKENS), ids])
+        """int32 ids from the model's last id to its next answer. `ended`: that last id ends a response."""
+        return self._next_again(text, ended) if len(text) <= SHORT else self._next(text, ended)
 
     def answer(self, text: str) -> np.ndarray:
         """int32 ids of a message that the model did not write itself, with its end token."""
-        return np.concatenate([self._encode(text), np.array([self.end], TOKENS)])
+        said = text
+        if self._template is not None:
+            shape = self._shape(self._system)
+            said = shape.lead + shape.trim_answer(text) + shape.tail
+        return frozen([*self._words(said), self.end])
+
+    def ended(self, ids: np.ndarray) -> bool:
+        """Whether a response ended of itself, and was not cut."""
+        return len(ids) > 0 and int(ids[-1]) in self.ends
 
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
-        """What a response says, without its end token."""
+        """What a response says, without the token that ends it."""
         ids = list(map(int, ids))
-        if ids and ids[-1] == self.end:
+        if ids and ids[-1] in self.ends:
             ids.pop()
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _encode(self, text: str) -> np.ndarray:
-        """int32 ids, not to be written to."""
-        return self._encode_again(text) if len(text) <= SHORT else self._encode_anew(text)
+    def _first(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> np.ndarray:
+        messages = self.messages(question, history)
+        if self._template is None:
+            return frozen([*self._begin, *(n for said in messages for n in self._said(said))])
+        self._check_system("environment.name", has_system(messages))
+        texts = [said["content"] for said in messages]
+        if any(map(self._speller.spells_control, texts)):
+            ids = self._speller.unmasked(self._template.render(list(map(self._masked, messages))))
+        else:
+            ids = self._speller.whole(self._template.render(messages))
+        self._speller.check(ids, texts)
+        return frozen(ids)
 
-    def _encode_anew(self, text: str) -> np.ndarray:
-        if not text:
-            return np.empty(0, TOKENS)
-        ids = np.array(self.tokenizer.encode(text, add_special_tokens=False), TOKENS)
-        unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown in ids:
-            raise SettingError("model", f"its tokenizer cannot spell {text[:80]!r}", "Use one that knows all of it")
-        ids.flags.writeable = False
+    def _next(self, text: str, ended: bool) -> np.ndarray:
+        if self._template is None:
+            return frozen([*([] if ended else [self.end]), *self._words(text)])
+        shape = self._shape(self._system)
+        if shape.rewrites:
+            raise _rewriting(shape)
+        said = shape.trim(text)
+        if self._speller.spells_control(said):
+            ids = self._speller.unmasked(shape.before + self._speller.mask(said) + shape.after)
+        else:
+            ids = self._speller.whole(shape.before + said + shape.after)
+        self._speller.check(ids, [text])
+        return frozen(ids[1:] if ended else ids)
+
+    def _masked(self, said: Message) -> Message:
+        """The message without control tokens; an answer keeps those that only a model writes, such as thinking's."""
+        only = self.written if said["role"] == "assistant" else None
+        return message(said["role"], self._speller.mask(said["content"], only))
+
+    def _said(self, said: Message) -> list[int]:
+        """Ids of one message where there is no template."""
+        if said["role"] == "system":
+            problem = "its question begins with a system message, and the model's tokenizer has no chat template"
+            raise SettingError("environment.name", problem, "Give the model one: model.template.path")
+        return [*self._words(said["content"]), *([self.end] if said["role"] == "assistant" else [])]
+
+    def _words(self, text: str) -> list[int]:
+        """Ids of a text that stands by itself."""
+        spell = self._speller.plain if self._speller.spells_control(text) else self._speller.whole
+        ids = spell(text)
+        self._speller.check(ids, [text])
         return ids
 
-    def _render(self, messages: list[dict]) -> str:
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    def _shape(self, system: str | None) -> Shape:
+        """What the template does where that is the system prompt: some rewrite only then."""
+        if system not in self._shapes:
+            if len(self._shapes) >= KEPT:
+                self._shapes.clear()
+            self._shapes[system] = self._template.shape(system)
+        return self._shapes[system]
 
-    def _probe(self, on_rewrite: str) -> None:
-        opening = self._render([_user(QUESTION)])
-        for answer in (THINKING, ANSWER):  # ends with the plain answer, whose surroundings are then used
-            whole = self._render([_user(QUESTION), _assistant(answer), _user(FOLLOWING)])
-            self.rewrites |= not whole.startswith(opening + answer)
-        if self.rewrites and on_rewrite == "refuse":
-            problem = "its chat template rewrites earlier messages (strips thinking, say), so prompts do not just grow"
-            raise SettingError("model", problem, "Use a model or a template that keeps them as they were")
-        rest = whole[whole.index(ANSWER) + len(ANSWER) :]
-        self._before, found, self._after = rest.partition(FOLLOWING)
-        if not found:
-            raise SettingError("model", "its chat template alters the user's text", "Use a template that keeps it")
-        self.end = self._end(self._before)
-
-    def _end(self, between: str) -> int:
-        """The special token at the start of what stands between an answer and the next question."""
-        ids = self.tokenizer.encode(between, add_special_tokens=False)
-        added = self.tokenizer.added_tokens_decoder
-        if not ids or ids[0] not in added or not added[ids[0]].special:
-            problem = "its chat template does not end an answer with a special token"
-            raise SettingError("model", problem, "Use a template that ends answers with, for example, the eos token")
-        return ids[0]
+    def _check_system(self, setting: str, wanted: bool) -> None:
+        if wanted and not self._template.knows_system:
+            raise SettingError(setting, "the model's chat template has no system role", "Write it into the question")
 
 
-def _user(text: str) -> dict:
-    return {"role": "user", "content": text}
+def _rewriting(shape: Shape) -> SettingError:
+    """A second prompt was asked for where prompts do not just grow, and are not to be, or cannot be, rendered anew."""
+    cure = "Set it to new_root, so that each prompt is the whole dialogue, or use a template that keeps what was shown"
+    if shape.headed:
+        cure = "Play it in one turn: rollout attempt without a plan, and evaluation.turns: 1"
+    problem = f"the model's chat template {shape.rewrites}, so prompts do not just grow"
+    return SettingError("model.on_rewrite", problem, cure)
 
 
-def _assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
+def _begins_with(tokenizer) -> list[int]:
+    """The ids that the tokenizer puts before a text of its own accord: BOS, where it has one."""
+    text = "a"
+    alone, whole = tokenizer.encode(text, add_special_tokens=False), tokenizer.encode(text)
+    starts = (n for n in range(len(whole)) if whole[n : n + len(alone)] == alone)
+    return whole[: next(starts, 0)]

@@ -17,8 +17,17 @@ Kind = Literal["answers", "actions"]
 class Rollout(Settings):
     """What every rollout says of itself: how it is evaluated, and what it asks of an environment."""
 
+    system: str | None = Field(None, min_length=1)
+    """The system prompt of every dialogue, in evaluations too; the chat template must have that role. A task whose
+    messages begin with a system prompt of their own keeps that."""
+
     hooks: ClassVar[tuple[str, ...]] = ()
     """Methods that the environment must have."""
+
+    @property
+    def several(self) -> bool:
+        """Whether the model is prompted again after it has answered."""
+        return self.turns > 1 or getattr(self, "plan", None) is not None
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         """How test tasks are played: with so many turns (None: as in training), each task so many times."""
@@ -52,8 +61,8 @@ class AttemptSettings(Rollout):
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if (turns or 1) > 1:
-            return RetrySettings(turns=turns, episodes=episodes, plan=self.plan)
-        return AttemptSettings(episodes=episodes, plan=self.plan)
+            return RetrySettings(turns=turns, episodes=episodes, plan=self.plan, system=self.system)
+        return AttemptSettings(episodes=episodes, plan=self.plan, system=self.system)
 
 
 class RetrySettings(Rollout):
@@ -97,7 +106,7 @@ class RetrySettings(Rollout):
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if turns == 1:
-            return AttemptSettings(episodes=episodes, plan=self.plan)
+            return AttemptSettings(episodes=episodes, plan=self.plan, system=self.system)
         changes = {"stop_at_success": False, "best_of": 1, "teacher": None, "episodes": episodes}
         return self.model_copy(update=changes | ({"turns": turns} if turns else {}))
 
@@ -114,7 +123,7 @@ class ActSettings(Rollout):
     kind: ClassVar[Kind] = "actions"
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
-        return ActSettings(turns=turns or self.turns, episodes=episodes)
+        return ActSettings(turns=turns or self.turns, episodes=episodes, system=self.system)
 
 
 class ReflectSettings(Rollout):
@@ -142,18 +151,18 @@ class ReflectSettings(Rollout):
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if turns == 1:
-            return AttemptSettings(episodes=episodes, plan=self.plan)
+            return AttemptSettings(episodes=episodes, plan=self.plan, system=self.system)
         return self._retry(turns or 2, episodes, reflect=True)
 
     def controls(self) -> dict[str, Rollout]:
         return {
-            "no reflection": RetrySettings(turns=2, plan=self.plan),
+            "no reflection": RetrySettings(turns=2, plan=self.plan, system=self.system),
             "fixed reflection": self._retry(2, 1, reflect=True, fixed_reflection=self.fixed_reflection),
         }
 
     def _retry(self, turns: int, episodes: int, **changes) -> RetrySettings:
         prompts = {"reflect_prompt": self.reflect_prompt, "retry_prompt": self.retry_prompt}
-        return RetrySettings(turns=turns, episodes=episodes, plan=self.plan, **prompts, **changes)
+        return RetrySettings(turns=turns, episodes=episodes, plan=self.plan, system=self.system, **prompts, **changes)
 
 
 class HintSettings(Rollout):
@@ -165,10 +174,11 @@ class HintSettings(Rollout):
 
     kind: ClassVar[Kind] = "answers"
     turns: ClassVar[int] = 1
+    several: ClassVar[bool] = True
     hooks: ClassVar[tuple[str, ...]] = ("hint",)
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
-        return AttemptSettings().tested(turns, episodes)
+        return AttemptSettings(system=self.system).tested(turns, episodes)
 
 
 class SearchSettings(Rollout):
@@ -202,6 +212,7 @@ class SearchSettings(Rollout):
 
     kind: ClassVar[Kind] = "actions"
     episodes: ClassVar[int] = 1
+    several: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _fits(self):
@@ -223,7 +234,7 @@ class SearchSettings(Rollout):
         return self.alpha[max((start for start in self.alpha if start <= step), default=min(self.alpha))]
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
-        return ActSettings(turns=turns or self.turns, episodes=episodes)
+        return ActSettings(turns=turns or self.turns, episodes=episodes, system=self.system)
 
 
 class OwnRollout(OwnSettings, Rollout):

@@ -170,7 +170,7 @@ class OfflineSide:
         vllm_common.prepare_process(setup.engine, separate=vllm_common.on_gpu())
         self._renderer = Renderer(AutoTokenizer.from_pretrained(setup.model))
         self._feedback = self._renderer.next(FEEDBACK, ended=False).tolist()
-        requests = vllm_common.Requests(self._renderer.end, MAX_LENGTH)
+        requests = vllm_common.Requests(self._renderer.ends, MAX_LENGTH)
         self._parameters = requests.sampling(SamplingSettings(max_tokens=TOKENS))
 
     async def start(self) -> None:

@@ -118,7 +118,7 @@ def requests(end: int, cached: bool):
             parameters.skip_reading_prefix_cache = not cached
             return parameters
 
-    return EndingRequests(end, LONGEST)
+    return EndingRequests((end,), LONGEST)
 
 
 class Search:

@@ -22,7 +22,7 @@ LABEL = "attempts"
 
 def passes(recipe) -> list[tuple]:
     """One answer a task, as the recipe samples them."""
-    return [(LABEL, AttemptSettings(), recipe.sampling)]
+    return [(LABEL, AttemptSettings(system=recipe.rollout.system), recipe.sampling)]
 
 
 def collect(tasks: Sequence[dict], attempts: int, play: Play) -> list[dict]:

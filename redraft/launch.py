@@ -19,8 +19,7 @@ from rich.console import Console
 
 from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.named import OwnSettings
-from protocols.settings import Settings
-from redraft import failures, logs, models, services, trackers
+from redraft import failures, fits, logs, models, services, trackers
 from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.live import LiveView
@@ -37,7 +36,6 @@ os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
 log = logging.getLogger("redraft.launch")
 POLL_S = 0.5
 ANSWER_S = 10.0
-SAID = ("reflect_prompt", "retry_prompt", "fixed_reflection", "plan.ask", "plan.answer")  # texts of rollouts
 
 
 def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Path, console: Console) -> dict:
@@ -57,10 +55,10 @@ def _train(recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path,
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
     identity = None if resume or not recipe.replay.services else services.unused(recipe.replay)
     pool = ThreadPoolExecutor(1)
-    fits = pool.submit(_check_model, model, recipe)  # it imports for seconds, in which Ray starts
+    fit = pool.submit(fits.check, model, recipe)  # it imports for seconds, in which Ray starts
     pool.shutdown(wait=False)
     with ray_for(recipe) as address:
-        fits.result()
+        fit.result()
         run = runs.create(recipe, str(model), owner, resume, again, identity)
         run = replace(run, ray=address, cluster=bool(os.environ.get("RAY_ADDRESS")))
         run.save()
@@ -103,33 +101,6 @@ def _check_learner(recipe: Recipe) -> None:
         from learner import objectives
 
         objectives.make(recipe.learner.objective)
-
-
-def _check_model(model: Path, recipe: Recipe) -> None:
-    """Raises SettingError for a tokenizer that lacks something, cannot spell what the rollout says to the model, or is
-    not that of the failures."""
-    from transformers import AutoTokenizer
-
-    from actors import environments
-    from actors.rendering import Renderer, check_tokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(model))
-    check_tokenizer(tokenizer)
-    renderer = Renderer(tokenizer)
-    for key in SAID:
-        try:
-            renderer.answer(_said(recipe.rollout, key))
-        except SettingError as error:
-            raise SettingError(f"rollout.{key}", str(error), "Write it in what the tokenizer knows") from None
-    if recipe.data.failures:
-        failures.check(environments.tasks(recipe.environment, recipe.data, "train"), model)
-
-
-def _said(settings: Settings, key: str) -> str:
-    """The text at a dotted key, empty where there is none."""
-    for name in key.split("."):
-        settings = getattr(settings, name, None)
-    return settings or ""
 
 
 @contextlib.contextmanager
@@ -373,7 +344,7 @@ def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, c
     _check_environment(recipe)
     tasks = environments.tasks(recipe.environment, recipe.data, "train")
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
-    _check_model(model, recipe)
+    fits.check(model, recipe)
     run = runs.create(recipe, str(model), owner, again=True)
     with ray_for(recipe), _fleet(recipe, run, model, 0, console) as (fleet, status, serve):
 

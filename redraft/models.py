@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from actors.config import EnvironmentSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
-from redraft import pretrained
+from redraft import own_template, pretrained
 
 log = logging.getLogger("redraft.models")
 HEAD_SIZES = (32, 64, 128)
@@ -92,6 +92,12 @@ class ModelSettings(Settings):
     """Make a tiny one."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Numbers that engines and ranks compute with."""
+    template: own_template.TemplateSettings | None = None
+    """Another chat template than the tokenizer's, or what it is given (None: the tokenizer's as it is)."""
+    on_rewrite: Literal["refuse", "new_root"] = "refuse"
+    """Where the chat template rewrites what it has shown (strips thinking from earlier answers, say), so that prompts
+    do not just grow: refuse rollouts that prompt the model again, or render the whole dialogue anew for each of their
+    prompts, so that each turn is a sequence of its own."""
 
     @model_validator(mode="after")
     def _one_source(self):
@@ -109,11 +115,22 @@ def prepare(
     cache: Path,
     progress: Callable[[str], None] = print,
 ) -> Path:
-    """The folder of the model: config.json, model.safetensors, tokenizer. Raises SettingError where there is none.
+    """The folder of the model: config.json, model.safetensors, tokenizer, with the recipe's template. Raises
+    SettingError where there is none.
 
     A made model is float32 and is kept in `cache` under the digest of everything that it depends on, a fetched one
     under that of the package that it comes from.
     """
+    model = _source(settings, environment, cache, progress)
+    if settings.template is None:
+        return model
+    text = own_template.text(model, settings.template)
+    kept = cache / f"templated-{own_template.digest(model, text)}"
+    return _once(kept, lambda aside: own_template.write(model, text, aside))
+
+
+def _source(settings: ModelSettings, environment: EnvironmentSettings, cache: Path, progress: Callable) -> Path:
+    """The folder of the model as it comes."""
     if settings.path is not None:
         return _existing(settings.path)
     if settings.pretrained is not None:
@@ -143,7 +160,7 @@ def _once(folder: Path, write: Callable[[Path], None]) -> Path:
     aside = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
     try:
         write(aside)
-        for file in aside.iterdir():
+        for file in (file for file in aside.iterdir() if not file.is_symlink()):
             file.chmod(0o644)  # safetensors keeps others out, but a run's user may differ from the cache's owner
         aside.chmod(0o755)  # as mkdtemp does
         aside.rename(folder)

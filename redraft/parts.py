@@ -224,6 +224,7 @@ def spec_of(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", 
         keys=keys,
         version=version,
         listen=recipe.metrics.listen(run.cluster),
+        on_rewrite=recipe.model.on_rewrite,
     )
 
 

@@ -142,6 +142,11 @@ class Recipe(Settings):
             raise ValueError(
                 f"learner.roles: rollout {rollout.name} writes turns of role {known}, and none has a weight; give one"
             )
+        if self.model.on_rewrite == "new_root" and learner.credit.name == "trajectory":
+            raise ValueError(
+                "model.on_rewrite: new_root makes each turn a root, and learner.credit.name=trajectory follows the "
+                "turns of an episode from its root; leave it out, or use another credit"
+            )
         if self.data.failures and rollout.name in rollouts.NAMES and rollout.name != "reflect":
             raise ValueError(
                 f"data.failures: rollout {rollout.name} does not begin from failed answers; leave it out, or set "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from actors import rendering
 from actors.config import EngineSettings, SamplingSettings
 from actors.engines import Completion
 from protocols.turns import LOGPROBS, TOKENS, Stop
@@ -19,19 +20,17 @@ class ScriptedEngine:
     """
 
     def __init__(self, model: Path, settings: EngineSettings, seed: int, version: int):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(model))
+        renderer = rendering.load(model)
         self.version, self.running, self.error = version, 0, None
         self._settings, self._seed = settings, seed
-        self._vocabulary, self._end = len(tokenizer), tokenizer.eos_token_id
+        self._vocabulary, self._ends = len(renderer.tokenizer), renderer.ends
         self._stopped = asyncio.Event()
 
     async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
         draw = np.random.default_rng([self._seed, *map(int, prompt_ids)])
         ids = draw.integers(0, self._vocabulary, sampling.max_tokens).astype(TOKENS)
-        ids[-1] = self._end
-        first, version = int(np.argmax(ids == self._end)) + 1, self.version
+        ids[-1] = self._ends[0]
+        first, version = int(np.argmax(np.isin(ids, self._ends))) + 1, self.version
         seconds = self._settings.first_token_s + first * self._settings.token_s
         if await self._aborted_within(seconds):
             return Completion(ids[:0], np.empty(0, LOGPROBS), (), Stop.ABORTED, seconds)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from actors import rendering
 from actors.config import EngineSettings, SamplingSettings
 from actors.engines import Completion, PromptTooLong
-from actors.rendering import Renderer
 from protocols import metrics
 from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, TOKENS, Stop
@@ -94,11 +94,9 @@ def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: in
     )
 
 
-def end_token(model: Path) -> int:
-    """The id that ends a response: that of the chat template, or the tokenizer's where it has none."""
-    from transformers import AutoTokenizer
-
-    return Renderer(AutoTokenizer.from_pretrained(str(model))).end
+def end_token(model: Path) -> tuple[int, ...]:
+    """The ids of which each is the end token of a response: see actors.rendering."""
+    return rendering.load(model).ends
 
 
 ABORTED = Completion(np.empty(0, TOKENS), np.empty(0, LOGPROBS), (), Stop.ABORTED, 0.0)
@@ -107,8 +105,8 @@ ABORTED = Completion(np.empty(0, TOKENS), np.empty(0, LOGPROBS), (), Stop.ABORTE
 class Requests:
     """Makes vLLM's parameters and prompts and reads its outputs; parameters are made once for each sampling setting."""
 
-    def __init__(self, end: int, max_length: int):
-        self._end, self._max_length = end, max_length
+    def __init__(self, ends: tuple[int, ...], max_length: int):
+        self._ends, self._max_length = ends, max_length
         self._made: dict[SamplingSettings, object] = {}
 
     def sampling(self, settings: SamplingSettings):
@@ -120,7 +118,7 @@ class Requests:
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 max_tokens=settings.max_tokens,
-                stop_token_ids=[self._end],
+                stop_token_ids=list(self._ends),
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Protocol
 
 import gymnasium
 
+from actors import messages
 from actors.config import DataSettings
+from actors.messages import Question
 from protocols.errors import SettingError
 
 LONGEST_TEXT = 1_000_000  # characters
@@ -54,14 +56,15 @@ class TextEnvironment(gymnasium.Env, ABC):
         """The tasks of split "train" or "test": maps that msgpack can carry, each with a unique str `id`."""
 
     @abstractmethod
-    def start(self, task: dict) -> str:
-        """Begins `task`, with `self.np_random` as the only source of chance; returns the first observation."""
+    def start(self, task: dict) -> Question:
+        """Begins `task`, with `self.np_random` as the only source of chance; returns the first observation: a text, or
+        chat messages that end with the user's."""
 
     @abstractmethod
     def act(self, text: str) -> tuple[str, float, bool, bool, dict]:
         """What `step` returns; may use `self.task`."""
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[str, dict]:
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Question, dict]:
         if not options or "task" not in options:
             raise ValueError('reset needs options={"task": task}')
         if seed is None:  # drawn, so that a snapshot can replay the episode
@@ -114,8 +117,8 @@ class OneAnswer(TextEnvironment):
     wrong: ClassVar[str] = "Your answer is incorrect. Think again and try once more."
 
     @abstractmethod
-    def question(self, task: dict) -> str:
-        """What the model is asked."""
+    def question(self, task: dict) -> Question:
+        """What the model is asked: a text, or chat messages that end with the user's."""
 
     @abstractmethod
     def judge(self, task: dict, text: str) -> Verdict:
@@ -125,9 +128,9 @@ class OneAnswer(TextEnvironment):
         """The observation after an answer."""
         if verdict.success and self.feedback != "blank":
             return self.right
-        return f"{self.wrong}\n\n{self.question(self.task)}"
+        return f"{self.wrong}\n\n{messages.asked(self.question(self.task))}"
 
-    def start(self, task: dict) -> str:
+    def start(self, task: dict) -> Question:
         return self.question(task)
 
     def act(self, text: str) -> tuple[str, float, bool, bool, dict]:

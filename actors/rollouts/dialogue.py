@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from actors import messages
 from actors.engines import Completion
 from actors.group import NO_TOKENS
+from actors.messages import Message, Question
 from actors.play import EpisodeFailure, Outcome
 from actors.rollouts import Stage
 from protocols.errors import SettingError
@@ -16,14 +18,15 @@ from protocols.turns import LOGPROBS, Role, Stop
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One message of the model. `prompt` are the tokens before it that its parent lacks, `heard` those that came new;
-    `turn` is its number once it is written."""
+    """One message of the model. `prompt` are the tokens before it that its parent lacks (all, where it is a `root`),
+    `heard` those that came new; `turn` is its number once it is written."""
 
     role: Role
+    root: bool
     prompt: np.ndarray
     heard: np.ndarray
     completion: Completion
-    asked: str
+    asked: Question
     text: str
     turn: int = -1
 
@@ -32,19 +35,26 @@ class Dialogue:
     """One linear episode. `answers` limits what an answer sees: the question, and that many of the last answers.
 
     Tokens are only ever put together anew, never made from text again: with such a limit, a turn that no longer sees
-    all that came before is a new root, whose prompt holds the tokens that it sees.
+    all that came before is a new root, whose prompt holds the tokens that it sees. Only where the chat template
+    rewrites what came before, and the recipe allows it, is each turn a new root that the template renders from text.
+
+    Raises EpisodeFailure where the template cannot render the messages of a question.
     """
 
-    def __init__(self, stage: Stage, text: str, episode: int = 0, answers: int | None = None):
+    def __init__(self, stage: Stage, question: Question, episode: int = 0, answers: int | None = None):
         self._stage, self._answers = stage, answers
         self.episode = episode
-        self._asked = text
-        self._first = self._heard = self._prompt = stage.renderer.first(text)
+        self._asked = question
+        try:
+            self._first = self._heard = self._prompt = stage.renderer.first(question)
+        except SettingError as error:
+            if isinstance(question, str):  # no other question would do better
+                raise
+            raise EpisodeFailure("raised", str(error)) from None
         self._history: list[Said] = []
         self._scored = 0  # how many of them are written
         self._start = 0  # the first of them that the next message sees
-        self._rooted = False  # the next message is a new root
-        self._unscored_root = False  # the first message that is not written yet is one
+        self._rooted = True  # the next message is a new root
 
     def branch(self, episode: int) -> Dialogue:
         """The same dialogue so far, to be continued in another way."""
@@ -87,8 +97,15 @@ class Dialogue:
 
     def hear(self, text: str) -> None:
         """The next message to the model: the tokens between its last one and its next."""
-        self._asked = text
-        self._heard = self._prompt = self._stage.renderer.next(text, ended=self._ended(self.last.completion))
+        renderer, self._asked = self._stage.renderer, text
+        question = self._history[0].asked
+        if renderer.anew(question):
+            seen = self._seen()
+            told = [(question, seen[0].text), *((said.asked, said.text) for said in seen[1:])]
+            self._heard = self._prompt = renderer.first(text, told)
+            self._rooted = True
+            return
+        self._heard = self._prompt = renderer.next(text, renderer.ended(self.last.completion.ids))
         if self._answers is not None and self._scored == len(self._history):
             self._forget()
 
@@ -104,10 +121,9 @@ class Dialogue:
             extra["parsed"] = outcome.parsed
         for place in range(self._scored, len(self._history)):
             said = self._history[place]
-            root = place == 0 or (place == self._scored and self._unscored_root)
             number = self._stage.group.turn(
                 said.role,
-                -1 if root else self._history[place - 1].turn,
+                -1 if said.root else self._history[place - 1].turn,
                 said.prompt,
                 said.completion,
                 episode=self.episode,
@@ -123,42 +139,39 @@ class Dialogue:
         self._scored = len(self._history)
 
     def _add(self, role: Role, completion: Completion, text: str) -> str:
-        if self._scored == len(self._history):
-            self._unscored_root = self._rooted
         if self._rooted:
             self._start = len(self._history)
-        self._history.append(Said(role, self._prompt, self._heard, completion, self._asked, text))
+        self._history.append(Said(role, self._rooted, self._prompt, self._heard, completion, self._asked, text))
         self._rooted, self._prompt, self._heard = False, NO_TOKENS, NO_TOKENS
         return text
 
-    def _ended(self, completion: Completion) -> bool:
-        if completion.stop is Stop.AUTHORED:
-            return len(completion.ids) > 0 and int(completion.ids[-1]) == self._stage.renderer.end
-        return completion.stop is Stop.END
+    def _seen(self) -> list[Said]:
+        """The messages that an answer sees; it sees the first question before them."""
+        answers = [place for place, said in enumerate(self._history) if said.role is not Role.REFLECTION]
+        if self._answers is None or len(answers) <= self._answers:
+            return self._history
+        return self._history[answers[-self._answers] :]
 
     def _forget(self) -> None:
         """Makes the next message a new root, where it may no longer see every answer."""
-        answers = [place for place, said in enumerate(self._history) if said.role is not Role.REFLECTION]
-        if len(answers) <= self._answers:
+        seen = self._seen()
+        if len(seen) == len(self._history):
             return
-        seen = self._history[answers[-self._answers] :]
         between = [part for said in seen[1:] for part in (said.heard, said.completion.ids)]
         self._prompt = np.concatenate([self._first, seen[0].completion.ids, *between, self._heard])
         self._rooted = True
 
-    def _messages(self) -> list[dict]:
+    def _messages(self) -> list[Message]:
         """The dialogue as chat messages, for a teacher."""
-        told = [(said.asked, said.text) for said in self._history]
-        pairs = [m for asked, text in told for m in (_message("user", asked), _message("assistant", text))]
-        return [*pairs, _message("user", self._asked)]
+        return self._stage.renderer.messages(self._asked, [(said.asked, said.text) for said in self._history])
 
 
-async def begin(stage: Stage, question: str, episode: int = 0, answers: int | None = None) -> Dialogue:
+async def begin(stage: Stage, question: Question, episode: int = 0, answers: int | None = None) -> Dialogue:
     """A dialogue up to its first answer: after a plan, a turn of role reflection, where the rollout wants one."""
     plan = stage.settings.plan
     if plan is None:
         return Dialogue(stage, question, episode, answers)
-    dialogue = Dialogue(stage, question + plan.ask, episode, answers)
+    dialogue = Dialogue(stage, messages.added(question, plan.ask), episode, answers)
     await dialogue.say(Role.REFLECTION)
     dialogue.hear(plan.answer)
     return dialogue
@@ -167,7 +180,3 @@ async def begin(stage: Stage, question: str, episode: int = 0, answers: int | No
 def authored(ids: np.ndarray) -> Completion:
     """A response that the policy did not sample: its log-probs are NaN."""
     return Completion(ids, np.full(len(ids), np.nan, LOGPROBS), (), Stop.AUTHORED, 0.0)
-
-
-def _message(role: str, content: str) -> dict:
-    return {"role": role, "content": content}

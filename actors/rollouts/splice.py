@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 
+from actors import messages
 from actors.play import EpisodeFailure, Outcome, Playing
 from actors.rollouts import Stage
 from actors.rollouts.tree import Node, pairs, shared
@@ -82,7 +83,7 @@ async def _first_error(stage: Stage, bad: list[Node], since: int) -> Node | None
 async def _judged_bad(stage: Stage, node: Node) -> bool:
     """Whether the model that acted calls its action bad."""
     path = node.path()
-    start = path[0].parent.observation
+    start = messages.asked(path[0].parent.observation)
     history = "\n".join([start, *(f"{n.action}\n{n.observation}" for n in path[:-1])])
     question = QUESTION.format(history=history, action=node.action, observation=node.observation)
     sampling = stage.sampling.model_copy(update={"max_tokens": stage.settings.judge_tokens})

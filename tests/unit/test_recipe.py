@@ -28,7 +28,7 @@ def test_every_recipe_of_the_repository_is_valid_and_named_after_its_file(path):
         ("actors.engine.name=gpt", "actors.engine.name", "'vllm' or 'scripted'"),
         ("steps=many", "steps", "integer"),
         ("steps=-1", "steps", "greater than or equal to 0"),
-        ("rollout.name=attempt", "rollout.turns", "Allowed here: name, episodes"),
+        ("rollout.name=attempt", "rollout.turns", "Allowed here: system, name, episodes"),
         ("rollout.turn=3", "rollout.turn", "Did you mean turns?"),
         ("rollout={name: mine.rollouts:play, option: 1}", "rollout.option", "Did you mean options?"),
         ("learner.credit.basline=group", "learner.credit.basline", "Did you mean baseline? Allowed here: name, b"),

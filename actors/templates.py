@@ -1,0 +1,130 @@
+"""What a chat template does to a dialogue, found by rendering probes.
+
+    opening   <user>QUESTION<end><assistant>
+    whole     <user>QUESTION<end><assistant> lead ANSWER tail <end><user> FOLLOWING <end><assistant>
+                                                              | before  |           |   after      |
+
+Where `whole` does not begin with `opening`, or an answer with thinking does not come back as it was, the template
+rewrites what it has shown before, and prompts do not just grow. `lead` and `tail` are spaces that the template puts
+around an answer (Mistral, Llama 2): a model writes its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from actors.messages import Message, message
+from protocols.errors import SettingError
+
+QUESTION, ANSWER, FOLLOWING = "Redraft probes a question", "Redraft probes an answer", "Redraft probes what follows"
+SYSTEM = "Redraft probes a system prompt"
+THINKING = f"<think>\nRedraft probes thinking\n</think>\n\n{ANSWER}"
+TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+"""What templates do to the spaces around a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """`rewrites` says why prompts do not just grow; where they do it is empty, and the pieces are those of the module.
+
+    `end` is the id of the template's end token, `trim` and `trim_answer` what it does to the spaces of a message. With
+    `headed` a model writes more messages than its answer, each with a header and that end token (gpt-oss: analysis,
+    then final): the token does not end a response, and a response is no message that the template could render again.
+    """
+
+    rewrites: str
+    end: int
+    headed: bool = False
+    lead: str = ""
+    tail: str = ""
+    before: str = ""
+    after: str = ""
+    trim: Callable[[str], str] = str
+    trim_answer: Callable[[str], str] = str
+    rendered: tuple[str, ...] = ()
+    """All that was rendered to find this."""
+
+
+class Template:
+    """The chat template of a transformers tokenizer."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text up to the model's next answer. Raises SettingError where the template refuses the messages."""
+        try:
+            return self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template raises what it likes, and fails on what it did not foresee
+            said = " ".join(str(error).split()) or type(error).__name__
+            problem = f"its chat template cannot render {_roles(messages)}: {said}"
+            raise SettingError("model.template", problem, "Give another template") from None
+
+    @cached_property
+    def knows_system(self) -> bool:
+        """Whether a system prompt reaches the model."""
+        try:
+            shown = self.render([message("system", SYSTEM), message("user", QUESTION)])
+        except SettingError:
+            return False
+        return SYSTEM in shown and QUESTION in shown
+
+    def shape(self, system: str | None) -> Shape:
+        """Of dialogues with that system prompt. Raises SettingError where answers do not end with a control token."""
+        start = [message("system", system)] if system else []
+        opening = self.render([*start, message("user", QUESTION)])
+
+        def whole(answer: str, following: str) -> str:
+            return self.render(
+                [*start, message("user", QUESTION), message("assistant", answer), message("user", following)]
+            )
+
+        thought, plain = whole(THINKING, FOLLOWING), whole(ANSWER, FOLLOWING)
+        place = plain.find(ANSWER)
+        if place < 0:
+            raise _unusable("leaves the model's answers out")
+        tail, end, rest = self._end(plain[place + len(ANSWER) :])
+        grows = all(_follows(opening, text, answer) for text, answer in ((thought, THINKING), (plain, ANSWER)))
+        if not grows:
+            headed = plain.startswith(opening) and bool(plain[len(opening) : place].strip())
+            why = "puts a header before answers" if headed else "rewrites earlier messages (strips thinking, say)"
+            return Shape(why, end, headed, rendered=(opening, plain))
+        before, found, after = rest.partition(FOLLOWING)
+        lead, head = plain[len(opening) : place], plain[: len(plain) - len(after) - len(FOLLOWING)]
+        trim = _trim(FOLLOWING, lambda text: whole(ANSWER, text), head, after) if found else None
+        if trim is None:
+            return Shape("alters the user's text", end, rendered=(opening, plain))
+        trim_answer = _trim(ANSWER, lambda text: whole(text, FOLLOWING), opening + lead, tail + rest) or str
+        return Shape("", end, False, lead, tail, before, after, trim, trim_answer, (opening, plain))
+
+    def _end(self, rest: str) -> tuple[str, int, str]:
+        """What follows an answer, as (spaces, id of the control token that ends it, all from that token on)."""
+        added = self._tokenizer.added_tokens_decoder
+        for text in (rest, rest.lstrip()):
+            ids = self._tokenizer.encode(text, add_special_tokens=False) if text else []
+            if ids and ids[0] in added:
+                return rest[: len(rest) - len(text)], ids[0], text
+        raise _unusable("does not end an answer with a special token", "Use one that ends answers with, say, the eos")
+
+
+def _follows(opening: str, text: str, answer: str) -> bool:
+    """Whether the answer stands where the model would have begun it."""
+    lead, found, _ = text[len(opening) :].partition(answer)
+    return text.startswith(opening) and bool(found) and not lead.strip()
+
+
+def _trim(text: str, render: Callable[[str], str], head: str, rest: str) -> Callable[[str], str] | None:
+    """What the template does to spaces around a text that stands between `head` and `rest`; None for anything else."""
+    padded = f" \n{text}\n "
+    rendered = render(padded)
+    return next((trim for trim in TRIMS if rendered == head + trim(padded) + rest), None)
+
+
+def _roles(messages: Sequence[Message]) -> str:
+    return ", ".join(said["role"] for said in messages)
+
+
+def _unusable(what: str, cure: str = "Use one that keeps them") -> SettingError:
+    return SettingError("model.template", f"the model's chat template {what}", cure)
