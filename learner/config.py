@@ -80,6 +80,10 @@ class LearnerSettings(Settings):
     """Length of a packed row, and of the longest sequence: longer ones lose their end (counted as truncated)."""
     micro_tokens: PositiveInt = 4096
     """Tokens of one forward pass of one rank: a multiple of row_tokens."""
+    packing: bool | Literal["auto"] = "auto"
+    """Several sequences in a row. Not every model keeps them apart: recurrent and convolution layers carry state over,
+    some attention masks ignore positions. false puts one sequence into a row, padded at the right, which is sound for
+    every causal model and takes more rows; auto packs unless the self-test at the start of the run finds a leak."""
     attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
     """Attention kernel. On CPU with a small model and short rows, eager is the fastest."""
     head: Literal["model", "float32"] = "model"
@@ -131,10 +135,10 @@ class LearnerSettings(Settings):
                 f"micro_tokens ({self.micro_tokens}) is not a multiple of row_tokens ({self.row_tokens}). "
                 f"Set micro_tokens to {max(1, self.micro_tokens // self.row_tokens) * self.row_tokens}"
             )
-        if self.attention == "flash_attention_2" and self.micro_tokens != self.row_tokens:
+        if self.attention == "flash_attention_2" and self.packing and self.micro_tokens != self.row_tokens:
             raise ValueError(
                 "attention: flash_attention_2 keeps packed sequences apart in a single row only. "
-                "Set micro_tokens to row_tokens, or attention to sdpa"
+                "Set micro_tokens to row_tokens, attention to sdpa, or packing to false"
             )
         for key in ("kl", "anchor"):
             if self.zero == 3 and getattr(self.objective, key, 0.0) > 0:

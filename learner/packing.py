@@ -2,7 +2,12 @@
 
 Sequences lie end to end in a row; positions restart with each, by which attention knows where one ends:
 
-    tokens     a a a a b b b .        positions  0 1 2 3 0 1 2 0
+    tokens     a a a a b b b . .      positions  0 1 2 3 0 1 2 0 1
+
+Without packing a row holds one sequence, and its padding goes on with it, so that nothing needs to know where it ends:
+
+    tokens     a a a a                positions  0 1 2 3
+               b b b .                           0 1 2 3
 """
 
 from __future__ import annotations
@@ -55,21 +60,50 @@ def pack(sequences: Sequence[TokenSequence], shares: Sequence[Shares], settings:
     """Packs the sequences that have a share other than 0. Ranks short of work get ones without weight."""
     useful = [place for place, share in enumerate(shares) if share.loss.any() or share.kl.any()]
     sequences, shares = [sequences[place] for place in useful], [shares[place] for place in useful]
-    rows = fill_rows([len(sequence.tokens) for sequence in sequences], settings.row_tokens)
-    per_micro = settings.micro_tokens // settings.row_tokens
-    rounds = max(1, -(-len(rows) // (per_micro * settings.ranks)))
-    groups = np.array_split(np.arange(len(rows)), rounds * settings.ranks)
+    lengths = [len(sequence.tokens) for sequence in sequences]
+    divide = alone if settings.packing is False else together
     micros = [
-        _micro([[(sequences[k], shares[k]) for k in rows[row]] for row in group], settings.logprob_chunk)
-        for group in groups
+        _micro([[(sequences[k], shares[k]) for k in row] for row in rows], settings.logprob_chunk)
+        for rows in divide(lengths, settings)
     ]
     for start in range(0, len(micros), settings.ranks):
-        together = micros[start : start + settings.ranks]
-        chunks = max(micro.chunks for micro in together)
-        micros[start : start + settings.ranks] = [replace(micro, chunks=chunks) for micro in together]
+        abreast = micros[start : start + settings.ranks]
+        chunks = max(micro.chunks for micro in abreast)
+        micros[start : start + settings.ranks] = [replace(micro, chunks=chunks) for micro in abreast]
     tokens = sum(micro.tokens.size for micro in micros) if useful else 0
     padding = tokens - sum(len(sequence.tokens) for sequence in sequences)
     return Packed([micros[rank :: settings.ranks] for rank in range(settings.ranks)], tokens, padding)
+
+
+def together(lengths: Sequence[int], settings: LearnerSettings) -> list[list[list[int]]]:
+    """Which sequences share the rows of each micro-batch, as many of these on every rank."""
+    rows = fill_rows(lengths, settings.row_tokens)
+    rounds = max(1, -(-len(rows) * settings.row_tokens // (settings.micro_tokens * settings.ranks)))
+    return [[rows[row] for row in group] for group in np.array_split(np.arange(len(rows)), rounds * settings.ranks)]
+
+
+def alone(lengths: Sequence[int], settings: LearnerSettings) -> list[list[list[int]]]:
+    """The sequences of each micro-batch, one a row, as many micro-batches on every rank.
+
+    Those of like length stand together, so that little is padding, and the longest come first, so that ranks that work
+    abreast have about as much to do. Rows times the longest of them is at most `micro_tokens`.
+    """
+    _check_fit(lengths, settings.row_tokens)
+    micros: list[list[int]] = [[]]
+    for item in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        if micros[-1] and (len(micros[-1]) + 1) * lengths[micros[-1][0]] > settings.micro_tokens:
+            micros.append([])
+        micros[-1].append(item)
+    while len(micros) % settings.ranks:
+        most = max(range(len(micros)), key=lambda place: len(micros[place]))
+        half = -(-len(micros[most]) // 2)
+        micros[most : most + 1] = [micros[most][:half], micros[most][half:]]
+    return [[[item] for item in micro] for micro in micros]
+
+
+def _check_fit(lengths: Sequence[int], row_tokens: int) -> None:
+    if (longest := max(lengths, default=0)) > row_tokens:
+        raise ValueError(f"a sequence of {longest} tokens does not fit a row of {row_tokens}")
 
 
 def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
@@ -78,10 +112,9 @@ def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     As many rows as first-fit decreasing needs, and these as even as it can fill them (MULTIFIT, Coffman, Garey and
     Johnson 1978): a micro-batch is as wide as its fullest row, so that evenness saves padding.
     """
-    if (longest := max(lengths, default=0)) > row_tokens:
-        raise ValueError(f"a sequence of {longest} tokens does not fit a row of {row_tokens}")
+    _check_fit(lengths, row_tokens)
     rows = _first_fit(lengths, row_tokens)
-    low, high = max(longest, -(-sum(lengths) // max(1, len(rows)))), row_tokens
+    low, high = max(max(lengths, default=0), -(-sum(lengths) // max(1, len(rows)))), row_tokens
     while low < high:
         middle = (low + high) // 2
         shorter = _first_fit(lengths, middle)
@@ -110,7 +143,7 @@ def _first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 def _micro(rows: list[list[tuple[TokenSequence, Shares]]], logprob_chunk: int) -> MicroBatch:
     width = max((sum(len(sequence.tokens) for sequence, _ in row) for row in rows), default=2)
     tokens = np.zeros((max(1, len(rows)), width), np.int64)
-    positions = np.zeros_like(tokens)
+    positions = np.tile(np.arange(width), (len(tokens), 1))
     picked: list[tuple[np.ndarray, ...]] = []
     for place, row in enumerate(rows):
         start = 0
@@ -129,6 +162,8 @@ def _micro(rows: list[list[tuple[TokenSequence, Shares]]], logprob_chunk: int) -
                 )
             )
             start = end
+        if len(row) > 1:
+            positions[place, start:] = np.arange(width - start)
     if not picked:  # a rank without work still takes part in every collective, with one token that weighs nothing
         picked.append(tuple(np.zeros(1) for _ in TYPES))
     arrays = [np.concatenate(parts).astype(kind) for parts, kind in zip(zip(*picked, strict=True), TYPES, strict=True)]

@@ -124,7 +124,7 @@ def test_chunked_logprobs_and_their_gradient_equal_the_whole_ones():
 def test_the_gradient_does_not_depend_on_micro_batches_or_ranks(objective):
     policy, made = Policy(tiny()), groups(8)
     one, stats = gradient(policy, settings(objective=objective, row_tokens=1024, micro_tokens=1024), made)
-    for split in ({"micro_tokens": 48}, {"micro_tokens": 48, "ranks": 2}, {"ranks": 3}):
+    for split in ({"micro_tokens": 48}, {"micro_tokens": 48, "ranks": 2}, {"ranks": 3}, {"packing": False}):
         other, split_stats = gradient(policy, settings(objective=objective, **split), made)
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
         for key, value in report(stats).items():

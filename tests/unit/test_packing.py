@@ -140,9 +140,15 @@ def share(weights: np.ndarray) -> Shares:
     return Shares(weights, np.zeros_like(weights))
 
 
-@given(st.lists(st.integers(2, 16), max_size=40), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 7, 100]))
-def test_all_ranks_get_the_same_number_of_micro_batches_and_chunks(lengths, ranks, rows, chunk):
-    choice = settings(ranks=ranks, row_tokens=16, micro_tokens=16 * rows, logprob_chunk=chunk)
+@given(
+    st.lists(st.integers(2, 16), max_size=40),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([1, 7, 100]),
+    st.booleans(),
+)
+def test_all_ranks_get_the_same_number_of_micro_batches_and_chunks(lengths, ranks, rows, chunk, packing):
+    choice = settings(ranks=ranks, row_tokens=16, micro_tokens=16 * rows, logprob_chunk=chunk, packing=packing)
     sequences = [sequence(length) for length in lengths]
     packed = pack(sequences, [share(made.weights) for made in sequences], choice)
     assert len({len(micros) for micros in packed.micros}) == 1
@@ -153,6 +159,17 @@ def test_all_ranks_get_the_same_number_of_micro_batches_and_chunks(lengths, rank
     assert sum(micro.coefficients.sum() for micro in everything) == sum(length - 1 for length in lengths)
     forwarded = sum(micro.tokens.size for micro in everything) if lengths else 0
     assert packed.tokens == forwarded == packed.padding + sum(lengths)
+
+
+def test_without_packing_each_row_holds_one_sequence_beside_others_of_like_length():
+    lengths = [3, 16, 4, 15, 3, 4]
+    choice = settings(row_tokens=16, micro_tokens=32, packing=False)
+    sequences = [sequence(length) for length in lengths]
+    ((long, short),) = pack(sequences, [share(made.weights) for made in sequences], choice).micros
+    assert long.tokens.shape == (2, 16) and short.tokens.shape == (4, 4)
+    for micro in (long, short):
+        assert (micro.positions == np.arange(micro.tokens.shape[1])).all(), "padding goes on with the sequence"
+    assert short.tokens.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 2, 0]]
 
 
 def test_tokens_without_a_gradient_are_not_forwarded():
@@ -173,9 +190,9 @@ def test_a_token_is_forwarded_for_the_divergence_alone():
     assert micro.sequences.tolist() == [0, 1, 1, 1]
 
 
-@given(st.lists(st.integers(2, 16), min_size=1, max_size=40), st.integers(1, 3))
-def test_a_sequence_is_whole_in_one_micro_batch_under_a_number_of_its_own(lengths, ranks):
-    choice = settings(ranks=ranks, row_tokens=16, micro_tokens=32)
+@given(st.lists(st.integers(2, 16), min_size=1, max_size=40), st.integers(1, 3), st.booleans())
+def test_a_sequence_is_whole_in_one_micro_batch_under_a_number_of_its_own(lengths, ranks, packing):
+    choice = settings(ranks=ranks, row_tokens=16, micro_tokens=32, packing=packing)
     sequences = [sequence(length) for length in lengths]
     packed = pack(sequences, [share(made.weights) for made in sequences], choice)
     found = [
