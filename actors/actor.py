@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from actors import engines, rendering, rollouts, weights
 from actors.clock import StateClock, state_of
@@ -21,6 +22,7 @@ from actors.engines.teacher import Teacher, TeacherBudget
 from actors.group import GroupWriter
 from actors.play import Environments, EpisodeFailure
 from actors.rollout_config import Rollout
+from actors.tally import Tally, foreign_ids, untemplated
 from protocols import metrics
 from protocols.errors import DeadlineError, SettingError, WeightsError
 from protocols.turns import Close, Lease, Role, Turn
@@ -79,6 +81,10 @@ class Report:
     """Responses that were sampled, those that no turn keeps included."""
     attempts: int = 0
     """Those of them that were no reflections."""
+    tally: Tally = field(default_factory=Tally)
+    """Of what it played since the last report."""
+    untemplated: str = ""
+    """Why the model looks like a chat model whose template is missing."""
     error: str = ""
     fatal: bool = False
     """Failed for a cause that a new actor would meet, too: the run has to end."""
@@ -169,6 +175,8 @@ class Actor:
         self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         log.info("the engine is up, after %.1f s", time.monotonic() - began)
         self._renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
+        self._foreign = foreign_ids(self._renderer.tokenizer)
+        self._report.untemplated = untemplated(self._renderer.tokenizer, Path(spec.model))
         played = spec.environment
         self._environments = Environments(lambda: environments.make(played), played.time_limit_s, played.threads)
         self._producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
@@ -235,6 +243,7 @@ class Actor:
             self._abandon(lease, f"{type(error).__name__}: {error}")
         else:
             self._report.closed.append((lease.group, lease.number, writer.success))
+            self._report.tally.group(writer)
             metrics.GROUPS.labels(end="closed").inc()
         finally:
             self._playing -= 1
@@ -250,6 +259,7 @@ class Actor:
         if isinstance(item, Turn):
             self._report.turns += 1
             self._report.tokens += len(item.response)
+            self._report.tally.turn(item, self._foreign)
         return self._producer.add(item, lease, spread)
 
     async def _group(
@@ -312,6 +322,7 @@ class Actor:
             report.state,
             report.version,
             report.probe_difference,
+            untemplated=report.untemplated,
             error=report.error,
             fatal=report.fatal,
             weights_refused=report.weights_refused,

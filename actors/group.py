@@ -87,18 +87,28 @@ class GroupWriter:
         metrics.TOKENS.labels(role=role.name.lower()).inc(len(completion.ids))
         return number
 
-    def error(self, episode: int, error: str) -> None:
+    def error(self, episode: int, error: str, kind: str) -> None:
         """Ends an episode that cannot go on: a turn of role ERROR after its last one, in which nothing was sampled."""
-        parent = self._last.get(episode, -1)
-        self.turn(
-            Role.ERROR, parent, NO_TOKENS, NOTHING_SAMPLED, episode=episode, index=0, reward=0.0, extra={"error": error}
-        )
+        parent, extra = self._last.get(episode, -1), {"error": error, "kind": kind}
+        self.turn(Role.ERROR, parent, NO_TOKENS, NOTHING_SAMPLED, episode=episode, index=0, reward=0.0, extra=extra)
+
+    @property
+    def episodes(self) -> int:
+        """How many there are so far."""
+        return len(self._last)
+
+    @property
+    def compared_values(self) -> list[float]:
+        """The values whose spread tells groups without variance apart."""
+        if self.compared is not None:
+            return self.compared
+        return list(self._returns.values()) if len(self._returns) > 1 else self._scores
+
+    @property
+    def spread(self) -> float:
+        return max(self.compared_values, default=0.0) - min(self.compared_values, default=0.0)
 
     def close(self):
-        """Emits the close row; returns what the sink makes of it. Its spread tells groups without variance apart."""
-        compared = self.compared
-        if compared is None:
-            compared = list(self._returns.values()) if len(self._returns) > 1 else self._scores
-        spread = max(compared, default=0.0) - min(compared, default=0.0)
+        """Emits the close row; returns what the sink makes of it."""
         close = Close(self._lease.group, self._lease.number, self._next, extra=self.facts)
-        return self._sink(close, self._lease, spread)
+        return self._sink(close, self._lease, self.spread)

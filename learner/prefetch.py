@@ -17,6 +17,10 @@ CULPRITS = {
     "groups": "actors: too few groups are ready",
     "straggler": "an actor: the group next in order is still open",
 }
+FLAT_CURE = (
+    "Take easier tasks where they are wrong and harder ones where they are right, a larger sampling.temperature or "
+    "rollout.episodes, partial credit, or replay.drop_flat: false"
+)
 
 
 class Prefetch:
@@ -29,6 +33,7 @@ class Prefetch:
         self.crowded = False  # replay holds so much that a checkpoint should let it forget, as of the last claim
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._next: Future[Batch | None] | None = None
+        self._before: dict = {}  # replay's counts when a batch was last served
 
     def start(self, step: int) -> None:
         """Begins to claim the batch that the trainer will use when it has done `step` steps."""
@@ -64,15 +69,31 @@ class Prefetch:
             claim = self._client.claim(settings.batch_groups, step, settings.max_staleness, wait_s)
             self.crowded = claim.stats["fullest"] > CROWDED
             if claim.groups:
+                self._before = claim.stats
                 return prepare(claim.groups, step, settings, claim.weights)
             self.reason = claim.reason
             if time.monotonic() >= deadline:
-                raise _late(claim, settings)
+                raise _late(claim, settings, self._before)
         return None
 
 
-def _late(claim: Claim, settings: LearnerSettings) -> DeadlineError:
+def _late(claim: Claim, settings: LearnerSettings, before: dict) -> DeadlineError:
+    """What the learner says when no batch came: it knows replay's counts then and, `before`, when it last got one."""
+    limit_s, wanted = settings.claim_deadline_s, f"{settings.batch_groups} groups make a batch"
+    flat, closed = (count(claim.stats) - count(before) for count in (_flat, _closed))
+    if claim.reason == "groups" and flat > closed / 2:
+        culprit = f"groups that are not flat ({flat} of {closed} were set aside: all their answers scored the same)"
+        return DeadlineError("learner", culprit, limit_s, f"{wanted}. {FLAT_CURE}")
     facts = ", ".join(f"{key} {value}" for key, value in claim.stats.items())
-    cure = "Raise learner.claim_deadline_s if they are only slow"
-    detail = f"{settings.batch_groups} groups make a batch; replay holds {facts}. {cure}"
-    return DeadlineError("learner", CULPRITS.get(claim.reason, claim.reason), settings.claim_deadline_s, detail)
+    detail = f"{wanted}; replay holds {facts}. Raise learner.claim_deadline_s if they are only slow"
+    return DeadlineError("learner", CULPRITS.get(claim.reason, claim.reason), limit_s, detail)
+
+
+def _flat(stats: dict) -> int:
+    return stats.get("dropped", {}).get("flat", 0)
+
+
+def _closed(stats: dict) -> int:
+    """Groups that were closed so far, but for those that stood open too long or were torn."""
+    held = sum(stats.get(key, 0) for key in ("ready", "claimed", "trained_total"))
+    return held + sum(n for reason, n in stats.get("dropped", {}).items() if reason != "torn")

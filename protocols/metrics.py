@@ -118,6 +118,7 @@ RECORD_FAILURES = Metric(Counter, "learner_record_failures_total", "Steps whose 
 
 # controller
 PHASE = Metric(Gauge, "controller_phase", "1 for the phase that the run is in", ("phase",))
+FINDING = Metric(Gauge, "finding", "1 while this cause why the run cannot learn is seen", ("cause",))
 ADMISSION_SECONDS = Metric(
     Counter, "controller_admission_seconds_total", "Seconds of training by what holds new leases back", ("limit",)
 )

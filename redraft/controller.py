@@ -106,9 +106,11 @@ class Controller:
             log.error("the run stops: %s", summary["error"], exc_info=not isinstance(cause, RedraftError))
         finally:
             self._close()
+        self._status.look()
         summary |= {
             "steps": self._status.step,
             "seconds": round(self._status.elapsed_s, 1),
+            "findings": self._status.findings,
             **self._status.made,
         }
         self._run.write("summary.json", summary)
@@ -120,6 +122,7 @@ class Controller:
 
     def announce(self, ref: WeightRef) -> None:
         """New weights: actors get them with their next orders."""
+        self._status.published(ref)
         self._weights = ref
 
     def announce_trial(self, ref: WeightRef) -> None:
@@ -189,6 +192,7 @@ class Controller:
         self._fleet = Fleet(maker, recipe.actors, recipe.start_s, self._lost)
         for number in self._fleet.idle():
             self._fleet.send(number, Orders())  # so that their engines start while the learner does
+        self._status.tasks(tasks, self._tests)
         self._shards.wait(recipe.start_s)
         self._client = Client(self._shards.endpoints, "controller", self._shards.keys)
         master = self._wait(self._ranks[0].address.remote(), "learner rank 0", recipe.start_s)
@@ -285,7 +289,7 @@ class Controller:
         self._book.closed(report.closed)
         for group, lease, why in report.abandoned:
             self._abandon(group, lease, why)
-        self._status.played(report)
+        self._status.played(number, report)
 
     def _lost(self, number: int, why: str) -> None:
         """An actor is gone: its leases are given again."""
@@ -434,6 +438,7 @@ class Controller:
             exam.record(self._run.folder, facts)
         self._run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | line)
         self._trackers.evaluation(self._status.step, line)
+        self._status.evaluated(line)
         return line
 
     # The end.

@@ -242,6 +242,9 @@ def show_status(name: str, console: Console) -> None:
     console.print(f"{name}: {summary['state']} after {summary['steps']} steps, {summary['seconds']:.0f} s")
     if summary["error"]:
         console.print(summary["error"])
+    for finding in summary.get("findings") or ():
+        lasted = "to the end" if finding["until_s"] is None else f"to {finding['until_s']:.0f} s"
+        console.print(f"from {finding['since_s']:.0f} s {lasted}: {finding['problem']} {finding['cure']}", markup=False)
 
 
 def status(name: str) -> dict:

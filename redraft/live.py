@@ -15,7 +15,8 @@ from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
 EVENTS = 4  # the newest that are shown
-SHOWN = 2  # actors whose state is told one by one
+SHOWN = 2  # actors whose state is told one by one, and causes why a run cannot learn
+PROBLEM = "cannot learn"
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # longest sparkline, in characters
 COLORS = {"training": "green", "done": "green", "failed": "red", "stopping": "yellow"}
@@ -84,7 +85,10 @@ def line(run: str, status: dict) -> str:
     parts += [f"{progress[0]}/{progress[1]}"] if progress else []
     if "step" in status:
         parts.append(f"step {status['step']}/{status.get('steps', '?')}")
-    parts += [f"{label} {text}" for label, text in facts(status) if label not in ("mean reward", "replay", "metrics")]
+    causes = ", ".join(finding["cause"] for finding in status.get("findings") or ())
+    parts += [f"{PROBLEM}: {causes}"] if causes else []
+    left_out = ("mean reward", "replay", "metrics", PROBLEM)
+    parts += [f"{label} {text}" for label, text in facts(status) if label not in left_out]
     return " | ".join(parts)
 
 
@@ -104,7 +108,8 @@ def panel(run: str, status: dict, left_s: float | None = None) -> RenderableType
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     grid.add_row(*progress(status, left_s))
     for label, text in facts(status):
-        grid.add_row(label, Text(text))
+        problem = label == PROBLEM
+        grid.add_row(label, Text(text, style="red" if problem else "", no_wrap=not problem))
     if status.get("detail"):
         grid.add_row("now", Text(status["detail"], style="red" if state == "failed" else "", no_wrap=state != "failed"))
     for event in (status.get("events") or [])[-EVENTS:]:
@@ -146,7 +151,7 @@ def _state(status: dict) -> str:
 
 def facts(status: dict) -> list[tuple[str, str]]:
     """(what, text) of all that the status knows, in the order in which it is shown."""
-    found = []
+    found = [(PROBLEM, text) for text in problems(status.get("findings") or ())]
     if status.get("reward_by_index"):
         found.append(("reward by turn", "  ".join(f"{reward:.3f}" for reward in status["reward_by_index"])))
     if history := status.get("reward_history"):
@@ -162,6 +167,13 @@ def facts(status: dict) -> list[tuple[str, str]]:
     found += [("replay", _replay(status["replay"]))] if status.get("replay") else []
     found += [("metrics", status["sd"])] if status.get("sd") else []
     return found
+
+
+def problems(findings: Sequence[dict]) -> list[str]:
+    """What is wrong and how to cure it, of the first few; of more their causes."""
+    texts = [f"{finding['problem']} {finding['cure']}" for finding in findings[:SHOWN]]
+    more = ", ".join(finding["cause"] for finding in findings[SHOWN:])
+    return texts + ([f"and {more}"] if more else [])
 
 
 def _actors(actors: Sequence[dict], target: int | None) -> str:

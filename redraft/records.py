@@ -55,6 +55,14 @@ def steps(run_dir: Path) -> list[dict]:
     return kept
 
 
+def findings(run_dir: Path) -> list[dict]:
+    """findings.jsonl: causes why the run could not learn, as they began; those that have ended have `until_s`."""
+    found: dict[tuple, dict] = {}
+    for line in lines(run_dir / "findings.jsonl"):
+        found[line["cause"], line["since_s"]] = line
+    return list(found.values())
+
+
 def first(evaluations: Sequence[dict]) -> dict | None:
     """The evaluation before any training."""
     return next((found for found in evaluations if found["step"] == 0), None)

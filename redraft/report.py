@@ -44,6 +44,7 @@ def write_report(run_dir: Path) -> Path:
     last_name = f"step {last['step']}" if last and last["label"] != "after" else "after"
     body = [
         _header(name, recipe, summary, steps),
+        _findings(records.findings(run_dir)),
         _results(first, last, last_name, recipe),
         _plots(first, last, last_name, evaluations, steps[:: max(1, len(steps) // POINTS)]),
         _recipe(recipe_text),
@@ -65,6 +66,25 @@ def _header(name: str, recipe: dict, summary: dict, steps: Sequence[dict]) -> st
     error = f'<p class="error">{escape(str(summary["error"]))}</p>' if summary.get("error") else ""
     badge = f'<span class="state {escape(state.split()[0])}">{escape(state)}</span>'
     return f'<header><h1>{escape(name)} {badge}</h1><p class="lead">{LEAD}</p>{error}<dl>{listed}</dl></header>'
+
+
+def _findings(found: Sequence[dict]) -> str:
+    """Causes why the run could not learn, and when they were seen."""
+    if not found:
+        return ""
+    rows = "".join(
+        f"<tr><th>{escape(one['problem'])}</th><td class=\"meaning\">{escape(one['cure'])}</td>"
+        f"<td>{_when(one)}</td></tr>"
+        for one in found
+    )
+    head = "<th>what was seen</th><th>what helps</th><th>when</th>"
+    return f"<section><h2>Why it may not learn</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></section>"
+
+
+def _when(finding: dict) -> str:
+    until = finding.get("until_s")
+    lasted = "on" if until is None else f"to {duration(until)}"
+    return f"step {finding['step']}, from {duration(finding['since_s'])} {lasted}"
 
 
 def _model(recipe: dict) -> str:

@@ -6,10 +6,14 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 
 from actors.actor import Report
 from protocols import metrics
+from protocols.weights import WeightRef
 from redraft import logs
+from redraft.diagnosis import CAUSES as FINDINGS
+from redraft.diagnosis import Diagnosis, Finding
 from redraft.recipe import Recipe
 from redraft.run import Run
 
@@ -17,6 +21,7 @@ log = logging.getLogger("redraft.controller")
 EVENTS = 50
 HISTORY = 200
 CAUSES = 1000  # of events that are told once each: groups may be abandoned for causes that are all worded differently
+LOOK_S = 1.0  # between two looks for causes why the run cannot learn
 MADE = ("generations", "attempts")
 
 
@@ -35,6 +40,8 @@ class Status:
         self._rewards: deque[float] = deque(maxlen=HISTORY)
         self._facts: dict = {"run": run.name, "steps": recipe.steps, "step": 0, "state": "starting", "detail": ""}
         self.last_event = ""
+        self._diagnosis, self._looked_s = Diagnosis(recipe), -LOOK_S
+        self._ended: list[Finding] = []
 
     @property
     def elapsed_s(self) -> float:
@@ -87,9 +94,22 @@ class Status:
         that were `attempts` (no reflections)."""
         return {key: self._made[key] for key in MADE}
 
-    def played(self, report: Report) -> None:
+    def tasks(self, training: Sequence[dict], tests: Sequence[dict]) -> None:
+        with self._lock:
+            self._diagnosis.tasks(training, tests)
+
+    def published(self, ref: WeightRef) -> None:
+        with self._lock:
+            self._diagnosis.published(ref.version, ref.digest, ref.probe.logprobs, self.elapsed_s)
+
+    def evaluated(self, figures: dict) -> None:
+        with self._lock:
+            self._diagnosis.evaluated(figures)
+
+    def played(self, actor: int, report: Report) -> None:
         """What an actor made since its last report."""
         with self._lock:
+            self._diagnosis.played(f"actor-{actor}", report)
             since = Counter({key: getattr(report, key) for key in ("turns", "tokens", *MADE)})
             self._since += since
             self._made += since
@@ -120,6 +140,29 @@ class Status:
                 }
                 for member in members.values()
             ]
+            self._diagnosis.fleet({member.name: member.report for member in members.values()}, self.elapsed_s)
+        if self.elapsed_s - self._looked_s >= LOOK_S:
+            self.look()
+
+    def look(self) -> None:
+        """Says which causes of a run that cannot learn have been found since the last look, and which are gone."""
+        with self._lock:
+            self._looked_s = self.elapsed_s
+            begun, ended = self._diagnosis.look(self._looked_s)
+            lasting = self._diagnosis.findings
+            self._facts["findings"] = [finding.facts for finding in lasting.values()]
+            self._ended += ended
+        for cause in FINDINGS:
+            metrics.FINDING.labels(cause=cause).set(cause in lasting)
+        for finding in (*begun, *ended):
+            self.event(finding.text if finding in begun else f"no longer: {finding.problem}")
+            self._write("findings.jsonl", finding.facts)
+
+    @property
+    def findings(self) -> list[dict]:
+        """All of this life of the run, in the order in which they began; those that last have no `until_s`."""
+        found = [*self._ended, *self._diagnosis.findings.values()]
+        return [finding.facts for finding in sorted(found, key=lambda finding: finding.since_s)]
 
     def step_done(self, report: dict) -> dict:
         """The learner's report of one step: kept, and written as a line of metrics.jsonl, which is returned."""
@@ -139,11 +182,15 @@ class Status:
                 self._rewards.append(report["reward"])
             self._facts |= {key: value for key, value in line.items() if key not in ("actors", "leases", "seconds")}
             self._facts["waits"] = {"learner": _waits(report)}
-        try:
-            self._run.append("metrics.jsonl", line)
-        except OSError as error:
-            self.event(f"metrics.jsonl cannot be written: {error}", once="metrics.jsonl")
+            self._diagnosis.stepped(line)
+        self._write("metrics.jsonl", line)
         return line
+
+    def _write(self, file: str, line: dict) -> None:
+        try:
+            self._run.append(file, line)
+        except OSError as error:
+            self.event(f"{file} cannot be written: {error}", once=file)
 
     def snapshot(self) -> dict:
         """Everything, for people; see redraft.live."""

@@ -68,7 +68,7 @@ class Stage:
                 return await play(environment)
         except EpisodeFailure as failure:
             self.failed(failure)
-            self.group.error(number, str(failure))
+            self.group.error(number, str(failure), failure.kind)
         finally:
             metrics.EPISODES.inc()
 

@@ -1,0 +1,122 @@
+"""What an actor's play looks like in counts, also where none of it reaches the learner: groups that replay sets aside.
+
+And what can be seen of a chat template that was not applied: the control tokens of a chat model, in its tokenizer or in
+its answers, and no template that knows them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from actors.group import GroupWriter
+from protocols.turns import Role, Stop, Turn
+
+TURN_END = re.compile(r"im_end|eot|eom|end_of_turn|end_of_message|<turn\||<\|(?:end|return)\|>")  # of chat formats
+CHAT_NAME = re.compile(r"(?:^|[-_.])(?:instruct|chat|it)(?:$|[-_.])", re.IGNORECASE)
+UNREACHED = re.compile(r"^\w*(?:Connect|Timeout|HTTP|URLError|gaierror|API|Disconnected|RateLimit)\w*:")
+"""Failures, as "type: message", of whoever calls what does not answer: a judge or another endpoint."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Of training, not of evaluations. Counters are by role and of what the model itself sampled; `parsed` and
+    `unparsed` only count answers of environments that say which. `low` and `high` are the smallest and the largest of
+    `scores` values by which groups are told flat; a group whose episodes all broke has none. `flat_right` sums the
+    success rates of flat groups, `failure` is the last of those that `broken` counts, `unreached` those of endpoints.
+    """
+
+    responses: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
+    parsed: Counter[str] = field(default_factory=Counter)
+    unparsed: Counter[str] = field(default_factory=Counter)
+    foreign: int = 0
+    """Responses that hold a control token which the chat template does not know."""
+    groups: int = 0
+    flat: int = 0
+    flat_right: float = 0.0
+    scores: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+    episodes: int = 0
+    broken: int = 0
+    unreached: int = 0
+    failure: str = ""
+
+    def turn(self, turn: Turn, foreign: Collection[int] = ()) -> None:
+        """Counts one turn; `foreign` are the ids of `foreign_ids`."""
+        if turn.role is Role.ERROR:
+            self.broken += 1
+            self.failure = str(turn.extra.get("error", ""))
+            self.unreached += turn.extra.get("kind") == "teacher" or bool(UNREACHED.match(self.failure))
+            return
+        if turn.stop is Stop.AUTHORED:
+            return
+        role = turn.role.name.lower()
+        self.responses[role] += 1
+        self.cut[role] += turn.stop is Stop.LENGTH
+        if foreign:
+            self.foreign += not foreign.isdisjoint(turn.response.tolist())
+        if turn.role is not Role.REFLECTION and "parsed" in turn.extra:
+            (self.parsed if turn.extra["parsed"] else self.unparsed)[role] += 1
+
+    def group(self, writer: GroupWriter) -> None:
+        """Counts a group that was closed."""
+        self.episodes += writer.episodes
+        if writer.success is None:
+            return
+        values = writer.compared_values
+        self.groups += 1
+        self.scores += len(values)
+        self.low, self.high = min([self.low, *values]), max([self.high, *values])
+        if writer.spread == 0:
+            self.flat += 1
+            self.flat_right += writer.success
+
+    def add(self, other: Tally) -> None:
+        """Takes in the counts of a later one."""
+        for name in ("responses", "cut", "parsed", "unparsed"):
+            getattr(self, name).update(getattr(other, name))
+        for name in ("foreign", "groups", "flat", "flat_right", "scores", "episodes", "broken", "unreached"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.failure = other.failure or self.failure
+
+    @property
+    def empty(self) -> bool:
+        return not (self.responses or self.groups or self.episodes or self.broken)
+
+
+def foreign_ids(tokenizer) -> frozenset[int]:
+    """Ids of control tokens that do not occur in the tokenizer's chat template, beside eos, padding and unknown: a
+    model that answers with them was trained on another format."""
+    own = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    template = str(tokenizer.chat_template or "")
+    known = {tokenizer.bos_token_id} if template else set()
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(n for n, token in added if token.special and token.content not in template) - own - known
+
+
+def untemplated(tokenizer, folder: Path) -> str:
+    """Why this looks like a chat model whose template is missing; "" where there is one, or it looks like none."""
+    if tokenizer.chat_template:
+        return ""
+    ends = [token for token in _ends(tokenizer, folder) if TURN_END.search(token)]
+    if ends:
+        return f"its answers end with {ends[0]}, as those of chat models do"
+    names = [part for part in (folder.name, *folder.parts) if part == folder.name or part.startswith("models--")]
+    return next((f"it is called {name}, as chat models are" for name in names if CHAT_NAME.search(name)), "")
+
+
+def _ends(tokenizer, folder: Path) -> list[str]:
+    """The tokens that end what the model writes, by its tokenizer and its generation config."""
+    try:
+        found = json.loads((folder / "generation_config.json").read_text()).get("eos_token_id")
+    except (OSError, ValueError):
+        found = None
+    ids = found if isinstance(found, list) else [found]
+    return [tokenizer.eos_token or "", *(tokenizer.decode([n]) for n in ids if isinstance(n, int))]
