@@ -25,7 +25,7 @@ from actors.rollout_config import Rollout
 from actors.tally import Tally, foreign_ids, untemplated
 from protocols import metrics
 from protocols.errors import DeadlineError, SettingError, WeightsError
-from protocols.turns import Close, Lease, Role, Turn
+from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
 from protocols.weights import WeightRef
 from replay.config import ClientKeys
 
@@ -85,6 +85,12 @@ class Report:
     """Of what it played since the last report."""
     untemplated: str = ""
     """Why the model looks like a chat model whose template is missing."""
+    share: int = -1
+    """The share of an evaluation that it plays or played last, as `evaluate` was told."""
+    tested: int = 0
+    """Tasks of that share that have ended."""
+    tested_tokens: int = 0
+    """Tokens that were sampled for that share."""
     error: str = ""
     fatal: bool = False
     """Failed for a cause that a new actor would meet, too: the run has to end."""
@@ -106,6 +112,7 @@ class Actor:
         self._report = Report("starting", pid=os.getpid(), node=socket.gethostname())
         self._tasks: set[asyncio.Task] = set()
         self._playing = self._evaluating = self._at_replay = 0
+        self._share, self._tested, self._tested_tokens = -1, 0, 0
         self._loading = False
         self._clock = StateClock()
         self._logged: set[str] = set()
@@ -137,8 +144,12 @@ class Actor:
                 self._updating = self._background(self._update(orders.trial))
         return self._take_report()
 
-    async def evaluate(self, tasks: list[dict], settings: Rollout, sampling: SamplingSettings) -> list[list[Turn]]:
-        """Plays tasks outside of training: the turns of each task, which go nowhere else."""
+    async def evaluate(
+        self, tasks: list[dict], settings: Rollout, sampling: SamplingSettings, share: int
+    ) -> list[list[Turn]]:
+        """Plays tasks outside of training: the turns of each task, which go nowhere else. Reports meanwhile say how far
+        `share`, the caller's number of it, has come."""
+        self._share, self._tested, self._tested_tokens = share, 0, 0
         return await asyncio.gather(*(self._evaluate(task, settings, sampling) for task in tasks))
 
     async def close(self) -> None:
@@ -290,13 +301,19 @@ class Actor:
     async def _evaluate(self, task: dict, settings: Rollout, sampling: SamplingSettings) -> list[Turn]:
         lease = Lease(bytes(16), 0, 0, task, self._spec.seed)
         turns: list[Turn] = []
-        writer = GroupWriter(lease, lambda turn, lease, spread: turns.append(turn))
+
+        def keep(turn: Turn, lease: Lease, spread: float) -> None:
+            turns.append(turn)
+            self._tested_tokens += sampled_tokens(turn)
+
+        writer = GroupWriter(lease, keep)
         self._evaluating += 1
         try:
             async with asyncio.timeout(self._spec.actors.lease_s):
                 await self._group(lease, writer, settings, sampling)
         finally:
             self._evaluating -= 1
+        self._tested += 1
         return turns
 
     def _count(self, role: Role) -> None:
@@ -315,6 +332,7 @@ class Actor:
     def _take_report(self) -> Report:
         report = self._report
         report.playing = self._playing
+        report.share, report.tested, report.tested_tokens = self._share, self._tested, self._tested_tokens
         if report.state == "ready":
             report.running = self._engine.running
             metrics.ENGINE_RUNNING.set(report.running)

@@ -17,7 +17,7 @@ from learner.record import sample
 from learner.responses import responses_of
 from learner.sequences import Linearised, Shares, brought_along, linearise
 from protocols.errors import RedraftError
-from protocols.turns import Group, Role, Turn
+from protocols.turns import Group, Role, Turn, sampled_tokens
 from protocols.weights import staleness
 
 
@@ -80,7 +80,7 @@ def facts_of(groups: Sequence[Group], step: int) -> dict:
     return {
         "groups": len(groups),
         "turns": len(turns),
-        "sampled_tokens": sum(int((~np.isnan(turn.logprobs)).sum()) for turn in turns),
+        "sampled_tokens": sum(map(sampled_tokens, turns)),
         "reward": float(np.mean([turn.reward for turn in attempts])) if attempts else None,
         "reward_by_index": [float(np.mean(rewards[index])) for index in sorted(rewards)],
         "success_by_index": [float(np.mean(successes[index])) for index in sorted(successes)],

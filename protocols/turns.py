@@ -105,3 +105,8 @@ class Lease:
     task: dict
     seed: int
     shard: str = ""
+
+
+def sampled_tokens(turn: Turn) -> int:
+    """How many tokens of the response the policy sampled."""
+    return int((~np.isnan(turn.logprobs)).sum())

@@ -135,9 +135,9 @@ def of_actions(played: Sequence[Episode]) -> Figures:
         "success": mean(success_N),
         "success_after_error": ratio(success_N & refused_N, refused_N),
         "error_share": mean(refused_N),
-        "actions": mean([len(episode.tries) for episode in played]),
+        "actions": mean([len(episode.tries) for episode in played], share=False),
         "loop_rate": mean([bool(found) for found in loops_N]),
-        "loops": {str(length): mean([found[length] for found in loops_N]) for length in LOOPS},
+        "loops": {str(length): mean([found[length] for found in loops_N], share=False) for length in LOOPS},
     }
 
 
@@ -172,15 +172,17 @@ def _repeats(block: Sequence) -> bool:
 # Means ---------------------------------------------------------------------------------------------------------------
 
 
-def mean(values_N: Sequence[float] | np.ndarray) -> Figure:
-    return ratio(np.asarray(values_N), np.ones(len(values_N)))
+def mean(values_N: Sequence[float] | np.ndarray, share: bool = True) -> Figure:
+    return ratio(np.asarray(values_N), np.ones(len(values_N)), share)
 
 
-def ratio(over_N: np.ndarray, under_N: np.ndarray) -> Figure:
+def ratio(over_N: np.ndarray, under_N: np.ndarray, share: bool = True) -> Figure:
     """sum(over) / sum(under) over tasks, and its standard error where tasks are independent, their turns not.
 
     The linearised variance of a ratio of totals (Cochran, Sampling Techniques, 6.3); with `under` all 1 it is the
-    usual standard error of a mean. A ratio over nothing is None.
+    usual standard error of a mean. Where all tasks agree, that is 0, whatever their number: the error of a `share` is
+    then the reach of Wilson's interval (`wilson_reach`), with the tasks that have a part in it as its observations. A
+    ratio over nothing is None.
     """
     n, total = len(under_N), float(under_N.sum())
     if total == 0:
@@ -189,4 +191,15 @@ def ratio(over_N: np.ndarray, under_N: np.ndarray) -> Figure:
     if n < 2:
         return value, None
     residuals_N = over_N - value * under_N
-    return value, math.sqrt(float((residuals_N**2).sum()) * n / (n - 1)) / total
+    error = math.sqrt(float((residuals_N**2).sum()) * n / (n - 1)) / total
+    if share and math.isclose(error, 0.0, abs_tol=1e-12):
+        error = wilson_reach(value, int(np.count_nonzero(under_N)))
+    return value, error
+
+
+def wilson_reach(share: float, n: int) -> float:
+    """How far Wilson's score interval (1927) of one standard error goes from a share of n independent observations, at
+    its farther side: 1 / (n + 1) where none or all have it, about as much as where one has."""
+    middle = (share + 1 / (2 * n)) / (1 + 1 / n)
+    half = math.sqrt(share * (1 - share) / n + 1 / (4 * n * n)) / (1 + 1 / n)
+    return abs(middle - share) + half

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from actors.config import SamplingSettings
+from learner.responses import responses_of
 from protocols.settings import Settings
 from protocols.turns import Turn
 from redraft.episodes import (
@@ -75,7 +76,9 @@ def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: 
     Of both kinds: kind, n, turns, independent, errors (episodes of all passes that an error ended), generations (the
     sampled responses of each pass, so that methods can be compared at equal numbers of them), `se` with the standard
     errors of all figures, `greedy` with the figures of the greedy pass (None where it was not played), and `controls`
-    with those of each control. A figure over nothing is None. Standard errors take each task as one cluster.
+    with those of each control. A figure over nothing is None. Standard errors take each task as one cluster; see
+    episodes.ratio. Of the sampled, the greedy and the control passes also cut_share, unparsed_share and
+    response_tokens, by role; see learner.responses.
 
     Answers: accuracy_by_turn[turns], keep_rate (right and right again, over right), fix_rate (wrong then right, over
     wrong; with 2 turns it is the success of the second try given a failed first), repeat_rate (the same wrong answer
@@ -92,7 +95,7 @@ def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: 
     together = [[own, *rest] for own, rest in zip(sampled, others, strict=True)]
     figures = _figures(sampled, turns, kind) | (of_firsts if kind == "answers" else of_successes)(together)
     apart = {
-        label: split(_figures(_one_each(tasks), turns, kind))
+        label: split(_figures(_one_each(tasks), turns, kind)) | _responses(played[label])
         for label, tasks in found.items()
         if label not in ("sampled", "independent")
     }
@@ -102,11 +105,16 @@ def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: 
         "turns": turns,
         "independent": len(together[0]),
         **split(figures),
+        **_responses(played["sampled"]),
         "errors": sum(episode.failed for tasks in found.values() for task in tasks for episode in task),
         "generations": {label: sum(map(generations, tasks)) for label, tasks in played.items()},
         "greedy": apart.pop("greedy", None),
         "controls": apart,
     }
+
+
+def _responses(tasks: Sequence[Sequence[Turn]]) -> dict[str, dict]:
+    return responses_of(turn for turns in tasks for turn in turns)
 
 
 def _one_each(tasks: Sequence[Sequence[Episode]]) -> list[Episode]:

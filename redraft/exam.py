@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from actors.rollout_config import Rollout
 from actors.tasks import TaskOrder
 from learner.record import write_evaluation
 from protocols.errors import RedraftError
-from protocols.turns import Turn
+from protocols.turns import Turn, sampled_tokens
 from redraft import evaluation
 from redraft.fleet import Fleet
 from redraft.status import Status
@@ -40,6 +41,10 @@ class Exam:
         self._shares = deque((number, start, 0) for number in range(len(self._passes)) for start in starts)
         self._total = len(self._passes) * len(self._tasks)
         self._under_way: dict[int, tuple[int, int, int]] = {}
+        self._shares_given = 0
+        self._share_of: dict[int, int] = {}  # by actor, the number of the share that it plays
+        self._began: float | None = None  # when the first was
+        self._tokens = 0  # of the shares that are played
         self._played: dict[tuple[int, int], list[list[Turn]]] = {}
 
     def advance(self) -> bool:
@@ -48,6 +53,7 @@ class Exam:
             number, start, losses = self._under_way.pop(actor)
             if turns is not None:
                 self._played[number, start] = turns
+                self._tokens += sum(sampled_tokens(turn) for task in turns for turn in task)
             elif self._fleet.members[actor].draining is not None:  # taken from it
                 self._shares.append((number, start, losses))
             elif losses + 1 < TRIES:
@@ -61,9 +67,26 @@ class Exam:
             if self._shares and actor not in self._under_way:
                 number, start, _ = self._under_way[actor] = self._shares.popleft()
                 _, rollout, sampling = self._passes[number]
-                self._fleet.evaluate(actor, self._tasks[start : start + SHARE], rollout, sampling)
-        self._status.progress(sum(map(len, self._played.values())), self._total)
+                self._share_of[actor] = self._shares_given
+                self._shares_given += 1
+                self._began = self._began or time.monotonic()
+                tasks = self._tasks[start : start + SHARE]
+                self._fleet.evaluate(actor, tasks, rollout, sampling, self._share_of[actor])
+        self._tell()
         return not self._shares and not self._under_way
+
+    def _tell(self) -> None:
+        """How many tasks have ended, of all passes, and how fast: also those of shares that are still played."""
+        reports = [self._fleet.members[actor].report for actor in self._under_way]
+        heard = [
+            report
+            for actor, report in zip(self._under_way, reports, strict=True)
+            if report.share == self._share_of[actor]
+        ]
+        done = sum(map(len, self._played.values())) + sum(report.tested for report in heard)
+        tokens = self._tokens + sum(report.tested_tokens for report in heard)
+        seconds = time.monotonic() - self._began if self._began is not None else 0.0
+        self._status.progress(done, self._total, tokens / seconds if seconds else None)
 
     def played(self) -> dict[str, list[list[Turn]]]:
         """The turns of each task, by the label of the pass."""

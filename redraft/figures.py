@@ -135,6 +135,33 @@ def _by_turn(x: Sequence[float], values: Sequence[Sequence[float]], name: str, y
         return svg(figure, name)
 
 
+def responses(steps: Sequence[dict]) -> str:
+    """By role: shares of responses that were cut (solid) and that nothing could be parsed from (dashed), and below them
+    their mean length."""
+    x = _of(steps, "step")
+    roles = dict.fromkeys(role for step in steps for role in step.get("response_tokens") or {})
+    with drawing(rows=2, height=3.9) as (figure, (shares, lengths)):
+        for number, role in enumerate(roles):
+            color = (AFTER, ACCENT, "#0d9488", "#dc2626", INK)[number % 5]
+            cut, unparsed = (_by_role(steps, key, role) for key in ("cut_share", "unparsed_share"))
+            tokens = [(step.get("response_tokens") or {}).get(role, {}).get("mean", np.nan) for step in steps]
+            shares.plot(x, cut, color=color, label=f"{role}, cut", **_marker(x))
+            if not np.isnan(unparsed).all():
+                shares.plot(x, unparsed, "--", color=color, label=f"{role}, unparsed", **_marker(x))
+            lengths.plot(x, tokens, color=color, **_marker(x))
+        shares.set(ylabel="share", ylim=(-0.02, 1.02))
+        shares.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _steps(lengths, "tokens, mean")
+        lengths.set_ylim(bottom=0)
+        figure.align_ylabels()
+        legend(shares, columns=4)
+        return svg(figure, "responses")
+
+
+def _by_role(steps: Sequence[dict], key: str, role: str) -> np.ndarray:
+    return np.array([(step.get(key) or {}).get(role, np.nan) for step in steps], float)
+
+
 def staleness(steps: Sequence[dict]) -> str:
     """Mean staleness of the trained groups, and the band up to the largest."""
     x, mean, most = (_of(steps, key) for key in ("step", "staleness_mean", "staleness_max"))

@@ -207,13 +207,14 @@ class Fleet:
         else:
             self.replace(number, _cause(error))
 
-    def evaluate(self, number: int, tasks: list[dict], rollout, sampling) -> None:
-        """Has an actor play tasks outside of training; `evaluated` tells the end."""
+    def evaluate(self, number: int, tasks: list[dict], rollout, sampling, share: int) -> None:
+        """Has an actor play tasks outside of training; `evaluated` tells the end, and its reports how far `share`, a
+        number of the caller's, has come."""
         self.members[number].evaluating = True
         self._manager.foreach_actor_async(
             "evaluate",
             EVALUATIONS,
-            kwargs=[dict(tasks=tasks, settings=rollout, sampling=sampling)],
+            kwargs=[dict(tasks=tasks, settings=rollout, sampling=sampling, share=share)],
             remote_actor_ids=[number],
         )
 

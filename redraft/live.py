@@ -13,10 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from learner.responses import told
+
 PLAIN_EVERY_S = 10.0
 EVENTS = 4  # the newest that are shown
 SHOWN = 2  # actors whose state is told one by one, and causes why a run cannot learn
 PROBLEM = "cannot learn"
+NO_DATA = "no data"
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # longest sparkline, in characters
 COLORS = {"training": "green", "done": "green", "failed": "red", "stopping": "yellow"}
@@ -152,16 +155,21 @@ def _state(status: dict) -> str:
 def facts(status: dict) -> list[tuple[str, str]]:
     """(what, text) of all that the status knows, in the order in which it is shown."""
     found = [(PROBLEM, text) for text in problems(status.get("findings") or ())]
+    if status.get("trained_tokens") == 0 and not found:  # else the cause is said
+        found.append(("trained", "no token of the last step's batch"))
     if status.get("reward_by_index"):
         found.append(("reward by turn", "  ".join(f"{reward:.3f}" for reward in status["reward_by_index"])))
     if history := status.get("reward_history"):
-        found.append(("mean reward", f"{history[-1]:.3f}  {sparkline(history)}"))
+        newest = status.get("reward", history[-1])
+        found.append(("mean reward", f"{NO_DATA if newest is None else f'{newest:.3f}'}  {sparkline(history)}"))
+    if answers := told(status):
+        found.append(("answers", answers))
     if "staleness_mean" in status:
-        found.append(("staleness", f"{status['staleness_mean']:.1f} mean, {status.get('staleness_max', 0)} most"))
+        mean, most = status["staleness_mean"], status.get("staleness_max", 0)
+        found.append(("staleness", NO_DATA if mean is None else f"{mean:.1f} mean, {most} most"))
     if "tokens_per_s" in status:
-        found.append(
-            ("generation", f"{status['tokens_per_s']:,.0f} tokens/s, {status.get('turns_per_s', 0):,.0f} turns/s")
-        )
+        turns = f", {status['turns_per_s']:,.0f} turns/s" if "turns_per_s" in status else ""
+        found.append(("generation", f"{status['tokens_per_s']:,.0f} tokens/s{turns}"))
     found += [(f"{part} waits", text) for part, text in (status.get("waits") or {}).items() if text]
     found += [("actors", _actors(status["actors"], status.get("actors_target")))] if status.get("actors") else []
     found += [("replay", _replay(status["replay"]))] if status.get("replay") else []

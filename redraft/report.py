@@ -153,6 +153,7 @@ def _plots(first, last, last_name: str, evaluations: Sequence[dict], steps: Sequ
         title, reward = ("Reward", figures.reward) if acts else ("Reward by turn", figures.reward_by_turn)
         drawn += [
             (title, reward(steps), HOW["reward"]),
+            ("Responses", figures.responses(steps), HOW["responses"]),
             ("Staleness", figures.staleness(steps), HOW["staleness"]),
             ("Where the learner's time went", figures.learner_time(steps), HOW["time"]),
             ("Generation", figures.generation(steps), HOW["generation"]),
@@ -182,13 +183,17 @@ HOW = {
     "an agent that only avoids errors raises success without raising it. Bars are one standard error.",
     "success": "The same test tasks at every evaluation. Bars are one standard error.",
     "reward": "Training tasks, sampled as they came, so it is noisier than the evaluation and of other tasks.",
+    "responses": "Look here first where a run does not learn. Responses that are cut at sampling.max_tokens seldom "
+    "hold an answer: raise it, or ask for shorter ones. Where nothing can be parsed, the model does not keep to the "
+    "form that the question asks for.",
     "staleness": "How many steps older the weights that sampled were than those that learned. "
     "It is never above the recipe's bound; always 0 would mean that actors and learner take turns.",
     "time": "Much red: the learner waits for groups, so more or faster actors would help. "
     "Much blue: it is the bottleneck. Packing runs beside training and costs no time of its own.",
     "generation": "Tokens that all actors sampled in a second, as the controller counted them.",
     "optimisation": "Entropy that drops towards 0 early means that the model stops exploring; a gradient norm that "
-    "explodes, that the learning rate is too high. Gaps are steps whose gradient was not finite.",
+    "explodes, that the learning rate is too high. Gaps are steps whose gradient was not finite, or that trained "
+    "nothing.",
     "mismatch": "How far the log-probs of trainer and sampler differ on trained tokens: it grows with staleness and "
     "with coarser numbers, and a jump of the mean is a reason to doubt what the actors compute with.",
 }

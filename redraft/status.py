@@ -57,12 +57,17 @@ class Status:
         metrics.PHASE.labels(phase=state).set(1)
         with self._lock:
             self._facts |= {"state": state, "detail": detail, "progress": None}
+            for rate in ("tokens_per_s", "turns_per_s"):  # of the phase before
+                self._facts.pop(rate, None)
             self._last_step = time.monotonic()
         log.info("%s%s", state, f": {detail}" if detail else "")
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int, tokens_per_s: float | None = None) -> None:
+        """Of an evaluation: tasks that have ended, of how many, and how fast all actors sample for it."""
         with self._lock:
             self._facts["progress"] = [done, total]
+            if tokens_per_s is not None:
+                self._facts["tokens_per_s"] = round(tokens_per_s, 1)
 
     def discovery(self, url: str) -> None:
         """Where Prometheus finds the processes."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from learner.responses import told
 from redraft.episodes import Figure
 
 if TYPE_CHECKING:
@@ -136,6 +137,10 @@ def remarks(before: dict | None, after: dict | None, feedback: str) -> list[str]
         found += _actions_control(before, after) if acts(after) else _answers_control(before, after)
     if spent := _generations(known):
         found.append(spent)
+    named = (("before", before), ("after", after)) if before and after else (("", known),)
+    for when, summary in named:
+        if answers := told(summary):
+            found.append(f"Answers{' ' * bool(when)}{when}: {answers}.")
     if errors := sum(summary["errors"] for summary in (before, after) if summary):
         lost = "they count by their last action" if acts(known) else "the answers that they lack count as wrong"
         found.append(f"{errors} episodes ended early with an error; {lost}.")

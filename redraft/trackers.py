@@ -86,6 +86,7 @@ GROUPS = {
         "groups", "turns", "sampled_tokens", "sequences", "trained_turns", "tokens", "padding_share",
         "truncated_sequences", "errors",
     ),
+    "responses": ("cut_share", "unparsed_share", "response_tokens"),
     "run": ("version", "time_s", "tokens_per_s", "turns_per_s", "generations", "attempts", "actors", "leases"),
 }  # fmt: skip
 NAMES = {

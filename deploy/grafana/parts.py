@@ -232,9 +232,36 @@ def learner() -> Dashboard:
             ),
         ),
         (
+            "The responses",
+            (
+                _by_role(
+                    "Cut", "Share of the last batch that ran into sampling.max_tokens.", "percentunit", "cut_share"
+                ),
+                _by_role(
+                    "Not parsed",
+                    "Share from which the environment could parse no answer. Empty where it does not say.",
+                    "percentunit",
+                    "unparsed_share",
+                ),
+                lines(
+                    "Length",
+                    "Tokens of a response of the last batch: mean, and the longest.",
+                    "none",
+                    ('redraft_learner_response_tokens{run="$run"}', "{{role}} mean"),
+                    ('redraft_learner_longest_response_tokens{run="$run"}', "{{role}} most"),
+                ),
+            ),
+        ),
+        (
             "What it leaves",
             (
                 _gauge("Step", "Optimizer steps done.", "none", "redraft_learner_step"),
+                _gauge(
+                    "Trained tokens",
+                    "Of the last step. At 0 it moved no weight: see the rewards, and learner.credit.",
+                    "none",
+                    "redraft_learner_trained_tokens",
+                ),
                 _gauge("Version", "Published last.", "none", "redraft_learner_weights_version"),
                 lines(
                     "Since the last checkpoint",
@@ -290,3 +317,7 @@ def _rate(title: str, description: str, counter: str, label: str):
 
 def _gauge(title: str, description: str, unit: str, gauge: str):
     return lines(title, description, unit, (f'max({gauge}{{run="$run"}})', ""))
+
+
+def _by_role(title: str, description: str, unit: str, gauge: str):
+    return lines(title, description, unit, (f'redraft_learner_{gauge}{{run="$run"}}', "{{role}}"))

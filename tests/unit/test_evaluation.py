@@ -11,7 +11,7 @@ from rich.console import Console
 
 from actors.config import SamplingSettings
 from actors.rollout_config import ActSettings, AttemptSettings, ReflectSettings, RetrySettings
-from protocols.turns import LOGPROBS, TOKENS, Role, Turn
+from protocols.turns import LOGPROBS, TOKENS, Role, Stop, Turn
 from redraft.episodes import Episode, Try, episodes, loops, majority
 from redraft.evaluation import EvaluationSettings, plays, summarise
 from redraft.tables import WITH_FEEDBACK, remarks, rows, table
@@ -78,6 +78,43 @@ def test_standard_errors_take_each_task_as_one_cluster():
     residuals = [1 - 2 * 2 / 3, 0, 1 - 2 / 3, 0]  # kept minus rate times right, a task
     assert se["keep_rate"] == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 4 / 3) / 3)
     assert len(se["accuracy_by_turn"]) == 3
+
+
+@pytest.mark.parametrize("answer", ["7", "1"])
+def test_a_share_of_none_or_of_all_has_the_error_of_wilsons_interval_instead_of_none(answer):
+    found = summarise({"sampled": [episode(answer, answer)] * 49}, turns=2)
+    (share, _), (error, _) = found["accuracy_by_turn"], found["se"]["accuracy_by_turn"]
+    assert share == (answer == RIGHT) and error == pytest.approx(1 / 50)
+    # The bound p of Wilson's interval is where the share is one standard error of p away: |share - p| = sqrt(p q / n).
+    assert error == pytest.approx(math.sqrt(error * (1 - error) / 49))
+    one = [episode("7" if answer == "1" else "1")] + [episode(answer)] * 48
+    assert error == pytest.approx(summarise({"sampled": one}, turns=1)["se"]["m1_t1"], rel=0.03)
+
+
+def test_a_rate_of_none_counts_only_the_tasks_that_have_a_part_in_it():
+    kept_never = [episode("7", "1")] * 9 + [episode("1", "1")] * 90
+    found = summarise({"sampled": kept_never}, turns=2)
+    assert found["keep_rate"] == 0 and found["se"]["keep_rate"] == pytest.approx(1 / 10)
+
+
+def test_a_count_that_never_varies_has_no_error():
+    found = summarise({"sampled": [actions("a", "b")] * 9}, 2, "actions")
+    assert found["actions"] == 2 and found["se"]["actions"] == 0 and found["se"]["loops"]["1"] == 0
+
+
+def test_an_evaluation_tells_how_many_answers_were_cut_or_not_parsed_in_each_pass():
+    cut = made(0, Role.ATTEMPT, {"success": False, "answer": None, "parsed": False}, b"long", stop=Stop.LENGTH)
+    right = made(0, Role.ATTEMPT, {"success": True, "answer": "7", "parsed": True}, b"ab")
+    found = summarise({"sampled": [[cut], [right]], "greedy": [[right], [right]]}, turns=1)
+    assert (found["cut_share"], found["unparsed_share"]) == ({"attempt": 0.5}, {"attempt": 0.5})
+    assert found["response_tokens"] == {"attempt": {"mean": 3.0, "p50": 3.0, "max": 4}}
+    assert (found["greedy"]["cut_share"], found["greedy"]["unparsed_share"]) == ({"attempt": 0.0}, {"attempt": 0.0})
+    before, after = (
+        "Answers before: attempt 50% cut, 50% unparsed, 3 tokens (most 4).",
+        "Answers after: attempt 50% cut",
+    )
+    told = remarks(found, found, "blank")
+    assert before in told and any(remark.startswith(after) for remark in told)
 
 
 def test_turns_of_one_task_that_always_agree_count_as_one_observation():

@@ -75,9 +75,34 @@ def test_any_fact_may_be_missing(known):
     assert line("quickstart", status)
 
 
-def test_an_evaluation_has_its_own_progress():
-    text = "\n".join(drawn({"state": "evaluating", "detail": "before", "progress": [120, 500]}))
+def test_an_evaluation_has_its_own_progress_and_speed():
+    status = {"state": "evaluating", "detail": "before", "progress": [120, 500], "tokens_per_s": 1234.5}
+    text = "\n".join(drawn(status))
     assert "evaluation" in text and "120/500" in text and "before" in text
+    assert "1,234 tokens/s" in text and "turns/s" not in text
+    assert "120/500" in line("quickstart", status) and "1,234 tokens/s" in line("quickstart", status)
+
+
+def test_the_answers_of_the_last_batch_are_told_by_role():
+    status = STATUS | {
+        "cut_share": {"attempt": 0.73, "reflection": 0.0},
+        "unparsed_share": {"attempt": 0.97},
+        "response_tokens": {
+            "attempt": {"mean": 210.4, "p50": 256.0, "max": 256},
+            "reflection": {"mean": 40.0, "p50": 40.0, "max": 60},
+        },
+    }
+    expected = "attempt 73% cut, 97% unparsed, 210 tokens (most 256); reflection 0% cut, 40 tokens (most 60)"
+    assert expected in line("quickstart", status)
+    assert len(drawn(status)) <= 20
+
+
+def test_figures_over_nothing_are_no_data_and_never_0():
+    nothing = {"reward": None, "reward_by_index": [], "staleness_mean": None, "staleness_max": None}
+    status = STATUS | nothing | {"trained_tokens": 0, "cut_share": {}, "unparsed_share": {}, "response_tokens": {}}
+    text = "\n".join(drawn(status))
+    assert "no data  ▁▂▅█" in text and "staleness       no data" in text and "answers" not in text
+    assert "no token of the last step's batch" in text
 
 
 def test_text_in_square_brackets_is_shown_and_not_taken_for_markup():

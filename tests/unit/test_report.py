@@ -81,6 +81,9 @@ def step(number: int, reward: float = 0.5) -> dict:
         "entropy": 0.5,
         "gradient_norm": None if number == 2 else 1.0,
         "mismatch_mean": 0.01,
+        "cut_share": {"attempt": 0.5},
+        "unparsed_share": {"attempt": 0.25},
+        "response_tokens": {"attempt": {"mean": 20.0, "p50": 19.0, "max": 32}},
         "mismatch_max": 0.2,
         "reward_by_index": [reward, reward],
         "staleness_mean": 0.5,
@@ -116,7 +119,7 @@ def test_a_report_says_what_ran_what_came_of_it_and_what_that_does_not_mean(run_
     for fact in ("3 of 3", "1 min 15 s", "residual", "0.300 ± 0.010", "0.600 ± 0.010", "+0.300 ± 0.014", "p5@t1"):
         assert fact in page, fact
     assert WITH_FEEDBACK.replace("'", "&#x27;") in page
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
 
 
 def test_a_report_needs_nothing_but_itself(run_dir: Path):
