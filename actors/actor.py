@@ -71,6 +71,7 @@ class Report:
     state: str
     version: int | None = None
     probe_difference: float = 0.0
+    probe_limit: float = 0.0
     closed: list[tuple[bytes, int, float | None]] = field(default_factory=list)  # group, lease number, success rate
     abandoned: list[tuple[bytes, int, str]] = field(default_factory=list)
     playing: int = 0
@@ -197,13 +198,13 @@ class Actor:
         await self._starting
         if self._report.state != "ready":
             return
-        tolerance = self._spec.actors.probe_tolerance or weights.TOLERANCE[self._spec.dtype]
         try:
             if trial is not None and self._report.version is None:
-                await self._try(trial, weights.trial_tolerance(trial, self._announced, tolerance))
+                await self._try(trial)
             while self._report.state == "ready" and self._report.version != self._announced.version:
                 ref = self._announced
-                self._report.probe_difference = await self._try(ref, tolerance)
+                self._report.probe_difference = await self._try(ref)
+                self._report.probe_limit = self._limit(ref)
                 self._report.version = ref.version
         except WeightsError as error:
             metrics.ACTOR_VERIFIED.set(0)
@@ -215,14 +216,17 @@ class Actor:
             log.exception("%s cannot load weights", self._name)
             self._fail(f"cannot load weights: {error}")
 
-    async def _try(self, ref: WeightRef, tolerance: float) -> float:
+    def _limit(self, ref: WeightRef) -> float:
+        return self._spec.actors.probe_tolerance or ref.probe.limit
+
+    async def _try(self, ref: WeightRef) -> float:
         async with asyncio.timeout(self._spec.actors.silence_s):
             files = await self._node_files()
             try:
                 path = await files.place.remote(ref, self._name)
                 self._look()
                 self._loading = True
-                return await weights.apply(self._engine, ref, path, tolerance)
+                return await weights.apply(self._engine, ref, path, self._limit(ref))
             finally:
                 self._look()
                 self._loading = False
@@ -340,6 +344,7 @@ class Actor:
             report.state,
             report.version,
             report.probe_difference,
+            report.probe_limit,
             untemplated=report.untemplated,
             error=report.error,
             fatal=report.fatal,

@@ -98,7 +98,8 @@ class ActorSettings(Settings):
     drain_s: float = Field(60.0, ge=0)
     """An actor that is to go may finish its groups for so long; then others play them anew."""
     probe_tolerance: float | None = Field(None, gt=0)
-    """Largest mean difference of probe log-probs (None: 0.001 for float32, 0.05 for bfloat16)."""
+    """Largest median difference of the probe's log-probs, of every version (None: each version brings its own limit,
+    from the noise that the learner measures on its weights)."""
     failures: int = Field(3, ge=1)
     """Failed weight checks, or failed starts, of actors before the run stops."""
     metrics_port: int = Field(0, ge=0, le=65535)

@@ -19,7 +19,6 @@ from protocols.weights import WeightRef
 log = logging.getLogger("redraft.weights")
 FOLDER = Path("/dev/shm")
 PREFIX = "redraft-"
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 class NodeFiles:
@@ -86,11 +85,11 @@ def sweep() -> list[Path]:
     return swept
 
 
-async def apply(engine: Engine, ref: WeightRef, path: str, tolerance: float) -> float:
-    """Loads `ref` from `path` and proves it: returns the mean difference of the probe's log-probs.
+async def apply(engine: Engine, ref: WeightRef, path: str, limit: float) -> float:
+    """Loads `ref` from `path` and proves it: returns the median difference of the probe's log-probs.
 
     Raises WeightsError when the bytes are not those that were published, when the live parameters are not those of
-    the file, or when the engine's log-probs of the probe differ from the learner's by more than `tolerance`.
+    the file, or when the engine's log-probs of the probe differ from the learner's by more than `limit`.
     """
     began = time.monotonic()
     if (found := await asyncio.to_thread(_digest, path)) != ref.digest:
@@ -100,28 +99,23 @@ async def apply(engine: Engine, ref: WeightRef, path: str, tolerance: float) -> 
     if elements is not None and elements != ref.elements:
         raise WeightsError(f"version {ref.version}: the engine's live parameters are not those that were loaded")
     difference = await probe(engine, ref)
-    if not difference <= tolerance:  # also when it is not a number
+    if not difference <= limit:  # also when it is not a number
         raise WeightsError(
             f"version {ref.version}: the engine's log-probs of the probe differ from the learner's by "
-            f"{difference:.4f} on average (limit {tolerance:g}): it does not compute with these weights"
+            f"{difference:.2g} in the median (limit {limit:.2g}): it does not compute with these weights"
         )
     metrics.WEIGHTS_APPLIED_SECONDS.observe(time.monotonic() - began)
     metrics.ACTOR_VERSION.set(ref.version)
     metrics.PROBE_DIFFERENCE.set(difference)
+    metrics.PROBE_LIMIT.set(limit)
     metrics.ACTOR_VERIFIED.set(1)
     return difference
 
 
-def trial_tolerance(trial: WeightRef, ref: WeightRef, tolerance: float) -> float:
-    """The limit for the trial: rounding grows with the perturbation, so a tenth of what it changed may remain."""
-    changed = np.abs(np.array(trial.probe.logprobs) - np.array(ref.probe.logprobs)).mean()
-    return max(tolerance, 0.1 * float(changed))
-
-
 async def probe(engine: Engine, ref: WeightRef) -> float:
-    """Mean absolute difference between the engine's log-probs of the probe and the learner's."""
+    """Median absolute difference between the engine's log-probs of the probe and the learner's."""
     scored = await engine.score(np.array(ref.probe.tokens, np.int32))
-    return float(np.abs(scored - np.array(ref.probe.logprobs, np.float32)).mean())
+    return float(np.median(np.abs(scored - np.array(ref.probe.logprobs, np.float32))))
 
 
 def _digest(path: str) -> str:

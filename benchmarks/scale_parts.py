@@ -178,7 +178,7 @@ class Consumer:
         logprobs = tuple(np.full(len(tokens) - 1, -np.log(self._vocabulary)).tolist())
         blob = ray.put(np.frombuffer(data, np.uint8))
         digest = blake3(data).hexdigest()
-        controller.announce.remote(WeightRef(step, digest, len(data), blob, Probe(tokens, logprobs), ""))
+        controller.announce.remote(WeightRef(step, digest, len(data), blob, Probe(tokens, logprobs, 1e-6), ""))
 
 
 def start_consumer(run: Run, recipe: Recipe, shards: tuple, keys, kind: type = Consumer) -> list:

@@ -8,13 +8,14 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from actors import engines, weights
 from actors.config import EngineSettings, SamplingSettings
 from protocols.turns import TOKENS
-from protocols.weights import Probe, WeightRef
+from protocols.weights import WeightRef
 
 PROMPT_TOKENS, MAX_TOKENS, WARM_TOKENS = 32, 256, 16
 PROBE_TOKENS = 32  # the default of learner.probe_tokens
@@ -41,10 +42,14 @@ class Publisher:
         from learner import publish
         from learner.engine import DTYPES
         from learner.logprobs import Policy, load_model
+        from learner.proof import Proof, perturbed
 
         torch.set_num_threads(1)
-        self._policy = Policy(load_model(spec.model, DTYPES[spec.dtype], "sdpa").eval()).to(device)
-        self._tokens = publish.probe_tokens(PROBE_TOKENS, self._policy.model.config.vocab_size, 0)
+        model = load_model(spec.model, DTYPES[spec.dtype], "sdpa")
+        self._policy = Policy(model.eval()).to(device)
+        self._tokens = publish.probe_tokens(PROBE_TOKENS, model.config.vocab_size, 0)
+        load = partial(load_model, spec.model, DTYPES[spec.dtype], "sdpa")
+        self._proof = Proof(load, perturbed, self._tokens, model.config.vocab_size, device)
         self._device, self._version, self._blob = device, 0, None
 
     def publish(self) -> tuple[WeightRef, float, float]:
@@ -65,8 +70,9 @@ class Publisher:
             logprobs, _ = self._policy(row, places[None], places[:-1], row[0, 1:])
             named = self._policy.model.named_parameters()
             state = {name: parameter.detach().to("cpu", copy=True) for name, parameter in named}
+        probe = self._proof.probe(state, tuple(logprobs.tolist()))
         began = time.monotonic()
-        ref = publish(state, self._version, Probe(self._tokens, tuple(logprobs.tolist())))
+        ref = publish(state, self._version, probe)
         self._blob = ref.blob  # the one version that is kept
         return ref, began, time.monotonic() - began
 
@@ -121,7 +127,7 @@ class Player:
         began = time.monotonic()
         engine = Timed(self._engine)
         try:
-            await weights.apply(engine, ref, path, weights.TOLERANCE[self._spec.dtype])
+            await weights.apply(engine, ref, path, ref.probe.limit)
         finally:
             await self._files.done.remote(self._name)
         applied = time.monotonic()

@@ -114,7 +114,7 @@ class LearnerSettings(Settings):
     """What is kept for people to read."""
     threads: PositiveInt = 1
     """CPU threads of a rank."""
-    probe_tokens: Annotated[int, Field(ge=2)] = 32
+    probe_tokens: Annotated[int, Field(ge=16)] = 32
     """Length of the sequence by which actors prove that they compute with the published weights."""
 
     @field_validator("roles")

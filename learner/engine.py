@@ -15,7 +15,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from learner.config import LearnerSettings, OptimizerSettings
 from learner.logprobs import Policy, load_model
@@ -215,6 +215,11 @@ class Engine:
             state = {name: parameter.detach().to("cpu", self.dtype, copy=True) for name, parameter in named}
             state |= {name: buffer.to("cpu", copy=True) for name, buffer in saved_buffers(model).items()}
         return as_saved(model, state)
+
+    def model_of(self, state: dict[str, Tensor]) -> nn.Module:
+        """A model with the weights of such a state, on the CPU. No collective."""
+        attention = self.settings.attention
+        return load_model(self.model_path, self.dtype, "eager" if attention == "flash_attention_2" else attention, state)
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ from learner import checkpoint
 from learner.config import LearnerSettings
 from learner.record import Record
 from protocols import metrics
-from protocols.errors import DeadlineError, RedraftError
+from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.weights import TRIAL, Probe, WeightRef, version_of
 from replay.config import ClientKeys, Endpoints
 
@@ -123,7 +123,11 @@ class Rank:
                 client.resume(self.step)
             finally:
                 client.close()
-        self._publish_trial(controller)
+        try:
+            self._publish_trial(controller)
+        except SettingError:
+            self._order("end", "failed")
+            raise
         if self._published == self.step:
             self._publish(controller, {})
         else:
@@ -337,18 +341,14 @@ class Rank:
             state, logprobs = self._order("weights", tokens)
         with timed(seconds, "publish"):
             self._published = self.step
-            self._announce(controller, state, Probe(tokens, logprobs))
+            self._announce(controller, state, self._proof.probe(state, logprobs))
 
     def _publish_saved(self, controller) -> None:
         """Amid a round that is resumed: the weights with which actors played it."""
         from safetensors.torch import load_file
 
-        from learner.publish import scored_by
-
-        tokens = self._probe_tokens()
         state = load_file(self._saved / checkpoint.PUBLISHED)
-        logprobs = scored_by(state, self.model_path, self.settings.attention, tokens)
-        self._announce(controller, state, Probe(tokens, logprobs))
+        self._announce(controller, state, self._proof.probe_of(state))
 
     def _announce(self, controller, state: dict, probe: Probe) -> None:
         from learner.publish import publish
@@ -364,14 +364,15 @@ class Rank:
         return probe_tokens(self.settings.probe_tokens, self.engine.vocabulary, self.seed)
 
     def _publish_trial(self, controller) -> None:
-        """Strongly perturbed weights, which an actor must follow before it may play: no rounding hides an old head."""
-        from learner.publish import perturbed, publish, scored_by
+        """Perturbed weights, which an actor must follow before it may play: no rounding hides an old head."""
+        from learner.proof import Proof, perturbed
+        from learner.publish import publish
 
         tokens = self._probe_tokens()
         state, _ = self._order("weights", tokens)
-        state = perturbed(state, self.seed)
-        logprobs = scored_by(state, self.model_path, self.settings.attention, tokens)
-        controller.announce_trial.remote(publish(state, TRIAL, Probe(tokens, logprobs)))
+        self._proof = Proof(self.engine.model_of, perturbed, tokens, self.engine.vocabulary, self.device)
+        state, probe = self._proof.trial(state, self.seed)
+        controller.announce_trial.remote(publish(state, TRIAL, probe))
 
     def _checkpoint(self, client, controller) -> None:
         import ray

@@ -66,7 +66,8 @@ PREFIX_HITS = Metric(Counter, "engine_prefix_cache_hits_total", "Prompt tokens f
 ACTOR_SECONDS = Metric(Counter, "actor_state_seconds_total", "Seconds of this actor by what it does", ("state",))
 ACTOR_VERSION = Metric(Gauge, "actor_weights_version", "Version that this actor generates with")
 ACTOR_VERIFIED = Metric(Gauge, "actor_weights_verified", "1 when digest, elements and probe of the last version agreed")
-PROBE_DIFFERENCE = Metric(Gauge, "actor_probe_difference", "Mean |log-prob of engine - learner| on the probe")
+PROBE_DIFFERENCE = Metric(Gauge, "actor_probe_difference", "Median |log-prob of engine - learner| on the probe")
+PROBE_LIMIT = Metric(Gauge, "actor_probe_limit", "Largest difference on the probe that rounding explains")
 WEIGHTS_APPLIED_SECONDS = Metric(Histogram, "weights_apply_seconds", "Load and check of one version", buckets=SECONDS)
 
 # teacher
@@ -97,6 +98,7 @@ STEP_SECONDS = Metric(Histogram, "learner_phase_seconds", "Seconds a step spends
 LEARNER_SECONDS = Metric(Counter, "learner_state_seconds_total", "Seconds of the learner by what it does", ("state",))
 LOSS = Metric(Gauge, "learner_loss", "Loss of the last step")
 GRADIENT_NORM = Metric(Gauge, "learner_gradient_norm", "Gradient norm of the last step, before clipping")
+PROBE_NOISE = Metric(Gauge, "learner_probe_noise", "How far rounding moves the probe's log-probs, as measured last")
 ENTROPY = Metric(Gauge, "learner_entropy", "Mean entropy of trained tokens, in nats")
 MISMATCH = Metric(Gauge, "learner_logprob_mismatch", "Mean |log-prob of trainer - sampler| on trained tokens")
 EFFECTIVE_SAMPLES = Metric(Gauge, "learner_effective_sample_share", "Effective sample size of the weights, as a share")

@@ -29,10 +29,14 @@ def staleness(step: int, version: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A short fixed sequence and the learner's log-probs of its tokens 1.. under this version (len = tokens - 1)."""
+    """A short fixed sequence and the learner's log-probs of its tokens 1.. under this version (len = tokens - 1).
+
+    `limit` is the largest median difference from them that rounding explains, as the learner measured it.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    limit: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,7 @@ class Status:
                     "node": member.report.node,
                     "metrics_port": member.report.metrics_port,
                     "probe_difference": member.report.probe_difference,
+                    "probe_limit": member.report.probe_limit,
                 }
                 for member in members.values()
             ]

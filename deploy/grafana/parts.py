@@ -84,9 +84,11 @@ def actors() -> Dashboard:
                 ),
                 lines(
                     "Probe",
-                    "Mean difference of log-probs, engine and learner, on the probe.",
+                    "Median difference of log-probs, engine and learner, on the probe, and the largest that rounding "
+                    "explains.",
                     "none",
                     ('redraft_actor_probe_difference{run="$run"}', "{{name}}"),
+                    ('max(redraft_actor_probe_limit{run="$run"})', "limit"),
                 ),
                 quantiles("Loading", "One version, checks included.", "s", "redraft_weights_apply_seconds"),
             ),

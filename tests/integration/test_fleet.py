@@ -19,8 +19,10 @@ from actors.config import (
 )
 from actors.rollout_config import AttemptSettings
 from actors.weights import NodeFiles
-from learner.publish import perturbed, publish, scored_by
-from protocols.weights import TRIAL, Probe, WeightRef
+from learner.logprobs import load_model
+from learner.proof import Proof, perturbed
+from learner.publish import publish
+from protocols.weights import TRIAL, WeightRef
 from redraft import parts
 from redraft.fleet import Fleet
 from redraft.models import MakeSettings, ModelSettings, prepare
@@ -55,10 +57,12 @@ def published(model: Path, version: int) -> WeightRef:
     from safetensors.torch import load_file
 
     state = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(model / "model.safetensors").items()}
-    if version == TRIAL:
-        state = perturbed(state, seed=0)
     tokens = tuple(np.random.default_rng(0).integers(0, 50, 32).tolist())
-    return publish(state, version, Probe(tokens, scored_by(state, str(model), "eager", tokens)))
+    proof = Proof(lambda state: load_model(str(model), torch.bfloat16, "eager", state), perturbed, tokens, 50)
+    if version == TRIAL:
+        state, probe = proof.trial(state, seed=0)
+        return publish(state, TRIAL, probe)
+    return publish(state, version, proof.probe_of(state))
 
 
 def faulty_actor(marker: Path):

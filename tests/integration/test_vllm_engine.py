@@ -59,7 +59,7 @@ def reference(folder, version: int, path=None) -> WeightRef:
         digest=blake3(path.read_bytes()).hexdigest(),
         size_bytes=path.stat().st_size,
         blob=None,
-        probe=Probe(tuple(TOKENS.tolist()), tuple(transformers_logprobs(folder, TOKENS).tolist())),
+        probe=Probe(tuple(TOKENS.tolist()), tuple(transformers_logprobs(folder, TOKENS).tolist()), CLOSE),
         elements=element_checksum(bits_of(load_file(path).values())),
     )
 

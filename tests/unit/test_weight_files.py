@@ -21,7 +21,7 @@ def shm(tmp_path, monkeypatch):
 def ref(version: int) -> WeightRef:
     blob = asyncio.get_running_loop().create_future()
     blob.set_result(np.full(100, version, np.uint8))
-    return WeightRef(version, f"digest-{version}", 100, blob, Probe((), ()), "")
+    return WeightRef(version, f"digest-{version}", 100, blob, Probe((), (), 0.0), "")
 
 
 def names(folder):
