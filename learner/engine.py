@@ -218,8 +218,8 @@ class Engine:
 
     def model_of(self, state: dict[str, Tensor]) -> nn.Module:
         """A model with the weights of such a state, on the CPU. No collective."""
-        attention = self.settings.attention
-        return load_model(self.model_path, self.dtype, "eager" if attention == "flash_attention_2" else attention, state)
+        flash = self.settings.attention == "flash_attention_2"  # which knows no float32
+        return load_model(self.model_path, self.dtype, "eager" if flash else self.settings.attention, state)
 
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:

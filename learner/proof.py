@@ -15,8 +15,8 @@ times the median, in the learner as in vLLM, and would rule a mean.
 Why no false alarm: two computations of one noise differ by about sqrt(2) times it. For the median of 31 tokens to pass
 6 times it, 16 of them have to lie where, with bell-shaped errors, one in 230 does. Tokens of one sequence are not
 independent: what rounds the first moves those after it, so that whole sequences are two or three times as noisy as
-others; noise is therefore that of the probe's own sequence, and not less than the median over OTHERS more, in case it is
-quiet by luck. Seen on 80 sequences of such a model at five strengths, against vLLM: at most 2.4 times so measured
+others; noise is therefore that of the probe's own sequence, and not less than the median over OTHERS more, in case it
+is quiet by luck. Seen on 16 sequences of such a model at five strengths, against vLLM: at most 2.4 times so measured
 noise, and 5.1 times the noise of all. Why nothing gets through: a trial's change is then at least ENOUGH / LIMIT = 5
 limits, and a part of the weights that was not loaded shows unless it makes less than a fifth of the change.
 """
@@ -83,14 +83,15 @@ class Proof:
         others = random.integers(0, vocabulary, (OTHERS, len(tokens)))
         self._rows_RT = torch.from_numpy(np.concatenate(([tokens], others)))
         self._load, self._perturb, self._tokens, self._device = load, perturb, tokens, device
-        self._limit, self._ended, self._took = 0.0, 0.0, 0.0
+        self._ended, self._took = 0.0, 0.0
+        self.noise = 0.0  # as measured last
 
     def measure(self, state: dict[str, Tensor]) -> Noise:
         """The noise of these weights; later versions get its limit."""
         began = time.monotonic()
         noise = self._noise(state)
         self._ended = time.monotonic()
-        self._took, self._limit = self._ended - began, noise.limit
+        self._took, self.noise = self._ended - began, noise.size
         metrics.PROBE_NOISE.set(noise.size)
         return noise
 
@@ -98,7 +99,7 @@ class Proof:
         """The probe of a version whose log-probs the learner has computed."""
         if time.monotonic() - self._ended >= self._took / SHARE:
             self.measure(state)
-        return Probe(self._tokens, logprobs, self._limit)
+        return Probe(self._tokens, logprobs, LIMIT * self.noise)
 
     def probe_of(self, state: dict[str, Tensor]) -> Probe:
         """The probe of weights that no rank holds."""
@@ -122,8 +123,8 @@ class Proof:
         if best < 2 * LIMIT:
             raise SettingError(
                 "model.dtype",
-                f"rounding moves the model's log-probs by {before.size:.2g}, and no perturbation of its weights by more "
-                f"than {best:.0f} times that, so that an engine could keep old weights unnoticed",
+                f"rounding moves the model's log-probs by {before.size:.2g}, and no perturbation of its weights moves "
+                f"them by more than {best:.0f} times their noise: an engine could keep old weights unnoticed",
                 "Set it to float32, or raise learner.probe_tokens",
             )
         change = best * found.size
@@ -172,7 +173,7 @@ def scored(policy: Policy, rows_RT: Tensor, dtype: torch.dtype, device: str) -> 
 
 @contextlib.contextmanager
 def computing_in(model: nn.Module, dtype: torch.dtype, device: str) -> Iterator[None]:
-    """Inside, each part of the model is on `device` and in `dtype` while it computes, and as it was before and after."""
+    """Inside, each part of the model is on `device` and in `dtype` while it computes, else as it was."""
     native = max(model.parameters(), key=Tensor.numel).dtype
     handles = []
     for part, tensors in _parts(model):

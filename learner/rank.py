@@ -317,6 +317,7 @@ class Rank:
             "lr": result.lr,
             **batch.facts,
             "skipped_updates": self._skipped,
+            "probe_noise": self._proof.noise,
             "wait_reason": self._waits_for,
             "seconds": seconds,
         }

@@ -1,0 +1,108 @@
+"""A real pretrained model: its engines follow the weights, and those that do not are found out."""
+
+import asyncio
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.smollm2 import smollm2
+
+from actors import engines, weights
+from actors.config import EngineSettings
+from learner.proof import ENOUGH, LIMIT, Proof, perturbed
+from learner.publish import bits_of, probe_tokens
+from protocols.checksum import element_checksum
+from protocols.errors import WeightsError
+from protocols.weights import TRIAL, Probe, WeightRef
+
+SEEDS = (0, 1, 2)
+NORMS = ("input_layernorm", "post_attention_layernorm", "model.norm")
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return smollm2()
+
+
+@pytest.fixture(scope="module")
+def running(model):
+    """(engine, run): vLLM in bfloat16, and the loop that it lives on."""
+    settings = EngineSettings(max_length=64, max_running=4, kv_cache_gb=0.1)
+    with asyncio.Runner() as runner:
+        engine = runner.run(engines.start(model, "bfloat16", settings, seed=0))
+        yield engine, runner.run
+        runner.run(engine.close())
+
+
+class Published:
+    """What a learner in bfloat16 announces with the probe of `seed`: its weights, and the trial."""
+
+    def __init__(self, model: Path, seed: int, folder: Path):
+        import torch
+        from safetensors.torch import load_file
+
+        from learner.logprobs import load_model
+
+        self.before = load_file(model / "model.safetensors")
+        vocabulary = self.before["model.embed_tokens.weight"].shape[0]
+        load = partial(load_model, str(model), torch.bfloat16, "sdpa")
+        proof = Proof(load, perturbed, probe_tokens(32, vocabulary, seed), vocabulary)
+        self.after, probe = proof.trial(self.before, seed)
+        self.change = np.abs(np.array(proof.probe_of(self.before).logprobs) - np.array(probe.logprobs))
+        self.trial = self._write(self.after, TRIAL, probe, folder)
+        self.first = self._write(self.before, 0, proof.probe_of(self.before), folder)
+
+    def _write(self, state: dict, version: int, probe: Probe, folder: Path) -> tuple[WeightRef, str]:
+        from blake3 import blake3
+        from safetensors.torch import save_file
+
+        path = folder / f"{version}.safetensors"
+        save_file(state, path)
+        digest = blake3(path.read_bytes()).hexdigest()
+        size = path.stat().st_size
+        return WeightRef(version, digest, size, None, probe, element_checksum(bits_of(state.values()))), str(path)
+
+
+class Keeps:
+    """A faulty engine: what `old` names it does not load, and it cannot be read back."""
+
+    def __init__(self, engine, published: Published, old: tuple[str, ...]):
+        self._engine, self._published, self._old = engine, published, old
+
+    async def load(self, path, version):
+        from safetensors.torch import load_file, save_file
+
+        kept = {name: part for name, part in self._published.before.items() if any(old in name for old in self._old)}
+        assert kept
+        mixed = Path(path).with_name("mixed.safetensors")
+        save_file(load_file(path) | kept, mixed)
+        await self._engine.load(mixed, version)
+        mixed.unlink()
+
+    async def elements(self):
+        return None
+
+    async def score(self, ids):
+        return await self._engine.score(ids)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_engine_proves_the_weights_of_a_real_model_and_one_that_keeps_its_head_or_norms_fails_the_trial(
+    running, model, tmp_path, seed
+):
+    engine, run = running
+    published = Published(model, seed, tmp_path)
+    shares = []
+    for ref, path in (published.trial, published.first):
+        shares.append(run(weights.apply(engine, ref, path, ref.probe.limit)) / ref.probe.limit)
+    ref, path = published.trial
+    print(f"differences in limits {np.round(shares, 2)}; the trial changes by {published.change.mean():.2f}")
+    assert np.median(published.change) > 0.9 * ENOUGH / LIMIT * ref.probe.limit
+    for old in (("embed_tokens",), NORMS, ("",)):
+        with pytest.raises(WeightsError, match="version -1: .*it does not compute with these weights") as refused:
+            run(weights.apply(Keeps(engine, published, old), ref, path, ref.probe.limit))
+        print(refused.value)
