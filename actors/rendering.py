@@ -193,7 +193,7 @@ class Renderer:
 
     def _masked(self, said: Message) -> Message:
         """The message without control tokens; an answer keeps those that only a model writes, such as thinking's."""
-        only = self.written if said["role"] == "assistant" else None
+        only = self.written.union(self.ends) if said["role"] == "assistant" else None
         return message(said["role"], self._speller.mask(said["content"], only))
 
     def _said(self, said: Message) -> list[int]:
@@ -201,7 +201,9 @@ class Renderer:
         if said["role"] == "system":
             problem = "its question begins with a system message, and the model's tokenizer has no chat template"
             raise SettingError("environment.name", problem, "Give the model one: model.template.path")
-        return [*self._words(said["content"]), *([self.end] if said["role"] == "assistant" else [])]
+        if said["role"] == "user":
+            return self._words(said["content"])
+        return [*self._words(said["content"].removesuffix(self.tokenizer.decode([self.end]))), self.end]
 
     def _words(self, text: str) -> list[int]:
         """Ids of a text that stands by itself."""

@@ -52,6 +52,7 @@ class House:
         max_tokens: int = 64,
         limit_s: float = 5.0,
         teacher: Callable | None = None,
+        on_rewrite: str = "refuse",
     ):
         self.tokenizer = tokenizer or build_tokenizer("characters", 4096)
         self.engine = Speaker(self.tokenizer, engine) if callable(engine) else engine
@@ -68,7 +69,7 @@ class House:
         async def play() -> None:
             stage = rollouts.Stage(
                 self.engine,
-                Renderer(self.tokenizer),
+                Renderer(self.tokenizer, on_rewrite),
                 Environments(make, limit_s, 32),
                 writer,
                 task,

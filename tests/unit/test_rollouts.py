@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from rollout_house import House
+from support.tokenizers import family
 
 from actors import environments, rollouts
 from actors.config import EnvironmentSettings
 from actors.environments.base import TextEnvironment
+from actors.environments.signs import Signs
 from actors.play import parsed_in
 from actors.rollout_config import (
     ActSettings,
@@ -273,3 +275,88 @@ def test_a_teachers_text_that_the_tokenizer_cannot_spell_ends_the_episode_and_no
     house = House(settings, in_turn(WRONG), signs, TASK, teacher=accented)
     assert [turn.role for turn in house.turns] == [Role.ATTEMPT, Role.ERROR]
     assert [failure.kind for failure in house.failures] == ["teacher"]
+
+
+def thinks(*answers: str):
+    """An engine that thinks before each of these answers, and is heard with what a thinking model's template shows."""
+    return in_turn(*(f"<think>\nhm\n</think>\n\n{answer}" for answer in answers))
+
+
+class Unthought(Signs):
+    """Judges what follows the thinking."""
+
+    def judge(self, task: dict, text: str):
+        return super().judge(task, text.rpartition("</think>\n\n")[2])
+
+
+@pytest.mark.parametrize("context", [None, 1])
+def test_where_the_template_strips_thinking_each_turn_is_a_root_that_holds_the_dialogue_as_rendered(context):
+    settings = RetrySettings(turns=3, reflect=True, context=context)
+    tokenizer = family("qwen3")
+    answers = thinks(WRONG, "18", "7-1-2-8", "8", RIGHT)
+    house = House(settings, answers, Unthought, TASK, tokenizer=tokenizer, on_rewrite="new_root")
+    assert [turn.parent for turn in house.turns] == [-1] * 5, "each a sequence of its own"
+    assert [turn.after for turn in house.turns] == [-1, 0, 1, 2, 3]
+    assert [house.context(turn) for turn in house.turns] == house.prompts
+    assert not any("hm" in prompt for prompt in house.prompts)
+    assert (WRONG in house.prompts[-1]) == (context is None) and "7-1-2-8" in house.prompts[-1]
+    assert [turn.reward for turn in house.turns][-1] == 1.0
+
+
+def test_reflections_on_one_answer_are_compared_where_each_turn_is_a_root():
+    settings = ReflectSettings(episodes=2)
+    answers = thinks(WRONG, "1", RIGHT, "2", WRONG)
+    house = House(settings, answers, Unthought, TASK, tokenizer=family("qwen3"), on_rewrite="new_root")
+    group = Group(bytes(16), 0, tuple(house.turns))
+    (worth,) = reflection([group], ReflectionCredit())
+    assert [turn.parent for turn in house.turns] == [-1] * 5
+    reflections = [worth[turn.turn] for turn in house.turns if turn.role is Role.REFLECTION]
+    assert len(reflections) == 2 and reflections[0] == -reflections[1] != 0
+
+
+def test_a_hinted_answer_is_kept_without_the_hint_where_each_turn_is_a_root():
+    answers = thinks(WRONG, RIGHT)
+    house = House(HintSettings(), answers, Unthought, TASK, tokenizer=family("qwen3"), on_rewrite="new_root")
+    assert [turn.parent for turn in house.turns] == [-1, -1] and len(house.prompts) == 2
+    assert (house.turns[0].prompt == house.turns[1].prompt).all() and house.turns[1].stop is Stop.AUTHORED
+
+
+class Told(Signs):
+    """Asks with chat messages."""
+
+    blocking = False
+
+    def question(self, task: dict) -> list[dict]:
+        shown = [{"role": "user", "content": "11>2"}, {"role": "assistant", "content": "1+1"}]
+        said = super().question(task)
+        return [{"role": "system", "content": "Sum."}, *shown, {"role": "user", "content": said}]
+
+    def start(self, task: dict):
+        super().start(task)
+        return self.question(task)
+
+
+def test_a_question_of_chat_messages_is_rendered_with_its_roles_and_the_dialogue_goes_on_from_it():
+    house = House(RetrySettings(turns=2), in_turn(WRONG, RIGHT), Told, TASK, tokenizer=family("chatml"))
+    turn = "<|im_start|>{}\n{}<|im_end|>\n".format
+    shown = turn("system", "Sum.") + turn("user", "11>2") + turn("assistant", "1+1") + turn("user", "7128>12\n")
+    assert house.prompts[0] == shown + "<|im_start|>assistant\n" and house.prompts[1].startswith(house.prompts[0])
+    assert [turn.parent for turn in house.turns] == [-1, 0]
+
+
+class Misasks(Told):
+    def question(self, task: dict) -> list[dict]:
+        return [{"role": "user", "content": "q"}, {"role": "tool", "content": "x"}]
+
+
+@pytest.mark.parametrize(("environment", "name"), [(Misasks, "chatml"), (Told, "gemma")])
+def test_a_question_that_cannot_be_rendered_ends_its_episode_and_not_the_run(environment, name):
+    house = House(AttemptSettings(), in_turn(WRONG), environment, TASK, tokenizer=family(name))
+    assert [turn.role for turn in house.turns] == [Role.ERROR] and len(house.failures) == 1
+
+
+def test_a_response_that_ended_with_another_end_token_is_continued_as_the_template_would():
+    house = House(RetrySettings(turns=2), in_turn(WRONG, RIGHT), signs, TASK, tokenizer=family("chatml"))
+    first, second = house.turns
+    assert first.response[-1] == house.tokenizer.eos_token_id, "the engine ends with the eos, not with <|im_end|>"
+    assert house.tokenizer.decode(second.prompt).startswith("\n<|im_start|>user\n")
