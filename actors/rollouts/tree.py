@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from actors.messages import Question
 from actors.play import Outcome
 from actors.rollouts.dialogue import Dialogue
 
@@ -18,7 +19,7 @@ class Node:
 
     dialogue: Dialogue
     state: Any
-    observation: str
+    observation: Question
     parent: Node | None = None
     action: str = ""
     outcome: Outcome | None = None
