@@ -187,8 +187,8 @@ class Actor:
         self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         log.info("the engine is up, after %.1f s", time.monotonic() - began)
         self._renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
-        self._foreign = foreign_ids(self._renderer.tokenizer)
-        self._report.untemplated = untemplated(self._renderer.tokenizer, Path(spec.model))
+        self._foreign = foreign_ids(self._renderer)
+        self._report.untemplated = untemplated(self._renderer, Path(spec.model))
         played = spec.environment
         self._environments = Environments(lambda: environments.make(played), played.time_limit_s, played.threads)
         self._producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)

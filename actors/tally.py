@@ -6,7 +6,6 @@ its answers, and no template that knows them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from actors.group import GroupWriter
+from actors.rendering import Renderer
 from protocols.turns import Role, Stop, Turn
 
 TURN_END = re.compile(r"im_end|eot|eom|end_of_turn|end_of_message|<turn\||<\|(?:end|return)\|>")  # of chat formats
@@ -91,32 +91,24 @@ class Tally:
         return not (self.responses or self.groups or self.episodes or self.broken)
 
 
-def foreign_ids(tokenizer) -> frozenset[int]:
-    """Ids of control tokens that do not occur in the tokenizer's chat template, beside eos, padding and unknown: a
-    model that answers with them was trained on another format."""
-    own = {tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+def foreign_ids(renderer: Renderer) -> frozenset[int]:
+    """Ids of control tokens that neither occur in the tokenizer's chat template nor end an answer, nor stand for
+    padding or what is unknown: a model that answers with them was trained on another format."""
+    tokenizer = renderer.tokenizer
+    own = {tokenizer.pad_token_id, tokenizer.unk_token_id, *renderer.ends}
     template = str(tokenizer.chat_template or "")
     known = {tokenizer.bos_token_id} if template else set()
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(n for n, token in added if token.special and token.content not in template) - own - known
 
 
-def untemplated(tokenizer, folder: Path) -> str:
+def untemplated(renderer: Renderer, folder: Path) -> str:
     """Why this looks like a chat model whose template is missing; "" where there is one, or it looks like none."""
+    tokenizer = renderer.tokenizer
     if tokenizer.chat_template:
         return ""
-    ends = [token for token in _ends(tokenizer, folder) if TURN_END.search(token)]
+    ends = [token for n in renderer.ends if TURN_END.search(token := tokenizer.decode([n]))]
     if ends:
         return f"its answers end with {ends[0]}, as those of chat models do"
     names = [part for part in (folder.name, *folder.parts) if part == folder.name or part.startswith("models--")]
     return next((f"it is called {name}, as chat models are" for name in names if CHAT_NAME.search(name)), "")
-
-
-def _ends(tokenizer, folder: Path) -> list[str]:
-    """The tokens that end what the model writes, by its tokenizer and its generation config."""
-    try:
-        found = json.loads((folder / "generation_config.json").read_text()).get("eos_token_id")
-    except (OSError, ValueError):
-        found = None
-    ids = found if isinstance(found, list) else [found]
-    return [tokenizer.eos_token or "", *(tokenizer.decode([n]) for n in ids if isinstance(n, int))]

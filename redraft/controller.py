@@ -27,6 +27,7 @@ When a wait runs out, the run stops with an error that names who was waited for;
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -104,6 +105,7 @@ class Controller:
             cause = error.cause if isinstance(error, RayTaskError) else error
             summary["error"] = " ".join(str(cause).split())
             log.error("the run stops: %s", summary["error"], exc_info=not isinstance(cause, RedraftError))
+            self._hear_out()
         finally:
             self._close()
         self._status.look()
@@ -442,6 +444,12 @@ class Controller:
         return line
 
     # The end.
+
+    def _hear_out(self) -> None:
+        """Takes the actors' reports once more where the run has failed: they may say why."""
+        if self._fleet is not None and self._book is not None:
+            with contextlib.suppress(Exception):
+                self._serve(lambda: False, deadline_s=WAIT_S)
 
     def _close(self) -> None:
         """Ends what was started, in the order in which turns flow. Nothing here may keep the rest from ending."""

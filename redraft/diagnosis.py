@@ -250,7 +250,8 @@ class Diagnosis:
         cures += ["partial credit"]
         cures += ["replay.drop_flat: false, with a credit that needs no variance"] if recipe.replay.drop_flat else []
         return (
-            f"{play.flat} of {play.groups} groups {aside}: all their answers scored the same (right: {_percent(right)}).",
+            f"{play.flat} of {play.groups} groups {aside}: all their answers scored the same "
+            f"(right: {_percent(right)}).",
             f"{', '.join(cures)}.",
         )
 
@@ -268,8 +269,8 @@ class Diagnosis:
         if masked is None or masked <= MOST:
             return None
         return (
-            f"Step {last['step']} masked {_percent(masked)} of its {last['trained_tokens']} tokens: trainer and sampler "
-            "disagree about them too much.",
+            f"Step {last['step']} masked {_percent(masked)} of its {last['trained_tokens']} tokens: trainer and "
+            "sampler disagree about them too much.",
             "Lower learner.max_staleness or learner.optimizer.lr, raise learner.objective.max_weight, and see whether "
             "mismatch_mean is large from the first step on: then the engine computes something else.",
         )
@@ -341,8 +342,8 @@ class Diagnosis:
         if not low or right is None or right > 1 - RARE:
             return None
         return (
-            f"Entropy fell from {first:.3g} to {entropies[-1]:.3g} nats a token, and {_percent(1 - right)} of the answers "
-            "are wrong: the model tries nothing new.",
+            f"Entropy fell from {first:.3g} to {entropies[-1]:.3g} nats a token, and {_percent(1 - right)} of the "
+            "answers are wrong: the model tries nothing new.",
             "Go back to an earlier checkpoint with a smaller learner.optimizer.lr, a larger sampling.temperature, or "
             "learner.objective.kl.",
         )

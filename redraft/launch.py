@@ -197,6 +197,7 @@ def _show(run: Run, recipe: Recipe, summary: dict, console: Console) -> None:
 
     if summary.get("before"):
         console.print(table(summary["before"], summary.get("after"), recipe.environment.feedback, console.width))
+    _show_findings(summary, console)
     path = write_report(run.folder)
     console.print(f"{run.name}: {summary['state']} after {summary['steps']} steps, {summary['seconds']:.0f} s")
     console.print(f"report: {_relative(path)}")
@@ -242,9 +243,15 @@ def show_status(name: str, console: Console) -> None:
     console.print(f"{name}: {summary['state']} after {summary['steps']} steps, {summary['seconds']:.0f} s")
     if summary["error"]:
         console.print(summary["error"])
+    _show_findings(summary, console)
+
+
+def _show_findings(summary: dict, console: Console) -> None:
+    """Causes why a run that has ended could not learn."""
     for finding in summary.get("findings") or ():
         lasted = "to the end" if finding["until_s"] is None else f"to {finding['until_s']:.0f} s"
-        console.print(f"from {finding['since_s']:.0f} s {lasted}: {finding['problem']} {finding['cure']}", markup=False)
+        text = f"from {finding['since_s']:.0f} s {lasted}: {finding['problem']} {finding['cure']}"
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def status(name: str) -> dict:

@@ -32,7 +32,7 @@ class LiveView:
         self._console, self._run, self._clock = console, run, clock
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._pace = Pace()
-        self._printed: tuple[str, str] = ("", "")  # state and newest event of the last plain line
+        self._printed: tuple[str, str | None] = ("", None)  # state and newest event of the last plain line
         self._next_line = 0.0
 
     def __enter__(self) -> LiveView:
@@ -52,15 +52,16 @@ class LiveView:
             self._print(status)
 
     def _print(self, status: dict) -> None:
-        """A line every PLAIN_EVERY_S, and at once for a new state or event."""
-        event = (status.get("events") or [""])[-1]
+        """A line every PLAIN_EVERY_S, and at once for a new state or new events."""
+        events, last = status.get("events") or [], self._printed[1]
         state = status.get("state", "")
-        if event and event != self._printed[1]:
+        first = len(events) - 1 if last is None else events.index(last) + 1 if last in events else 0
+        for event in events[max(first, 0) :]:
             self._console.print(Text(event), soft_wrap=True)
         if state != self._printed[0] or self._clock() >= self._next_line:
             self._console.print(Text(line(self._run, status)), soft_wrap=True)
             self._next_line = self._clock() + PLAIN_EVERY_S
-        self._printed = (state, event)
+        self._printed = (state, events[-1] if events else last or "")
 
 
 class Pace:

@@ -73,12 +73,12 @@ def _findings(found: Sequence[dict]) -> str:
     if not found:
         return ""
     rows = "".join(
-        f"<tr><th>{escape(one['problem'])}</th><td class=\"meaning\">{escape(one['cure'])}</td>"
-        f"<td>{_when(one)}</td></tr>"
+        f'<tr><th>{escape(one["problem"])}</th><td class="meaning">{escape(one["cure"])}</td><td>{_when(one)}</td></tr>'
         for one in found
     )
     head = "<th>what was seen</th><th>what helps</th><th>when</th>"
-    return f"<section><h2>Why it may not learn</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></section>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<section><h2>Why it may not learn</h2>{table}</section>"
 
 
 def _when(finding: dict) -> str:

@@ -85,7 +85,9 @@ class Watched:
         report = Report("ready", version, difference, pid=1, **facts)
         self.diagnosis.fleet({"actor-0": report}, self.now_s)
 
-    def second(self, tally: Tally | None = None, follows: bool = True, digest: str | None = None, **figures) -> set[str]:
+    def second(
+        self, tally: Tally | None = None, follows: bool = True, digest: str | None = None, **figures
+    ) -> set[str]:
         """One more second, with a step; the causes that are found then."""
         self.now_s, self.step = self.now_s + 1, self.step + 1
         self.diagnosis.played("actor-0", Report("ready", tally=play() if tally is None else tally))
@@ -109,7 +111,10 @@ BROKEN = {
     "template_missing": dict(foreign=300),
 }
 SAID = {
-    "answers_cut": ("310 of 320 attempt responses (97 %) were cut at sampling.max_tokens=64", "Raise sampling.max_tokens"),
+    "answers_cut": (
+        "310 of 320 attempt responses (97 %) were cut at sampling.max_tokens=64",
+        "Raise sampling.max_tokens",
+    ),
     "answers_unparsed": ("In 315 of 320 answers (98 %) signs could find nothing to judge", "redraft view RUN"),
     "reward_constant": ("All 320 scores of 40 groups are the same (0)", "easier tasks"),
     "groups_flat": ("40 of 40 groups worth nothing to the learner: all their answers scored the same (right: 0 %)",),
@@ -277,7 +282,12 @@ def test_groups_that_are_set_aside_are_told_as_what_they_are_with_the_cures():
     run.second(play(185, flat=183, flat_right=0.0))
     text = run.text("groups_flat")
     assert text.startswith("183 of 185 groups set aside: all their answers scored the same (right: 0 %).")
-    for cure in ("easier tasks", "larger sampling.temperature or rollout.episodes", "partial credit", "drop_flat: false"):
+    for cure in (
+        "easier tasks",
+        "larger sampling.temperature or rollout.episodes",
+        "partial credit",
+        "drop_flat: false",
+    ):
         assert cure in text
 
 
@@ -369,7 +379,9 @@ def test_every_cause_has_a_test_here():
 # The tally of an actor.
 
 
-def written(stop: Stop, tokens: list[int], reward: float, role: Role = Role.ATTEMPT, **extra) -> tuple[GroupWriter, Tally]:
+def written(
+    stop: Stop, tokens: list[int], reward: float, role: Role = Role.ATTEMPT, **extra
+) -> tuple[GroupWriter, Tally]:
     tally, foreign = Tally(), frozenset({7})
     sink = lambda item, lease, spread: tally.turn(item, foreign) if hasattr(item, "role") else None  # noqa: E731
     writer = GroupWriter(Lease(bytes(16), 1, 0, {"id": "t"}, 0), sink)
