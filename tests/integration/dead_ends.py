@@ -4,7 +4,7 @@ from actors.environments.base import OneAnswer, Verdict
 
 
 class Wall(OneAnswer):
-    """Whatever is said is an answer, and wrong."""
+    """Whatever is said is no answer."""
 
     right, wrong = "yes!", "no."
 
@@ -16,7 +16,7 @@ class Wall(OneAnswer):
         return f"{task['question']}\n"
 
     def judge(self, task, text):
-        return Verdict(0.0, text or "nothing")
+        return Verdict(0.0)
 
     def demonstrations(self, rng, count, turns):
         return [[("train 0123456789 test\n", False), ("a", True)]] * count

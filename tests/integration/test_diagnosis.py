@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 
+import pytest
 import yaml
-from run_house import ENVIRONMENT, Command
+from run_house import ENVIRONMENT, ROOT, Command
 
 SOON_S = 30.0
 RECIPE = {
@@ -28,6 +29,33 @@ RECIPE = {
     "evaluation": {"n": 4, "independent": 1, "greedy": False},
 }
 
+HEALTHY = {  # recipes that learn, with as many steps as show it
+    "quickstart": 20,
+    "signs-rise": 20,
+    "signs-grpo": 30,
+    "signs-star": 40,
+    "signs-introspect": 15,
+    "minicraft-agent-r": 15,
+}
+RUNS = [(name, seed) for seed in range(4) for name in HEALTHY][:20]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One for all healthy runs, so that each base model is made once."""
+    return tmp_path_factory.mktemp("healthy")
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(("name", "seed"), RUNS)
+def test_a_run_that_learns_is_not_said_to_be_unable_to(folder, name, seed):
+    settings = (f"seed={seed}", f"steps={HEALTHY[name]}", "evaluation.n=40")
+    run = Command(folder, "train", str(ROOT / "recipes" / f"{name}.yaml"), "--run", f"{name}-{seed}", *settings)
+    output = run.wait(600)
+    assert run.process.returncode == 0, output[-3000:]
+    assert run.steps(f"{name}-{seed}")[-1] == HEALTHY[name]
+    assert run.lines(f"{name}-{seed}", "findings.jsonl") == run.summary(f"{name}-{seed}")["findings"] == []
+
 
 def train(folder, **changes) -> Command:
     recipe = RECIPE | changes | {"learner": RECIPE["learner"] | changes.get("learner", {})}
@@ -45,11 +73,12 @@ def test_answers_that_are_cut_and_steps_that_train_nothing_are_told_within_half_
     output = run.wait(240)
     assert run.process.returncode == 0, output[-3000:]
     found, steps = told(run), run.lines("stuck", "metrics.jsonl")
-    for cause in ("answers_cut", "nothing_trained", "reward_constant"):
+    for cause in ("answers_cut", "answers_unparsed", "nothing_trained", "reward_constant"):
         assert found[cause]["since_s"] <= steps[0]["time_s"] + SOON_S, cause
         assert found[cause]["cure"], cause
     assert "were cut at sampling.max_tokens=2" in found["answers_cut"]["problem"]
     assert "trained nothing" in found["nothing_trained"]["problem"]
+    assert "could find nothing to judge" in found["answers_unparsed"]["problem"]
     assert not {"weights_not_arriving", "weights_frozen", "endpoint_down", "test_tasks_in_training"} & found.keys()
     kept = {finding["cause"] for finding in run.summary("stuck")["findings"]}
     assert kept == found.keys(), "the summary keeps them"

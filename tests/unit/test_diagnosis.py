@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.actor import Report
-from actors.group import GroupWriter
 from actors.tally import Tally
-from protocols.turns import LOGPROBS, TOKENS, Lease, Role, Stop
 from redraft import recipe as recipes
 from redraft.diagnosis import CAUSES, HOLD_S, Diagnosis
 from redraft.evidence import ALPHA, RecentPlay, beyond, overlap
@@ -374,52 +372,3 @@ def test_healthy_figures_name_nothing(drawn):
 def test_every_cause_has_a_test_here():
     named = {*BROKEN, *STEPS, "test_tasks_in_training", "weights_not_arriving", "entropy_collapsed"}
     assert named == set(CAUSES) and len(CAUSES) == 12
-
-
-# The tally of an actor.
-
-
-def written(
-    stop: Stop, tokens: list[int], reward: float, role: Role = Role.ATTEMPT, **extra
-) -> tuple[GroupWriter, Tally]:
-    tally, foreign = Tally(), frozenset({7})
-    sink = lambda item, lease, spread: tally.turn(item, foreign) if hasattr(item, "role") else None  # noqa: E731
-    writer = GroupWriter(Lease(bytes(16), 1, 0, {"id": "t"}, 0), sink)
-    from actors.engines import Completion
-
-    ids = np.array(tokens, TOKENS)
-    completion = Completion(ids, np.zeros(len(ids), LOGPROBS), ((0, 0),), stop, 1.0)
-    writer.turn(role, -1, np.array([1], TOKENS), completion, episode=0, index=0, reward=reward, extra=extra)
-    return writer, tally
-
-
-def test_a_tally_counts_what_was_cut_not_parsed_and_foreign_by_role():
-    writer, tally = written(Stop.LENGTH, [3, 7, 4], 0.0, parsed=False, success=False)
-    tally.group(writer)
-    assert (tally.responses, tally.cut, tally.unparsed) == (Counter(attempt=1), Counter(attempt=1), Counter(attempt=1))
-    assert (tally.foreign, tally.groups, tally.flat, tally.low, tally.high) == (1, 1, 1, 0.0, 0.0)
-
-
-def test_what_the_model_did_not_sample_is_not_counted():
-    _, tally = written(Stop.AUTHORED, [3, 7], 1.0)
-    assert tally.empty
-
-
-def test_a_group_whose_episodes_all_broke_is_neither_flat_nor_of_any_score():
-    tally = Tally()
-    sink = lambda item, lease, spread: tally.turn(item)  # noqa: E731
-    writer = GroupWriter(Lease(bytes(16), 1, 0, {"id": "t"}, 0), sink)
-    writer.error(0, "ConnectError: no route", "raised")
-    writer.error(1, "the teacher at x cannot be reached", "teacher")
-    writer.error(2, "KeyError: 'a'", "raised")
-    tally.group(writer)
-    assert (tally.episodes, tally.broken, tally.unreached) == (3, 3, 2)
-    assert (tally.groups, tally.flat, tally.scores) == (0, 0, 0)
-
-
-@pytest.mark.parametrize("later", [Tally(), play(8, low=-1.0)])
-def test_tallies_add_up(later):
-    total = play(4)
-    total.add(later)
-    assert total.groups == 4 + later.groups and total.low == min(0.0, later.low) and total.high == 1.0
-    assert total.responses.total() == 32 + later.responses.total()
