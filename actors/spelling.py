@@ -29,7 +29,9 @@ class Speller:
         wanted = set(controls)
         self._added = {token.content: (n, token) for n, token in known.items() if token.special or n in wanted}
         self._ids = {n for n, _ in self._added.values()}
-        self._every = _any_of(self._added)
+        self._every, self._alone = _any_of(self._added), None
+        # Some tokenizers drop what they cannot spell: the newline of a character tokenizer, read as one of Qwen 2.
+        self._alone = _any_of(text for text in self._added if not self.plain(text))
         # The newline of a character tokenizer, say, is its end token and has no other spelling.
         hidden = [text for text, (n, _) in self._added.items() if not {n, self._unknown} & set(self.plain(text))]
         self._masks = {text: chr(MASK + n) for n, text in enumerate(hidden)}
@@ -53,6 +55,17 @@ class Speller:
 
     def plain(self, text: str) -> list[int]:
         """Ids of a text in which nothing is a control token, as far as the tokenizer can spell that."""
+        if not text:
+            return []
+        if self._alone is None:
+            return self._piece(text)
+        ids, place = [], 0
+        for found in self._alone.finditer(text):
+            ids += [*self._piece(text[place : found.start()]), self._added[found[0]][0]]
+            place = found.end()
+        return ids + self._piece(text[place:])
+
+    def _piece(self, text: str) -> list[int]:
         if not text:
             return []
         ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
