@@ -208,6 +208,20 @@ def failures(
 
 
 @app.command()
+def export(
+    run: RunName,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="It must not exist yet, or be empty.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint to export (default: the newest).")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Build an adapter into its model: whole weights.")] = False,
+    push: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Then upload it to the Hub.")] = None,
+) -> None:
+    """Write a run's model as a Hugging Face folder, with tokenizer, chat template and a model card."""
+    from redraft import export as exports
+
+    exports.export(run, folder, step, merge, push, console.print)
+
+
+@app.command()
 def doctor() -> None:
     """What this machine can run, and what is missing."""
     from redraft.doctor import examine

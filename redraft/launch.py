@@ -314,7 +314,7 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, console: Con
     from redraft.tables import table
 
     recipe = recipes.load(run.folder / "recipe.yaml", overrides)
-    folder = _checkpoint(run, step)
+    folder = runs.checkpoint_at(run, step)
     state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
     facts = {"label": "eval", "step": state.step, "version": version_of(state.life, state.step)}
     tests = environments.tasks(recipe.environment, recipe.data, "test")
@@ -398,13 +398,3 @@ def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console
             yield fleet, status, serve
     finally:
         fleet.close(5.0)
-
-
-def _checkpoint(run: Run, step: int | None) -> Path:
-    from learner import checkpoint
-
-    found = checkpoint.newest(run.folder) if step is None else run.checkpoints / f"step-{step:06d}"
-    if found is None or not found.exists():
-        known = ", ".join(str(checkpoint.step_of(path)) for path in sorted(run.checkpoints.glob("step-*"))) or "none"
-        raise SettingError("--step", f"{run.name} has no such checkpoint", f"Steps with one: {known}")
-    return found

@@ -177,6 +177,17 @@ def reading(name: str) -> Iterator[Run]:
         yield find(name)
 
 
+def checkpoint_at(run: Run, step: int | None) -> Path:
+    """The folder of a run's newest checkpoint, or of that of `step`. Raises SettingError when there is none."""
+    from learner import checkpoint
+
+    found = checkpoint.newest(run.folder) if step is None else run.checkpoints / f"step-{step:06d}"
+    if found is None or not found.exists():
+        known = ", ".join(str(checkpoint.step_of(path)) for path in sorted(run.checkpoints.glob("step-*"))) or "none"
+        raise SettingError("--step", f"{run.name} has no such checkpoint", f"Steps with one: {known}")
+    return found
+
+
 def _free(folder: Path) -> Path:
     """A name beside `folder` for the run that is in it: the time at which it began."""
     began = (folder / "recipe.yaml").stat().st_mtime if (folder / "recipe.yaml").exists() else time.time()
