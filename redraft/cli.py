@@ -222,6 +222,19 @@ def export(
 
 
 @app.command()
+def chat(
+    run: RunName,
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint to talk to (default: the newest).")] = None,
+    task: Annotated[str | None, typer.Option(metavar="ID", help="Play this task of the run's environment.")] = None,
+) -> None:
+    """Talk to a run's model. /new begins a new conversation, /quit or Ctrl-D leaves."""
+    from redraft import chat as chats
+
+    chats.chat(run, overrides or (), step, task)
+
+
+@app.command()
 def doctor() -> None:
     """What this machine can run, and what is missing."""
     from redraft.doctor import examine
