@@ -255,9 +255,9 @@ def test_actors_may_come_and_go_while_the_run_goes_on(crew, folder):
 def test_a_run_that_goes_on_is_neither_resumed_nor_renamed(crew, folder, how):
     kept = ("run.json", "recipe.yaml", "checkpoints/life")
     before = [(folder / "runs" / "crew" / file).read_text() for file in kept]
-    refused = Command(folder, "train", "tiny.yaml", "steps=3000", "actors.cpus=0.4", "--run", "crew", how)
-    said = refused.wait(60).splitlines()[-1]
-    assert refused.process.returncode == 2 and f"process {crew.process.pid} on " in said, said
+    second = [sys.executable, "-m", "redraft", "train", "tiny.yaml", "steps=3000", "--run", "crew", how]
+    refused = subprocess.run(second, cwd=folder, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    assert refused.returncode == 2 and f"process {crew.process.pid} on " in refused.stderr.splitlines()[-1], refused
     assert [(folder / "runs" / "crew" / file).read_text() for file in kept] == before
     assert not (folder / "runs" / "crew" / "summary.json").exists()
     assert not list((folder / "runs").glob("crew-*")) and crew.process.poll() is None
