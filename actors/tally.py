@@ -21,13 +21,28 @@ CHAT_NAME = re.compile(r"(?:^|[-_.])(?:instruct|chat|it)(?:$|[-_.])", re.IGNOREC
 UNREACHED = re.compile(r"^\w*(?:Connect|Timeout|HTTP|URLError|gaierror|API|Disconnected|RateLimit)\w*:")
 """Failures, as "type: message", of whoever calls what does not answer: a judge or another endpoint."""
 
+SUMS = (
+    "foreign",
+    "groups",
+    "flat",
+    "flat_right",
+    "right",
+    "tokens",
+    "nats",
+    "scores",
+    "episodes",
+    "broken",
+    "unreached",
+)
+
 
 @dataclass(slots=True)
 class Tally:
     """Of training, not of evaluations. Counters are by role and of what the model itself sampled; `parsed` and
     `unparsed` only count answers of environments that say which. `low` and `high` are the smallest and the largest of
-    `scores` values by which groups are told flat; a group whose episodes all broke has none. `flat_right` sums the
-    success rates of flat groups, `failure` is the last of those that `broken` counts, `unreached` those of endpoints.
+    `scores` values by which groups are told flat; a group whose episodes all broke has none. `right` sums the success
+    rates of all groups, `flat_right` of flat ones; `nats` are the negated log-probs of `tokens` sampled ones, whose
+    mean is the entropy; `failure` is the last of those that `broken` counts, `unreached` those of endpoints.
     """
 
     responses: Counter[str] = field(default_factory=Counter)
@@ -39,6 +54,9 @@ class Tally:
     groups: int = 0
     flat: int = 0
     flat_right: float = 0.0
+    right: float = 0.0
+    tokens: int = 0
+    nats: float = 0.0
     scores: int = 0
     low: float = float("inf")
     high: float = float("-inf")
@@ -59,6 +77,8 @@ class Tally:
         role = turn.role.name.lower()
         self.responses[role] += 1
         self.cut[role] += turn.stop is Stop.LENGTH
+        self.tokens += len(turn.logprobs)
+        self.nats -= float(turn.logprobs.sum())
         if foreign:
             self.foreign += not foreign.isdisjoint(turn.response.tolist())
         if turn.role is not Role.REFLECTION and "parsed" in turn.extra:
@@ -71,6 +91,7 @@ class Tally:
             return
         values = writer.compared_values
         self.groups += 1
+        self.right += writer.success
         self.scores += len(values)
         self.low, self.high = min([self.low, *values]), max([self.high, *values])
         if writer.spread == 0:
@@ -81,10 +102,15 @@ class Tally:
         """Takes in the counts of a later one."""
         for name in ("responses", "cut", "parsed", "unparsed"):
             getattr(self, name).update(getattr(other, name))
-        for name in ("foreign", "groups", "flat", "flat_right", "scores", "episodes", "broken", "unreached"):
+        for name in SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.failure = other.failure or self.failure
+
+    @property
+    def entropy(self) -> float | None:
+        """Nats a token, estimated from what was sampled (at the sampling temperature); None where nothing was."""
+        return self.nats / self.tokens if self.tokens else None
 
     @property
     def empty(self) -> bool:

@@ -18,7 +18,7 @@ the metric `redraft_finding` and an alert.
     nothing_trained          no token of a step was trained, or nearly all are masked  a step
     weights_frozen           a step trained, and the weights or the gradient say no    a step
     weights_not_arriving     an actor keeps old weights, refuses or ignores new ones   30 s, or a version
-    entropy_collapsed        entropy fell to a tenth while answers are wrong           3 steps
+    entropy_collapsed        entropy fell to a tenth while answers are wrong           a batch, and recent play
 
 No limit is a property of some model or task. A share that is "nearly all" is one that is above MOST beyond chance (see
 evidence.beyond); the counts on the right follow from that. What is certain from one case (a step that trained nothing,
@@ -28,7 +28,6 @@ a version equal to the one before, bit for bit) is told at once. A finding ends 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -45,8 +44,7 @@ EQUAL_SCORES = math.ceil(math.log(ALPHA) / math.log1p(-RARE))
 STUCK_S = 30.0  # that an actor may keep old weights, or three times as long as the longest first load took
 FOLLOWS = 4.0  # times the noise that log-probs of the probe must have moved before an actor is judged by them
 ROUNDING = 1e-5  # nats: of float32 log-probs, where engine and learner happen to agree better
-COLLAPSED = 0.1  # of the entropy at the start
-COLLAPSED_STEPS = 3  # in a row: one batch of tasks may be easier than the next
+COLLAPSED = 0.1  # of the entropy of the first batch
 HOLD_S = 10.0
 
 Told = tuple[str, str]
@@ -81,7 +79,7 @@ class Diagnosis:
         self._recipe = recipe
         groups = max(2 * in_play(recipe), 2 * recipe.learner.batch_groups, EQUAL_SCORES)
         self._play, self._weights = RecentPlay(groups), Weights()
-        self._steps: deque[dict] = deque(maxlen=COLLAPSED_STEPS)
+        self._last: dict | None = None  # step
         self._first_entropy: float | None = None
         self._frozen: Told | None = None
         self._version_before: int | None = None
@@ -98,6 +96,8 @@ class Diagnosis:
     def played(self, name: str, report: Report) -> None:
         """What an actor reports since its last report."""
         self._play.add(report.tally)
+        if self._first_entropy is None and self._play.total.groups >= self._recipe.learner.batch_groups:
+            self._first_entropy = self._play.total.entropy
         self._untemplated = report.untemplated or self._untemplated
         if report.weights_refused:
             self._weights.refuse(name, report.error)
@@ -116,9 +116,7 @@ class Diagnosis:
 
     def stepped(self, report: dict) -> None:
         """The learner's report of a step."""
-        self._steps.append(report)
-        if self._first_entropy is None and report.get("trained_tokens"):
-            self._first_entropy = report.get("entropy")
+        self._last = report
         self._frozen = self._unmoved(report)
 
     def evaluated(self, figures: dict) -> None:
@@ -135,7 +133,7 @@ class Diagnosis:
                 continue
             self._seen[cause] = at_s
             old = self.findings.get(cause)
-            step = self._steps[-1]["step"] if self._steps else 0
+            step = self._last["step"] if self._last else 0
             since = (old.since_s, old.step) if old else (round(at_s, 3), step)
             self.findings[cause] = Finding(cause, *told, *since)
             begun += [] if old else [self.findings[cause]]
@@ -256,9 +254,9 @@ class Diagnosis:
         )
 
     def _untrained(self, at_s: float) -> Told | None:
-        if not self._steps:
+        last = self._last
+        if last is None:
             return None
-        last = self._steps[-1]
         if last.get("trained_tokens") == 0:
             return (
                 f"Step {last['step']} trained nothing: no token of its {last['groups']} groups has a weight.",
@@ -333,17 +331,16 @@ class Diagnosis:
         return None
 
     def _entropy(self, at_s: float) -> Told | None:
-        first, steps = self._first_entropy, self._steps
-        if not first or len(steps) < COLLAPSED_STEPS:
+        play = self._play.total
+        first, now = self._first_entropy, play.entropy
+        if not first or now is None or now >= COLLAPSED * first or not play.groups:
             return None
-        entropies = [step.get("entropy") for step in steps]
-        low = all(value is not None and value < COLLAPSED * first for value in entropies)
-        right = _mean([share for step in steps for share in step.get("success_by_index") or ()])
-        if not low or right is None or right > 1 - RARE:
+        right = play.right / play.groups
+        if right > 1 - RARE:
             return None
         return (
-            f"Entropy fell from {first:.3g} to {entropies[-1]:.3g} nats a token, and {_percent(1 - right)} of the "
-            "answers are wrong: the model tries nothing new.",
+            f"Entropy fell from {first:.3g} to {now:.3g} nats a token, and {_percent(1 - right)} of the answers are "
+            "wrong: the model tries nothing new.",
             "Go back to an earlier checkpoint with a smaller learner.optimizer.lr, a larger sampling.temperature, or "
             "learner.objective.kl.",
         )
@@ -384,7 +381,3 @@ def _share(count: int, total: int, what: str) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

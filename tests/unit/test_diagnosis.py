@@ -42,6 +42,9 @@ def play(groups: int = 40, answers: int = 8, right: float = 0.4, **counts) -> Ta
         "groups": groups,
         "flat": groups // 4,
         "flat_right": groups // 4 * right,
+        "right": groups * right,
+        "tokens": 25 * total,
+        "nats": 12.5 * total,
         "scores": total,
         "low": 0.0,
         "high": 1.0,
@@ -58,10 +61,8 @@ def step(number: int, **figures) -> dict:
         "groups": 8,
         "trained_tokens": 3000,
         "masked_share": 0.01,
-        "entropy": 0.5 - 0.001 * number,
         "gradient_norm": 0.3,
         "lr": 1e-5,
-        "success_by_index": [0.4],
     }
     return healthy | figures
 
@@ -132,7 +133,7 @@ def test_what_play_shows_is_named_after_the_first_batch_with_the_figures_and_the
 
 
 STEPS = {
-    "nothing_trained": dict(trained_tokens=0, entropy=None, gradient_norm=None, masked_share=None),
+    "nothing_trained": dict(trained_tokens=0, gradient_norm=None, masked_share=None),
     "weights_frozen": dict(gradient_norm=0.0),
 }
 
@@ -242,13 +243,20 @@ def test_a_chat_model_without_a_template_is_named_before_anything_is_played():
 
 def test_entropy_that_falls_to_nothing_while_answers_are_wrong_is_named_and_not_where_all_is_solved():
     run = Watched()
-    run.second()
-    found = [run.second(entropy=0.01) for _ in range(3)]
-    assert found == [set(), set(), {"entropy_collapsed"}]
-    assert "from 0.499 to 0.01 nats a token, and 60 % of the answers are wrong" in run.text("entropy_collapsed")
+    assert run.second() == set()
+    found = [run.second(play(nats=80.0)) for _ in range(6)]
+    assert found[0] == set() and found[-1] == {"entropy_collapsed"}
+    assert "from 0.5 to 0.01 nats a token, and 60 % of the answers are wrong" in run.text("entropy_collapsed")
     solved = Watched()
     solved.second()
-    assert not any(solved.second(entropy=0.01, success_by_index=[0.98]) for _ in range(9))
+    assert not any(solved.second(play(nats=80.0, right=0.98)) for _ in range(9))
+
+
+def test_entropy_is_told_also_where_nothing_is_trained_any_more():
+    run = Watched()
+    run.second()
+    found = [run.second(play(nats=80.0), **STEPS["nothing_trained"]) for _ in range(6)]
+    assert found[-1] == {"entropy_collapsed", "nothing_trained"}
 
 
 def test_a_test_task_that_is_a_training_task_under_another_name_is_named():
@@ -365,8 +373,9 @@ def test_healthy_figures_name_nothing(drawn):
             broken=int(random.binomial(128, broken)),
         )
         if 0.1 < right < 0.7:  # else groups of eight are mostly flat, which is to be told
-            entropy = 0.5 * (1 + (last - 1) * second / 40) * random.uniform(0.9, 1.1)
-            assert run.second(tally, entropy=entropy, success_by_index=[right]) == set()
+            tally.right = float(wins.sum()) / 8
+            tally.nats *= (1 + (last - 1) * second / 40) * random.uniform(0.9, 1.1)
+            assert run.second(tally) == set()
 
 
 def test_every_cause_has_a_test_here():
