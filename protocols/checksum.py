@@ -24,3 +24,9 @@ def element_checksum(tensors: Iterable[np.ndarray]) -> str:
                 total += wide.sum(dtype=np.uint64)
                 squares += (wide * wide).sum(dtype=np.uint64)
     return f"{int(total):016x}{int(squares):016x}"
+
+
+def without(checksum: str, part: str) -> str:
+    """What is left of a checksum without the elements that have the checksum `part`."""
+    left = ((int(checksum[n : n + 16], 16) - int(part[n : n + 16], 16)) % (1 << 64) for n in (0, 16))
+    return "".join(f"{number:016x}" for number in left)

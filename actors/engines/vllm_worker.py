@@ -8,7 +8,9 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from protocols.checksum import element_checksum
+from actors.engines.vllm_adapter import Base
+from protocols.adapter import scale_of
+from protocols.checksum import element_checksum, without
 
 if not torch.cuda.is_available():
     from vllm.model_executor.layers import utils
@@ -33,27 +35,46 @@ class WeightsExtension:
     """Mixed into the worker by `worker_extension_cls`; called through collective_rpc."""
 
     _loaded: Collection[str] = ()  # names of what the last load wrote
+    _adapter: tuple[dict[str, torch.Tensor], float] | None = None  # that is merged in, and by what it is scaled
 
     def redraft_open(self, path: str) -> None:
-        """Maps the safetensors file at `path` and touches its pages, so that loading has nothing to do but copy. The
-        caller has checked its digest."""
+        """Maps the safetensors file at `path` and touches its pages, so that loading has nothing to do but copy; of an
+        adapter, merges it into the weights of the model's folder. The caller has checked the file's digest."""
         from safetensors.torch import safe_open
 
         with safe_open(path, "pt") as file:
-            self._opened = {name: file.get_tensor(name) for name in file.keys()}
-        for tensor in self._opened.values():
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            scale = scale_of(file.metadata())
+        if scale is not None:
+            self._open_adapter(tensors, scale)
+            return
+        for tensor in tensors.values():
             tensor.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
+        self._opened, self._adapter = tensors.items(), None
+
+    def _open_adapter(self, tensors: dict[str, torch.Tensor], scale: float) -> None:
+        if not hasattr(self, "_base"):
+            self._base = Base(self.model_config.model, self.model_config.dtype, self.device)
+        self._adapter = tensors, scale
+        self._opened = self._base.merged(*self._adapter)
+        if self.device.type == "cpu":  # elsewhere matrix by matrix while they are loaded: memory is short there
+            self._opened = list(self._opened)
 
     def redraft_load(self) -> None:
-        """Copies the file that was opened into the running model."""
-        self._loaded = self.model_runner.model.load_weights(self._opened.items()) or ()
+        """Copies what was opened into the running model."""
+        self._loaded = self.model_runner.model.load_weights(self._opened) or ()
         del self._opened
 
     def redraft_elements(self) -> str:
-        """Order-free checksum of the parameters that the model computes with, and of the buffers that were loaded."""
+        """Order-free checksum of the parameters that the model computes with, and of the buffers that were loaded. Of an
+        adapter's version less that of the matrices as they are merged: if those are in place, the rest is what the
+        adapter leaves alone."""
         model = self.model_runner.model
         buffers = (buffer for name, buffer in model.named_buffers() if name in self._loaded)
-        return element_checksum(_bits(tensor.detach()) for tensor in (*model.parameters(), *buffers))
+        live = element_checksum(_bits(tensor.detach()) for tensor in (*model.parameters(), *buffers))
+        if self._adapter is None:
+            return live
+        return without(live, element_checksum(_bits(tensor) for _, tensor in self._base.merged(*self._adapter)))
 
 
 def _bits(tensor: torch.Tensor) -> np.ndarray:

@@ -1,0 +1,195 @@
+"""LoRA: a low-rank adapter is trained, published and saved; the model beneath it stays as it is.
+
+PEFT puts the adapter into the model's linear layers, and its files are PEFT's. Only how an adapted layer adds up is
+ours: see `Adapted`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+
+from learner.logprobs import load_model
+from learner.lora_config import LoraSettings
+from protocols.adapter import DOWN, PREFIX, UP, merged, metadata, weight_files
+from protocols.checksum import element_checksum
+from protocols.errors import SettingError
+
+NAME = "default"  # PEFT's, of the one adapter
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class Summed(torch.autograd.Function):
+    """delta + x W', added up before it is rounded; W is frozen.
+
+    It keeps the parameter, not its numbers of the forward pass: ZeRO 3 takes those away in between.
+    """
+
+    @staticmethod
+    def forward(ctx, x_ND: Tensor, weight_HD: Tensor, delta_NH: Tensor) -> Tensor:
+        ctx.weight = weight_HD
+        return torch.addmm(delta_NH, x_ND, weight_HD.T)
+
+    @staticmethod
+    def backward(ctx, gradient_NH: Tensor) -> tuple[Tensor, None, Tensor]:
+        return gradient_NH @ ctx.weight, None, gradient_NH
+
+
+class Summing(nn.Linear):
+    """A linear layer with frozen weights that takes what is to be added to its output."""
+
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
+        if delta is None:
+            return super().forward(x)
+        out = Summed.apply(x.flatten(0, -2), self.weight, delta.flatten(0, -2)).view(delta.shape)
+        return out if self.bias is None else out + self.bias
+
+
+class Adapted(Linear):
+    """PEFT's adapted layer, but for one thing: W x + scale * B A x is rounded once.
+
+    PEFT adds the adapter's part to an output that was rounded to bfloat16 before, which swallows what is smaller than
+    its last digit: of a change that moves log-probs by 1.5 in float32, a third was lost, of one of .23 all. Engines
+    compute with merged weights that keep it (protocols.adapter), so trainer and sampler would disagree.
+    """
+
+    def __init__(self, base: nn.Linear, *arguments, **named):
+        base.__class__ = Summing
+        super().__init__(base, *arguments, **named)
+
+    def forward(self, x: Tensor, *_, **__) -> Tensor:
+        if self.disable_adapters:
+            return self.base_layer(x)
+        return self.base_layer(x, self.lora_B[NAME](self.lora_A[NAME](x)) * self.scaling[NAME])
+
+
+class Adapter:
+    """The adapter of one rank's model, and what others have to know of it."""
+
+    def __init__(self, settings: LoraSettings, model_path: str, seed: int):
+        """`seed` of the first values: every fresh adapter of a run is the same, on all ranks."""
+        self._settings, self._path, self._seed = settings, model_path, seed
+        self.metadata = metadata(settings.scale)
+        self.rest = ""  # element checksum of all weights that it leaves alone
+
+    def add(self, model: nn.Module) -> None:
+        """Puts a fresh adapter into the model, in place, and freezes all else. Raises SettingError."""
+        chosen = targets(model, self._settings)
+        adapted = {f"{name}.weight" for name in chosen}
+        if not self.rest:
+            from learner.publish import bits_of
+
+            left = (parameter.detach() for name, parameter in model.named_parameters() if name not in adapted)
+            self.rest = element_checksum(bits_of(left))
+        self._config = LoraConfig(
+            r=self._settings.rank,
+            lora_alpha=self._settings.scale * self._settings.rank,
+            target_modules=chosen,
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self._path,
+        )
+        self._config._register_custom_module({nn.Linear: Adapted})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            inject_adapter_in_model(self._config, model)
+
+    def write(self, folder: Path, state: dict[str, Tensor]) -> None:
+        """A folder of PEFT with these tensors."""
+        from safetensors.torch import save_file
+
+        folder.mkdir()
+        self._config.inference_mode = True
+        self._config.save_pretrained(folder)
+        save_file(state, folder / WEIGHTS, metadata=self.metadata)
+
+
+def targets(model: nn.Module, settings: LoraSettings) -> list[str]:
+    """Names of the layers to adapt. Raises SettingError where there are none, or where the rank is too large."""
+    head = model.get_output_embeddings()
+    known = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear and layer is not head}
+    names = sorted({_last(name) for name in known})
+    if not names:
+        problem = f"{type(model).__name__} has no linear layers that an adapter could be put on"
+        raise SettingError("model.lora", problem, "Leave it out, to train all weights")
+    wanted = names if settings.targets == "auto" else settings.targets
+    if unknown := sorted(set(wanted) - set(names)):
+        raise SettingError("model.lora.targets", f"the model has no linear layer {', '.join(unknown)}", _known(names))
+    chosen = [name for name in known if _last(name) in wanted]
+    smallest = min(chosen, key=lambda name: min(known[name].weight.shape))
+    if settings.rank > (most := min(known[smallest].weight.shape)):
+        problem = f"{settings.rank} is more than {smallest} has rows or columns ({most})"
+        raise SettingError("model.lora.rank", problem, f"Set at most {most}, or leave that layer out of the targets")
+    return chosen
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _known(names: Iterable[str]) -> str:
+    return f"Choose from {', '.join(names)}, or auto for all of them"
+
+
+def check(folder: str | Path, settings: LoraSettings) -> int:
+    """How many parameters would be trained on the model in a folder. Raises SettingError where that cannot be.
+
+    Nothing of the weights is read but their names.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(config, "quantization_config", None) is not None:
+        problem = "its weights are quantised, and an adapter is merged into plain ones"
+        raise SettingError("model.path", problem, "Name the model that it was made of, or leave model.lora out")
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config)
+        chosen = targets(model, settings)
+    files = weight_files(Path(folder))
+    if missing := [name for name in chosen if f"{name}.weight" not in files]:
+        problem = f"{folder} stores no {missing[0]}.weight, from which engines merge the adapter"
+        raise SettingError("model.lora", problem, "Save the model with `save_pretrained`, as safetensors")
+    modules = dict(model.named_modules())
+    return sum(settings.rank * sum(modules[name].weight.shape) for name in chosen)
+
+
+@contextlib.contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes as it did before there was an adapter."""
+    layers = [module for module in model.modules() if isinstance(module, Adapted)]
+    for layer in layers:
+        layer._disable_adapters = True  # PEFT's own switch also turns gradients off and on, which DeepSpeed follows
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained of a model: all of it, or its adapter, by the names of PEFT's files."""
+    named = dict(model.named_parameters())
+    if all(parameter.requires_grad for parameter in named.values()):
+        return named
+    return {PREFIX + name.replace(f".{NAME}", ""): part for name, part in named.items() if part.requires_grad}
+
+
+@torch.no_grad()
+def merge(base: str | Path, state: dict[str, Tensor], scale: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All weights of the model in the folder `base`, in `dtype` on the CPU, with this adapter merged into them.
+
+    By their Hugging Face names; a head that is tied to the embeddings is not among them.
+    """
+    weights = dict(load_model(str(base), dtype, "eager").named_parameters())
+    for down in [name for name in state if name.endswith(DOWN)]:
+        layer = down.removeprefix(PREFIX).removesuffix(DOWN)
+        parts = state[down].to(dtype), state[f"{PREFIX}{layer}{UP}"].to(dtype)
+        weights[f"{layer}.weight"] = merged(weights[f"{layer}.weight"].data, *parts, scale)
+    return {name: weight.detach() for name, weight in weights.items()}
