@@ -2,7 +2,8 @@
 
 checkpoints/step-000100/state.json     identity of the run, step, life, the controller's cursor, how it was sharded
                         model/         a folder that transformers and vLLM load
-                        engine/        DeepSpeed's: weights, optimizer
+                        adapter/       in its place where an adapter is trained: a folder that PEFT loads
+                        engine/        DeepSpeed's: weights that are trained, optimizer
                         published.safetensors  amid a round: the weights that actors play with, where they are others
                         random-0.pt    random state of each rank
 checkpoints/life                       the newest life: no later one publishes its version numbers again
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"step-(\d{6,})")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|index\.json)")
 TAG = "engine"
+MODEL, ADAPTER = "model", "adapter"
 PUBLISHED = "published.safetensors"
 
 
@@ -69,12 +71,11 @@ def begin(run_dir: str | Path, step: int) -> Path:
     return folder
 
 
-def write_model(folder: Path, model_path: str | Path, config, state: dict[str, Tensor]) -> None:
-    """A Hugging Face folder: these weights, this config, and the tokenizer's files of the start model."""
+def write_model(target: Path, model_path: str | Path, config, state: dict[str, Tensor]) -> None:
+    """Makes `target` a Hugging Face folder: these weights, this config, the tokenizer's files of the start model."""
     from safetensors.torch import save_file
 
-    target = folder / "model"
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for file in Path(model_path).iterdir():
         if file.is_file() and not WEIGHTS.fullmatch(file.name):
             shutil.copy(file, target / file.name)
@@ -104,7 +105,7 @@ def read(folder: Path, run_id: str, ranks: int, zero: int) -> RunState:
         raise SettingError("name", f"{folder} belongs to run {state.run_id}, not {run_id}", "Choose another run folder")
     for key, was, now in (("ranks", state.ranks, ranks), ("zero", state.zero, zero)):
         if was != now:
-            cure = f"Set it to {was}, or start a new run with model.path: {folder / 'model'}"
+            cure = f"Set it to {was}, or start a new run with model.path: {folder.parents[1]}"
             raise SettingError(f"learner.{key}", f"{now}, but {folder} was written with {was}", cure)
     return state
 

@@ -140,12 +140,6 @@ class LearnerSettings(Settings):
                 "attention: flash_attention_2 keeps packed sequences apart in a single row only. "
                 "Set micro_tokens to row_tokens, attention to sdpa, or packing to false"
             )
-        for key in ("kl", "anchor"):
-            if self.zero == 3 and getattr(self.objective, key, 0.0) > 0:
-                raise ValueError(
-                    f"objective.{key} above 0 puts a whole copy of the start model on every rank, which zero: 3 is "
-                    f"there to avoid. Set zero to 2, or objective.{key} to 0"
-                )
         if self.rounds is not None and self.max_staleness < self.rounds.steps - 1:
             steps = self.rounds.steps
             raise ValueError(

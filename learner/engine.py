@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +20,15 @@ from torch import Tensor, nn
 
 from learner.config import LearnerSettings, OptimizerSettings
 from learner.logprobs import Policy, load_model
+from learner.lora_config import LoraSettings
 from learner.objectives import SETTING, STATS, loss_of, make
 from learner.packing import MicroBatch
+from learner.proof import perturbed
 from learner.saved import as_saved, saved_buffers
 from protocols.errors import SettingError
+
+if TYPE_CHECKING:
+    from learner.lora import Adapter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -75,23 +81,36 @@ class Engine:
         dtype: str = "float32",
         temperature: float = 1.0,
         device: str = "cpu",
+        lora: LoraSettings | None = None,
+        seed: int = 0,
     ):
-        """`steps` of the run are what the learning rate falls over; `temperature` is that of sampling."""
+        """`steps` of the run are what the learning rate falls over; `temperature` is that of sampling; with `lora` an
+        adapter is trained, whose first values `seed` draws."""
         if dtype not in DTYPES:
             raise SettingError("model.dtype", f"{dtype} is not trained", f"Choose {' or '.join(DTYPES)}")
         self.settings, self.steps, self.device = settings, steps, device
         self.model_path, self.temperature, self.dtype = model_path, temperature, DTYPES[dtype]
         self.objective = make(settings.objective)
+        self.adapter = self._adapter(lora, seed)
         self.reference = self._start_model()
         self.engine = self.optimizer = None
         self.restart()
 
+    def _adapter(self, lora: LoraSettings | None, seed: int) -> Adapter | None:
+        if lora is None:
+            return None
+        from learner.lora import Adapter  # PEFT takes seconds to import
+
+        return Adapter(lora, self.model_path, seed)
+
     def _start_model(self) -> Policy | None:
-        if self.objective.reference is None:
+        """A copy of the start model, where it is needed and not there beneath an adapter."""
+        if self.objective.reference is None or self.adapter is not None:
             return None
         if self.settings.zero == 3:
             problem = "needs a whole copy of the start model on every rank, which learner.zero: 3 is there to avoid"
-            raise SettingError(SETTING, f"{self.settings.objective.name} {problem}", "Set learner.zero to 2")
+            cure = "Set learner.zero to 2, or train an adapter (model.lora)"
+            raise SettingError(SETTING, f"{self.settings.objective.name} {problem}", cure)
         model = load_model(self.model_path, self.dtype, self.settings.attention).requires_grad_(False)
         return Policy(model.eval(), self.temperature, self.settings.head).to(self.device)
 
@@ -100,12 +119,16 @@ class Engine:
         self._drop()
         settings = self.settings
         model = load_model(self.model_path, self.dtype, settings.attention)
+        if self.adapter is not None:
+            self.adapter.add(model)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.vocabulary = model.config.get_text_config().vocab_size
         self.config = model.config
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.trained = sum(parameter.numel() for parameter in trained)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
+            trained,
             lr=settings.optimizer.lr,
             betas=settings.optimizer.betas,
             weight_decay=settings.optimizer.weight_decay,
@@ -188,12 +211,17 @@ class Engine:
             if name != "chunks"
         }
         inputs = (tensors["tokens"], tensors["positions"], tensors["picks"], tensors["targets"], micro.chunks)
+        reference = self._reference(inputs) if self.objective.reference is not None else None
         logprobs, entropy = self.engine(*inputs)
-        reference = None
-        if self.reference is not None:
-            with torch.no_grad():
-                reference, _ = self.reference(*inputs)
         return loss_of(self.objective, logprobs, entropy, tensors, reference)
+
+    @torch.no_grad()
+    def _reference(self, inputs: tuple) -> Tensor:
+        """Log-probs under the start model: a copy of it, or the trained model without its adapter."""
+        if self.adapter is None:
+            return self.reference(*inputs)[0]
+        with self.adapter.disabled(self.engine.module):
+            return self.engine.module(*inputs)[0]
 
     def _over_ranks(self, sums: Tensor) -> np.ndarray:
         total, largest = sums.to(self.device), sums[-1:].clone().to(self.device)
@@ -205,30 +233,42 @@ class Engine:
         """What a model folder of these weights holds, by the names in it, on the CPU: the weights in the run's dtype,
         and in their own the buffers that are saved (a router's bias). Empty on ranks other than 0.
 
-        A head that is tied to the embeddings is not among them.
+        A head that is tied to the embeddings is not among them. Of a model with an adapter only that, by the names of
+        PEFT's files.
         """
-        with self._whole():
+        model = self.engine.module.model
+        named = dict(model.named_parameters()) if self.adapter is None else self.adapter.trained(model)
+        with self._whole(list(named.values())):
             if dist.get_rank():
                 return {}
-            model = self.engine.module.model
-            named = model.named_parameters()
-            state = {name: parameter.detach().to("cpu", self.dtype, copy=True) for name, parameter in named}
+            state = {name: parameter.detach().to("cpu", self.dtype, copy=True) for name, parameter in named.items()}
+            if self.adapter is not None:
+                return state
             state |= {name: buffer.to("cpu", copy=True) for name, buffer in saved_buffers(model).items()}
         return as_saved(model, state)
 
     def model_of(self, state: dict[str, Tensor]) -> nn.Module:
         """A model with the weights of such a state, on the CPU. No collective."""
         flash = self.settings.attention == "flash_attention_2"  # which knows no float32
-        return load_model(self.model_path, self.dtype, "eager" if flash else self.settings.attention, state)
+        attention = "eager" if flash else self.settings.attention
+        if self.adapter is not None:
+            return self.adapter.merged(state, self.dtype, attention)
+        return load_model(self.model_path, self.dtype, attention, state)
+
+    def perturbed(self, state: dict[str, Tensor], strength: float, seed: int) -> dict[str, Tensor]:
+        """Such a state with relative changes of `strength` of the weights that it changes. No collective."""
+        return (
+            perturbed(state, strength, seed) if self.adapter is None else self.adapter.perturbed(state, strength, seed)
+        )
 
     @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _whole(self, parameters: list[nn.Parameter]) -> Iterator[None]:
         if self.settings.zero < 3:
             yield
             return
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(self.engine.module.parameters()), modifier_rank=None):
+        with deepspeed.zero.GatheredParameters(parameters, modifier_rank=None):
             yield
 
     @torch.no_grad()
@@ -245,10 +285,12 @@ class Engine:
         return tuple(logprobs.tolist())
 
     def save(self, folder: str, tag: str) -> None:
-        self.engine.save_checkpoint(folder, tag=tag, save_latest=False)
+        """What training goes on from; of frozen weights nothing, for they are those of the start model."""
+        frozen = self.adapter is not None
+        self.engine.save_checkpoint(folder, tag=tag, save_latest=False, exclude_frozen_parameters=frozen)
 
     def load(self, folder: str, tag: str) -> None:
-        self.engine.load_checkpoint(folder, tag=tag)
+        self.engine.load_checkpoint(folder, tag=tag, load_module_strict=self.adapter is None)
 
     def close(self) -> None:
         self.engine.destroy()

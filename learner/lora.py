@@ -7,6 +7,7 @@ ours: see `Adapted`.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
+from learner.head import linear_of
 from learner.logprobs import load_model
 from learner.lora_config import LoraSettings
-from protocols.adapter import DOWN, PREFIX, UP, merged, metadata, weight_files
+from learner.publish import bits_of
+from learner.saved import as_saved, saved_buffers
+from protocols.adapter import PREFIX, UP, adapted_name, layers_of, merged, metadata, weight_files
 from protocols.checksum import element_checksum
 from protocols.errors import SettingError
 
@@ -76,17 +80,15 @@ class Adapter:
         """`seed` of the first values: every fresh adapter of a run is the same, on all ranks."""
         self._settings, self._path, self._seed = settings, model_path, seed
         self.metadata = metadata(settings.scale)
-        self.rest = ""  # element checksum of all weights that it leaves alone
+        self.rest = ""  # element checksum of all weights that it leaves alone, and of these buffers
+        self.buffers: dict[str, Tensor] = {}  # that belong to the weights: published with each version
+        self._sizes: dict[str, float] = {}  # root mean square of each matrix that it changes
 
     def add(self, model: nn.Module) -> None:
         """Puts a fresh adapter into the model, in place, and freezes all else. Raises SettingError."""
         chosen = targets(model, self._settings)
-        adapted = {f"{name}.weight" for name in chosen}
-        if not self.rest:
-            from learner.publish import bits_of
-
-            left = (parameter.detach() for name, parameter in model.named_parameters() if name not in adapted)
-            self.rest = element_checksum(bits_of(left))
+        if not self._sizes:
+            self._note(model, {f"{name}.weight" for name in chosen})
         self._config = LoraConfig(
             r=self._settings.rank,
             lora_alpha=self._settings.scale * self._settings.rank,
@@ -100,6 +102,50 @@ class Adapter:
             torch.manual_seed(self._seed)
             inject_adapter_in_model(self._config, model)
 
+    def _note(self, model: nn.Module, adapted: set[str]) -> None:
+        """What is asked later of weights that by then may be sharded."""
+        weights = {name: part.detach() for name, part in model.named_parameters()}
+        self.buffers = {name: buffer.clone() for name, buffer in saved_buffers(model).items()}
+        left = (part for name, part in weights.items() if name not in adapted)
+        self.rest = element_checksum(bits_of((*left, *self.buffers.values())))
+        self._sizes = {name: float(weights[name].float().square().mean().sqrt()) for name in adapted}
+
+    @staticmethod
+    def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+        """The adapter's parameters by the names of PEFT's files."""
+        named = model.named_parameters()
+        return {PREFIX + name.replace(f".{NAME}", ""): part for name, part in named if part.requires_grad}
+
+    @staticmethod
+    @contextlib.contextmanager
+    def disabled(model: nn.Module) -> Iterator[None]:
+        """Inside, the model computes as it did before there was an adapter."""
+        layers = [module for module in model.modules() if isinstance(module, Adapted)]
+        for layer in layers:
+            layer._disable_adapters = True  # PEFT's own switch also turns gradients off, which DeepSpeed has hooks on
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+    def perturbed(self, state: dict[str, Tensor], strength: float, seed: int) -> dict[str, Tensor]:
+        """The adapter with each B drawn anew, such that B A is `strength` times as large as the matrix that it changes.
+
+        A fresh adapter's B is 0: nothing that scales it would tell whether an engine applies it.
+        """
+        random = torch.Generator().manual_seed(seed)
+        drawn = dict(state)
+        for name, down, up in layers_of(state):
+            size = self._settings.scale * float(down.float().square().mean().mul(len(down)).sqrt())
+            noise = torch.randn(up.shape, generator=random) * (strength * self._sizes[name] / size)
+            drawn[adapted_name(name, UP)] = noise.to(up.dtype)
+        return drawn
+
+    def merged(self, state: dict[str, Tensor], dtype: torch.dtype, attention: str = "eager") -> nn.Module:
+        """A model with this state of the adapter merged into its weights, on the CPU."""
+        return _merged(self._path, state, self._settings.scale, dtype, attention)
+
     def write(self, folder: Path, state: dict[str, Tensor]) -> None:
         """A folder of PEFT with these tensors."""
         from safetensors.torch import save_file
@@ -112,7 +158,7 @@ class Adapter:
 
 def targets(model: nn.Module, settings: LoraSettings) -> list[str]:
     """Names of the layers to adapt. Raises SettingError where there are none, or where the rank is too large."""
-    head = model.get_output_embeddings()
+    head = linear_of(model)
     known = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear and layer is not head}
     names = sorted({_last(name) for name in known})
     if not names:
@@ -160,36 +206,23 @@ def check(folder: str | Path, settings: LoraSettings) -> int:
     return sum(settings.rank * sum(modules[name].weight.shape) for name in chosen)
 
 
-@contextlib.contextmanager
-def without_adapter(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes as it did before there was an adapter."""
-    layers = [module for module in model.modules() if isinstance(module, Adapted)]
-    for layer in layers:
-        layer._disable_adapters = True  # PEFT's own switch also turns gradients off and on, which DeepSpeed follows
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
-
-
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained of a model: all of it, or its adapter, by the names of PEFT's files."""
-    named = dict(model.named_parameters())
-    if all(parameter.requires_grad for parameter in named.values()):
-        return named
-    return {PREFIX + name.replace(f".{NAME}", ""): part for name, part in named.items() if part.requires_grad}
-
-
 @torch.no_grad()
-def merge(base: str | Path, state: dict[str, Tensor], scale: float, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All weights of the model in the folder `base`, in `dtype` on the CPU, with this adapter merged into them.
+def _merged(base: str, state: dict[str, Tensor], scale: float, dtype: torch.dtype, attention: str) -> nn.Module:
+    model = load_model(base, dtype, attention)
+    weights = dict(model.named_parameters())
+    for name, down, up in layers_of(state):
+        weights[name].data = merged(weights[name].data, down.to(dtype), up.to(dtype), scale)
+    return model
 
-    By their Hugging Face names; a head that is tied to the embeddings is not among them.
-    """
-    weights = dict(load_model(str(base), dtype, "eager").named_parameters())
-    for down in [name for name in state if name.endswith(DOWN)]:
-        layer = down.removeprefix(PREFIX).removesuffix(DOWN)
-        parts = state[down].to(dtype), state[f"{PREFIX}{layer}{UP}"].to(dtype)
-        weights[f"{layer}.weight"] = merged(weights[f"{layer}.weight"].data, *parts, scale)
-    return {name: weight.detach() for name, weight in weights.items()}
+
+def merged_state(base: str | Path, adapter: str | Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """What the folder of the model in `base` holds once PEFT's folder `adapter` is merged in, by the names in it, on the
+    CPU. In `dtype`, or in that of the run which made the adapter: its own."""
+    from safetensors.torch import load_file
+
+    settings = json.loads((Path(adapter) / CONFIG).read_text())
+    state = load_file(Path(adapter) / WEIGHTS)
+    dtype = dtype or next(iter(state.values())).dtype
+    model = _merged(str(base), state, settings["lora_alpha"] / settings["r"], dtype, "eager")
+    weights = {name: part.detach() for name, part in model.named_parameters()}
+    return as_saved(model, weights | saved_buffers(model))

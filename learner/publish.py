@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,21 +12,25 @@ from torch import Tensor
 from protocols.checksum import element_checksum
 from protocols.weights import Probe, WeightRef
 
+if TYPE_CHECKING:
+    from learner.lora import Adapter
 
-def publish(state: dict[str, Tensor], version: int, probe: Probe) -> WeightRef:
-    """Puts the weights into Ray's object store as safetensors bytes (uint8[size]) and returns their reference."""
+
+def publish(state: dict[str, Tensor], version: int, probe: Probe, adapter: Adapter | None = None) -> WeightRef:
+    """Puts the weights, or those of the adapter, into Ray's object store as safetensors bytes (uint8[size]) and returns
+    their reference."""
     import ray
     from blake3 import blake3
     from safetensors.torch import save
 
-    blob = save(state)
+    blob = save(state) if adapter is None else save(state | adapter.buffers, adapter.metadata)
     return WeightRef(
         version=version,
         digest=blake3(blob).hexdigest(),
         size_bytes=len(blob),
         blob=ray.put(np.frombuffer(blob, np.uint8)),
         probe=probe,
-        elements=element_checksum(bits_of(state.values())),
+        elements=element_checksum(bits_of(state.values())) if adapter is None else adapter.rest,
     )
 
 

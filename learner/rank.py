@@ -24,6 +24,7 @@ from pathlib import Path
 
 from learner import checkpoint
 from learner.config import LearnerSettings
+from learner.lora_config import LoraSettings
 from learner.record import Record
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError, SettingError
@@ -57,12 +58,14 @@ class Rank:
         steps: int,
         dtype: str = "float32",
         temperature: float = 1.0,
+        lora: LoraSettings | None = None,
     ):
-        """`model_path` is the start model also on resume; `steps` of the whole run; `temperature` that of sampling."""
+        """`model_path` is the start model also on resume; `steps` of the whole run; `temperature` that of sampling;
+        with `lora` an adapter is trained in place of all weights."""
         self.rank, self.world, self.settings, self.device = rank, world, settings, device
         self.model_path, self.run_dir, self.run_id = model_path, Path(run_dir), run_id
         self.seed, self.shards, self.keys = seed, shards, keys
-        self.steps, self.dtype, self.temperature = steps, dtype, temperature
+        self.steps, self.dtype, self.temperature, self.lora = steps, dtype, temperature, lora
         self.step = self.life = 0
         self._published = 0  # the step whose weights were published last
         self._blob = None  # those weights, in the object store
@@ -79,8 +82,9 @@ class Rank:
     def setup(self, master: tuple[str, int], resume: bool) -> dict:
         """Joins the ranks and loads the model or, on `resume`, the newest checkpoint if there is one.
 
-        Returns the step and life to go on from, and the controller's cursor of the checkpoint. Blocks until all ranks
-        are up. Raises SettingError when the checkpoint does not fit the settings, or a part cannot be found.
+        Returns the step and life to go on from, the controller's cursor of the checkpoint, and how many parameters are
+        trained. Blocks until all ranks are up.
+        Raises SettingError when the checkpoint does not fit the settings, or a part cannot be found.
         """
         import torch
 
@@ -98,19 +102,22 @@ class Rank:
             dtype=self.dtype,
             temperature=self.temperature,
             device=self.device,
+            lora=self.lora,
+            seed=self.seed,
         )
         folder = checkpoint.newest(self.run_dir) if resume and self.rank == 0 else None
         life = checkpoint.next_life(self.run_dir) if self.rank == 0 else 0
         folder, self.life = self._same((folder, life))
         self._resumed = resume
+        facts = {"life": self.life, "trained": self.engine.trained}
         if folder is None:
-            return {"step": 0, "life": self.life, "cursor": {}}
+            return {"step": 0, "cursor": {}, **facts}
         state = checkpoint.read(folder, self.run_id, self.world, self.settings.zero)
         self.engine.load(str(folder), checkpoint.TAG)
         torch.set_rng_state(torch.load(folder / f"random-{self.rank}.pt", weights_only=True))
         self.step, self._saved = state.step, folder
         self._published = state.step if state.published is None else state.published
-        return {"step": self.step, "life": self.life, "cursor": state.cursor}
+        return {"step": self.step, "cursor": state.cursor, **facts}
 
     def announce(self, controller) -> None:
         """Announces the weights that training starts from; on resume, replay first takes back what came after them."""
@@ -240,8 +247,10 @@ class Rank:
         self.engine.save(str(folder), checkpoint.TAG)
         torch.save(torch.get_rng_state(), folder / f"random-{self.rank}.pt")
         state = self.engine.full_state()
-        if self.rank == 0:
-            checkpoint.write_model(folder, self.model_path, self.engine.config, state)
+        if self.rank == 0 and self.engine.adapter is not None:
+            self.engine.adapter.write(folder / checkpoint.ADAPTER, state)
+        elif self.rank == 0:
+            checkpoint.write_model(folder / checkpoint.MODEL, self.model_path, self.engine.config, state)
         dist.barrier(group=self.objects)
 
     def _client(self):
@@ -354,7 +363,7 @@ class Rank:
     def _announce(self, controller, state: dict, probe: Probe) -> None:
         from learner.publish import publish
 
-        ref: WeightRef = publish(state, version_of(self.life, self._published), probe)
+        ref: WeightRef = publish(state, version_of(self.life, self._published), probe, self.engine.adapter)
         self._blob = ref.blob
         metrics.PUBLISHED.set(ref.version)
         controller.announce.remote(ref)
@@ -366,14 +375,14 @@ class Rank:
 
     def _publish_trial(self, controller) -> None:
         """Perturbed weights, which an actor must follow before it may play: no rounding hides an old head."""
-        from learner.proof import Proof, perturbed
+        from learner.proof import Proof
         from learner.publish import publish
 
         tokens = self._probe_tokens()
         state, _ = self._order("weights", tokens)
-        self._proof = Proof(self.engine.model_of, perturbed, tokens, self.engine.vocabulary, self.device)
+        self._proof = Proof(self.engine.model_of, self.engine.perturbed, tokens, self.engine.vocabulary, self.device)
         state, probe = self._proof.trial(state, self.seed)
-        controller.announce_trial.remote(publish(state, TRIAL, probe))
+        controller.announce_trial.remote(publish(state, TRIAL, probe, self.engine.adapter))
 
     def _checkpoint(self, client, controller) -> None:
         import ray

@@ -8,7 +8,7 @@ B A is scaled, so that nobody has to be told beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,19 @@ def merged(weight, down, up, scale: float):
     bits += (rows[:, None] + columns).bitwise_and_(STEPS - 1)
     bits &= -STEPS
     return bits.view(exact.dtype).to(weight.dtype)
+
+
+def adapted_name(weight: str, part: str) -> str:
+    """The name in an adapter's file of the `part`, DOWN or UP, of what changes a weight."""
+    return f"{PREFIX}{weight.removesuffix('.weight')}{part}"
+
+
+def layers_of(adapter: Mapping) -> Iterator[tuple]:
+    """Name of the weight, A and B, for each matrix that an adapter changes."""
+    for name in adapter:
+        if name.endswith(DOWN):
+            weight = name.removeprefix(PREFIX).removesuffix(DOWN) + ".weight"
+            yield weight, adapter[name], adapter[adapted_name(weight, UP)]
 
 
 def weight_files(folder: Path) -> dict[str, Path]:

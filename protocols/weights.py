@@ -44,7 +44,7 @@ class WeightRef:
     """An announced version. `blob` is the Ray reference of the safetensors bytes; `digest` their blake3, in hex.
 
     `elements` is their order-free checksum, which fusing and padding leave unchanged: it is compared with the live
-    parameters of an engine where they can be read back.
+    parameters of an engine where they can be read back. Of an adapter it is that of the weights which it leaves alone.
     """
 
     version: int

@@ -87,7 +87,7 @@ def eval(
     """Evaluate a checkpoint of a run: accuracy by turn, fix and keep rates, majorities, with standard errors."""
     from redraft import launch
 
-    launch.evaluate(run, overrides or (), step, console)
+    launch.evaluate(run, overrides or (), step, CACHE, console)
 
 
 @app.command()

@@ -49,6 +49,8 @@ class Outcome:
     before: dict | None
     after: dict | None
     curve: tuple[Point, ...]
+    adapter: str = ""
+    """What was trained in place of all weights, where it was."""
 
     @property
     def known(self) -> dict | None:
@@ -79,12 +81,13 @@ def read(run_dir: Path) -> Outcome:
     steps, written = records.steps(run_dir), records.lines(run_dir / "metrics.jsonl")
     evaluations = records.lines(run_dir / "evaluations.jsonl")
     summary = records.json_object(run_dir / "summary.json")
+    recipe = records.mapping(records.text(run_dir / "recipe.yaml"))
     by_step = {found["step"]: found for found in evaluations}
     first, last = records.first(evaluations), records.last(evaluations)
     by_step |= {found["step"]: found for found in (first, last) if found}
     return Outcome(
         name=run_dir.name,
-        recipe=records.mapping(records.text(run_dir / "recipe.yaml")),
+        recipe=recipe,
         state=str(summary.get("state", "running or interrupted")),
         steps=steps[-1]["step"] if steps else 0,
         generations=_spent(written),
@@ -92,6 +95,7 @@ def read(run_dir: Path) -> Outcome:
         before=first,
         after=last,
         curve=tuple(Point(n, _spent(written, until=n), by_step[n]) for n in sorted(by_step)),
+        adapter=records.adapter(recipe, summary),
     )
 
 
@@ -204,7 +208,8 @@ class Entry:
         seeds = ", ".join(str(at(outcome.recipe, "seed")) for outcome in found)
         states = dict.fromkeys(outcome.state for outcome in found)
         steps = sorted({outcome.steps for outcome in found})
-        facts = [one.method, f"feedback {at(one.recipe, 'environment.feedback') or UNKNOWN}"]
+        facts = [one.method, *([one.adapter] if one.adapter else [])]
+        facts.append(f"feedback {at(one.recipe, 'environment.feedback') or UNKNOWN}")
         facts.append(f"seed{'s' * (len(found) > 1)} {seeds}")
         facts.append(f"{' to '.join(str(n) for n in (steps[0], steps[-1])[: len(steps)])} steps, {' / '.join(states)}")
         mean_of = " on average" * (len(found) > 1)

@@ -114,6 +114,7 @@ class Controller:
             "seconds": round(self._status.elapsed_s, 1),
             "findings": self._status.findings,
             **self._status.made,
+            "trained_parameters": self._status.trained,
         }
         self._run.write("summary.json", summary)
         self._status.phase(summary["state"], summary["error"])
@@ -202,7 +203,7 @@ class Controller:
         for number, state in enumerate(states):
             self._wait(state, f"learner rank {number}", recipe.start_s)
         state = ray.get(states[0])
-        self._status.started(state["step"])
+        self._status.started(state["step"], state["trained"])
         listen = recipe.metrics.listen(self._run.cluster)
         for number, rank in enumerate(self._ranks):
             where = self._wait(rank.serves.remote(listen), f"learner rank {number}", recipe.start_s)

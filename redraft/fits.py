@@ -29,7 +29,7 @@ STRETCHED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llam
 def check(model: Path, recipe: Recipe) -> None:
     """Raises SettingError for a tokenizer that cannot be used, lacks something, has ids that the model does not know,
     or cannot spell what the rollout says; for prompts longer than the model's positions; for a chat template that the
-    rollout cannot be played with; and for failures of another tokenizer."""
+    rollout cannot be played with; for failures of another tokenizer; and where it cannot have the recipe's adapter."""
     from actors import environments, rendering
 
     renderer = rendering.load(model, recipe.model.on_rewrite, recipe.rollout.system)
@@ -44,6 +44,10 @@ def check(model: Path, recipe: Recipe) -> None:
     _check_turns(renderer, recipe)
     if recipe.data.failures:
         failures.check(environments.tasks(recipe.environment, recipe.data, "train"), model)
+    if recipe.model.lora is not None:
+        from learner import lora
+
+        lora.check(model, recipe.model.lora)
 
 
 def positions(config) -> float:

@@ -300,7 +300,7 @@ def _ask(run: Run, command: str, limit_s: float, call):
         raise (error.cause if isinstance(error.cause, RedraftError) else RedraftError(repr(error.cause))) from None
 
 
-def evaluate(name: str, overrides: Sequence[str], step: int | None, console: Console) -> None:
+def evaluate(name: str, overrides: Sequence[str], step: int | None, cache: Path, console: Console) -> None:
     """Plays the test tasks with a checkpoint's weights; prints the table, adds a line to evaluations.jsonl."""
     with runs.reading(name) as run:
         logs.to_terminal(run.name)
@@ -318,9 +318,10 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, console: Con
     state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
     facts = {"label": "eval", "step": state.step, "version": version_of(state.life, state.step)}
     tests = environments.tasks(recipe.environment, recipe.data, "test")
+    model = models.of_checkpoint(folder, run.model, cache)
     began = time.monotonic()
     with ray_for(recipe):
-        summary = _exam(recipe, run, folder / "model", facts, tests, console)
+        summary = _exam(recipe, run, model, facts, tests, console)
     run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | summary)
     console.print(table(None, summary, recipe.environment.feedback, console.width))
 

@@ -155,8 +155,9 @@ def _state(status: dict) -> str:
 
 def facts(status: dict) -> list[tuple[str, str]]:
     """(what, text) of all that the status knows, in the order in which it is shown."""
-    found = [(PROBLEM, text) for text in problems(status.get("findings") or ())]
-    if status.get("trained_tokens") == 0 and not found:  # else the cause is said
+    found = [("adapter", status["adapter"])] if status.get("adapter") else []
+    found += [(PROBLEM, text) for text in problems(status.get("findings") or ())]
+    if status.get("trained_tokens") == 0 and not status.get("findings"):  # else the cause is said
         found.append(("trained", "no token of the last step's batch"))
     if status.get("reward_by_index"):
         found.append(("reward by turn", "  ".join(f"{reward:.3f}" for reward in status["reward_by_index"])))

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from actors.config import EnvironmentSettings
+from learner.lora_config import LoraSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
 from redraft import own_template, pretrained
@@ -98,6 +99,8 @@ class ModelSettings(Settings):
     """Where the chat template rewrites what it has shown (strips thinking from earlier answers, say), so that prompts
     do not just grow: refuse rollouts that prompt the model again, or render the whole dialogue anew for each of their
     prompts, so that each turn is a sequence of its own."""
+    lora: LoraSettings | None = None
+    """Train a low-rank adapter, and leave the model's own weights as they are."""
 
     @model_validator(mode="after")
     def _one_source(self):
@@ -132,7 +135,7 @@ def prepare(
 def _source(settings: ModelSettings, environment: EnvironmentSettings, cache: Path, progress: Callable) -> Path:
     """The folder of the model as it comes."""
     if settings.path is not None:
-        return _existing(settings.path)
+        return _existing(settings.path, cache)
     if settings.pretrained is not None:
         return fetch(settings.pretrained, None, cache, progress)
     folder = cache / f"made-{_digest(settings.make, environment)}"
@@ -172,10 +175,10 @@ def _once(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _existing(path: str) -> Path:
+def _existing(path: str, cache: Path) -> Path:
     folder = Path(path).expanduser()
     if (folder / "run.json").exists():
-        folder = _trained(folder)
+        folder = _trained(folder, cache)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise SettingError("model.path", f"{path!r} holds no config.json", "Name the folder of a model")
@@ -193,14 +196,46 @@ def _existing(path: str) -> Path:
         raise SettingError("model.path", f"{path!r} is no folder here and cannot be fetched", cure) from error
 
 
-def _trained(run: Path) -> Path:
+def _trained(run: Path, cache: Path) -> Path:
     """The model of the newest checkpoint in a run's folder."""
     from learner import checkpoint
 
     newest = checkpoint.newest(run)
     if newest is None:
         raise SettingError("model.path", f"the run {run} has no checkpoint", "Name one that has, or a model")
-    return newest / "model"
+    return of_checkpoint(newest, json.loads((run / "run.json").read_text())["model"], cache)
+
+
+def of_checkpoint(checkpoint: Path, base: str, cache: Path) -> Path:
+    """The folder of a checkpoint's model. That of an adapter is merged into the run's start model `base`, once: it is
+    kept in `cache` under the digest of both."""
+    from learner.checkpoint import ADAPTER, MODEL, write_model
+
+    adapter = checkpoint / ADAPTER
+    if not adapter.exists():
+        return checkpoint / MODEL
+    if not Path(base, "config.json").exists():
+        problem = f"the model that {checkpoint} adapts is not at {base}"
+        raise SettingError("model.path", problem, "Put it there again, or write its place into the run's run.json")
+
+    def make(aside: Path) -> None:
+        from transformers import AutoConfig
+
+        from learner.lora import merged_state
+
+        write_model(aside, base, AutoConfig.from_pretrained(base), merged_state(base, adapter))
+
+    return _once(cache / f"merged-{_digest_of_merged(Path(base), adapter)}", make)
+
+
+def _digest_of_merged(base: Path, adapter: Path) -> str:
+    """Of the adapter's bytes, and of where the model is and when it was written: to read it all would take long."""
+    made = hashlib.blake2b(str(base.resolve()).encode(), digest_size=10)
+    for file in sorted(base.glob("*.safetensors")):
+        made.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    for file in sorted(adapter.iterdir()):
+        made.update(file.read_bytes())
+    return made.hexdigest()
 
 
 def _digest(make: MakeSettings, environment: EnvironmentSettings) -> str:

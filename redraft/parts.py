@@ -269,6 +269,7 @@ def start_ranks(run: Run, recipe: Recipe, shards: tuple[Endpoints, ...], keys: C
             steps=recipe.steps,
             dtype=recipe.model.dtype,
             temperature=recipe.sampling.temperature,
+            lora=recipe.model.lora,
         )
         for rank in range(settings.ranks)
     ]

@@ -78,6 +78,7 @@ class Recipe(Settings):
                 f"rollout.teacher: by timeout_s and retries one answer may take {teacher.deadline_s:g} s, longer "
                 f"than actors.lease_s={self.actors.lease_s:g}; lower them, or raise that"
             )
+        self._adapter_fits()
         if self.steps:
             self._credit_fits()
             self._learner_fits()
@@ -125,6 +126,18 @@ class Recipe(Settings):
                 f"steps: with learner.rounds.from_base a run is two or more whole rounds of {rounds.steps} steps, and "
                 f"{self.steps} is not; set it to {whole}, or from_base to false"
             )
+
+    def _adapter_fits(self) -> None:
+        learner, lora = self.learner, self.model.lora
+        if lora is not None and not self.steps:
+            raise ValueError("model.lora: a run of 0 steps trains no adapter; leave it out, or set steps")
+        for key in ("kl", "anchor"):
+            if learner.zero == 3 and lora is None and getattr(learner.objective, key, 0.0) > 0:
+                raise ValueError(
+                    f"learner.objective.{key}: above 0 it puts a whole copy of the start model on every rank, which "
+                    f"learner.zero=3 is there to avoid; set learner.zero to 2, train an adapter (model.lora), or set "
+                    f"learner.objective.{key} to 0"
+                )
 
     def _takes_effect(self) -> None:
         """Refuses what would do nothing."""

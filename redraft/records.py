@@ -83,6 +83,13 @@ def at(recipe: dict, key: str):
     return value
 
 
+def adapter(recipe: dict, summary: dict) -> str:
+    """What was trained in place of all weights, in a few words; "" where all were."""
+    rank, trained = at(recipe, "model.lora.rank"), summary.get("trained_parameters")
+    size = f", {trained:,} parameters" if trained else ""
+    return f"LoRA of rank {rank}{size}" if rank else ""
+
+
 def duration(seconds: float) -> str:
     """ "4 min 3 s" or "1 h 2 min"."""
     minutes, rest = divmod(round(seconds), 60)

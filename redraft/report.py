@@ -60,7 +60,7 @@ def _header(name: str, recipe: dict, summary: dict, steps: Sequence[dict]) -> st
     seconds = summary.get("seconds") or (steps[-1].get("time_s") if steps else None)
     facts = [("steps", f"{done} of {recipe['steps']}" if "steps" in recipe else f"{done}")]
     facts += [("wall time", duration(seconds))] if seconds else []
-    facts += [("model", _model(recipe))] if recipe.get("model") else []
+    facts += [("model", _model(recipe, summary))] if recipe.get("model") else []
     facts += [(label, _plain(value)) for label, key in FACTS.items() if (value := at(recipe, key)) is not None]
     listed = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
     error = f'<p class="error">{escape(str(summary["error"]))}</p>' if summary.get("error") else ""
@@ -87,12 +87,13 @@ def _when(finding: dict) -> str:
     return f"step {finding['step']}, from {duration(finding['since_s'])} {lasted}"
 
 
-def _model(recipe: dict) -> str:
+def _model(recipe: dict, summary: dict) -> str:
     model = recipe["model"]
     make = model.get("make")
     made = f"made here: {make.get('layers')} layers of {make.get('hidden')}" if make else ""
     kind = made or str(model.get("pretrained") or model.get("path"))
-    return f"{kind}, {model['dtype']}" if "dtype" in model else kind
+    kind = f"{kind}, {model['dtype']}" if "dtype" in model else kind
+    return ", ".join(filter(None, (kind, records.adapter(recipe, summary))))
 
 
 def _plain(value) -> str:

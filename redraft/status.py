@@ -38,6 +38,7 @@ class Status:
         self._said: set[str] = set()
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._rewards: deque[float] = deque(maxlen=HISTORY)
+        self._adapter = recipe.model.lora
         self._facts: dict = {"run": run.name, "steps": recipe.steps, "step": 0, "state": "starting", "detail": ""}
         self.last_event = ""
         self._diagnosis, self._looked_s = Diagnosis(recipe), -LOOK_S
@@ -47,6 +48,11 @@ class Status:
     def elapsed_s(self) -> float:
         """Seconds since the run began; a resumed run goes on counting where its last step ended."""
         return time.monotonic() - self._began
+
+    @property
+    def trained(self) -> int | None:
+        """How many parameters are trained, once that is known."""
+        return self._facts.get("trained_parameters")
 
     @property
     def step(self) -> int:
@@ -74,10 +80,12 @@ class Status:
         with self._lock:
             self._facts["sd"] = url
 
-    def started(self, step: int) -> None:
-        """All parts are up, and `step` steps were done before."""
+    def started(self, step: int, trained: int) -> None:
+        """All parts are up, `step` steps were done before, and so many parameters are `trained`."""
         with self._lock:
-            self._facts["step"] = step
+            self._facts |= {"step": step, "trained_parameters": trained}
+            if self._adapter is not None:
+                self._facts["adapter"] = f"LoRA of rank {self._adapter.rank}, {trained:,} parameters"
 
     def event(self, text: str, once: str | None = None) -> None:
         """Something that a person should know, logged; with `once`, the first time for that cause only."""

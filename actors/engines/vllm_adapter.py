@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from protocols.adapter import DOWN, PREFIX, UP, merged, weight_files
+from protocols.adapter import layers_of, merged, weight_files
 
 
 class Base:
@@ -24,9 +24,8 @@ class Base:
 
     def merged(self, adapter: dict[str, torch.Tensor], scale: float) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and new weights of each matrix that the adapter changes."""
-        for down in adapter:
-            if down.endswith(DOWN):
-                layer = down.removeprefix(PREFIX).removesuffix(DOWN)
-                name = f"{layer}.weight"
-                parts = self._files[name].get_tensor(name), adapter[down], adapter[f"{PREFIX}{layer}{UP}"]
-                yield name, merged(*(part.to(self._device, self._dtype) for part in parts), scale)
+        for name, *parts in layers_of(adapter):
+            weight, down, up = (
+                part.to(self._device, self._dtype) for part in (self._files[name].get_tensor(name), *parts)
+            )
+            yield name, merged(weight, down, up, scale)

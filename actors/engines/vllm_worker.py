@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Collection
+from itertools import chain
 
 import numpy as np
 import torch
 
 from actors.engines.vllm_adapter import Base
-from protocols.adapter import scale_of
+from protocols.adapter import PREFIX, scale_of
 from protocols.checksum import element_checksum, without
 
 if not torch.cuda.is_available():
@@ -56,7 +57,8 @@ class WeightsExtension:
         if not hasattr(self, "_base"):
             self._base = Base(self.model_config.model, self.model_config.dtype, self.device)
         self._adapter = tensors, scale
-        self._opened = self._base.merged(*self._adapter)
+        others = ((name, tensor) for name, tensor in tensors.items() if not name.startswith(PREFIX))
+        self._opened = chain(self._base.merged(*self._adapter), others)
         if self.device.type == "cpu":  # elsewhere matrix by matrix while they are loaded: memory is short there
             self._opened = list(self._opened)
 

@@ -26,7 +26,7 @@ LARGEST = 10**9  # of a number in an address
 def application(run: Run, token: str | None) -> Starlette:
     """The service of one run, for requests that Guard lets through."""
     newest = checkpoint.newest(run.folder)  # also where the run was copied from elsewhere
-    words = Words([Path(run.model), *([newest / "model"] if newest else [])])
+    words = Words([Path(run.model), *([newest / checkpoint.MODEL] if newest else [])])
     index = Index(run.folder)
 
     def groups(request: Request) -> JSONResponse:

@@ -224,7 +224,8 @@ def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path
         first.start(2)
         assert first.finish()[0] == [{"step": 2, "reason": "done"}]
         second = Learner(model_path, endpoints, run_dir, settings(), resume=True)
-        assert second.ready == [{"step": 2, "life": 1, "cursor": {"task": 17}}]
+        trained = sum(weights.numel() for weights in load_model(model_path, torch.float32, "eager").parameters())
+        assert second.ready == [{"step": 2, "life": 1, "cursor": {"task": 17}, "trained": trained}]
         second.start(3)
         _, resumed, _ = second.finish()
         assert [ref.version for ref, _ in resumed] == [version_of(1, 2), version_of(1, 3)]

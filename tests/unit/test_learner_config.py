@@ -27,14 +27,6 @@ REFUSED = {
         {"attention": "flash_attention_2", "row_tokens": 64, "micro_tokens": 128},
         "Set micro_tokens to row_tokens",
     ),
-    "a whole reference model under zero 3": (
-        {"zero": 3, "objective": {"name": "grpo", "kl": 0.1}},
-        "Set zero to 2, or objective.kl to 0",
-    ),
-    "a whole reference model to anchor to under zero 3": (
-        {"zero": 3, "objective": {"name": "grpo", "anchor": 1}},
-        "Set zero to 2, or objective.anchor to 0",
-    ),
     "a deviation that nothing divides by": ({"credit": {"name": "raw", "std": False}}, "std"),
     "a baseline without turns": ({"credit": {"name": "group", "baseline": "batch"}}, "baseline"),
     "an unknown credit": ({"credit": {"name": "grp"}}, "group, turnwise, raw, reflection, trajectory"),
