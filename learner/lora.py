@@ -154,6 +154,7 @@ class Adapter:
         self._config.inference_mode = True
         self._config.save_pretrained(folder)
         save_file(state, folder / WEIGHTS, metadata=self.metadata)
+        (folder / WEIGHTS).chmod(0o644)  # safetensors keeps others out
 
 
 def targets(model: nn.Module, settings: LoraSettings) -> list[str]:
