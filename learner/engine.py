@@ -257,9 +257,8 @@ class Engine:
 
     def perturbed(self, state: dict[str, Tensor], strength: float, seed: int) -> dict[str, Tensor]:
         """Such a state with relative changes of `strength` of the weights that it changes. No collective."""
-        return (
-            perturbed(state, strength, seed) if self.adapter is None else self.adapter.perturbed(state, strength, seed)
-        )
+        change = perturbed if self.adapter is None else self.adapter.perturbed
+        return change(state, strength, seed)
 
     @contextlib.contextmanager
     def _whole(self, parameters: list[nn.Parameter]) -> Iterator[None]:

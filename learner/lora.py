@@ -217,8 +217,8 @@ def _merged(base: str, state: dict[str, Tensor], scale: float, dtype: torch.dtyp
 
 
 def merged_state(base: str | Path, adapter: str | Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """What the folder of the model in `base` holds once PEFT's folder `adapter` is merged in, by the names in it, on the
-    CPU. In `dtype`, or in that of the run which made the adapter: its own."""
+    """What the folder of the model in `base` holds once PEFT's folder `adapter` is merged in, by the names in it, on
+    the CPU. In `dtype`, or in that of the run which made the adapter: its own."""
     from safetensors.torch import load_file
 
     settings = json.loads((Path(adapter) / CONFIG).read_text())

@@ -304,10 +304,10 @@ def evaluate(name: str, overrides: Sequence[str], step: int | None, cache: Path,
     """Plays the test tasks with a checkpoint's weights; prints the table, adds a line to evaluations.jsonl."""
     with runs.reading(name) as run:
         logs.to_terminal(run.name)
-        _evaluate(run, overrides, step, console)
+        _evaluate(run, overrides, step, cache, console)
 
 
-def _evaluate(run: Run, overrides: Sequence[str], step: int | None, console: Console) -> None:
+def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path, console: Console) -> None:
     from actors import environments
     from learner import checkpoint
     from protocols.weights import version_of

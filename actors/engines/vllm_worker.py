@@ -68,9 +68,10 @@ class WeightsExtension:
         del self._opened
 
     def redraft_elements(self) -> str:
-        """Order-free checksum of the parameters that the model computes with, and of the buffers that were loaded. Of an
-        adapter's version less that of the matrices as they are merged: if those are in place, the rest is what the
-        adapter leaves alone."""
+        """Order-free checksum of the parameters that the model computes with, and of the buffers that were loaded.
+
+        Of an adapter's version less that of the matrices as they are merged: if those are in place, the rest is what
+        the adapter leaves alone."""
         model = self.model_runner.model
         buffers = (buffer for name, buffer in model.named_buffers() if name in self._loaded)
         live = element_checksum(_bits(tensor.detach()) for tensor in (*model.parameters(), *buffers))
