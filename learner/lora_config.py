@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, field_validator
 
 from protocols.settings import Settings
 
@@ -16,8 +16,16 @@ class LoraSettings(Settings):
     """Rows of A and columns of B."""
     alpha: PositiveFloat | None = None
     """Weight of the adapter, divided by `rank`. Left out: twice the rank."""
-    targets: Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)] = "auto"
+    targets: Literal["auto"] | tuple[str, ...] = "auto"
     """auto: all linear layers but the head. Else the last parts of their names, such as [q_proj, v_proj]."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _auto_or_names(cls, targets):
+        names = isinstance(targets, list | tuple) and targets and all(isinstance(name, str) for name in targets)
+        if targets != "auto" and not names:
+            raise ValueError(f"{targets!r} is neither auto nor a list of names; write, say, [q_proj, v_proj]")
+        return targets
 
     @property
     def scale(self) -> float:

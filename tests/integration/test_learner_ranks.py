@@ -164,11 +164,12 @@ def plain_torch(model_path: str, made: list[Group], steps: int) -> dict[str, tor
 class Learner:
     """The ranks of one life of a run, and their controller."""
 
-    def __init__(self, model_path: str, endpoints: Endpoints, run_dir: Path, choice: LearnerSettings, resume=False):
+    def __init__(self, model_path: str, endpoints: Endpoints, run_dir: Path, choice, resume=False, **named):
+        """`choice` are LearnerSettings, `named` what else a Rank is told."""
         actor = ray.remote(num_cpus=0, max_concurrency=3)(Rank)
         common = (choice, model_path, str(run_dir), "run", SEED, (endpoints,), None)
         world = choice.ranks
-        self.ranks = [actor.remote(rank, world, *common, steps=4) for rank in range(world)]
+        self.ranks = [actor.remote(rank, world, *common, steps=4, **named) for rank in range(world)]
         self.controller = ray.remote(num_cpus=0)(Controller).remote()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

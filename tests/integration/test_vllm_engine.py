@@ -192,6 +192,73 @@ def test_an_engine_that_keeps_its_old_head_fails_the_read_back(running, models, 
         run(weights.apply(faulty, reference(models[1], 102), str(models[1] / "model.safetensors"), CLOSE))
 
 
+@pytest.fixture(scope="module")
+def adapters(models, tmp_path_factory):
+    """Two published adapters of the first model: what is announced of each, and its file."""
+    import torch
+    from safetensors.torch import save_file
+
+    from learner.lora import Adapter
+    from learner.lora_config import LoraSettings
+
+    made, ids = [], torch.tensor(TOKENS.tolist())[None]
+    for seed in (0, 1):
+        adapter = Adapter(LoraSettings(rank=4), str(models[0]), seed)
+        model = adapter.merged({}, torch.float32)
+        adapter.add(model)
+        state = adapter.perturbed({name: part.detach() for name, part in adapter.trained(model).items()}, 0.3, seed)
+        path = tmp_path_factory.mktemp("adapter") / "published.safetensors"
+        save_file(state | adapter.buffers, path, adapter.metadata)
+        with torch.no_grad():
+            logprobs = adapter.merged(state, torch.float32)(ids).logits[0, :-1].log_softmax(-1)
+        probe = Probe(tuple(TOKENS.tolist()), tuple(logprobs.gather(-1, ids[0, 1:, None])[:, 0].tolist()), CLOSE)
+        digest = blake3(path.read_bytes()).hexdigest()
+        made.append((WeightRef(200 + seed, digest, path.stat().st_size, None, probe, adapter.rest), path))
+    return made
+
+
+def test_adapters_are_merged_into_the_start_model_however_often_they_change(running, models, adapters):
+    engine, run = running
+    for ref, path in (*adapters, adapters[0]):
+        difference = run(weights.apply(engine, ref, str(path), CLOSE))
+        print(f"an adapter of {ref.size_bytes} bytes: difference from transformers {difference:.1e}")
+    whole = reference(models[0], 203)
+    assert run(weights.apply(engine, whole, str(models[0] / "model.safetensors"), CLOSE)) < CLOSE
+
+
+class Deaf:
+    """A faulty engine: it loads nothing, and cannot be read back."""
+
+    def __init__(self, engine):
+        self._engine = engine
+
+    async def load(self, path, version):
+        pass
+
+    async def elements(self):
+        return None
+
+    async def score(self, ids):
+        return await self._engine.score(ids)
+
+
+@pytest.mark.parametrize("before", ["the start model", "another adapter"])
+def test_an_engine_that_does_not_apply_an_adapter_fails_the_probe(running, models, adapters, before):
+    engine, run = running
+    run(engine.load(models[0] / "model.safetensors" if before == "the start model" else adapters[1][1], 204))
+    ref, path = adapters[0]
+    with pytest.raises(WeightsError, match="does not compute with these weights"):
+        run(weights.apply(Deaf(engine), ref, str(path), CLOSE))
+
+
+def test_parameters_that_are_not_the_start_model_s_beside_an_adapter_fail_the_read_back(running, models, adapters):
+    engine, run = running
+    run(engine.load(models[1] / "model.safetensors", 205))  # all its weights, of which the adapter changes a part
+    ref, path = adapters[0]
+    with pytest.raises(WeightsError, match="live parameters"):
+        run(weights.apply(engine, ref, str(path), CLOSE))
+
+
 def test_a_prompt_that_leaves_no_room_is_refused_by_the_names_of_the_settings(running):
     engine, run = running
     with pytest.raises(engines.PromptTooLong, match=r"actors\.engine\.max_length"):

@@ -50,6 +50,8 @@ def test_every_recipe_of_the_repository_is_valid_and_named_after_its_file(path):
         ("data.failures=some.jsonl", "recipe", "data.failures"),
         ("name=../escape", "name", "pattern"),
         ("model.path=x", "model", "exactly one"),
+        ("model.lora.ranks=8", "model.lora.ranks", "Did you mean rank? Allowed here: rank, alpha, targets"),
+        ("model.lora.targets=[]", "model.lora.targets", "[] is neither auto nor a list of names"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
@@ -72,6 +74,13 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
         ("signs-star", ["steps=61"], "steps: .* whole rounds of 20 steps, and 61 is not; set it to 80"),
         ("signs-star", ["steps=20"], "set it to 40, or from_base to false"),
         ("signs-star", ["steps=5"], "set it to 40"),
+        ("quickstart", ["model.lora.rank=8", "steps=0"], "model.lora: a run of 0 steps trains no adapter"),
+        (
+            "signs-grpo",
+            ["learner.zero=3", "learner.objective.kl=0.1"],
+            "set learner.zero to 2, train an adapter .model.lora., or set learner.objective.kl to 0",
+        ),
+        ("signs-grpo", ["learner.zero=3", "learner.objective.anchor=1"], "or set learner.objective.anchor to 0"),
     ],
 )
 def test_what_would_have_no_effect_is_refused_with_the_cure(name, overrides, words):
@@ -86,6 +95,7 @@ def test_what_would_have_no_effect_is_refused_with_the_cure(name, overrides, wor
         ("signs-star", ["steps=40"]),
         ("signs-star", ["steps=61", "learner.rounds.from_base=false"]),
         ("quickstart", ["learner.roles={reflection: 1}"]),
+        ("signs-grpo", ["learner.zero=3", "learner.objective.kl=0.1", "model.lora.rank=8"]),
         ("quickstart", ["steps=0", "learner.roles={action: 1}"]),
         ("quickstart", ["rollout={name: mine:play}", "learner.roles={action: 1}", "data.failures=some.jsonl"]),
     ],
