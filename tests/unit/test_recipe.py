@@ -80,7 +80,11 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
             ["learner.zero=3", "learner.objective.kl=0.1"],
             "set learner.zero to 2, train an adapter .model.lora., or set learner.objective.kl to 0",
         ),
-        ("signs-grpo", ["learner.zero=3", "learner.objective.anchor=1"], "or set learner.objective.anchor to 0"),
+        (
+            "signs-grpo",
+            ["learner.zero=3", "learner.objective={name: grpo, kl: 0, anchor: 1}"],
+            "or set learner.objective.anchor to 0",
+        ),
     ],
 )
 def test_what_would_have_no_effect_is_refused_with_the_cure(name, overrides, words):
