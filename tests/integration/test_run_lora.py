@@ -18,14 +18,15 @@ LORA = {"rank": 4, "targets": ["gate_proj", "up_proj", "down_proj"]}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("work")
-    recipe = RECIPE | {"name": "adapted", "model": RECIPE["model"] | {"lora": LORA}}
+    learner = RECIPE["learner"] | {"optimizer": {"lr": 0.01}}
+    recipe = RECIPE | {"name": "adapted", "model": RECIPE["model"] | {"lora": LORA}, "learner": learner}
     (made / "adapted.yaml").write_text(yaml.safe_dump(recipe))
     return made
 
 
 @pytest.fixture(scope="module")
 def run(folder):
-    command = Command(folder, "train", "adapted.yaml", "learner.optimizer.lr=0.01")
+    command = Command(folder, "train", "adapted.yaml")
     output = command.wait(240)
     assert command.process.returncode == 0, output[-3000:]
     assert "Traceback" not in output and "Warning" not in output, output
