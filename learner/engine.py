@@ -30,6 +30,7 @@ from protocols.errors import SettingError
 if TYPE_CHECKING:
     from learner.lora import Adapter
 
+log = logging.getLogger("redraft.learner")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -92,6 +93,7 @@ class Engine:
         self.model_path, self.temperature, self.dtype = model_path, temperature, DTYPES[dtype]
         self.objective = make(settings.objective)
         self.adapter = self._adapter(lora, seed)
+        self.packed = False  # whether sequences may share a row: see `examine`
         self.reference = self._start_model()
         self.engine = self.optimizer = None
         self.restart()
@@ -133,11 +135,39 @@ class Engine:
             betas=settings.optimizer.betas,
             weight_decay=settings.optimizer.weight_decay,
         )
-        policy = Policy(model.train(), self.temperature, settings.head)
+        policy = Policy(model.train(), self.temperature, settings.head, self.packed)
         self.engine = _initialize(policy, self.optimizer, settings, self.dtype)
         self._clipped_norm: float | None = None
         if self._clips_itself:
             self.optimizer.register_step_pre_hook(self._clip)
+
+    def examine(self, seed: int) -> None:
+        """Tests the loaded model (see learner.selftest) and finds out whether sequences may share a row.
+
+        Raises SettingError where the model does not compute here what it computes elsewhere, or where `packing: true`
+        would mix sequences.
+        """
+        from learner.selftest import examine, judge
+
+        policy, settings = self.engine.module, self.settings
+        state = self.full_state()
+        rows = settings.micro_tokens // settings.row_tokens
+        found = examine(policy, lambda: self.model_of(state) if state else None, seed, bool(settings.packing), rows)
+        worst = torch.from_numpy(found).to(self.device)
+        dist.all_reduce(worst, dist.ReduceOp.MAX)  # ranks must not disagree
+        sound = judge(policy, worst.cpu().numpy())
+        if settings.packing is True and not sound:
+            problem = f"a model of type {self.config.model_type} does not keep the sequences of a row apart"
+            raise SettingError("learner.packing", problem, "Set it to auto or false")
+        if settings.packing and not sound and dist.get_rank() == 0:
+            log.warning(
+                "a model of type %s does not keep the sequences of a row apart: each gets a row of its own, as with "
+                "learner.packing: false",
+                self.config.model_type,
+            )
+        self.packed = bool(settings.packing) and sound
+        for one in filter(None, (policy, self.reference)):
+            one.packed = self.packed
 
     def _drop(self) -> None:
         """Frees what was trained, before its place is needed for the start model.

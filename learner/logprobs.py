@@ -38,7 +38,7 @@ class Policy(nn.Module):
         super().__init__()
         if head == "float32":
             compute_in_float32(linear_of(model), model)
-        self.model, self.temperature, self.packed = model, temperature, packed
+        self.model, self.temperature, self.head, self.packed = model, temperature, head, packed
         self.shape = shape_of(model.config)
         self._takes = _arguments(body_of(model))
         linear_of(model)

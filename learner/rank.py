@@ -111,13 +111,20 @@ class Rank:
         self._resumed = resume
         facts = {"life": self.life, "trained": self.engine.trained}
         if folder is None:
+            self._examine()
             return {"step": 0, "cursor": {}, **facts}
         state = checkpoint.read(folder, self.run_id, self.world, self.settings.zero)
         self.engine.load(str(folder), checkpoint.TAG)
+        self._examine()
         torch.set_rng_state(torch.load(folder / f"random-{self.rank}.pt", weights_only=True))
         self.step, self._saved = state.step, folder
         self._published = state.step if state.published is None else state.published
         return {"step": self.step, "cursor": state.cursor, **facts}
+
+    def _examine(self) -> None:
+        """Has the engine test itself; batches are packed by what it finds."""
+        self.engine.examine(self.seed)
+        self.settings = self.settings.model_copy(update={"packing": self.engine.packed})
 
     def announce(self, controller) -> None:
         """Announces the weights that training starts from; on resume, replay first takes back what came after them."""
