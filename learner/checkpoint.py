@@ -71,7 +71,12 @@ def begin(run_dir: str | Path, step: int) -> Path:
     return folder
 
 
-def write_model(target: Path, model_path: str | Path, config, state: dict[str, Tensor]) -> None:
+def write_model(folder: Path, model_path: str | Path, config, state: dict[str, Tensor]) -> None:
+    """The model of a checkpoint that is being written in `folder`."""
+    write_folder(folder / MODEL, model_path, config, state)
+
+
+def write_folder(target: Path, model_path: str | Path, config, state: dict[str, Tensor]) -> None:
     """Makes `target` a Hugging Face folder: these weights, this config, the tokenizer's files of the start model."""
     from safetensors.torch import save_file
 

@@ -257,7 +257,7 @@ class Rank:
         if self.rank == 0 and self.engine.adapter is not None:
             self.engine.adapter.write(folder / checkpoint.ADAPTER, state)
         elif self.rank == 0:
-            checkpoint.write_model(folder / checkpoint.MODEL, self.model_path, self.engine.config, state)
+            checkpoint.write_model(folder, self.model_path, self.engine.config, state)
         dist.barrier(group=self.objects)
 
     def _client(self):

@@ -209,7 +209,7 @@ def _trained(run: Path, cache: Path) -> Path:
 def of_checkpoint(checkpoint: Path, base: str, cache: Path) -> Path:
     """The folder of a checkpoint's model. That of an adapter is merged into the run's start model `base`, once: it is
     kept in `cache` under the digest of both."""
-    from learner.checkpoint import ADAPTER, MODEL, write_model
+    from learner.checkpoint import ADAPTER, MODEL, write_folder
 
     adapter = checkpoint / ADAPTER
     if not adapter.exists():
@@ -223,7 +223,7 @@ def of_checkpoint(checkpoint: Path, base: str, cache: Path) -> Path:
 
         from learner.lora import merged_state
 
-        write_model(aside, base, AutoConfig.from_pretrained(base), merged_state(base, adapter))
+        write_folder(aside, base, AutoConfig.from_pretrained(base), merged_state(base, adapter))
 
     return _once(cache / f"merged-{_digest_of_merged(Path(base), adapter)}", make)
 
