@@ -60,8 +60,11 @@ def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, time
         "DS_ACCELERATOR": device,
     }
     import deepspeed
+    from deepspeed.runtime import bf16_optimizer
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # The optimizer of stage 1 in bfloat16 prints memory reports and notes that no setting turns off.
+    bf16_optimizer.see_memory_usage = bf16_optimizer.print = lambda *_, **__: None
     warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)  # in DeepSpeed's own calls
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a C++ build at the first collective
     backend = "gloo" if device == "cpu" else "nccl"
@@ -137,6 +140,9 @@ class Engine:
         )
         policy = Policy(model.train(), self.temperature, settings.head, self.packed)
         self.engine = _initialize(policy, self.optimizer, settings, self.dtype)
+        if settings.zero == 0:
+            for parameter in trained:
+                parameter.grad_dtype = torch.float32
         self._clipped_norm: float | None = None
         if self._clips_itself:
             self.optimizer.register_step_pre_hook(self._clip)
@@ -202,9 +208,17 @@ class Engine:
             self.engine.backward(loss * dist.get_world_size())
             stats = stats.cpu()
             sums = torch.cat([sums[:-1] + stats[:-1], torch.maximum(sums[-1:], stats[-1:])])
+        if self.settings.zero == 0:
+            self._fill_gradients()
         self.engine.step()
         norm = self._clipped_norm if self._clips_itself else float(self.engine.get_global_grad_norm())
         return StepResult(self._over_ranks(sums), norm, lr, applied=math.isfinite(norm))
+
+    def _fill_gradients(self) -> None:
+        """Gradients where the batch made none, as DeepSpeed would, but in the type of the sums."""
+        for parameter in self.engine.module.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
 
     def _weighs(self, micros: Sequence[MicroBatch]) -> bool:
         """Whether any token of the batch weighs, on any rank. A step without one would still move the weights: the
@@ -341,9 +355,8 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, settings: LearnerSettings, dtype: torch.dtype):
     import deepspeed
 
-    # Micro-batches add up in float32, but for stages 0 and 1: there DeepSpeed would switch to its BF16_Optimizer, which
-    # prints memory reports that no setting turns off. Sums stay in the run's dtype there: prefer few, large ones.
-    sums = {"grad_accum_dtype": "fp32"} if settings.zero > 1 else {}
+    # Micro-batches add up in float32. Stage 0 refuses the setting: there `restart` has torch itself do it.
+    sums = {"grad_accum_dtype": "fp32"} if settings.zero else {}
     engine, *_ = deepspeed.initialize(
         model=policy,
         optimizer=optimizer,
@@ -354,6 +367,7 @@ def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, settings: Lear
             "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, instead of one that is compiled at first use
             "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
             "data_types": sums,
+            "communication_data_type": "fp32",  # so do ranks
             "zero_optimization": {"stage": settings.zero, "overlap_comm": False},
         },
     )

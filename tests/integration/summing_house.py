@@ -1,0 +1,88 @@
+"""A rank for tests: it steps an engine of each kind on many micro-batches, and tells the gradient that was taken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from learner.config import LearnerSettings
+from learner.engine import Engine, join_ranks
+from learner.packing import MicroBatch
+
+WIDTH, VOCABULARY = 16, 8  # the model knows more tokens: all sequences pull away from those alike
+
+
+def micros(count: int, rank: int, world: int) -> list[MicroBatch]:
+    """This rank's of `count` micro-batches: a short sequence each, whose losses add up to a mean."""
+    made = []
+    for number in range(rank, count, world):
+        random = np.random.default_rng(number)
+        tokens = random.integers(0, VOCABULARY, (1, WIDTH))
+        places = np.arange(WIDTH - 1)
+        whole = np.ones(WIDTH - 1, np.float32)
+        columns = (whole / np.float32(count * (WIDTH - 1)), whole * 0, whole, whole * 0, whole > 0, places * 0)
+        made.append(MicroBatch(tokens, np.arange(WIDTH)[None], places, tokens[0, 1:], *columns))
+    return made
+
+
+class Summing:
+    """One rank, in a process of its own."""
+
+    def __init__(self, rank: int, world: int, master: tuple[str, int], model_path: str):
+        self._rank, self._world, self._model_path = rank, world, model_path
+        torch.manual_seed(0)
+        join_ranks(rank, world, master, "cpu", 120.0)
+
+    def step(self, zero: int, dtype: str, count: int) -> tuple[float, np.ndarray]:
+        """One step: the norm that was told, and what the optimizer took of the gradient, float32, on this rank."""
+        engine = self._engine(zero, dtype)
+        taken = []
+        engine.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: taken.extend(
+                part.grad.detach().float().flatten().clone()
+                for group in optimizer.param_groups
+                for part in group["params"]
+                if part.grad is not None
+            )
+        )
+        result = engine.step(micros(count, self._rank, self._world), 0)
+        engine._drop()
+        assert result.applied
+        return result.gradient_norm, torch.cat(taken).numpy()
+
+    def lives(self, zero: int, folder: str) -> tuple[bool, bool, bool]:
+        """In bfloat16: whether a gradient that is not finite was told and moved nothing, whether a step after it moved
+        something, and whether the step after a checkpoint is bit for bit the one after loading it."""
+        engine = self._engine(zero, "bfloat16")
+        engine.step(micros(4, self._rank, self._world), 0)
+        before = engine.full_state()
+        bad = [replace(micro, coefficients=micro.coefficients * np.inf) for micro in micros(4, self._rank, self._world)]
+        told = not engine.step(bad, 1).applied and same(engine.full_state(), before)
+        engine.save(folder, "engine")
+        moved = engine.step(micros(8, self._rank, self._world), 2).applied
+        after = engine.full_state()
+        moved = moved and (self._rank > 0 or not same(after, before))
+        engine._drop()
+        engine = self._engine(zero, "bfloat16")
+        engine.load(folder, "engine")
+        engine.step(micros(8, self._rank, self._world), 2)
+        equal = same(engine.full_state(), after)
+        engine._drop()
+        return told, moved, equal
+
+    def _engine(self, zero: int, dtype: str) -> Engine:
+        settings = LearnerSettings(
+            zero=zero,
+            ranks=self._world,
+            attention="eager",
+            objective={"name": "sft"},
+            optimizer={"lr": 1e-3, "clip": 1e9},
+        )
+        return Engine(settings, self._model_path, steps=3, dtype=dtype)
+
+
+def same(one: dict, other: dict) -> bool:
+    """Whether two states are equal bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
