@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import RedraftError, SettingError
@@ -293,6 +293,7 @@ actions = st.one_of(
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@example([("row", 1, 0), ("row", 1, 1), ("row", 1, -1), ("tear",)], 1)
 @given(st.lists(actions, max_size=25), st.integers(1, 2))
 def test_any_history_of_a_group_agrees_with_the_model(history, max_uses):
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
@@ -338,4 +339,4 @@ def _act(store, model, name, values):
         model.state, model.rows = "forgotten", {}
     elif name == "tear" and closed:
         do(store, "tear", A)
-        model.__init__(model.max_uses)
+        model.state, model.rows, model.uses = "abandoned", {}, set()  # to be played again, under a higher lease
