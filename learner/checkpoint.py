@@ -77,7 +77,8 @@ def write_model(folder: Path, model_path: str | Path, config, state: dict[str, T
 
 
 def write_folder(target: Path, model_path: str | Path, config, state: dict[str, Tensor]) -> None:
-    """Makes `target` a Hugging Face folder: these weights, this config, the tokenizer's files of the start model."""
+    """Makes `target` a Hugging Face folder: these weights, this config, the tokenizer's files of the start model.
+    Others may read it."""
     from safetensors.torch import save_file
 
     target.mkdir(exist_ok=True)
@@ -86,6 +87,8 @@ def write_folder(target: Path, model_path: str | Path, config, state: dict[str, 
             shutil.copy(file, target / file.name)
     config.save_pretrained(target)
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    for file in target.iterdir():
+        file.chmod(0o644)  # safetensors keeps others out
 
 
 def finish(folder: Path, state: RunState, keep: int) -> Path:

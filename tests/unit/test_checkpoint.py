@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2Config
 
-from learner.checkpoint import RunState, begin, finish, newest, next_life, read
+from learner.checkpoint import RunState, begin, finish, newest, next_life, read, write_model
 from protocols.errors import SettingError
 
 
@@ -45,3 +48,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_id, ranks, zero
 
 def test_every_life_has_a_number_of_its_own_even_without_a_checkpoint(tmp_path):
     assert [next_life(tmp_path) for _ in range(3)] == [0, 1, 2]
+
+
+def test_others_may_read_every_file_of_the_model(tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "tokenizer.json").write_text("{}")
+    (start / "tokenizer.json").chmod(0o600)
+    (start / "model.safetensors").write_text("of the start model")
+    write_model(tmp_path, start, Qwen2Config(vocab_size=8), {"weight": torch.ones(2)})
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(("config.json", "model.safetensors", "tokenizer.json"), 0o644)
+    assert load_file(tmp_path / "model" / "model.safetensors")["weight"].tolist() == [1, 1]
