@@ -17,7 +17,7 @@ from pathlib import Path
 
 from actors import engines, rendering, rollouts, weights
 from actors.clock import StateClock, state_of
-from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
+from actors.config import ActorSettings, DataSettings, EnvironmentSettings, Feedback, SamplingSettings
 from actors.engines.teacher import Teacher, TeacherBudget
 from actors.group import GroupWriter
 from actors.play import Environments, EpisodeFailure
@@ -146,12 +146,18 @@ class Actor:
         return self._take_report()
 
     async def evaluate(
-        self, tasks: list[dict], settings: Rollout, sampling: SamplingSettings, share: int
+        self,
+        tasks: list[dict],
+        settings: Rollout,
+        sampling: SamplingSettings,
+        share: int,
+        feedback: Feedback | None = None,
     ) -> list[list[Turn]]:
-        """Plays tasks outside of training: the turns of each task, which go nowhere else. Reports meanwhile say how far
-        `share`, the caller's number of it, has come."""
+        """Plays tasks outside of training: the turns of each task, which go nowhere else. `feedback` stands in place of
+        the environment's. Reports meanwhile say how far `share`, the caller's number of it, has come."""
         self._share, self._tested, self._tested_tokens = share, 0, 0
-        return await asyncio.gather(*(self._evaluate(task, settings, sampling) for task in tasks))
+        lent = self._environments if feedback is None else self._lender(feedback)
+        return await asyncio.gather(*(self._evaluate(task, settings, sampling, lent) for task in tasks))
 
     async def close(self) -> None:
         """Ends everything and frees the engine's memory and files."""
@@ -177,7 +183,6 @@ class Actor:
 
     async def _build(self) -> None:
         began = time.monotonic()
-        from actors import environments
         from replay.client import Producer
 
         spec = self._spec
@@ -189,9 +194,14 @@ class Actor:
         self._renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
         self._foreign = foreign_ids(self._renderer)
         self._report.untemplated = untemplated(self._renderer, Path(spec.model))
-        played = spec.environment
-        self._environments = Environments(lambda: environments.make(played), played.time_limit_s, played.threads)
+        self._environments = self._lender(spec.environment.feedback)
         self._producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
+
+    def _lender(self, feedback: Feedback) -> Environments:
+        from actors import environments
+
+        played = self._spec.environment.model_copy(update={"feedback": feedback})
+        return Environments(lambda: environments.make(played), played.time_limit_s, played.threads)
 
     async def _update(self, trial: WeightRef | None) -> None:
         """Brings the engine to the newest announced version, again while newer ones come."""
@@ -244,7 +254,9 @@ class Actor:
             async with asyncio.timeout(limit):
                 await self._for_replay(self._producer.room(lease.shard, ROOM_S))
                 writer = GroupWriter(lease, self._emit)
-                await self._group(lease, writer, self._spec.rollout, self._spec.sampling, self._count)
+                await self._group(
+                    lease, writer, self._spec.rollout, self._spec.sampling, self._environments, self._count
+                )
                 await self._for_replay(asyncio.wrap_future(writer.close()))
         except TimeoutError:
             self._abandon(lease, f"not closed within actors.lease_s={limit:g}")
@@ -278,12 +290,18 @@ class Actor:
         return self._producer.add(item, lease, spread)
 
     async def _group(
-        self, lease: Lease, writer: GroupWriter, settings: Rollout, sampling: SamplingSettings, count=lambda role: None
+        self,
+        lease: Lease,
+        writer: GroupWriter,
+        settings: Rollout,
+        sampling: SamplingSettings,
+        lent: Environments,
+        count=lambda role: None,
     ) -> None:
         stage = rollouts.Stage(
             self._engine,
             self._renderer,
-            self._environments,
+            lent,
             writer,
             lease.task,
             lease.seed,
@@ -302,7 +320,9 @@ class Actor:
             self._teacher = Teacher(teacher)
         return None if teacher is None else self._teacher.write
 
-    async def _evaluate(self, task: dict, settings: Rollout, sampling: SamplingSettings) -> list[Turn]:
+    async def _evaluate(
+        self, task: dict, settings: Rollout, sampling: SamplingSettings, lent: Environments
+    ) -> list[Turn]:
         lease = Lease(bytes(16), 0, 0, task, self._spec.seed)
         turns: list[Turn] = []
 
@@ -314,7 +334,7 @@ class Actor:
         self._evaluating += 1
         try:
             async with asyncio.timeout(self._spec.actors.lease_s):
-                await self._group(lease, writer, settings, sampling)
+                await self._group(lease, writer, settings, sampling, lent)
         finally:
             self._evaluating -= 1
         self._tested += 1

@@ -9,6 +9,9 @@ from pydantic import Field, PositiveFloat, model_validator
 from protocols.settings import Settings
 
 
+Feedback = Literal["residual", "binary", "blank"]
+
+
 class DataSettings(Settings):
     path: str | None = None
     """Hugging Face hub name or local folder, for environments that read data."""
@@ -22,8 +25,8 @@ class DataSettings(Settings):
 
 class EnvironmentSettings(Settings):
     name: str
-    """signs, minicraft, textcraft, countdown, gsm8k, math, functions, or package.module:Class of your own."""
-    feedback: Literal["residual", "binary", "blank"] = "binary"
+    """signs, words, minicraft, textcraft, countdown, gsm8k, math, functions, or package.module:Class of your own."""
+    feedback: Feedback = "binary"
     """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""
     time_limit_s: float = Field(30.0, gt=0)
     """A step that takes longer ends its episode with role `error`."""

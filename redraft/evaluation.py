@@ -10,11 +10,11 @@ what they were.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from actors.config import SamplingSettings
+from actors.config import Feedback, SamplingSettings
 from learner.responses import responses_of
 from protocols.settings import Settings
 from protocols.turns import Turn
@@ -48,26 +48,38 @@ class EvaluationSettings(Settings):
     """Also play every task once at temperature 0."""
     turns: int | None = Field(None, ge=1)
     """Answers, or most actions, in an episode (None = as in rollout)."""
+    feedbacks: tuple[Feedback, ...] = ()
+    """Controls: play every task once more with each of these kinds of feedback in place of the environment's. With
+    `blank` an answer is followed by the same sentence always, so that a gain over turns there owes nothing to it."""
 
 
-def plays(
-    settings: EvaluationSettings, rollout: Rollout, sampling: SamplingSettings
-) -> list[tuple[str, Rollout, SamplingSettings]]:
-    """The passes over all test tasks: (label, how episodes are played, how tokens are drawn). None stops at success.
+class Pass(NamedTuple):
+    """One way to play all test tasks: how episodes are played, how tokens are drawn, what the environment says (None: as
+    in the recipe)."""
+
+    label: str
+    rollout: Rollout
+    sampling: SamplingSettings
+    feedback: Feedback | None = None
+
+
+def plays(settings: EvaluationSettings, rollout: Rollout, sampling: SamplingSettings) -> list[Pass]:
+    """The passes over all test tasks. None stops at success.
 
     "sampled" is one whole episode a task at the recipe's temperature; "independent" the other first answers, or the
     other whole episodes of many actions, since the sampled episode is already one of them; "greedy" one whole episode
-    at temperature 0. Any other is a control that the rollout names, played like "sampled".
+    at temperature 0. Any other is a control that the rollout or `settings.feedbacks` names, played like "sampled".
     """
     whole = rollout.tested(turns=settings.turns, episodes=1)
-    passes = [("sampled", whole, sampling)]
+    passes = [Pass("sampled", whole, sampling)]
     if settings.independent > 1:
         turns = 1 if whole.kind == "answers" else settings.turns
-        passes.append(("independent", rollout.tested(turns=turns, episodes=settings.independent - 1), sampling))
+        passes.append(Pass("independent", rollout.tested(turns=turns, episodes=settings.independent - 1), sampling))
     if settings.greedy:
-        passes.append(("greedy", whole, sampling.model_copy(update={"temperature": 0.0})))
+        passes.append(Pass("greedy", whole, sampling.model_copy(update={"temperature": 0.0})))
     controls = {label: control.tested(settings.turns, episodes=1) for label, control in rollout.controls().items()}
-    return passes + [(label, control, sampling) for label, control in controls.items() if control != whole]
+    passes += [Pass(label, control, sampling) for label, control in controls.items() if control != whole]
+    return passes + [Pass(f"{kind} feedback", whole, sampling, kind) for kind in settings.feedbacks]
 
 
 def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: Kind = "answers") -> dict:

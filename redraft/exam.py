@@ -7,19 +7,17 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.config import SamplingSettings
-from actors.rollout_config import Rollout
 from actors.tasks import TaskOrder
 from learner.record import write_evaluation
 from protocols.errors import RedraftError
 from protocols.turns import Turn, sampled_tokens
 from redraft import evaluation
+from redraft.evaluation import Pass
 from redraft.fleet import Fleet
 from redraft.status import Status
 
 SHARE = 250  # tasks that one actor plays at a time
 TRIES = 3  # losses of one share before the evaluation gives up
-Pass = tuple[str, Rollout, SamplingSettings]
 EXAM_SEED = 0  # which test tasks are played does not depend on the run
 
 
@@ -66,12 +64,11 @@ class Exam:
         for actor in self._fleet.ready():
             if self._shares and actor not in self._under_way:
                 number, start, _ = self._under_way[actor] = self._shares.popleft()
-                _, rollout, sampling = self._passes[number]
                 self._share_of[actor] = self._shares_given
                 self._shares_given += 1
                 self._began = self._began or time.monotonic()
                 tasks = self._tasks[start : start + SHARE]
-                self._fleet.evaluate(actor, tasks, rollout, sampling, self._share_of[actor])
+                self._fleet.evaluate(actor, tasks, self._passes[number], self._share_of[actor])
         self._tell()
         return not self._shares and not self._under_way
 
@@ -92,15 +89,14 @@ class Exam:
         """The turns of each task, by the label of the pass."""
         return {
             label: [turns for start in range(0, len(self._tasks), SHARE) for turns in self._played[number, start]]
-            for number, (label, _, _) in enumerate(self._passes)
+            for number, (label, *_) in enumerate(self._passes)
         }
 
     def summary(self) -> dict:
         """The figures, see evaluation.summarise."""
-        _, whole, _ = self._passes[0]
+        whole = self._passes[0].rollout
         return evaluation.summarise(self.played(), whole.turns, whole.kind)
 
     def record(self, folder: Path, facts: dict) -> None:
         """Keeps some of the first pass in a run's folder; `facts` are the evaluation's label, step and version."""
-        label, _, _ = self._passes[0]
-        write_evaluation(folder, facts, self._tasks, self.played()[label])
+        write_evaluation(folder, facts, self._tasks, self.played()[self._passes[0].label])

@@ -15,14 +15,15 @@ from pathlib import Path
 from actors.rollout_config import AttemptSettings
 from protocols.errors import SettingError
 from protocols.turns import Role, Turn
+from redraft.evaluation import Pass
 
 Play = Callable[[Sequence[dict]], Sequence[Sequence[Turn]]]
 LABEL = "attempts"
 
 
-def passes(recipe) -> list[tuple]:
+def passes(recipe) -> list[Pass]:
     """One answer a task, as the recipe samples them."""
-    return [(LABEL, AttemptSettings(system=recipe.rollout.system), recipe.sampling)]
+    return [Pass(LABEL, AttemptSettings(system=recipe.rollout.system), recipe.sampling)]
 
 
 def collect(tasks: Sequence[dict], attempts: int, play: Play) -> list[dict]:

@@ -26,6 +26,7 @@ from actors.actor import Orders, Report
 from actors.config import ActorSettings
 from protocols import metrics
 from protocols.errors import RedraftError, WeightsError
+from redraft.evaluation import Pass
 
 log = logging.getLogger("redraft.fleet")
 PROBE_S = 2.0
@@ -207,14 +208,16 @@ class Fleet:
         else:
             self.replace(number, _cause(error))
 
-    def evaluate(self, number: int, tasks: list[dict], rollout, sampling, share: int) -> None:
+    def evaluate(self, number: int, tasks: list[dict], one: Pass, share: int) -> None:
         """Has an actor play tasks outside of training; `evaluated` tells the end, and its reports how far `share`, a
         number of the caller's, has come."""
         self.members[number].evaluating = True
         self._manager.foreach_actor_async(
             "evaluate",
             EVALUATIONS,
-            kwargs=[dict(tasks=tasks, settings=rollout, sampling=sampling, share=share)],
+            kwargs=[
+                dict(tasks=tasks, settings=one.rollout, sampling=one.sampling, share=share, feedback=one.feedback)
+            ],
             remote_actor_ids=[number],
         )
 

@@ -84,6 +84,9 @@ def _check_environment(recipe: Recipe) -> None:
     if recipe.rollout.kind == "actions" and not made.many_actions:
         problem = f"{recipe.rollout.name} plays many actions, {recipe.environment.name} asks for one answer"
         raise SettingError("rollout.name", problem, "Use attempt, retry, reflect or hint")
+    if lacking := [kind for kind in recipe.evaluation.feedbacks if kind not in made.feedbacks]:
+        known = f"Use {', '.join(made.feedbacks)}"
+        raise SettingError("evaluation.feedbacks", f"{recipe.environment.name} has no {lacking[0]!r}", known)
     if lacking := [hook for hook in recipe.rollout.hooks if not hasattr(made, hook)]:
         problem = f"rollout {recipe.rollout.name} needs an environment with `{lacking[0]}`"
         raise SettingError("environment.name", problem, "Add it (actors/environments/base.py), or name another one")
@@ -192,11 +195,14 @@ def _interrupted(controller, ended, view: LiveView, limit_s: float) -> dict:
 
 
 def _show(run: Run, recipe: Recipe, summary: dict, console: Console) -> None:
+    from redraft import dialogues
     from redraft.report import write_report
     from redraft.tables import table
 
     if summary.get("before"):
         console.print(table(summary["before"], summary.get("after"), recipe.environment.feedback, console.width))
+    if (example := dialogues.example(dialogues.pairs(run.folder))) is not None:
+        console.print(example)
     _show_findings(summary, console)
     path = write_report(run.folder)
     console.print(f"{run.name}: {summary['state']} after {summary['steps']} steps, {summary['seconds']:.0f} s")

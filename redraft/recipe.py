@@ -79,11 +79,21 @@ class Recipe(Settings):
                 f"than actors.lease_s={self.actors.lease_s:g}; lower them, or raise that"
             )
         self._adapter_fits()
+        self._controls_fit()
         if self.steps:
             self._credit_fits()
             self._learner_fits()
             self._takes_effect()
         return self
+
+    def _controls_fit(self) -> None:
+        kinds, turns = self.evaluation.feedbacks, self.evaluation.turns or self.rollout.turns
+        if self.environment.feedback in kinds or len(set(kinds)) < len(kinds):
+            raise ValueError(
+                f"evaluation.feedbacks: name kinds other than environment.feedback={self.environment.feedback}, each once"
+            )
+        if kinds and turns == 1:
+            raise ValueError("evaluation.feedbacks: no feedback is heard with one turn; leave it out, or raise turns")
 
     def _credit_fits(self) -> None:
         credit, rollout = self.learner.credit, self.rollout

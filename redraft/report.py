@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from redraft import page, records, tables
+from redraft import dialogues, page, records, tables
 from redraft.records import at, duration
 
 # Keys of the recipe that say what a run was, in the order in which people ask.
@@ -46,6 +46,7 @@ def write_report(run_dir: Path) -> Path:
         _header(name, recipe, summary, steps),
         _findings(records.findings(run_dir)),
         _results(first, last, last_name, recipe),
+        dialogues.section(dialogues.pairs(run_dir), last_name),
         _plots(first, last, last_name, evaluations, steps[:: max(1, len(steps) // POINTS)]),
         _recipe(recipe_text),
     ]

@@ -17,6 +17,7 @@ NAMES = {
     "countdown": "actors.environments.countdown:Countdown",
     "gsm8k": "actors.environments.gsm8k:GSM8K",
     "math": "actors.environments.math:Math",
+    "words": "actors.environments.words:Words",
     "functions": "actors.environments.functions:Functions",
     "minicraft": "actors.environments.minicraft:Minicraft",
     "textcraft": "actors.environments.textcraft:Textcraft",

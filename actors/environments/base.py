@@ -17,6 +17,10 @@ from protocols.errors import SettingError
 LONGEST_TEXT = 1_000_000  # characters
 
 
+class Cut(str):
+    """A response that ran into its longest length instead of ending: text like any other, and not a whole answer."""
+
+
 class AnyText(gymnasium.spaces.Text):
     """Text of any characters: gymnasium's own space lists the allowed ones, and people's questions hold others."""
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from actors import messages
 from actors.engines import Completion
+from actors.environments.base import Cut
 from actors.group import NO_TOKENS
 from actors.messages import Message, Question
 from actors.play import EpisodeFailure, Outcome
@@ -75,9 +76,11 @@ class Dialogue:
         return np.concatenate([*seen, self._prompt])
 
     async def say(self, role: Role) -> str:
-        """Samples the model's next message and returns its text. It is written when it is scored."""
+        """Samples the model's next message and returns its text, a `Cut` where it ran into the longest length. It is
+        written when it is scored."""
         completion = await self._stage.generate(self.ids, role)
-        return self._add(role, completion, self._stage.renderer.text(completion.ids))
+        text = self._stage.renderer.text(completion.ids)
+        return self._add(role, completion, Cut(text) if completion.stop is Stop.LENGTH else text)
 
     async def hand_over(self, role: Role) -> str:
         """Has the teacher write the next message. Raises EpisodeFailure where the tokenizer cannot spell it."""

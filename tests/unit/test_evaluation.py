@@ -177,7 +177,7 @@ def test_the_majority_is_the_most_common_parsed_answer_and_the_first_of_equals(a
 
 def test_evaluation_plays_whole_episodes_that_never_stop_at_success():
     rollout = RetrySettings(turns=5, episodes=8, reflect=True, stop_at_success=True)
-    found = {label: (play, draw) for label, play, draw in plays(EvaluationSettings(), rollout, SamplingSettings())}
+    found = {label: (play, draw) for label, play, draw, _ in plays(EvaluationSettings(), rollout, SamplingSettings())}
     whole, sampling = found["sampled"]
     assert (whole.turns, whole.episodes, whole.reflect, whole.stop_at_success) == (5, 1, True, False)
     assert sampling.temperature == 1
@@ -188,12 +188,12 @@ def test_evaluation_plays_whole_episodes_that_never_stop_at_success():
 
 def test_the_number_of_turns_can_be_another_one_than_in_training():
     settings = EvaluationSettings(turns=3, independent=1, greedy=False)
-    [(label, rollout, _)] = plays(settings, AttemptSettings(episodes=8), SamplingSettings())
+    [(label, rollout, *_)] = plays(settings, AttemptSettings(episodes=8), SamplingSettings())
     assert (label, rollout.name, rollout.turns) == ("sampled", "retry", 3)
 
 
 def test_independent_episodes_of_many_actions_are_whole_ones():
-    found = {label: play for label, play, _ in plays(EvaluationSettings(), ActSettings(turns=8), SamplingSettings())}
+    found = {label: play for label, play, *_ in plays(EvaluationSettings(), ActSettings(turns=8), SamplingSettings())}
     assert {label: (play.turns, play.episodes) for label, play in found.items()} == {
         "sampled": (8, 1),
         "independent": (8, 4),
@@ -202,12 +202,19 @@ def test_independent_episodes_of_many_actions_are_whole_ones():
 
 
 def test_the_controls_that_a_rollout_names_are_passes_of_their_own():
-    found = {label: play for label, play, _ in plays(EvaluationSettings(), ReflectSettings(), SamplingSettings())}
+    found = {label: play for label, play, *_ in plays(EvaluationSettings(), ReflectSettings(), SamplingSettings())}
     assert list(found) == ["sampled", "independent", "greedy", "no reflection", "fixed reflection"]
     assert [found[label].reflect for label in ("sampled", "no reflection", "fixed reflection")] == [True, False, True]
     assert {found[label].episodes for label in ("sampled", "no reflection", "fixed reflection")} == {1}
     once = plays(EvaluationSettings(turns=1, greedy=False), ReflectSettings(), SamplingSettings())
     assert [label for label, *_ in once] == ["sampled", "independent"], "no second try, nothing to control"
+
+
+def test_other_kinds_of_feedback_are_controls_that_play_whole_episodes():
+    settings = EvaluationSettings(independent=1, greedy=False, feedbacks=["blank"])
+    own, control = plays(settings, RetrySettings(turns=3), SamplingSettings())
+    assert (own.label, own.feedback) == ("sampled", None)
+    assert (control.label, control.feedback, control.rollout) == ("blank feedback", "blank", own.rollout)
 
 
 def test_controls_have_the_same_figures_and_sections_of_their_own():

@@ -9,9 +9,10 @@ import pytest
 
 from actors.actor import Report
 from protocols.errors import RedraftError
+from redraft.evaluation import Pass
 from redraft.exam import SHARE, TRIES, Exam
 
-PASSES = [("sampled", None, None)]
+PASSES = [Pass("sampled", None, None)]
 TASKS = [{"id": str(n)} for n in range(SHARE + 1)]  # two shares
 
 
@@ -45,7 +46,7 @@ class Crew:
     def ready(self) -> list[int]:
         return [number for number, member in self.members.items() if member.draining is None]
 
-    def evaluate(self, number, tasks, rollout, sampling, share) -> None:
+    def evaluate(self, number, tasks, one, share) -> None:
         self.playing[number], self.shares[number] = tasks, share
 
     def tells(self, number: int, tested: int, tokens: int = 0) -> None:
