@@ -2,15 +2,18 @@
 PYTHON_IN_VENV := .venv/bin/python
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo test prove lint clean
+.PHONY: help setup demo demo-real test prove lint clean
 help: ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 setup: ## Make .venv from the pinned requirements
 	@tools/venv.sh
 
 demo: setup ## Train a tiny agent that learns to correct itself, and show that it did
 	@.venv/bin/redraft train recipes/quickstart.yaml --again
+
+demo-real: setup ## Train a real model of 135M parameters to do as it is told; a quarter of an hour
+	@.venv/bin/redraft train recipes/smollm2-words-rise.yaml --again
 
 test: setup ## All tests, under 20 minutes on two cores
 	@tools/debian.sh promtool=prometheus chromium=chromium

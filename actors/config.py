@@ -8,7 +8,6 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from protocols.settings import Settings
 
-
 Feedback = Literal["residual", "binary", "blank"]
 
 

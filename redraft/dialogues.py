@@ -24,7 +24,7 @@ QUESTION, ANSWER, FOLLOWING = "Redraft asks this", "Redraft hears that", "Redraf
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a dialogue. `who` is the role of the turn, or "" for the environment; `mark` as in a transcript."""
+    """One message. `who` is the role of the turn, or "" for the environment; `mark` is that of a transcript."""
 
     who: str
     text: str

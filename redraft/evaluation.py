@@ -54,8 +54,8 @@ class EvaluationSettings(Settings):
 
 
 class Pass(NamedTuple):
-    """One way to play all test tasks: how episodes are played, how tokens are drawn, what the environment says (None: as
-    in the recipe)."""
+    """One way to play all test tasks: how episodes are played, how tokens are drawn, and what the environment says
+    (None: as in the recipe)."""
 
     label: str
     rollout: Rollout

@@ -61,7 +61,8 @@ figure { margin: 0; } figure svg { width: 100%; height: auto; display: block; }
 .sides h4 { margin: 0 0 4px; color: var(--soft); font-size: 12px; }
 .sides p { margin: 0 0 6px; padding: 6px 12px; border-left: 3px solid var(--line); white-space: pre-wrap;
   overflow-wrap: anywhere; }
-.sides .right { border-color: #16a34a; background: #f0fdf4; } .sides .wrong { border-color: #dc2626; background: #fef2f2; }
+.sides .right { border-color: #16a34a; background: #f0fdf4; }
+.sides .wrong { border-color: #dc2626; background: #fef2f2; }
 .sides .heard { color: var(--soft); font-size: 13px; border-color: transparent; }
 details summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; background: #f8fafc; border: 1px solid var(--line); border-radius: 8px;

@@ -89,9 +89,8 @@ class Recipe(Settings):
     def _controls_fit(self) -> None:
         kinds, turns = self.evaluation.feedbacks, self.evaluation.turns or self.rollout.turns
         if self.environment.feedback in kinds or len(set(kinds)) < len(kinds):
-            raise ValueError(
-                f"evaluation.feedbacks: name kinds other than environment.feedback={self.environment.feedback}, each once"
-            )
+            own = self.environment.feedback
+            raise ValueError(f"evaluation.feedbacks: name kinds other than environment.feedback={own}, each once")
         if kinds and turns == 1:
             raise ValueError("evaluation.feedbacks: no feedback is heard with one turn; leave it out, or raise turns")
 

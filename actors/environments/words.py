@@ -33,22 +33,23 @@ END = re.compile(r"[.!?…]+[\"'”’)]*(?=\s|$)")
 KNOWN = """
 apple apron arrow attic axe baby bag baker ball balloon banana band bank barn barrel basket bath beach bean bear beard
 bed bee bell bench berry bicycle bird biscuit blanket boat bone book boot bottle bowl box boy branch bread brick bride
-bridge broom brother brush bucket bus bush butcher butter button cabin cake camel camera camp candle canoe cap car card
-carpet carrot cart castle cat cave ceiling chair chalk cheese cherry chest chicken child chimney church circle city
-clock cloth cloud coat coffee coin comb cook corn corner cottage cow crab cream crowd crown cup curtain dancer daughter
-desert desk diamond dinner dish doctor dog doll donkey door dragon dream dress driver drum duck eagle ear egg elephant
-engine evening eye farm farmer father feather fence field finger fire fish flag floor flower flute fly forest fork fox
-friend frog fruit garden gate ghost giant gift girl glass glove goat gold goose grandmother grape grass guest guitar
-hammer hand harbor hat hen hill honey hook horse hotel house hunter ice island jacket jar jewel judge juice kettle key
-king kitchen kite kitten knife ladder lake lamb lamp leaf leather lemon letter library lion lizard map market mask meadow
-meal meat milk mill mirror money monkey moon morning mother mountain mouse mud museum mushroom music nail neck needle
-nest net night nose nurse nut oak ocean onion orange orchard oven owl painter palace pan paper parrot path peach pear
-pen pencil pepper piano picnic picture pie pig pillow pilot pirate plane plant plate pocket poem pond pony pot potato
-prince puppy queen rabbit radio rain rat ribbon rice ring river road robe robot rock roof room rope rose sailor salt
-sand school scissors seed shadow sheep shell ship shirt shoe shop shore shovel sister sky smoke snail snake snow soap
-soldier song soup spider spoon spring star stone stool storm stove stranger straw street string sugar suitcase summer
-sun swan table tailor tea teacher tent thief thread tiger tomato tower town toy train tree truck tunnel turtle uncle
-valley village violin wagon wall watch water whale wheat wheel wind window wine winter witch wolf wood wool yard
+bridge broom brother brush bucket bus bush butcher butter button cabin cake camel camera camp candle canoe cap car
+card carpet carrot cart castle cat cave ceiling chair chalk cheese cherry chest chicken child chimney church circle
+city clock cloth cloud coat coffee coin comb cook corn corner cottage cow crab cream crowd crown cup curtain dancer
+daughter desert desk diamond dinner dish doctor dog doll donkey door dragon dream dress driver drum duck eagle ear egg
+elephant engine evening eye farm farmer father feather fence field finger fire fish flag floor flower flute fly forest
+fork fox friend frog fruit garden gate ghost giant gift girl glass glove goat gold goose grandmother grape grass guest
+guitar hammer hand harbor hat hen hill honey hook horse hotel house hunter ice island jacket jar jewel judge juice
+kettle key king kitchen kite kitten knife ladder lake lamb lamp leaf leather lemon letter library lion lizard map
+market mask meadow meal meat milk mill mirror money monkey moon morning mother mountain mouse mud museum mushroom
+music nail neck needle nest net night nose nurse nut oak ocean onion orange orchard oven owl painter palace pan paper
+parrot path peach pear pen pencil pepper piano picnic picture pie pig pillow pilot pirate plane plant plate pocket
+poem pond pony pot potato prince puppy queen rabbit radio rain rat ribbon rice ring river road robe robot rock roof
+room rope rose sailor salt sand school scissors seed shadow sheep shell ship shirt shoe shop shore shovel sister sky
+smoke snail snake snow soap soldier song soup spider spoon spring star stone stool storm stove stranger straw street
+string sugar suitcase summer sun swan table tailor tea teacher tent thief thread tiger tomato tower town toy train
+tree truck tunnel turtle uncle valley village violin wagon wall watch water whale wheat wheel wind window wine winter
+witch wolf wood wool yard
 """.split()  # common nouns
 
 
@@ -71,8 +72,8 @@ def is_one_sentence(text: str) -> bool:
 
 
 class Words(OneAnswer):
-    """Reward 1 for one sentence of at most 25 words that holds the `words` given ones, else .3 of the share of them that
-    it holds, and -1 for no word at all. A sentence that was cut is not a whole one."""
+    """Reward 1 for one sentence of at most 25 words that holds the `words` given ones, else .3 of the share of them
+    that it holds, and -1 for no word at all. A sentence that was cut is not a whole one."""
 
     blocking = False
 
