@@ -109,8 +109,10 @@ class Words(OneAnswer):
     def say(self, verdict: Verdict) -> str:
         if self.feedback != "residual" or verdict.success:
             return super().say(verdict)
-        missing = f"The {_listed(self._lacks)} {'is' if len(self._lacks) == 1 else 'are'} missing."
-        return f"{missing if self._lacks else self._problem} {self.question(self.task)}"
+        problem = self._problem
+        if self._lacks:
+            problem = f"The {_listed(self._lacks)} {'is' if len(self._lacks) == 1 else 'are'} missing."
+        return f"{problem} {self.question(self.task)}"
 
 
 def _listed(words: Sequence[str]) -> str:
