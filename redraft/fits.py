@@ -105,7 +105,7 @@ def _check_length(config, recipe: Recipe) -> None:
 
 def _check_turns(renderer, recipe: Recipe) -> None:
     """Raises SettingError where later prompts can or may not be made, or where `model.on_rewrite` does nothing."""
-    tested = [rollout for _, rollout, _ in plays(recipe.evaluation, recipe.rollout, recipe.sampling)]
+    tested = [one.rollout for one in plays(recipe.evaluation, recipe.rollout, recipe.sampling)]
     played = [*([recipe.rollout] if recipe.steps else []), *tested]
     again = next((rollout.name for rollout in played if rollout.several), None)
     if again is not None:  # says why not
