@@ -66,7 +66,9 @@ class Policy(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _score(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        linear_NV = linear_of(self.model)(hidden_ND)
+        head = linear_of(self.model)
+        # Recurrent families may keep hidden states in float32 and round them before the head.
+        linear_NV = head(hidden_ND if self.head == "float32" else hidden_ND.to(next(head.parameters()).dtype))
         if self.shape.vocabulary is not None:
             linear_NV = linear_NV[:, : self.shape.vocabulary]
         return Chosen.apply(linear_NV, targets_N, self.temperature, self.shape)
@@ -165,6 +167,8 @@ def load_model(path: str, dtype: torch.dtype, attention: str, state: dict[str, T
             _still(part)
         if (kind := MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)) is None:
             raise ValueError(f"a model of type {config.model_type} is no causal language model")
+        if kind.config_class is config.sub_configs.get("text_config"):  # a multimodal folder, of which text is trained
+            config = config.get_text_config()
         source = path if state is None else None
         how = {"dtype": dtype, "attn_implementation": attention, "state_dict": state}
         model = kind.from_pretrained(source, config=config, **how)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.families import FAMILIES, write
 from torch import nn
+from transformers import MambaConfig, MambaForCausalLM, Qwen3_5Config
 
 from learner import selftest
 from learner.config import LearnerSettings
@@ -38,7 +39,7 @@ def test_every_family_is_right_alone_and_packed_where_it_keeps_sequences_apart(f
     assert neighbour == 0 if packs and dense else neighbour <= 1e-6 if packs else neighbour > 1e-3
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "qwen3_5_text"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "qwen3_5_text", "lfm2", "falcon_h1"])
 def test_bfloat16_is_judged_by_its_own_rounding(family, tmp_path):
     policy = loaded(family, tmp_path, torch.bfloat16)
     assert judge(policy, compared(policy, load_model(str(tmp_path), torch.bfloat16, "eager"))) is FAMILIES[family][2]
@@ -146,3 +147,18 @@ def test_packing_that_would_mix_sequences_is_refused(ranks, tmp_path):
 
 def settings(packing) -> LearnerSettings:
     return LearnerSettings(row_tokens=64, micro_tokens=128, attention="eager", zero=0, packing=packing)
+
+
+def test_of_a_multimodal_folder_the_text_model_is_loaded(tmp_path):
+    policy = loaded("qwen3_5_text", tmp_path)
+    Qwen3_5Config(text_config=policy.model.config.to_dict()).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), torch.float32, "eager").config.model_type == "qwen3_5_text"
+    assert judge(policy, compared(policy, load_model(str(tmp_path), torch.float32, "eager"))) is False
+
+
+def test_hidden_states_that_a_model_keeps_in_float32_meet_a_bfloat16_head(tmp_path):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    torch.manual_seed(0)
+    MambaForCausalLM(MambaConfig(**sizes, residual_in_fp32=True)).save_pretrained(tmp_path)
+    policy = Policy(load_model(str(tmp_path), torch.bfloat16, "eager"))
+    assert judge(policy, compared(policy)) is False
