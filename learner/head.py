@@ -74,6 +74,12 @@ def compute_in_float32(head: nn.Module, model: nn.Module) -> None:
     head.forward = lambda hidden: Float32Linear.apply(hidden, head.weight, head.bias)
 
 
+def round_first(head: nn.Module) -> None:
+    """Makes a head take hidden states of any type: recurrent families keep theirs in float32 and round them here."""
+    forward = head.forward
+    head.forward = lambda hidden: forward(hidden.to(next(head.parameters()).dtype))
+
+
 def _name(model: nn.Module) -> str:
     return f"a model of type {model.config.model_type}"
 

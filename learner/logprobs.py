@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from learner.head import Shape, body_of, compute_in_float32, linear_of, shape_of
+from learner.head import Shape, body_of, compute_in_float32, linear_of, round_first, shape_of
 from protocols.errors import SettingError
 
 SLICE = 1 << 22  # logits that are float32 at once
@@ -38,10 +38,11 @@ class Policy(nn.Module):
         super().__init__()
         if head == "float32":
             compute_in_float32(linear_of(model), model)
+        else:
+            round_first(linear_of(model))
         self.model, self.temperature, self.head, self.packed = model, temperature, head, packed
         self.shape = shape_of(model.config)
         self._takes = _arguments(body_of(model))
-        linear_of(model)
 
     def forward(
         self, tokens_BS: Tensor, positions_BS: Tensor, picks_N: Tensor, targets_N: Tensor, chunks: int = 1
@@ -66,9 +67,7 @@ class Policy(nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _score(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        head = linear_of(self.model)
-        # Recurrent families may keep hidden states in float32 and round them before the head.
-        linear_NV = head(hidden_ND if self.head == "float32" else hidden_ND.to(next(head.parameters()).dtype))
+        linear_NV = linear_of(self.model)(hidden_ND)
         if self.shape.vocabulary is not None:
             linear_NV = linear_NV[:, : self.shape.vocabulary]
         return Chosen.apply(linear_NV, targets_N, self.temperature, self.shape)
