@@ -191,3 +191,12 @@ def test_until_training_ends_the_latest_checkpoint_that_was_evaluated_stands_bes
     write(run_dir, "evaluations.jsonl", *lines)
     page = page_of(run_dir)
     assert "step 8" in page and "0.800 ± 0.010" in page and "0.500 ± 0.010" not in page
+
+
+def test_steps_that_trained_nothing_leave_gaps_and_no_zero(run_dir: Path):
+    keys = ("loss", "entropy", "gradient_norm", "mismatch_mean", "mismatch_max", "staleness_mean", "staleness_max")
+    by_role = ("cut_share", "unparsed_share", "response_tokens")
+    nothing = step(1) | dict.fromkeys(keys) | dict.fromkeys(by_role, {}) | {"reward_by_index": []}
+    for lines in ((nothing,), (step(1), nothing | {"step": 2})):
+        write(run_dir, "metrics.jsonl", *lines)
+        assert page_of(run_dir).count("<svg") == 8
