@@ -23,7 +23,7 @@ from actors.messages import Question
 from actors.play import Environments, EpisodeFailure, Outcome, Playing
 from protocols.errors import RedraftError, SettingError
 from protocols.turns import Stop
-from redraft import logs
+from redraft import logs, models
 from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.recipe import Recipe
@@ -32,15 +32,16 @@ NEW, QUIT = "/new", "/quit"
 HELP = f"{NEW} begins a new conversation, {QUIT} or Ctrl-D leaves"
 
 
-def chat(name: str, overrides: Sequence[str], step: int | None, task: str | None) -> None:
+def chat(name: str, overrides: Sequence[str], step: int | None, task: str | None, cache: Path) -> None:
     """Talks until the person leaves. Raises SettingError for a run, a step or a task that is not there."""
     with runs.reading(name) as run:
         recipe = recipes.load(run.folder / "recipe.yaml", overrides)
         checkpoint = runs.checkpoint_at(run, step)
         found = None if task is None else task_of(recipe, task)
+        model = models.of_checkpoint(checkpoint, run.model, cache)
         print(f"{run.name}, {checkpoint.name}. {HELP}.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_talk(recipe, checkpoint / "model", found))
+            asyncio.run(_talk(recipe, model, found))
 
 
 def task_of(recipe: Recipe, wanted: str) -> dict:

@@ -231,7 +231,7 @@ def chat(
     """Talk to a run's model. /new begins a new conversation, /quit or Ctrl-D leaves."""
     from redraft import chat as chats
 
-    chats.chat(run, overrides or (), step, task)
+    chats.chat(run, overrides or (), step, task, CACHE)
 
 
 @app.command()

@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from learner.checkpoint import ADAPTER
 from protocols.errors import RedraftError, SettingError
-from redraft import card, records
+from redraft import card, models, records
 from redraft import run as runs
 from redraft.run import Run
 
-ADAPTER = "adapter"  # of a checkpoint: a folder that PEFT loads, in place of whole weights
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN"
 
@@ -66,19 +66,16 @@ def _write(run: Run, checkpoint: Path, folder: Path, merge: bool) -> None:
 
 
 def write_adapted(checkpoint: Path, base: Path, folder: Path, merge: bool) -> None:
-    """The adapter of a checkpoint with the tokenizer of its start model `base`; with `merge` the two as one model."""
+    """The adapter of a checkpoint with the tokenizer of its start model `base`; with `merge` the two as one model, by
+    the formula by which the run's engines merged them."""
     from learner.checkpoint import WEIGHTS
 
-    _copy(base, folder, but=WEIGHTS)
-    if not merge:
-        (folder / "config.json").unlink()  # the base's: with it, the folder would be taken for a whole model
-        _copy(checkpoint / ADAPTER, folder)
+    if merge:
+        models.write_merged(base, checkpoint / ADAPTER, folder)
         return
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype="auto")
-    PeftModel.from_pretrained(model, str(checkpoint / ADAPTER)).merge_and_unload().save_pretrained(str(folder))
+    _copy(base, folder, but=WEIGHTS)
+    (folder / "config.json").unlink()  # the base's: with it, the folder would be taken for a whole model
+    _copy(checkpoint / ADAPTER, folder)
 
 
 def _copy(source: Path, folder: Path, but: re.Pattern | None = None) -> None:

@@ -209,7 +209,7 @@ def _trained(run: Path, cache: Path) -> Path:
 def of_checkpoint(checkpoint: Path, base: str, cache: Path) -> Path:
     """The folder of a checkpoint's model. That of an adapter is merged into the run's start model `base`, once: it is
     kept in `cache` under the digest of both."""
-    from learner.checkpoint import ADAPTER, MODEL, write_folder
+    from learner.checkpoint import ADAPTER, MODEL
 
     adapter = checkpoint / ADAPTER
     if not adapter.exists():
@@ -218,14 +218,18 @@ def of_checkpoint(checkpoint: Path, base: str, cache: Path) -> Path:
         problem = f"the model that {checkpoint} adapts is not at {base}"
         raise SettingError("model.path", problem, "Put it there again, or write its place into the run's run.json")
 
-    def make(aside: Path) -> None:
-        from transformers import AutoConfig
+    digest = _digest_of_merged(Path(base), adapter)
+    return _once(cache / f"merged-{digest}", lambda aside: write_merged(Path(base), adapter, aside))
 
-        from learner.lora import merged_state
 
-        write_folder(aside, base, AutoConfig.from_pretrained(base), merged_state(base, adapter))
+def write_merged(base: Path, adapter: Path, folder: Path) -> None:
+    """Makes `folder` a whole model: that of `base` with the PEFT folder `adapter` merged in, as engines do it."""
+    from transformers import AutoConfig
 
-    return _once(cache / f"merged-{_digest_of_merged(Path(base), adapter)}", make)
+    from learner.checkpoint import write_folder
+    from learner.lora import merged_state
+
+    write_folder(folder, base, AutoConfig.from_pretrained(base), merged_state(base, adapter))
 
 
 def _digest_of_merged(base: Path, adapter: Path) -> str:
