@@ -70,8 +70,14 @@ def compute_in_float32(head: nn.Module, model: nn.Module) -> None:
     if not isinstance(head, nn.Linear):
         problem = f"float32 needs a linear head, and that of {_name(model)} is a {type(head).__name__}"
         raise SettingError("learner.head", problem, "Set it to model")
+
     # The module is still called as one: so ZeRO 3 gathers its weight before the forward and the backward pass.
-    head.forward = lambda hidden: Float32Linear.apply(hidden, head.weight, head.bias)
+    # The model's own forward pass calls it with rows, too.
+    def forward(hidden: Tensor) -> Tensor:
+        logits_NV = Float32Linear.apply(hidden.flatten(0, -2), head.weight, head.bias)
+        return logits_NV.unflatten(0, hidden.shape[:-1])
+
+    head.forward = forward
 
 
 def round_first(head: nn.Module) -> None:

@@ -45,6 +45,12 @@ def test_bfloat16_is_judged_by_its_own_rounding(family, tmp_path):
     assert judge(policy, compared(policy, load_model(str(tmp_path), torch.bfloat16, "eager"))) is FAMILIES[family][2]
 
 
+def test_a_float32_head_passes_beside_the_models_own_forward_pass(tmp_path):
+    folder = str(write("llama", tmp_path))
+    policy = Policy(load_model(folder, torch.bfloat16, "eager"), head="float32")
+    assert judge(policy, compared(policy, load_model(folder, torch.bfloat16, "eager"))) is True
+
+
 def test_a_head_that_is_made_in_another_way_is_refused(tmp_path):
     policy = loaded("gemma2", tmp_path)
     policy.shape = selftest.Policy(load_model(str(write("llama", tmp_path / "plain")), torch.float32, "eager")).shape
