@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from run_house import Command
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.smollm2 import smollm2
@@ -106,3 +108,56 @@ def test_an_engine_proves_the_weights_of_a_real_model_and_one_that_keeps_its_hea
         with pytest.raises(WeightsError, match="version -1: .*it does not compute with these weights") as refused:
             run(weights.apply(Keeps(engine, published, old), ref, path, ref.probe.limit))
         print(refused.value)
+
+
+RECIPE = {
+    "name": "real",
+    "steps": 2,
+    "environment": {"name": "signs", "feedback": "residual"},
+    "sampling": {"max_tokens": 12},
+    "actors": {"count": 1, "episodes": 8, "engine": {"max_running": 16, "max_length": 512, "kv_cache_gb": 0.2}},
+    "replay": {"drop_flat": False},
+    "learner": {
+        "batch_groups": 2,
+        "max_staleness": 0,  # so that trainer and sampler hold the same weights
+        "row_tokens": 512,
+        "micro_tokens": 1024,
+        "credit": {"name": "raw"},
+        "objective": {"name": "awr"},
+        "optimizer": {"lr": 1e-6},
+    },
+    "evaluation": {"n": 1, "independent": 1, "greedy": False},
+}
+ROLLOUTS = {
+    "attempt": {"name": "attempt", "episodes": 4},
+    "retry": {"name": "retry", "turns": 2, "episodes": 2},
+    "reflect": {"name": "reflect", "episodes": 2},
+}
+IN_EVERY_TEST = {("bfloat16", "attempt"), ("bfloat16", "reflect"), ("float32", "retry")}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rollout"),
+    [
+        pytest.param(dtype, rollout, marks=() if (dtype, rollout) in IN_EVERY_TEST else pytest.mark.prove)
+        for dtype in ("bfloat16", "float32")
+        for rollout in ROLLOUTS
+    ],
+)
+def test_a_real_model_is_trained_and_sampler_and_trainer_differ_by_no_more_than_its_noise(
+    model, tmp_path, dtype, rollout
+):
+    """No tolerance is set. Two computations of one noise differ by sqrt(2) times it; the mean over tokens is larger
+    than the median, of bell-shaped errors 1.2 times, of these, which have long tails, about 1.5 times."""
+    recipe = RECIPE | {"rollout": ROLLOUTS[rollout], "model": {"path": str(model), "dtype": dtype}}
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(recipe))
+    run = Command(tmp_path, "train", "real.yaml")
+    output = run.wait(240)
+    assert run.process.returncode == 0, output[-3000:]
+    steps = run.lines("real", "metrics.jsonl")
+    assert [step["step"] for step in steps] == [1, 2] and all(step["trained_tokens"] for step in steps)
+    for step in steps:
+        print(f"{dtype}, {rollout}: mismatch {step['mismatch_mean']:.2g}, noise {step['probe_noise']:.2g}")
+        assert step["mismatch_mean"] < 2.1 * step["probe_noise"]
+    log = (tmp_path / "runs" / "real" / "logs" / "learner-0.log").read_text()
+    assert log.count("proof of weights: noise") == 1 and "MA " not in log
