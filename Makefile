@@ -1,4 +1,4 @@
-# Two commands for everyone: `make demo` and `make test`. Both set up .venv when it is missing or out of date.
+# For everyone: `make demo`, `make demo-real`, `make test`. They set up .venv when it is missing or out of date.
 PYTHON_IN_VENV := .venv/bin/python
 .DEFAULT_GOAL := help
 
@@ -18,7 +18,7 @@ demo-real: setup ## Train a real model of 135M parameters to do as it is told; a
 test: setup ## All tests, under 20 minutes on two cores
 	@tools/debian.sh promtool=prometheus chromium=chromium
 	@$(PYTHON_IN_VENV) -m ruff check .
-	@$(PYTHON_IN_VENV) -m pytest -m "not prove" tests/unit -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -m "not prove" tests/unit -n 2 --dist loadfile
 	@$(PYTHON_IN_VENV) -m pytest -m "not prove" tests/integration tests/chaos -n 2 --dist loadfile --no-loadscope-reorder
 
 prove: setup ## The long proofs: many kills, many seeds
