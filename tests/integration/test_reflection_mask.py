@@ -52,7 +52,7 @@ def tiny(seed: int) -> Policy:
     torch.manual_seed(seed)
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = Qwen2Config(vocab_size=VOCABULARY, num_key_value_heads=1, tie_word_embeddings=True, **shape)
-    return Policy(Qwen2ForCausalLM._from_config(config, attn_implementation="eager"))
+    return Policy(Qwen2ForCausalLM._from_config(config, attn_implementation="eager"), packed=True)
 
 
 def backward(policy: Policy, start: Policy, made: list[Group], **objective) -> dict[int, float]:
