@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Difference:
 
     @property
     def sound(self) -> bool:
-        return self.found <= SLACK * self.explained
+        return isfinite(self.explained) and self.found <= SLACK * self.explained
 
 
 def sequences(config, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -86,6 +87,9 @@ class Examiner:
         self._device = next(policy.parameters()).device
         self.live = self._row(self._whole)
         """Log-probs of one sequence in a row of its own, float32[WIDTH - 1]."""
+        if not self.live.isfinite().all():
+            problem = f"{_name(policy)} gives log-probs that are not finite in {_type(policy)}"
+            raise SettingError("model.path", problem, "Look at its weights, or set model.dtype to float32")
         self._floor = LAST_DIGIT[self._device.type] * float(self.live.abs().mean())
         with rounding(policy.model):
             self._noise = max(_median(self._row(self._whole), self.live), self._floor)
@@ -216,6 +220,10 @@ def _median(one: Tensor, other: Tensor) -> float:
 
 def _largest(one: Tensor, other: Tensor) -> float:
     return float(torch.nan_to_num((one - other).abs().double(), nan=torch.inf).max())
+
+
+def _type(policy: Policy) -> str:
+    return str(next(policy.parameters()).dtype).removeprefix("torch.")
 
 
 def _name(policy: Policy) -> str:

@@ -200,8 +200,7 @@ class Controller:
         self._client = Client(self._shards.endpoints, "controller", self._shards.keys)
         master = self._wait(self._ranks[0].address.remote(), "learner rank 0", recipe.start_s)
         states = [rank.setup.remote(master, self._resume) for rank in self._ranks]
-        for number, state in enumerate(states):
-            self._wait(state, f"learner rank {number}", recipe.start_s)
+        self._wait_for_all({state: f"learner rank {number}" for number, state in enumerate(states)}, recipe.start_s)
         state = ray.get(states[0])
         self._status.started(state["step"], state["trained"])
         listen = recipe.metrics.listen(self._run.cluster)
@@ -408,12 +407,21 @@ class Controller:
             raise DeadlineError("the controller", culprit, self._recipe.start_s, f"{what} did not come; {hint}")
 
     def _wait(self, reference, culprit: str, limit_s: float):
-        deadline = time.monotonic() + limit_s
-        while not ray.wait([reference], timeout=WAIT_S)[0]:
-            self._files.look(self._fleet)
-            if time.monotonic() > deadline:
-                raise DeadlineError("the controller", culprit, limit_s, "it did not start; see logs/ in the run")
+        self._wait_for_all({reference: culprit}, limit_s)
         return ray.get(reference)
+
+    def _wait_for_all(self, culprits: dict, limit_s: float) -> None:
+        """Until all references have come, in any order: one that fails may be what the others wait for."""
+        waiting, deadline = dict(culprits), time.monotonic() + limit_s
+        while waiting:
+            ended = ray.wait(list(waiting), timeout=WAIT_S)[0]
+            for reference in ended:
+                ray.get(reference)
+                del waiting[reference]
+            self._files.look(self._fleet)
+            if waiting and not ended and time.monotonic() > deadline:
+                culprit = next(iter(waiting.values()))
+                raise DeadlineError("the controller", culprit, limit_s, "it did not start; see logs/ in the run")
 
     # Evaluation.
 

@@ -50,9 +50,10 @@ class Owner:
         `kept`. Raises SettingError where another command was first."""
         fresh = self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(4)}")
         fresh.mkdir(parents=True)
-        lock = self._lock(fresh / LOCK)
-        self._sign(lock)
+        lock = None
         try:
+            lock = self._lock(fresh / LOCK)
+            self._sign(lock)
             yield fresh
             if kept is not None and self.folder.exists():
                 self.take(to_rename=True)
@@ -65,7 +66,8 @@ class Owner:
                 raise self._refusal() from None
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
             raise
         self.release()  # what has another name now
         self._held[LOCK] = lock

@@ -101,7 +101,10 @@ def test_the_folder_of_a_process_that_was_killed_is_free_at_once(another):
 
 @pytest.mark.parametrize(
     "then",
-    ["import subprocess; subprocess.Popen(['sleep', '600'])", "import os, signal; os.fork() or signal.pause()"],
+    [
+        "import subprocess; subprocess.Popen(['sleep', '600'])",
+        "import os, signal; os.fork() or print('owned', flush=True); signal.pause()",  # the child says that it is there
+    ],
     ids=["started", "forked"],
 )
 def test_a_child_that_outlives_the_owner_does_not_keep_the_folder(another, then):

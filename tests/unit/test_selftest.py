@@ -168,3 +168,16 @@ def test_hidden_states_that_a_model_keeps_in_float32_meet_a_bfloat16_head(tmp_pa
     MambaForCausalLM(MambaConfig(**sizes, residual_in_fp32=True)).save_pretrained(tmp_path)
     policy = Policy(load_model(str(tmp_path), torch.bfloat16, "eager"))
     assert judge(policy, compared(policy)) is False
+
+
+def test_a_model_of_nothing_but_nan_is_refused(tmp_path):
+    policy = loaded("llama", tmp_path)
+    with torch.no_grad():
+        policy.model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(SettingError, match="model.path: .* not finite in float32"):
+        compared(policy)
+
+
+def test_noise_that_is_not_finite_explains_nothing():
+    assert not selftest.Difference(0.0, float("inf")).sound
+    assert not selftest.Difference(float("inf"), 0.0).sound
