@@ -14,6 +14,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+# Log-probs are float32, so that they cannot agree better than to its last digit; a GPU may multiply float32 as TF32.
+LAST_DIGIT = {"cpu": 2.0**-23, "cuda": 2.0**-10}
+
 
 @contextlib.contextmanager
 def rounding(model: nn.Module, seed: int = 0) -> Iterator[None]:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.logprobs import Policy
+from learner.noise import LAST_DIGIT
 from protocols import metrics
 from protocols.errors import SettingError
 from protocols.weights import Probe
@@ -46,8 +47,6 @@ ENOUGH = 30.0
 OTHERS = 7  # sequences beside the probe's
 STRENGTHS = (1 / 8, 1 / 4, 1 / 16, 1 / 2, 1 / 32, 1.0)  # relative changes of the weights, the likeliest first
 SHARE = 0.01  # of a run's time that measuring again may take
-# Log-probs are float32, so that they cannot agree better than to its last digit; a GPU may multiply float32 as TF32.
-LAST_DIGIT = {"cpu": 2.0**-23, "cuda": 2.0**-10}
 
 Load = Callable[[dict[str, Tensor]], nn.Module]  # a state as it is published, to a model on the CPU in the run's type
 Perturb = Callable[[dict[str, Tensor], float, int], dict[str, Tensor]]  # state, strength, seed

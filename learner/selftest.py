@@ -29,13 +29,11 @@ from torch import Tensor, nn
 
 from learner.head import linear_of
 from learner.logprobs import Policy
-from learner.noise import rounding
+from learner.noise import LAST_DIGIT, rounding
 from protocols.errors import RedraftError, SettingError
 
 WIDTH = 64  # tokens of the row that is looked at
 SLACK = 2.0  # two computations that each round differ by sqrt(2) times what one does; the rest is for medians of few
-# Log-probs are float32, so that they cannot agree better than to its last digit; a GPU may multiply float32 as TF32.
-LAST_DIGIT = {"cpu": 2.0**-23, "cuda": 2.0**-10}
 PACKING = ("neighbour", "alone")
 WRONG = {
     "causal": "later tokens change the log-probs of earlier ones",
