@@ -115,3 +115,14 @@ class ActorSettings(Settings):
                 f"count={self.count} is not within autoscale.min={scale.min} and autoscale.max={scale.max}; set it so"
             )
         return self
+
+
+class CurriculumSettings(Settings):
+    """Tasks of a level are played once the one below is mastered."""
+
+    threshold: float = Field(0.6, gt=0, le=1)
+    """The level rises when its mean success reaches this."""
+    window: int = Field(256, ge=1)
+    """Over so many of its last groups, and not before there are so many."""
+    only_newest: bool = False
+    """Play only tasks of the newest level (false: of all levels up to it)."""

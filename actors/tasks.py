@@ -17,21 +17,9 @@ from dataclasses import dataclass
 from math import fsum
 
 import numpy as np
-from pydantic import Field
 
+from actors.config import CurriculumSettings
 from protocols.errors import SettingError
-from protocols.settings import Settings
-
-
-class CurriculumSettings(Settings):
-    """Tasks of a level are played once the one below is mastered."""
-
-    threshold: float = Field(0.6, gt=0, le=1)
-    """The level rises when its mean success reaches this."""
-    window: int = Field(256, ge=1)
-    """Over so many of its last groups, and not before there are so many."""
-    only_newest: bool = False
-    """Play only tasks of the newest level (false: of all levels up to it)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ from pathlib import Path
 
 import yaml
 
+from redraft.config import ModelSettings
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "signs-grpo.yaml"
 CACHE = Path(".cache/models")
@@ -236,10 +238,10 @@ def _in_order(figures: dict) -> list[float]:
 def base_model(cache: Path) -> Path:
     """The base model of the recipe, made in the cache unless it is there."""
     from actors.config import EnvironmentSettings
-    from redraft import models
+    from redraft.models import make as models
 
     recipe = yaml.safe_load(RECIPE.read_text())
-    settings = models.ModelSettings(**recipe["model"])
+    settings = ModelSettings(**recipe["model"])
     return models.prepare(settings, EnvironmentSettings(**recipe["environment"]), cache).resolve()
 
 

@@ -39,6 +39,7 @@ from pathlib import Path
 
 from benchmarks import generation_sides as sides
 from benchmarks.generation_sides import MAX_LENGTH, Round, Setup
+from redraft.config import ModelSettings
 from replay.config import Endpoints
 
 START_S = {"cpu": 90.0, "cuda": 600.0}  # CUDA graphs are made, and kernels compiled
@@ -66,12 +67,12 @@ Spent = dict[str, tuple[float, float]]  # by each side in one round: seconds, CP
 def setup(device: str, folder: str) -> tuple[Setup, tuple[int, ...]]:
     """How both sides are set up, and the cores of the replay service."""
     from actors.config import EnvironmentSettings
-    from redraft import models
+    from redraft.models import make as models
 
     cores = sorted(os.sched_getaffinity(0))
     own = cores[:1] if device == "cpu" else cores[:-1] or cores
     dtype = "float32" if device == "cpu" else "bfloat16"
-    making = models.ModelSettings(dtype=dtype, make=MODEL)
+    making = ModelSettings(dtype=dtype, make=MODEL)
     model = models.prepare(making, EnvironmentSettings(name="signs"), Path(folder, "models"), lambda line: None)
     replay = Endpoints(f"ipc://{folder}/ingest", f"ipc://{folder}/serve")
     return Setup(str(model), dtype, device, tuple(own), replay), tuple(cores[-1:])

@@ -159,7 +159,8 @@ def memory(chunk: int, dtype: str, device: str) -> tuple[float, float]:
 
 def job_on(device: str, folder: Path) -> Job:
     from actors.config import EnvironmentSettings
-    from redraft.models import MakeSettings, ModelSettings, prepare
+    from redraft.config import MakeSettings, ModelSettings
+    from redraft.models.make import prepare
 
     made = ModelSettings(make=MakeSettings(max_length=256, **MODELS[device]), dtype=DTYPES[device])
     settings = LearnerSettings(

@@ -186,7 +186,8 @@ def main() -> int:
 
 def base_model() -> Path:
     """The base model that both recipes name, made at the first use."""
-    from redraft import models, recipe
+    from redraft import recipe
+    from redraft.models import make as models
 
     made = recipe.load(ROOT / "recipes" / "quickstart.yaml")
     progress = partial(print, file=sys.stderr, flush=True)

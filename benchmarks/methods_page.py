@@ -109,7 +109,7 @@ def draw(found: Sequence[Result], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from redraft.figures import AFTER, BEFORE, STYLE
+    from redraft.report.plots import AFTER, BEFORE, STYLE
 
     kinds = [
         ("answers", "signs: right at the last turn", ANSWERS[1][1]),

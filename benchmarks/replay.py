@@ -45,7 +45,7 @@ from multiprocessing.connection import wait
 from benchmarks import replay_sides as sides
 from benchmarks.replay_sides import Job
 
-# Ray reads these when it is imported, here and in the processes that it starts; see `redraft.launch`.
+# Ray reads these when it is imported, here and in the processes that it starts; see `redraft.control.cluster`.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -6,7 +6,7 @@ The run begins with one actor and is scaled up as `redraft scale` does it: 1, 4,
 all actors are ready, the clock runs for a window. At the end the run gets a second shard of replay, as by `redraft
 replay grow`, and is measured once more.
 
-Real: the controller with its loop, lease book, admission and fleet (`redraft.controller`), each exchange with an actor
+Real: the controller with its loop, lease book, admission and fleet (`redraft.control`), each exchange with an actor
 as a Ray call to another process; the actors themselves (`actors.actor`: leases, weights with digest and probe, a
 metrics port each) with a producer each; the wire; replay in a process of its own with its spool; the client that
 claims, checks, decodes and commits batches.
@@ -36,7 +36,7 @@ from pathlib import Path
 
 from protocols.errors import RedraftError
 
-# Ray reads these when it is imported, here and in the processes that it starts; see `redraft.launch`.
+# Ray reads these when it is imported, here and in the processes that it starts; see `redraft.control.cluster`.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -200,8 +200,8 @@ def run(plan: Plan, sizes: tuple[int, ...], folder: str) -> list[dict]:
     import ray
 
     from benchmarks.scale_parts import CountingController
-    from redraft import models
     from redraft import run as runs
+    from redraft.models import make as models
     from redraft.owner import Owner
     from redraft.recipe import build
 

@@ -19,8 +19,9 @@ from actors.rollouts import Stage
 from protocols.errors import RedraftError
 from protocols.turns import TOKENS, Role
 from protocols.weights import Probe, WeightRef
-from redraft import logs, parts
-from redraft.controller import Controller
+from redraft import logs
+from redraft.control import workers as parts
+from redraft.control.controller import Controller
 from redraft.recipe import Recipe
 from redraft.run import Run
 from replay.client import Client

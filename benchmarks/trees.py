@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocols.errors import RedraftError
+from redraft.config import MakeSettings, ModelSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = {"cached": 2.0, "uncached": 2.0, "fitting": 1.0}  # actions that may be asked for at once, over max_running
@@ -192,12 +193,12 @@ async def run(plan: Plan, folder: Path, data: str) -> list[dict]:
 
     from actors import engines, environments
     from actors.config import DataSettings, EngineSettings, EnvironmentSettings
-    from redraft import models
+    from redraft.models import make as models
 
     environment = EnvironmentSettings(name="textcraft")
     tasks = environments.tasks(environment, DataSettings(path=data), "train")
-    make = models.MakeSettings(tokenizer="bytes", hidden=64, layers=2, heads=2, feed_forward=128, max_length=LONGEST)
-    model = models.prepare(models.ModelSettings(dtype="float32", make=make), environment, folder)
+    make = MakeSettings(tokenizer="bytes", hidden=64, layers=2, heads=2, feed_forward=128, max_length=LONGEST)
+    model = models.prepare(ModelSettings(dtype="float32", make=make), environment, folder)
     settings = EngineSettings(process="in_process", max_running=plan.max_running, max_length=LONGEST, kv_cache_gb=1.0)
     engine = await engines.start(model, "float32", settings, seed=0)
     search = Search(engine, AutoTokenizer.from_pretrained(str(model)), plan, tasks)

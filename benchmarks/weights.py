@@ -39,7 +39,7 @@ from pathlib import Path
 
 from benchmarks.weights_parts import Player, Publisher, Spec
 
-# Ray reads these when it is imported, here and in the processes that it starts; see `redraft.launch`.
+# Ray reads these when it is imported, here and in the processes that it starts; see `redraft.control.cluster`.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -81,8 +81,9 @@ def measure(name: str, plan: Plan, device: str, cache: Path) -> dict:
 
     from actors.config import EnvironmentSettings
     from actors.weights import NodeFiles
-    from redraft.models import MakeSettings, ModelSettings, prepare
-    from redraft.parts import worker_environment
+    from redraft.config import MakeSettings, ModelSettings
+    from redraft.control.workers import worker_environment
+    from redraft.models.make import prepare
 
     size, gpus = SIZES[name], 1 / (ACTORS + 1) if device == "cuda" else 0
     made = ModelSettings(make=MakeSettings(max_length=512, **size.make), dtype=size.dtype)

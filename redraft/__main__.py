@@ -1,5 +1,5 @@
 """`python -m redraft` is the command `redraft`."""
 
-from redraft.cli import main
+from redraft.cli.main import main
 
 main()

@@ -13,17 +13,13 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from actors import rollouts
-from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
+from actors.config import ActorSettings, CurriculumSettings, DataSettings, EnvironmentSettings, SamplingSettings
 from actors.rollout_config import AttemptSettings, RolloutSettings
-from actors.tasks import CurriculumSettings
 from learner.config import LearnerSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
 from protocols.turns import Role
-from redraft.discovery import MetricsSettings
-from redraft.evaluation import EvaluationSettings
-from redraft.models import ModelSettings
-from redraft.trackers import TrackingSettings
+from redraft.config import EvaluationSettings, MetricsSettings, ModelSettings, TrackingSettings
 from replay.config import RunReplaySettings
 
 WRITTEN = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-os.environ.setdefault("RAY_AUTH_MODE", "token")  # as redraft.launch: Ray reads it when a test first imports it
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # as redraft.control.cluster: Ray reads it when a test first imports it
 settings.register_profile("redraft", deadline=None)  # a busy machine may be slow
 settings.load_profile("redraft")
 ROOT = Path(__file__).resolve().parent.parent

@@ -157,7 +157,7 @@ class Revises(Protocol):
 
 
 class Demonstrates(Protocol):
-    """An environment that can show how its dialogues look, so that a model can be made for it (redraft/pretrain.py)."""
+    """An environment that can show how its dialogues look, so that a model can be made for it."""
 
     def demonstrations(self, rng: Any, count: int, turns: int) -> list[list[tuple[str, bool]]]:
         """`count` dialogues of `turns` attempts, as (text, the model's own) pieces; own ones lack their end token."""

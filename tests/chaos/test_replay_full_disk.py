@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from power_cut import environment, shim
-from replay_house import (
+from support.power_cut import environment, shim
+from support.replay_house import (
     ANY,
     client_of,
     endpoints_in,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import zmq
-from replay_fuzz import LAST, Fuzz, Message
-from replay_house import ANY, client_of, endpoints_in, gid, play, problem_of, producer_of, serve
+from support.replay_fuzz import LAST, Fuzz, Message
+from support.replay_house import ANY, client_of, endpoints_in, gid, play, problem_of, producer_of, serve
 
 from protocols.errors import RedraftError
 from protocols.wire import unpack

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from replay_house import ANY, Notes, Process, client_of, endpoints_in, gid, problem_of, serve, turns_of, until
+from support.replay_house import ANY, Notes, Process, client_of, endpoints_in, gid, problem_of, serve, turns_of, until
 
 PRODUCERS, LEARNERS = 4, 2
 # What is killed. "run": learners and producers die, and the run is resumed from its last checkpoint, as one does.

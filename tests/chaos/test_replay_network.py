@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from replay_house import ANY, client_of, gid, play, problem_of, producer_of, turns_of, until
-from tcp_proxy import Proxy
+from support.replay_house import ANY, client_of, gid, play, problem_of, producer_of, turns_of, until
+from support.tcp_proxy import Proxy
 
 from protocols.errors import DeadlineError
 from replay import keys

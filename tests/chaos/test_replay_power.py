@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from power_cut import Disk, entries, environment, shim
-from replay_house import ANY, client_of, endpoints_in, gid, held_in, play, producer_of, serve, until
+from support.power_cut import Disk, entries, environment, shim
+from support.replay_house import ANY, client_of, endpoints_in, gid, held_in, play, producer_of, serve, until
 
 from protocols.errors import DeadlineError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgpack
 import pytest
 import zmq
-from replay_fuzz import entry_of
-from replay_house import ANY, client_of, endpoints_in, gid, play, producer_of, turn_of
+from support.replay_fuzz import entry_of
+from support.replay_house import ANY, client_of, endpoints_in, gid, play, producer_of, turn_of
 
 from protocols.turns import Close
 from protocols.wire import ENTRY, SCHEMA, Row, encode_turn, join, pack, row_of

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from replay_house import client_of, endpoints_in, serve
+from support.replay_house import client_of, endpoints_in, serve
 
 from replay.config import ReplaySettings
 from replay.store import Store

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 import yaml
-from run_house import ENVIRONMENT, ROOT, Command
+from support.run_house import ENVIRONMENT, ROOT, Command
 
 SOON_S = 30.0
 RECIPE = {
     "name": "stuck",
     "steps": 3,
     "model": {"dtype": "float32", "make": {"seed": 0}},
-    "environment": {"name": "dead_ends:Wall", "feedback": "binary"},
+    "environment": {"name": "support.dead_ends:Wall", "feedback": "binary"},
     "rollout": {"name": "attempt", "episodes": 4},
     "sampling": {"max_tokens": 2},
     "actors": {"count": 1, "episodes": 16, "engine": {"max_running": 64, "max_length": 64}},
@@ -109,7 +109,7 @@ def test_groups_that_are_all_set_aside_are_told_while_the_run_waits_and_by_the_e
 
 
 def test_a_judge_that_is_down_is_told_although_the_first_batch_ends_the_run(tmp_path):
-    run = train(tmp_path, environment={"name": "dead_ends:Judged"}, learner={"credit": {"name": "raw"}})
+    run = train(tmp_path, environment={"name": "support.dead_ends:Judged"}, learner={"credit": {"name": "raw"}})
     run.wait(240)
     assert {"episodes_broken", "endpoint_down"} <= told(run).keys()
     assert "ConnectionError: the judge at 10.0.0.7" in told(run)["endpoint_down"]["problem"]

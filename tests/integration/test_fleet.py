@@ -1,13 +1,13 @@
 """An actor whose engine does not follow the weights is found out by the probe, replaced, and its replacement plays."""
 
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
-from run_house import select_nothing
+from support.places import PYTHONPATH
+from support.run_house import select_nothing
 
 from actors.actor import Orders, Spec
 from actors.config import (
@@ -23,17 +23,17 @@ from learner.logprobs import load_model
 from learner.proof import Proof, perturbed
 from learner.publish import publish
 from protocols.weights import TRIAL, WeightRef
-from redraft import parts
-from redraft.fleet import Fleet
-from redraft.models import MakeSettings, ModelSettings, prepare
+from redraft.config import MakeSettings, ModelSettings
+from redraft.control import workers as parts
+from redraft.control.fleet import Fleet
+from redraft.models.make import prepare
 
-ROOT = Path(__file__).parents[2]
 HEAD = "model.embed_tokens.weight"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    environment = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))), "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     ray.init(
         num_cpus=2,
         resources={"actor": 1},

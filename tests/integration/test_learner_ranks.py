@@ -19,6 +19,7 @@ import ray
 import torch
 from blake3 import blake3
 from safetensors.torch import load
+from support.places import PYTHONPATH
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from learner.batches import prepare
@@ -39,7 +40,6 @@ from replay.config import Endpoints, ReplaySettings
 from replay.service import Service
 
 VOCABULARY, SEED, BATCH = 40, 3, 4
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Controller:
@@ -66,7 +66,7 @@ class Controller:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    paths = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))  # this file holds an actor class
+    paths = os.pathsep.join((PYTHONPATH, str(Path(__file__).parent)))  # this file holds an actor class
     env = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": env}, log_to_driver=False)
     yield

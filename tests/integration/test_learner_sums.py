@@ -1,23 +1,21 @@
 """In bfloat16 the learner adds up gradients in float32, whatever is sharded, over micro-batches and over ranks."""
 
-import os
 import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import torch
-from summing_house import Summing
+from support.places import PYTHONPATH
+from support.summing_house import Summing
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-ROOT = Path(__file__).resolve().parents[2]
 MICROS = 512
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    env = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))), "OMP_NUM_THREADS": "1"}
+    env = {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": env}, log_to_driver=False)
     yield
     ray.shutdown()

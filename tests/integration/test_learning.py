@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from support.places import ROOT
 
 
 def train(folder: Path, *arguments: str, limit_s: float) -> dict:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import yaml
-from run_house import Command
+from support.run_house import Command
 
 from protocols.keys import group_id
 from protocols.turns import Role
@@ -24,7 +24,7 @@ REFLECT = {
     "name": "reflect",
     "steps": 2000,
     "model": MODEL,
-    "environment": {"name": "coins:Coins"},
+    "environment": {"name": "support.coins:Coins"},
     "curriculum": {"threshold": 0.05, "window": 8, "only_newest": True},
     "rollout": {"name": "reflect", "episodes": 4},
     "sampling": {"max_tokens": 6},
@@ -44,7 +44,7 @@ SEARCH = {
     "name": "search",
     "steps": 3,
     "model": MODEL,
-    "environment": {"name": "coins:Purse"},
+    "environment": {"name": "support.coins:Purse"},
     "rollout": {
         "name": "search",
         "turns": 4,
@@ -93,7 +93,7 @@ def test_a_run_of_no_steps_only_evaluates_and_can_be_reported_and_compared(folde
     (kept / "report.html").unlink()
     commands = [Command(folder, "report", "nothing"), Command(folder, "compare", "nothing", "--out", "beside.html")]
     output = [done(command) for command in commands][-1]
-    assert "coins:Coins" in (kept / "report.html").read_text()
+    assert "support.coins:Coins" in (kept / "report.html").read_text()
     assert "nothing" in output and "nothing" in (folder / "beside.html").read_text()
 
 

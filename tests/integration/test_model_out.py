@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from run_house import ENVIRONMENT
 from support.made_run import made_run
+from support.run_house import ENVIRONMENT
 from transformers import AutoModelForCausalLM
 
 from actors.config import EngineSettings

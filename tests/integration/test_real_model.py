@@ -1,16 +1,13 @@
 """A real pretrained model: its engines follow the weights, and those that do not are found out."""
 
 import asyncio
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from run_house import Command
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.run_house import Command
 from support.smollm2 import smollm2
 
 from actors import engines, weights

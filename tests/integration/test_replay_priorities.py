@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from shard_house import ANY, House, a_house, gid, numbers
+from support.shard_house import ANY, House, a_house, gid, numbers
 from test_learner_ranks import BATCH, groups, settings
 
 from learner.batches import Batch, prepare

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from shard_house import ANY, House, a_house, gid, numbers, turn, until
+from support.shard_house import ANY, House, a_house, gid, numbers, turn, until
 
 from actors.tasks import TaskOrder
 from protocols.errors import RedraftError
 from protocols.turns import Close, Group, Lease
-from redraft.leases import LeaseBook
+from redraft.control.leases import LeaseBook
 from replay.shares import place
 
 SERVE = """

@@ -14,12 +14,12 @@ import psutil
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from run_house import ENVIRONMENT, ROOT, Command, leftovers
-from watch_house import NAME, Prometheus, listed, panel_queries, rules, wait_for
+from support.run_house import ENVIRONMENT, ROOT, Command, leftovers
+from support.watch_house import NAME, Prometheus, listed, panel_queries, rules, wait_for
 
 from protocols import metrics
-from redraft.remote import Remote
-from redraft.viewer.index import Index
+from redraft.control.remote import Remote
+from redraft.watch.viewer.index import Index
 from replay.reader import SpoolReader
 
 RECIPE = {

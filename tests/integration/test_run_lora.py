@@ -4,13 +4,14 @@ import json
 
 import pytest
 import yaml
-from run_house import Command, leftovers
+from support.run_house import Command, leftovers
 from test_run import RECIPE
 
 from redraft import records
-from redraft.compare import read
-from redraft.models import ModelSettings, prepare
+from redraft.config import ModelSettings
+from redraft.models.make import prepare
 from redraft.recipe import build
+from redraft.report.compare import read
 
 LORA = {"rank": 4, "targets": ["gate_proj", "up_proj", "down_proj"]}
 

@@ -15,17 +15,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.places import PYTHONPATH
 
 from benchmarks.scale_parts import Consumer, start_consumer
-from redraft import models, parts
 from redraft import run as runs
-from redraft.controller import Controller
-from redraft.launch import actor_name  # sets what Ray reads when it is imported
+from redraft.control import workers as parts
+from redraft.control.client import actor_name  # sets what Ray reads when it is imported
+from redraft.control.controller import Controller
+from redraft.models import make as models
 from redraft.owner import Owner
 from redraft.recipe import build
 from replay.verify import Damage, verify
 
-ROOT = Path(__file__).parents[2]
 START_S = 25.0
 RECIPE = {
     "name": "scaled",
@@ -103,7 +104,7 @@ def cluster():
 
     ensure_token_if_auth_enabled()  # only `ray.init` without an address makes the user's token
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    path = os.pathsep.join((str(ROOT), str(Path(__file__).parent)))
+    path = os.pathsep.join((PYTHONPATH, str(Path(__file__).parent)))
     ray.init(
         address=made.address,
         namespace="redraft",

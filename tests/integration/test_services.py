@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from shard_house import gid, turn
+from support.shard_house import gid, turn
 
 from protocols.errors import RedraftError, SettingError
 from protocols.turns import Close, Lease
-from redraft import services
+from redraft.control import services
 from replay import keys
 from replay.client import Producer
 from replay.config import Endpoints, ReplaySettings, RunReplaySettings

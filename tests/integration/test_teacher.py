@@ -27,7 +27,8 @@ from actors.play import EpisodeFailure
 from actors.teacher_config import TeacherSettings
 from benchmarks.teacher_server import started
 from protocols.errors import SettingError
-from redraft.models import MakeSettings, ModelSettings, prepare
+from redraft.config import MakeSettings, ModelSettings
+from redraft.models.make import prepare
 
 DIALOGUE = [
     {"role": "user", "content": "1234>10\n"},

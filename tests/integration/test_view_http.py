@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from view_house import RunFolder, dialogue, kept
+from support.view_house import RunFolder, dialogue, kept
 
 from protocols.errors import SettingError
-from redraft.viewer import serve
-from redraft.viewer.app import STATIC, application
+from redraft.watch.viewer import serve
+from redraft.watch.viewer.app import STATIC, application
 
 TOKEN = "a-token-that-nobody-guesses"
 PATHS = ["/", "/api/groups", "/api/group?key=000000:0", "/static/view.js"]

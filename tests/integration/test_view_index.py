@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from view_house import TOKENIZER, RunFolder, dialogue, ids, kept, said
+from support.view_house import TOKENIZER, RunFolder, dialogue, ids, kept, said
 
 from protocols.turns import Role
-from redraft.viewer.index import Index
-from redraft.viewer.words import BROKEN, Words
+from redraft.watch.viewer.index import Index
+from redraft.watch.viewer.words import BROKEN, Words
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
-from run_house import ENVIRONMENT, interruptible
-from view_house import RunFolder, dialogue, kept, said
+from support.run_house import ENVIRONMENT, interruptible
+from support.view_house import RunFolder, dialogue, kept, said
 
 from protocols.turns import Role
 

@@ -15,7 +15,8 @@ from protocols.checksum import element_checksum
 from protocols.errors import WeightsError
 from protocols.turns import Stop
 from protocols.weights import Probe, WeightRef
-from redraft.models import MakeSettings, ModelSettings, prepare
+from redraft.config import MakeSettings, ModelSettings
+from redraft.models.make import prepare
 
 CLOSE = 1e-4
 TOKENS = np.random.default_rng(0).integers(0, 40, 48).astype(np.int32)

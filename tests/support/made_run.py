@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from actors.config import EnvironmentSettings
 from learner import checkpoint
-from redraft import models
 from redraft import run as runs
-from redraft.models import MakeSettings, ModelSettings
+from redraft.config import MakeSettings, ModelSettings
+from redraft.models import make as models
 from redraft.recipe import Recipe, build
 from redraft.run import Run
 

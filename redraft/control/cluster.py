@@ -1,0 +1,42 @@
+"""The Ray cluster of a run: one that is joined, or one that is started here for as long as the run goes on.
+
+Import it before ray: Ray reads the variables that are set below when it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from redraft.recipe import Recipe
+
+# Ray reads these when it is imported. Processes that disagree about the first cannot talk: a local cluster asks for the
+# token that Ray keeps in the user's home, which also keeps other users of the machine out. By default Ray also
+# keeps every call for its dashboard, which is off: 39 MB for 10,000 calls, and each actor is called 20 times a second.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+
+
+@contextlib.contextmanager
+def ray_for(recipe: Recipe) -> Iterator[str]:
+    """Joins the cluster of RAY_ADDRESS, or starts Ray here and ends it afterwards; yields the cluster's address."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    actors = recipe.actors.autoscale.max if recipe.actors.autoscale else recipe.actors.count
+    needed = actors * recipe.actors.cpus + recipe.learner.ranks * recipe.learner.cpus
+    local = dict(num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), include_dashboard=False)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    context = ray.init(
+        address=address,
+        namespace="redraft",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **({} if address else local),
+    )
+    try:
+        yield context.address_info["gcs_address"]
+    finally:
+        ray.shutdown()

@@ -1,0 +1,102 @@
+"""An exam: the fleet plays tasks outside of training, in one pass or all those of an evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from actors.tasks import TaskOrder
+from learner.record import write_evaluation
+from protocols.errors import RedraftError
+from protocols.turns import Turn, sampled_tokens
+from redraft.control.fleet import Fleet
+from redraft.control.status import Status
+from redraft.evaluation import measures as evaluation
+from redraft.evaluation.measures import Pass
+
+SHARE = 250  # tasks that one actor plays at a time
+TRIES = 3  # losses of one share before the evaluation gives up
+EXAM_SEED = 0  # which test tasks are played does not depend on the run
+
+
+def chosen(tests: Sequence[dict], n: int) -> list[dict]:
+    """The `n` test tasks that every evaluation plays."""
+    order = TaskOrder(tests, EXAM_SEED)
+    return [order.task(position)[1] for position in range(min(n, len(tests)))]
+
+
+class Exam:
+    """Hands shares of tasks to actors that are free; a share that is lost with its actor is played again.
+
+    `passes` are what evaluation.plays returns.
+    """
+
+    def __init__(self, tasks: Sequence[dict], passes: Sequence[Pass], fleet: Fleet, status: Status):
+        self._fleet, self._status, self._tasks, self._passes = fleet, status, tasks, passes
+        starts = range(0, len(self._tasks), SHARE)
+        self._shares = deque((number, start, 0) for number in range(len(self._passes)) for start in starts)
+        self._total = len(self._passes) * len(self._tasks)
+        self._under_way: dict[int, tuple[int, int, int]] = {}
+        self._shares_given = 0
+        self._share_of: dict[int, int] = {}  # by actor, the number of the share that it plays
+        self._began: float | None = None  # when the first was
+        self._tokens = 0  # of the shares that are played
+        self._played: dict[tuple[int, int], list[list[Turn]]] = {}
+
+    def advance(self) -> bool:
+        """Collects what was played, hands out more; True when all is played. Raises RedraftError after many losses."""
+        for actor, turns in self._fleet.evaluated():
+            number, start, losses = self._under_way.pop(actor)
+            if turns is not None:
+                self._played[number, start] = turns
+                self._tokens += sum(sampled_tokens(turn) for task in turns for turn in task)
+            elif self._fleet.members[actor].draining is not None:  # taken from it
+                self._shares.append((number, start, losses))
+            elif losses + 1 < TRIES:
+                self._shares.append((number, start, losses + 1))
+            else:
+                tasks = f"tasks {start} to {start + SHARE}"
+                raise RedraftError(
+                    f"{tasks} were lost with their actor {TRIES} times; the last: {self._status.last_event}"
+                )
+        for actor in self._fleet.ready():
+            if self._shares and actor not in self._under_way:
+                number, start, _ = self._under_way[actor] = self._shares.popleft()
+                self._share_of[actor] = self._shares_given
+                self._shares_given += 1
+                self._began = self._began or time.monotonic()
+                tasks = self._tasks[start : start + SHARE]
+                self._fleet.evaluate(actor, tasks, self._passes[number], self._share_of[actor])
+        self._tell()
+        return not self._shares and not self._under_way
+
+    def _tell(self) -> None:
+        """How many tasks have ended, of all passes, and how fast: also those of shares that are still played."""
+        reports = [self._fleet.members[actor].report for actor in self._under_way]
+        heard = [
+            report
+            for actor, report in zip(self._under_way, reports, strict=True)
+            if report.share == self._share_of[actor]
+        ]
+        done = sum(map(len, self._played.values())) + sum(report.tested for report in heard)
+        tokens = self._tokens + sum(report.tested_tokens for report in heard)
+        seconds = time.monotonic() - self._began if self._began is not None else 0.0
+        self._status.progress(done, self._total, tokens / seconds if seconds else None)
+
+    def played(self) -> dict[str, list[list[Turn]]]:
+        """The turns of each task, by the label of the pass."""
+        return {
+            label: [turns for start in range(0, len(self._tasks), SHARE) for turns in self._played[number, start]]
+            for number, (label, *_) in enumerate(self._passes)
+        }
+
+    def summary(self) -> dict:
+        """The figures, see evaluation.summarise."""
+        whole = self._passes[0].rollout
+        return evaluation.summarise(self.played(), whole.turns, whole.kind)
+
+    def record(self, folder: Path, facts: dict) -> None:
+        """Keeps some of the first pass in a run's folder; `facts` are the evaluation's label, step and version."""
+        write_evaluation(folder, facts, self._tasks, self.played()[self._passes[0].label])

@@ -1,0 +1,297 @@
+"""The fleet: actors as Ray's FaultTolerantActorManager keeps them, one `exchange` in flight with each.
+
+An actor that dies is restarted by Ray; one that is silent or starts for too long, or says that it has failed, is killed
+so that Ray restarts it. Either way `on_lost` learns which actor it was and why. When starts or weight checks fail again
+and again, that is an error that names the last cause. An actor for which the cluster has no room does not start yet: it
+waits, for as long as it takes, and the others play.
+
+    made --Ray has room--> starting --weights verified--> ready --resize--> draining --nothing left--> closed, removed
+
+The number of an actor is its own: one that comes later gets a higher one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import ray
+from ray._private import state as ray_state
+from ray.exceptions import RayActorError
+
+from actors.actor import Orders, Report
+from actors.config import ActorSettings
+from protocols import metrics
+from protocols.errors import RedraftError, WeightsError
+from redraft.evaluation.measures import Pass
+
+log = logging.getLogger("redraft.fleet")
+PROBE_S = 2.0
+CLOSE_S = 15.0  # for an actor that is removed to free its engine; then it is killed
+EVALUATIONS = "evaluate"
+EXCHANGES = "exchange"
+WAITING = "waiting for resources"
+
+
+@dataclass(slots=True)
+class Member:
+    """What the controller knows of one actor."""
+
+    name: str
+    handle: object
+    heard: float
+    began: float
+    report: Report = field(default_factory=lambda: Report("starting"))
+    evaluating: bool = False
+    waiting: bool = False
+    """The cluster has no room for its process yet."""
+    draining: float | None = None
+    """It is to go, and may finish what it plays until then."""
+
+    @property
+    def ready(self) -> bool:
+        return self.report.state == "ready" and self.report.version is not None
+
+    @property
+    def late(self) -> bool:
+        """What it still plays is given to others."""
+        return self.draining is not None and time.monotonic() > self.draining
+
+    @property
+    def state(self) -> str:
+        """For people: that of its report, "draining", or "waiting for resources"."""
+        if self.draining is not None:
+            return "draining"
+        return WAITING if self.waiting else self.report.state
+
+
+class Fleet:
+    """`make(name)` creates an actor handle (restarting for ever); `on_lost(actor id, why)` is told of every loss."""
+
+    def __init__(
+        self,
+        make: Callable[[str], object],
+        settings: ActorSettings,
+        start_s: float,
+        on_lost: Callable[[int, str], None],
+    ):
+        self._make, self._settings, self._start_s, self._on_lost = make, settings, start_s, on_lost
+        self.members: dict[int, Member] = {}
+        self.target = 0
+        self._made = 0
+        self._closing: list[tuple[object, object, float]] = []  # actor, its `close` under way, when it is killed
+        self._probed = time.monotonic()
+        self._failed_starts = self._refused = 0
+        self.resize(settings.count)
+
+    def ready(self) -> list[int]:
+        """Actors that may be given work."""
+        return [number for number, member in self.members.items() if member.ready and member.draining is None]
+
+    def nodes(self) -> set[str]:
+        """Ray's ids of the nodes on which there are actors, or processes that become actors."""
+        places = (member.report.node_id or _place(member.handle).get("NodeID") for member in self.members.values())
+        return {node for node in places if node}
+
+    def begin(self) -> None:
+        """The time to start counts from now: before, nobody listened, or there were no weights to start with."""
+        for member in self.members.values():
+            member.began = member.heard = time.monotonic()
+
+    @property
+    def settled(self) -> bool:
+        """There are as many actors as there should be, and all are ready."""
+        return len(self.ready()) == len(self.members) == self.target
+
+    def resize(self, count: int) -> None:
+        """There should be `count` actors: more are made, or those drained that are missed least.
+
+        First those that start, then the least busy, then the newest. Who drains stays when more are wanted again.
+        """
+        self.target = count
+        stay = [number for number, member in self.members.items() if member.draining is None]
+        back = [number for number in self.members if number not in stay][: max(0, count - len(stay))]
+        for number in back:
+            self.members[number].draining = None
+        self._add(max(0, count - len(stay) - len(back)))
+        for number in sorted(stay, key=self._missed)[: max(0, len(stay) - count)]:
+            self.members[number].draining = time.monotonic() + self._settings.drain_s
+
+    def leaving(self) -> list[int]:
+        """Actors that drain: who has nothing left to play is to be removed."""
+        return [number for number, member in self.members.items() if member.draining is not None]
+
+    def remove(self, number: int) -> None:
+        """Takes an actor out of the fleet and ends it: kindly, in the background, where it has begun."""
+        member = self.members.pop(number)
+        self._manager.remove_actor(number)
+        if member.report.pid:
+            self._closing.append((member.handle, member.handle.close.remote(), time.monotonic() + CLOSE_S))
+        else:
+            ray.kill(member.handle)
+        log.info("%s is removed", member.name)
+
+    def _add(self, count: int) -> None:
+        numbers, now = range(self._made, self._made + count), time.monotonic()
+        self._made += count
+        for number in numbers:
+            name = f"actor-{number}"
+            self.members[number] = Member(name, self._make(name), now, now)
+        for number in numbers:
+            self._manager.add_actors([self.members[number].handle])  # it counts in the same way
+
+    @cached_property
+    def _manager(self):
+        """Made when the first actors are: the import takes seconds, in which their processes start."""
+        from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+        # Two calls at most: an exchange and an evaluation, told apart by their tags.
+        return FaultTolerantActorManager(max_remote_requests_in_flight_per_actor=1)
+
+    def _missed(self, number: int) -> tuple:
+        """Sorts actors by what is lost when they go."""
+        member = self.members[number]
+        return member.ready, member.evaluating, member.report.playing, -number
+
+    def send(self, number: int, orders: Orders) -> bool:
+        """Sends orders unless the actor's last exchange is still under way, or it is gone."""
+        return bool(
+            self._manager.foreach_actor_async(
+                "exchange", EXCHANGES, kwargs=[dict(orders=orders)], remote_actor_ids=[number]
+            )
+        )
+
+    def idle(self) -> list[int]:
+        """Actors that can be sent orders."""
+        return [
+            number
+            for number in self.members
+            if self._manager.is_actor_healthy(number) and not self._under_way(number, EXCHANGES)
+        ]
+
+    def receive(self) -> list[tuple[int, Report]]:
+        """Reports that have come in; losses are handled on the way.
+
+        Raises WeightsError or RedraftError when actors fail their weight checks, or to start, `actors.failures` times.
+        """
+        reports = []
+        for result in self._manager.fetch_ready_async_reqs(tags=EXCHANGES):
+            if result.ok:
+                reports.append((result.actor_id, result.get()))
+                self._heard(result.actor_id, result.get())
+            else:
+                self._broken(result.actor_id, result.get())
+        self._watch()
+        return reports
+
+    def _heard(self, number: int, report: Report) -> None:
+        member = self.members[number]
+        member.heard, member.report = time.monotonic(), report
+        if report.fatal:
+            raise RedraftError(f"{member.name}: {report.error}")
+        self._refused += report.weights_refused
+        metrics.WEIGHTS_REFUSED.inc(int(report.weights_refused))
+        if report.state == "failed":
+            self.replace(number, report.error)
+        elif member.ready:
+            self._failed_starts = 0
+        if self._refused >= self._settings.failures:
+            raise WeightsError(f"actors refused the learner's weights {self._refused} times; the last: {report.error}")
+
+    def _broken(self, number: int, error: Exception) -> None:
+        """A call failed: the process died, or the call itself did, and then the process is not to be trusted."""
+        if isinstance(error, RayActorError):
+            self._gone(number, "its process died")
+        else:
+            self.replace(number, _cause(error))
+
+    def evaluate(self, number: int, tasks: list[dict], one: Pass, share: int) -> None:
+        """Has an actor play tasks outside of training; `evaluated` tells the end, and its reports how far `share`, a
+        number of the caller's, has come."""
+        self.members[number].evaluating = True
+        self._manager.foreach_actor_async(
+            "evaluate",
+            EVALUATIONS,
+            kwargs=[dict(tasks=tasks, settings=one.rollout, sampling=one.sampling, share=share, feedback=one.feedback)],
+            remote_actor_ids=[number],
+        )
+
+    def evaluated(self) -> list[tuple[int, list | None]]:
+        """(actor id, turns of each task) for every evaluation that ended; None for the turns when it was lost."""
+        ended = []
+        for result in self._manager.fetch_ready_async_reqs(tags=EVALUATIONS):
+            if self.members[result.actor_id].evaluating:
+                ended.append((result.actor_id, result.get() if result.ok else None))
+            if not result.ok:
+                self._broken(result.actor_id, result.get())
+        lost = [n for n, member in self.members.items() if member.evaluating and (not member.ready or member.late)]
+        ended += [(number, None) for number in lost]
+        ended = list(dict(reversed(ended)).items())
+        for number, _ in ended:
+            self.members[number].evaluating = False
+        return ended
+
+    def replace(self, number: int, why: str) -> None:
+        """Kills an actor's process, which Ray then restarts."""
+        member = self.members[number]
+        self._gone(number, why)
+        ray.kill(member.handle, no_restart=False)
+
+    def close(self, limit_s: float) -> None:
+        """Ends all actors: kindly at first."""
+        closes = [member.handle.close.remote() for member in self.members.values()]
+        closes += [close for _, close, _ in self._closing]
+        ray.wait(closes, num_returns=len(closes), timeout=limit_s)
+        self._manager.clear()
+        for handle, _, _ in self._closing:
+            ray.kill(handle)
+
+    def _gone(self, number: int, why: str) -> None:
+        member = self.members[number]
+        starting = not member.ready and not member.report.weights_refused
+        self._manager.set_actor_state(number, healthy=False)
+        member.report, member.heard, member.began = Report("starting"), time.monotonic(), time.monotonic()
+        self._on_lost(number, why)
+        self._failed_starts += starting
+        if self._failed_starts >= self._settings.failures:
+            raise RedraftError(f"actors could not start {self._failed_starts} times in a row; the last: {why}")
+
+    def _watch(self) -> None:
+        """Replaces who is silent, or starts, for too long; brings back who was restarted; ends who was removed."""
+        now = time.monotonic()
+        if now - self._probed > PROBE_S:
+            self._probed = now
+            self._manager.probe_unhealthy_actors(timeout_seconds=0.1, mark_healthy=True)
+            self._look_for_room(now)
+        for number, member in self.members.items():
+            if member.report.pid and now - member.heard > self._settings.silence_s:
+                self.replace(number, f"silent for actors.silence_s={self._settings.silence_s:g}")
+            elif not member.ready and now - member.began > self._start_s:
+                self.replace(number, f"not ready within start_s={self._start_s:g}")
+        for handle, close, until in list(self._closing):
+            if now > until or ray.wait([close], timeout=0)[0]:
+                self._closing.remove((handle, close, until))
+                ray.kill(handle)
+
+    def _look_for_room(self, now: float) -> None:
+        """Finds out who has no process, for want of resources: the time to start counts from when there is one."""
+        for member in self.members.values():
+            member.waiting = not member.report.pid and not _place(member.handle)
+            if member.waiting:
+                member.began = now
+
+    def _under_way(self, number: int, tag: str) -> bool:
+        return self._manager._remote_actor_states[number].get_num_in_flight_requests(tag) > 0
+
+
+def _place(handle) -> dict:
+    """Where Ray has found room for an actor; empty where it has not. Its public API tells only with a dashboard."""
+    where = ray_state.actors(handle._actor_id.hex()).get("Address", {})
+    return where if where.get("Port") else {}
+
+
+def _cause(error: Exception) -> str:
+    return str(getattr(error, "cause", None) or error).strip().split("\n")[-1]

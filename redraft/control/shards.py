@@ -1,0 +1,111 @@
+"""Shards: the replay services of a run, as many as the recipe says or as have joined since."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import ray
+
+from protocols.errors import DeadlineError, SettingError
+from redraft.control import services
+from redraft.control import workers as parts
+from redraft.recipe import Recipe
+from redraft.run import Run
+from replay import keys
+from replay.config import Endpoints
+from replay.shares import place
+
+LOOK_S = 1.0
+
+
+class Shards:
+    """Starts and ends them. A group belongs to the shard that its lease names; who joins takes new groups only."""
+
+    def __init__(self, run: Run, recipe: Recipe):
+        self._run, self._recipe = run, recipe
+        self._parts: list = []
+        self.served: dict[int, tuple[str, int]] = {}
+        """Address and port at which each shard that is up serves its metrics."""
+        self._known: dict[int, tuple[str, int]] = {}  # the same, those that were up before included
+        self._asked: dict = {}
+        self._look_at = 0.0
+        self.endpoints: tuple[Endpoints, ...] = ()
+        self._open = self.endpoints
+        self.keys: keys.ClientKeys | None = None
+
+    def start(self) -> None:
+        """One service for each shard of the recipe, or for each spool that the run folder has; or none, where they run
+        elsewhere. Returns before they are up: see `wait`."""
+        if self._recipe.replay.services:
+            self.keys = services.keys_of(self._recipe.replay)
+            services.check(self._recipe.replay, self._run.id)
+            self.endpoints = self._recipe.replay.services
+            self.open()
+            return
+        if self._run.cluster and self._recipe.replay.curve:
+            shutil.rmtree(self._run.keys, ignore_errors=True)
+            keys.new(self._run.keys)  # good for this life of the run only
+            self.keys = keys.client_keys(self._run.keys)
+        for _ in range(max(self._recipe.replay.shards, self._run.shards)):
+            self._add()
+        self.open()
+
+    def wait(self, limit_s: float) -> None:
+        """Returns when all are up. Raises DeadlineError naming replay, or the SettingError of the one that is not."""
+        try:
+            self.served = dict(enumerate(ray.get([part.serves.remote() for part in self._parts], timeout=limit_s)))
+        except ray.exceptions.GetTimeoutError:
+            detail = "it did not start; see logs/ in the run"
+            raise DeadlineError("the controller", "replay", limit_s, detail) from None
+
+    def grow(self, limit_s: float) -> None:
+        """One more shard, empty; returns when it is up. New groups go there after `open`.
+
+        Raises SettingError where the services of the run are not its own.
+        """
+        if self._recipe.replay.services:
+            raise SettingError("RUN", "its replay services run elsewhere", "Stop it, add one, and --resume")
+        self._add()
+        self.wait(limit_s)
+
+    def open(self) -> None:
+        """All that claim groups know all shards: new groups are spread over all of them."""
+        self._open = self.endpoints
+
+    def look(self) -> int:
+        """Every LOOK_S learns which shards are up, and where those serve their metrics; how many have been restarted
+        since. Does not wait."""
+        restarted = 0
+        for answer in ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)[0] if self._asked else ():
+            shard = self._asked.pop(answer)
+            try:
+                where = ray.get(answer)
+            except ray.exceptions.RayActorError:  # Ray starts it again
+                self.served.pop(shard, None)
+                continue
+            restarted += self._known.get(shard, where) != where
+            self.served[shard] = self._known[shard] = where
+        if not self._asked and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_S
+            self._asked = {part.serves.remote(): shard for shard, part in enumerate(self._parts)}
+        return restarted
+
+    def of(self, group: bytes) -> str:
+        """The ingest endpoint of the shard that a new play of `group` belongs to."""
+        return self._open[place(group, len(self._open))].ingest
+
+    def close(self) -> None:
+        """Ends the services that `start` began, each after what it is doing."""
+        if not self._parts:
+            return
+        ray.wait([part.close.remote() for part in self._parts], num_returns=len(self._parts), timeout=10.0)
+        for part, where in zip(self._parts, self.endpoints, strict=True):
+            ray.kill(part)
+            parts.forget(where)
+        shutil.rmtree(self._run.keys, ignore_errors=True)
+
+    def _add(self) -> None:
+        where = parts.endpoints(self._run.cluster)
+        self._parts.append(parts.start_replay(self._run, self._recipe, len(self._parts), where))
+        self.endpoints = (*self.endpoints, where)

@@ -1,0 +1,275 @@
+"""The parts of a run as Ray actors: where each process runs, what it needs, and how it logs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.actor import Actor, Spec
+from actors.config import ActorSettings
+from actors.weights import NodeFiles
+from learner.config import LearnerSettings
+from learner.rank import Rank
+from protocols import metrics
+from protocols.errors import DeadlineError
+from redraft import logs
+from redraft.control.fleet import Fleet
+from redraft.recipe import Recipe
+from redraft.run import Run
+from replay.config import ClientKeys, Endpoints, ReplaySettings
+
+log = logging.getLogger("redraft.workers")
+CALLS = 8  # methods of one process that may run at once
+LOOK_S = 2.0  # between two looks for nodes that have joined
+SPARE_S = 30.0  # that a node keeps its weight files without actors: one that is restarted comes back to them
+FILES_S = 60.0  # that an actor waits for the weight files of its node, which may have joined just before
+
+
+def worker_environment(threads: int) -> dict:
+    """Variables that a worker's libraries read when they are imported, and where it finds its modules."""
+    paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return {
+        "env_vars": {
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in (Path(__file__).parents[2], *paths)),
+        }
+    }
+
+
+class ReplayPart:
+    """The replay service in a process of its own. A restart binds the same endpoints and reads the same spool."""
+
+    def __init__(self, run: Run, shard: int, endpoints: Endpoints, settings: ReplaySettings, listen: str):
+        from replay.service import Service
+
+        logs.to_file(run.folder, run.name, f"replay-{shard}")
+        self._service = Service(run.spool(shard), endpoints, settings, run.id, run.keys)
+        self._service.start()
+        self._port = metrics.serve(0, "replay", listen)
+        self._closing = False
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def serves(self) -> tuple[str, int]:
+        """Where it serves its metrics."""
+        return ray.util.get_node_ip_address(), self._port
+
+    def close(self) -> None:
+        self._closing = True
+        self._service.stop()
+
+    def _watch(self) -> None:
+        """When the service's thread fails, the process ends, so that Ray starts it again on the same spool."""
+        try:
+            self._service.join()
+        except Exception:
+            log.exception("the replay service failed; its process ends and is started again")
+        if not self._closing:
+            os._exit(1)
+
+
+class ActorPart(Actor):
+    """An actor that logs into the run folder and finds the weight files of its node when it first needs them."""
+
+    def __init__(self, folder: str, run: str, spec: Spec, name: str):
+        logs.to_file(Path(folder), run, name)
+        super().__init__(spec, name, files=None)
+        self._report.address = ray.util.get_node_ip_address()
+        self._report.node_id = ray.get_runtime_context().get_node_id()
+
+    async def _node_files(self):
+        if self._files is None:
+            self._files = await asyncio.to_thread(files_here, self._spec.run_id)
+        return self._files
+
+
+class RankPart(Rank):
+    """A learner rank that logs into the run folder."""
+
+    def __init__(self, folder: str, run: str, rank: int, *arguments, **named):
+        logs.to_file(Path(folder), run, f"learner-{rank}")
+        super().__init__(rank, *arguments, **named)
+
+    def serves(self, listen: str) -> tuple[str, int]:
+        """Where it serves its metrics."""
+        return ray.util.get_node_ip_address(), self.serve_metrics(listen)
+
+    def address(self) -> tuple[str, int]:
+        """This node and a free port, for the ranks to meet at."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+def endpoints(cluster: bool) -> Endpoints:
+    """Where a shard of replay listens: free tcp ports of this node in a cluster, else files."""
+    if not cluster:
+        folder = tempfile.mkdtemp(prefix="redraft-")  # private to the user; short, as ipc paths have to be
+        return Endpoints(f"ipc://{folder}/ingest", f"ipc://{folder}/serve")
+    address = ray.util.get_node_ip_address()
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("", 0))
+        second.bind(("", 0))
+        return Endpoints(f"tcp://{address}:{first.getsockname()[1]}", f"tcp://{address}:{second.getsockname()[1]}")
+
+
+def forget(where: Endpoints) -> None:
+    """Removes the folder of ipc endpoints."""
+    if where.ingest.startswith("ipc://"):
+        shutil.rmtree(Path(where.ingest.removeprefix("ipc://")).parent, ignore_errors=True)
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """On the caller's own node: the command's, and so the controller's and replay's, where the run folder is."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def needs(settings: ActorSettings | LearnerSettings) -> dict:
+    """What a node must have for an actor or a rank to be placed there, as Ray's options."""
+    return {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "resources": dict(settings.resources)}
+
+
+def start_replay(run: Run, recipe: Recipe, shard: int, where: Endpoints):
+    """A replay service beside the controller; Ray restarts it when it dies."""
+    part = ray.remote(ReplayPart).options(
+        num_cpus=0,
+        max_restarts=-1,
+        max_concurrency=CALLS,
+        scheduling_strategy=here(),
+        runtime_env=worker_environment(1),
+    )
+    return part.remote(run, shard, where, recipe.replay, recipe.metrics.listen(run.cluster))
+
+
+class Files:
+    """The owners of weight files, one on each node that has actors of the run; actors find theirs by name."""
+
+    def __init__(self, run: Run):
+        self._run, self._owners, self._next_look = run, {}, 0.0
+        self._used: dict[str, float] = {}  # when a node last had actors
+
+    def look(self, fleet: Fleet) -> None:
+        """Starts owners where actors have come, and ends them where none is left, so that Ray may take the node away;
+        to be called often."""
+        if time.monotonic() < self._next_look:
+            return
+        now, wanted = time.monotonic(), fleet.nodes()
+        self._next_look = now + LOOK_S
+        self._used |= dict.fromkeys(wanted, now)
+        for node in wanted - self._owners.keys():
+            self._owners[node] = self._start(node)
+        for node in [node for node in self._owners if now - self._used[node] > SPARE_S]:
+            self._owners.pop(node).close.remote()  # Ray ends an actor that nobody holds, after its last call
+
+    def forget(self, reader: str) -> None:
+        """A reader that leaves may be killed before it says that it is done."""
+        for owner in self._owners.values():
+            owner.done.remote(reader)
+
+    def close(self, limit_s: float) -> None:
+        closes = [owner.close.remote() for owner in self._owners.values()]
+        ray.wait(closes, num_returns=len(closes), timeout=limit_s)
+
+    def _start(self, node: str):
+        part = ray.remote(NodeFiles).options(
+            name=_files_name(self._run.id, node),
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            runtime_env=worker_environment(1),
+        )
+        return part.remote(self._run.id)
+
+
+def files_here(run_id: str):
+    """The owner of weight files on this node. Raises DeadlineError when there is none."""
+    name, deadline = _files_name(run_id, ray.get_runtime_context().get_node_id()), time.monotonic() + FILES_S
+    while True:
+        try:
+            return ray.get_actor(name)
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise DeadlineError("an actor", "the owner of its node's weight files", FILES_S) from None
+            time.sleep(0.1)
+
+
+def _files_name(run_id: str, node_id: str) -> str:
+    return f"files-{run_id}-{node_id}"
+
+
+def spec_of(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", version: int | None = None) -> Spec:
+    """What the actors of a run are made of; with `version`, they play with `model` as it is."""
+    return Spec(
+        run_id=run.id,
+        model=model or run.model,
+        dtype=recipe.model.dtype,
+        seed=recipe.seed,
+        data=recipe.data,
+        environment=recipe.environment,
+        rollout=recipe.rollout,
+        sampling=recipe.sampling,
+        actors=recipe.actors,
+        keys=keys,
+        version=version,
+        listen=recipe.metrics.listen(run.cluster),
+        on_rewrite=recipe.model.on_rewrite,
+    )
+
+
+def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", version: int | None = None):
+    """A function that makes the actor of a name; see `spec_of`."""
+    spec = spec_of(run, recipe, keys, model, version)
+    part = ray.remote(ActorPart)
+
+    def make(name: str):
+        return part.options(
+            **needs(recipe.actors),
+            max_restarts=-1,
+            max_concurrency=1000,
+            runtime_env=worker_environment(recipe.actors.engine.threads),
+        ).remote(str(run.folder), run.name, spec, name)
+
+    return make
+
+
+def start_ranks(run: Run, recipe: Recipe, shards: tuple[Endpoints, ...], keys: ClientKeys | None) -> list:
+    """The learner's ranks."""
+    settings: LearnerSettings = recipe.learner
+    part = ray.remote(RankPart).options(
+        **needs(settings),
+        max_concurrency=CALLS,
+        runtime_env=worker_environment(settings.threads),
+    )
+    return [
+        part.remote(
+            str(run.folder),
+            run.name,
+            rank,
+            settings.ranks,
+            settings,
+            run.model,
+            str(run.folder),
+            run.id,
+            recipe.seed,
+            shards,
+            keys,
+            "cuda" if settings.gpus else "cpu",
+            steps=recipe.steps,
+            dtype=recipe.model.dtype,
+            temperature=recipe.sampling.temperature,
+            lora=recipe.model.lora,
+        )
+        for rank in range(settings.ranks)
+    ]

@@ -1,0 +1,1 @@
+"""Why a run that goes on cannot learn, told from its own figures."""

@@ -1,0 +1,1 @@
+"""What is measured on test tasks, and the figures of episodes."""

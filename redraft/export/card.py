@@ -1,0 +1,108 @@
+"""The model card of an exported model: what it is, how well it does, how it was made. Front matter as the Hub wants."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import yaml
+
+from redraft import records
+from redraft.records import at, duration
+from redraft.report import tables
+from redraft.report.page import FACTS
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PRETRAINED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Hub names of the models that `model.pretrained` fetches in another form."""
+
+
+def write(run_dir: Path, recipe: dict, checkpoint: Path, adapter: bool) -> str:
+    """The card of the model in `checkpoint` of the run in `run_dir`, as Markdown with YAML front matter."""
+    from learner.checkpoint import step_of
+
+    step, name = step_of(checkpoint), run_dir.name
+    base = base_of(recipe)
+    parts = [
+        _front_matter(base, adapter),
+        f"# {name}",
+        _opening(recipe, base, name, step, adapter),
+        _usage(adapter),
+        "## Evaluation",
+        _evaluation(run_dir, recipe, step),
+        "## How it was made",
+        _making(run_dir, recipe, step),
+        f"The recipe:\n\n```yaml\n{records.text(run_dir / 'recipe.yaml').strip()}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def base_of(recipe: dict) -> str | None:
+    """The Hub's name of the start model; None where it has none: a model that was made, or a local folder."""
+    model = recipe.get("model") or {}
+    if model.get("pretrained"):
+        return PRETRAINED.get(model["pretrained"])
+    path = model.get("path") or ""
+    return path if HUB_NAME.fullmatch(path) and not Path(path).exists() else None
+
+
+def _front_matter(base: str | None, adapter: bool) -> str:
+    facts: dict = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
+    if base is not None:
+        facts |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
+    facts["tags"] = ["redraft", "reinforcement-learning", "self-correction"]
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False).strip()}\n---"
+
+
+def _opening(recipe: dict, base: str | None, name: str, step: int, adapter: bool) -> str:
+    model = recipe.get("model") or {}
+    start = f"[{base}](https://huggingface.co/{base})" if base else _unnamed(model)
+    start += " in the 4-bit form that pip carries, unpacked," if model.get("pretrained") else ""
+    kind = "A low-rank adapter for" if adapter else "Trained from"
+    version = importlib.metadata.version("redraft")
+    return f"{kind} {start} with Redraft {version}: step {step} of the run `{name}`."
+
+
+def _unnamed(model: dict) -> str:
+    if make := model.get("make"):
+        return f"a small model that the recipe made ({make.get('layers')} layers of {make.get('hidden')})"
+    return f"a local model (`{Path(str(model.get('path'))).name}`)"
+
+
+def _usage(adapter: bool) -> str:
+    if adapter:
+        return "Load it with PEFT, or serve it: `vllm serve BASE --enable-lora --lora-modules NAME=FOLDER`."
+    return "An ordinary transformers folder. To serve it: `vllm serve FOLDER`."
+
+
+def _evaluation(run_dir: Path, recipe: dict, step: int) -> str:
+    """The figures before any training, and the newest of this very step, with standard errors."""
+    evaluations = records.lines(run_dir / "evaluations.jsonl")
+    before = records.first(evaluations)
+    after = next((found for found in reversed(evaluations) if found["step"] == step and step > 0), None)
+    known = after or before
+    if known is None:
+        return "It was not evaluated."
+    told = [f"On {known['n']} test tasks of `{at(recipe, 'environment.name')}`; ± is one standard error."]
+    if after is None:
+        told.append(f"Step {step} was not evaluated: these are the figures of the start model.")
+    heads = [""] + ["before"] * (before is not None) + ["after", "change"] * (after is not None)
+    lines = [f"| {' | '.join([*heads, 'meaning'])} |", "|" + "---|" * (len(heads) + 1)]
+    for row in tables.rows(before, after):
+        figures = [tables.shown(row.before)] * (before is not None)
+        figures += [tables.shown(row.after), tables.shown(row.change, "+")] if after is not None else []
+        apart = row.section != "sampled"
+        label = f"{tables.heading(row.section)}: {row.label}" if apart else row.label
+        lines.append(f"| {' | '.join([label, *figures, row.meaning])} |")
+    remarks = tables.remarks(before, after, str(at(recipe, "environment.feedback")))
+    return "\n\n".join([*told, "\n".join(lines), *remarks])
+
+
+def _making(run_dir: Path, recipe: dict, step: int) -> str:
+    steps = [line for line in records.steps(run_dir) if line["step"] <= step]
+    facts = [("steps", f"{step} of {recipe['steps']}" if "steps" in recipe else str(step))]
+    if steps and steps[-1].get("time_s"):
+        facts.append(("wall time", duration(steps[-1]["time_s"])))
+    facts += [(label, str(value)) for label, key in FACTS.items() if (value := at(recipe, key)) is not None]
+    return "\n".join(["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in facts)])

@@ -1,0 +1,1 @@
+"""Starting runs: what is checked before, Ray, the command's own process, and evaluations without a controller."""

@@ -1,0 +1,127 @@
+"""Playing tasks with a model as it is: evaluations beside a run or without one, and collecting failures."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from redraft import logs
+from redraft import recipe as recipes
+from redraft import run as runs
+from redraft.control.cluster import ray_for
+from redraft.evaluation import failures
+from redraft.launch import fits, preflight
+from redraft.models import make as models
+from redraft.owner import Owner
+from redraft.recipe import Recipe
+from redraft.run import Run
+from redraft.watch.live import LiveView
+
+LOOK_S = 0.1  # between two looks at the fleet
+
+
+def evaluate(name: str, overrides: Sequence[str], step: int | None, cache: Path, console: Console) -> None:
+    """Plays the test tasks with a checkpoint's weights; prints the table, adds a line to evaluations.jsonl."""
+    with runs.reading(name) as run:
+        logs.to_terminal(run.name)
+        _evaluate(run, overrides, step, cache, console)
+
+
+def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path, console: Console) -> None:
+    from actors import environments
+    from learner import checkpoint
+    from protocols.weights import version_of
+    from redraft.report.tables import table
+
+    recipe = recipes.load(run.folder / "recipe.yaml", overrides)
+    folder = runs.checkpoint_at(run, step)
+    state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
+    facts = {"label": "eval", "step": state.step, "version": version_of(state.life, state.step)}
+    tests = environments.tasks(recipe.environment, recipe.data, "test")
+    model = models.of_checkpoint(folder, run.model, cache)
+    began = time.monotonic()
+    with ray_for(recipe):
+        summary = exam(recipe, run, model, facts, tests, console)
+    run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | summary)
+    console.print(table(None, summary, recipe.environment.feedback, console.width))
+
+
+def exam(recipe: Recipe, run: Run, model: Path, facts: dict, tests: Sequence[dict], console: Console) -> dict:
+    """The figures of the model in a folder; `facts` are the evaluation's label, step and version."""
+    from redraft.control.evaluator import Exam, chosen
+    from redraft.evaluation.measures import plays
+
+    passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
+    with _fleet(recipe, run, model, facts["version"], console) as (fleet, status, serve):
+        exam = Exam(chosen(tests, recipe.evaluation.n), passes, fleet, status)
+        serve(exam)
+        if recipe.learner.record.groups:
+            exam.record(run.folder, facts)
+        return exam.summary()
+
+
+def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, console: Console) -> int:
+    """Writes a dataset of failures of the recipe's model; returns how many there are."""
+    logs.to_terminal(recipe.name)
+    with runs.owned(recipe, f"{recipe.name}-failures", resume=False, again=True, command="failures") as owner:
+        return _collect_failures(recipe, owner, file, attempts, cache, console)
+
+
+def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, cache: Path, console: Console) -> int:
+    from actors import environments
+    from redraft.control.evaluator import Exam
+
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"failures": None})})
+    preflight.check_environment(recipe)
+    tasks = environments.tasks(recipe.environment, recipe.data, "train")
+    model = models.prepare(recipe.model, recipe.environment, cache, console.print)
+    fits.check(model, recipe)
+    run = runs.create(recipe, str(model), owner, again=True)
+    with ray_for(recipe), _fleet(recipe, run, model, 0, console) as (fleet, status, serve):
+
+        def play(left: Sequence[dict]):
+            exam = Exam(left, failures.passes(recipe), fleet, status)
+            serve(exam)
+            return exam.played()[failures.LABEL]
+
+        found = failures.collect(tasks, attempts, play)
+    failures.write(found, model, file)
+    return len(found)
+
+
+@contextlib.contextmanager
+def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console):
+    """A fleet that plays with a model as it is, beside a run that may go on: it, its status, and `serve(exam)`, which
+    returns when the exam is over."""
+
+    from actors.actor import Orders
+    from redraft.control import workers as parts
+    from redraft.control.fleet import Fleet
+    from redraft.control.status import Status
+
+    apart = replace(run, id=secrets.token_hex(16))
+    status = Status(run, recipe)
+    actors = recipe.actors.model_copy(update={"metrics_port": 0})  # the run beside may have that port
+    maker = parts.actor_maker(apart, recipe.model_copy(update={"actors": actors}), None, str(model), version)
+    fleet = Fleet(maker, recipe.actors, recipe.start_s, status.replaced)
+    status.phase("evaluating", model.name)
+
+    def serve(exam) -> None:
+        while not exam.advance():
+            fleet.receive()
+            for actor in fleet.idle():
+                fleet.send(actor, Orders())
+            view.update(status.snapshot())
+            time.sleep(LOOK_S)
+
+    try:
+        with LiveView(console, run.name) as view:
+            yield fleet, status, serve
+    finally:
+        fleet.close(5.0)

@@ -1,0 +1,46 @@
+"""What a recipe names is looked at before anything starts: environment, rollout, tasks, credit, objective, trackers."""
+
+from __future__ import annotations
+
+from protocols.errors import SettingError
+from protocols.named import OwnSettings
+from redraft.recipe import Recipe
+
+
+def check_environment(recipe: Recipe) -> None:
+    """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks,
+    for a curriculum of tasks without levels, or for an engine that this machine cannot load."""
+    from actors import environments, rollouts
+    from actors.engines import vllm_common
+    from actors.tasks import TaskOrder
+
+    if recipe.actors.engine.name == "vllm":
+        vllm_common.check_libraries()
+
+    rollouts.find(recipe.rollout.name)
+    if teacher := getattr(recipe.rollout, "teacher", None):
+        teacher.key()
+    made = environments.make(recipe.environment)
+    if recipe.rollout.kind == "actions" and not made.many_actions:
+        problem = f"{recipe.rollout.name} plays many actions, {recipe.environment.name} asks for one answer"
+        raise SettingError("rollout.name", problem, "Use attempt, retry, reflect or hint")
+    if lacking := [kind for kind in recipe.evaluation.feedbacks if kind not in made.feedbacks]:
+        known = f"Use {', '.join(made.feedbacks)}"
+        raise SettingError("evaluation.feedbacks", f"{recipe.environment.name} has no {lacking[0]!r}", known)
+    if lacking := [hook for hook in recipe.rollout.hooks if not hasattr(made, hook)]:
+        problem = f"rollout {recipe.rollout.name} needs an environment with `{lacking[0]}`"
+        raise SettingError("environment.name", problem, "Add it (actors/environments/base.py), or name another one")
+    tasks = {split: environments.tasks(recipe.environment, recipe.data, split) for split in ("train", "test")}
+    if recipe.curriculum is not None:
+        TaskOrder(tasks["train"], recipe.seed, recipe.curriculum)
+
+
+def check_learner(recipe: Recipe) -> None:
+    """Raises SettingError for a credit or an objective that cannot be found."""
+    from learner import credits
+
+    credits.find(recipe.learner.credit)
+    if isinstance(recipe.learner.objective, OwnSettings):  # the known ones are there, and take long to import
+        from learner import objectives
+
+        objectives.make(recipe.learner.objective)

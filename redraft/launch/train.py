@@ -1,0 +1,144 @@
+"""Starting a run, watching it to its end, and what is shown of it then: the command line's process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from protocols.errors import RedraftError
+from redraft import logs
+from redraft import run as runs
+from redraft.control import client, services
+from redraft.control.cluster import ray_for
+from redraft.launch import fits, offline, preflight
+from redraft.models import make as models
+from redraft.owner import Owner
+from redraft.recipe import Recipe
+from redraft.run import Run
+from redraft.tracking import queue as trackers
+from redraft.watch.live import LiveView, show_findings
+
+log = logging.getLogger("redraft.launch")
+POLL_S = 0.5
+
+
+def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Path, console: Console) -> dict:
+    """Runs a recipe to its end, with a live view; returns the summary. Ctrl-C stops the run, a second one kills it."""
+    logs.to_terminal(name or recipe.name)
+    for warning in recipe.warnings():
+        log.warning("%s", warning)
+    with runs.owned(recipe, name, resume, again) as owner:
+        return _train(recipe, owner, resume, again, cache, console)
+
+
+def _train(recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console) -> dict:
+    trackers.check(recipe.tracking)
+    preflight.check_environment(recipe)
+    if recipe.steps:
+        preflight.check_learner(recipe)
+    model = models.prepare(recipe.model, recipe.environment, cache, console.print)
+    identity = None if resume or not recipe.replay.services else services.unused(recipe.replay)
+    pool = ThreadPoolExecutor(1)
+    fit = pool.submit(fits.check, model, recipe)  # it imports for seconds, in which Ray starts
+    pool.shutdown(wait=False)
+    with ray_for(recipe) as address:
+        fit.result()
+        run = runs.create(recipe, str(model), owner, resume, again, identity)
+        run = replace(run, ray=address, cluster=bool(os.environ.get("RAY_ADDRESS")))
+        run.save()
+        summary = _watch(recipe, run, resume, console) if recipe.steps else _only_evaluate(recipe, run, console)
+    _show(run, recipe, summary, console)
+    return summary
+
+
+def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
+    """Starts the controller and shows what it says until it ends. SIGTERM, as schedulers send it, is like Ctrl-C."""
+    import ray
+
+    from redraft.control import workers as parts
+    from redraft.control.controller import Controller
+
+    part = ray.remote(Controller).options(
+        name=client.actor_name(run), num_cpus=0, max_concurrency=16, scheduling_strategy=parts.here()
+    )
+    controller = part.remote(run, recipe, resume)
+    ended = controller.run.remote()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with LiveView(console, run.name) as view:
+        while True:
+            try:
+                while not ray.wait([ended], timeout=POLL_S)[0]:
+                    view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
+                view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
+                return ray.get(ended)
+            except KeyboardInterrupt:
+                return _interrupted(controller, ended, view, recipe.stop_s)
+            except ray.exceptions.GetTimeoutError:
+                log.warning("the controller has not answered for %.0f s", client.ANSWER_S)
+            except ray.exceptions.RayActorError as error:
+                raise RedraftError(f"the controller's process died: {error}. Go on with --resume") from None
+
+
+def _only_evaluate(recipe: Recipe, run: Run, console: Console) -> dict:
+    """A run of no steps: the model as it is plays the test tasks; its figures are those before training."""
+    from actors import environments
+
+    began = time.monotonic()
+    tests = environments.tasks(recipe.environment, recipe.data, "test")
+    facts = {"label": "before", "step": 0, "version": 0}
+    before = offline.exam(recipe, run, Path(run.model), facts, tests, console)
+    seconds = round(time.monotonic() - began, 1)
+    run.append("evaluations.jsonl", facts | {"seconds": seconds} | before)
+    told = trackers.Trackers(run, recipe, lambda text, once: log.warning("%s", text))
+    told.start(0)
+    told.evaluation(0, before)
+    told.close("done")
+    summary = {"name": run.name, "state": "done", "error": "", "before": before}
+    summary |= {"steps": 0, "seconds": seconds, "generations": 0, "attempts": 0}
+    run.write("summary.json", summary)
+    return summary
+
+
+def _interrupted(controller, ended, view: LiveView, limit_s: float) -> dict:
+    """Ctrl-C: stops the run kindly; another Ctrl-C, or the deadline, ends the wait, and Ray's end kills the rest."""
+    import ray
+
+    until = time.monotonic() + limit_s
+    try:
+        ray.get(controller.stop.remote(), timeout=client.ANSWER_S)
+        while not ray.wait([ended], timeout=POLL_S)[0]:
+            view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
+            if time.monotonic() > until:
+                problem = f"the run did not stop within stop_s={limit_s:g} s and was killed"
+                raise RedraftError(f"{problem}. Go on with --resume")
+        return ray.get(ended)
+    except (KeyboardInterrupt, ray.exceptions.RayError) as error:
+        raise RedraftError(f"the run was killed before it had stopped ({error!r}). Go on with --resume") from None
+
+
+def _show(run: Run, recipe: Recipe, summary: dict, console: Console) -> None:
+    from redraft.report import dialogues
+    from redraft.report.page import write_report
+    from redraft.report.tables import table
+
+    if summary.get("before"):
+        console.print(table(summary["before"], summary.get("after"), recipe.environment.feedback, console.width))
+    if (example := dialogues.example(dialogues.pairs(run.folder))) is not None:
+        console.print(example)
+    show_findings(summary, console)
+    path = write_report(run.folder)
+    console.print(f"{run.name}: {summary['state']} after {summary['steps']} steps, {summary['seconds']:.0f} s")
+    console.print(f"report: {_relative(path)}")
+    if summary["state"] == "stopped":
+        console.print("Go on with --resume.")
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

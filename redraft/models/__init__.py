@@ -1,0 +1,1 @@
+"""The model of a run: found, fetched, or made."""

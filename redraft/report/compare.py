@@ -1,0 +1,339 @@
+"""Runs beside each other: what each one's folder says, runs pooled over seeds, and the table of `redraft compare`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from learner.responses import told
+from redraft import records
+from redraft.evaluation.episodes import Figure
+from redraft.records import at, duration
+from redraft.report import tables
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One evaluation: after so many steps, and so many generations spent on training."""
+
+    step: int
+    generations: int
+    summary: dict
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one run's folder says: `before` and `after` are summaries (see evaluation.summarise), None where missing.
+
+    `generations` are the responses that were sampled for its steps, also for those that a resumed run lost and played
+    again; `seconds` is wall time.
+    """
+
+    name: str
+    recipe: dict
+    state: str
+    steps: int
+    generations: int
+    seconds: float | None
+    before: dict | None
+    after: dict | None
+    curve: tuple[Point, ...]
+    adapter: str = ""
+    """What was trained in place of all weights, where it was."""
+
+    @property
+    def known(self) -> dict | None:
+        return self.after or self.before
+
+    @property
+    def method(self) -> str:
+        """rollout x credit x objective."""
+        parts = (at(self.recipe, key) for key in ("rollout.name", "learner.credit.name", "learner.objective.name"))
+        return " × ".join(str(part) for part in parts if part is not None) or UNKNOWN
+
+    @property
+    def environment(self) -> str:
+        """What is played, whatever the feedback: its name, options and data."""
+        options = at(self.recipe, "environment.options") or {}
+        data = [at(self.recipe, "data.path")] if at(self.recipe, "data.path") else []
+        name = at(self.recipe, "environment.name") or UNKNOWN
+        return ", ".join([str(name), *(f"{key}={value}" for key, value in sorted(options.items())), *data])
+
+    def rows(self) -> list[tables.Row]:
+        """The figures by which runs are compared, see `rows`."""
+        return rows(self.before, self.after)
+
+
+def read(run_dir: Path) -> Outcome:
+    """What the run in this folder did so far. Files that are missing leave their part out."""
+    run_dir = Path(run_dir).resolve()
+    steps, written = records.steps(run_dir), records.lines(run_dir / "metrics.jsonl")
+    evaluations = records.lines(run_dir / "evaluations.jsonl")
+    summary = records.json_object(run_dir / "summary.json")
+    recipe = records.mapping(records.text(run_dir / "recipe.yaml"))
+    by_step = {found["step"]: found for found in evaluations}
+    first, last = records.first(evaluations), records.last(evaluations)
+    by_step |= {found["step"]: found for found in (first, last) if found}
+    return Outcome(
+        name=run_dir.name,
+        recipe=recipe,
+        state=str(summary.get("state", "running or interrupted")),
+        steps=steps[-1]["step"] if steps else 0,
+        generations=_spent(written),
+        seconds=summary.get("seconds") or (steps[-1].get("time_s") if steps else None),
+        before=first,
+        after=last,
+        curve=tuple(Point(n, _spent(written, until=n), by_step[n]) for n in sorted(by_step)),
+        adapter=records.adapter(recipe, summary),
+    )
+
+
+def _spent(written: Sequence[dict], until: int | None = None) -> int:
+    """Of all lines of metrics.jsonl in the order in which they were written, up to the last one of that step."""
+    counted = len(written)
+    while until is not None and counted and written[counted - 1]["step"] > until:
+        counted -= 1
+    return sum(line.get("generations", 0) for line in written[:counted])
+
+
+def rows(before: dict | None, after: dict | None) -> list[tables.Row]:
+    """The first and the last turn, or success; the same greedy and for controls; and M0's figures over k independent
+    answers beside those over the turns of one episode after training (pk@t1 -> p1@tT, mk@t1 -> m1@tT)."""
+    known = after or before
+    if known is None:
+        return []
+    main, found = tables.main(known), []
+    if tables.acts(known):
+        names = [name for name in tables.names(known) if name.key in ("success", "success_after_error", "p5_success")]
+        found += [_row(name.label, name, name, before, after) for name in names]
+    else:
+        found += _of_answers(known, before, after)
+    old, new = before or {}, after or {}
+    found.append(_row(f"{main.label}, greedy", main, main, old.get("greedy"), new.get("greedy")))
+    for label in known.get("controls") or {}:
+        parts = [(summary.get("controls") or {}).get(label) for summary in (old, new)]
+        found.append(_row(f"{main.label}, {label}", main, main, *parts))
+    return [row for row in found if row.before[0] is not None or row.after[0] is not None]
+
+
+def _of_answers(known: dict, before: dict | None, after: dict | None) -> list[tables.Row]:
+    turns, k = known["turns"], known["independent"]
+    names = {name.key: name for name in tables.names(known)}
+    first, main = tables.Name("accuracy_by_turn", "turn 1", "", 0), tables.main(known)
+    found = [_row(name.label, name, name, before, after) for name in (first, main)[:turns]]
+    for letter in "pm" if k > 1 else "":
+        old, new = names[f"{letter}5_t1"], names.get(f"{letter}1_t5")
+        label = f"{old.label} → {new.label}" if new else old.label
+        found.append(_row(label, old, new or old, before, after))
+    return found
+
+
+def _row(label: str, old: tables.Name, new: tables.Name, before: dict | None, after: dict | None) -> tables.Row:
+    return tables.Row(label, new.meaning, old.of(before), new.of(after))
+
+
+# Pooling -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """A figure's mean over runs; `error` is the standard error within one run (root mean square), since all runs play
+    the same test tasks; `over_seeds` that of the mean over runs, None for fewer than two."""
+
+    value: float | None
+    error: float | None = None
+    over_seeds: float | None = None
+
+    @property
+    def widest(self) -> float:
+        """For error bars."""
+        return max(self.error or 0.0, self.over_seeds or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class PooledRow:
+    label: str
+    before: Pooled
+    after: Pooled
+    change: Pooled
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Runs that differ in their seeds only."""
+
+    label: str
+    outcomes: tuple[Outcome, ...]
+
+    def rows(self) -> list[PooledRow]:
+        """The rows of the runs, those of one label pooled."""
+        by_label: dict[str, list[tables.Row]] = {}
+        for outcome in self.outcomes:
+            for row in outcome.rows():
+                by_label.setdefault(row.label, []).append(row)
+        parts: list[Callable[[tables.Row], Figure]] = [lambda r: r.before, lambda r: r.after, lambda r: r.change]
+        return [
+            PooledRow(label, *(mean([part(row) for row in found]) for part in parts))
+            for label, found in by_label.items()
+        ]
+
+    def by_turn(self, when: str) -> list[Pooled]:
+        """Accuracy at each turn "before" or "after"; [] where there is none."""
+        summaries = [summary for outcome in self.outcomes if (summary := getattr(outcome, when))]
+        if not summaries or tables.acts(summaries[0]):
+            return []
+        pairs = [list(zip(s["accuracy_by_turn"], s["se"]["accuracy_by_turn"], strict=True)) for s in summaries]
+        return [mean(list(turn)) for turn in zip(*pairs, strict=False)]
+
+    def main(self) -> PooledRow | None:
+        """The figure that says how good the model is, see tables.main."""
+        known = next((outcome.known for outcome in self.outcomes if outcome.known), None)
+        label = tables.main(known).label if known else None
+        return next((row for row in self.rows() if row.label == label), None)
+
+    def facts(self) -> list[str]:
+        """What a reader has to know of these runs, a few words each."""
+        found, one = self.outcomes, self.outcomes[0]
+        seeds = ", ".join(str(at(outcome.recipe, "seed")) for outcome in found)
+        states = dict.fromkeys(outcome.state for outcome in found)
+        steps = sorted({outcome.steps for outcome in found})
+        facts = [one.method, *([one.adapter] if one.adapter else [])]
+        facts.append(f"feedback {at(one.recipe, 'environment.feedback') or UNKNOWN}")
+        facts.append(f"seed{'s' * (len(found) > 1)} {seeds}")
+        facts.append(f"{' to '.join(str(n) for n in (steps[0], steps[-1])[: len(steps)])} steps, {' / '.join(states)}")
+        mean_of = " on average" * (len(found) > 1)
+        facts.append(f"{round(np.mean([outcome.generations for outcome in found])):,} generations{mean_of}")
+        times = [outcome.seconds for outcome in found if outcome.seconds]
+        facts += [f"{duration(float(np.mean(times)))}{mean_of}"] if times else []
+        sizes = sorted({outcome.known["n"] for outcome in found if outcome.known})
+        facts += [f"{' / '.join(map(str, sizes))} test tasks"] if sizes else ["no evaluation yet"]
+        if spent := [per_task for outcome in found if (per_task := _per_task(outcome.known))]:
+            facts.append(f"{np.mean(spent):.1f} generations an episode")
+        facts += dict.fromkeys(answers for outcome in found if (answers := told(outcome.known or {})))
+        return facts
+
+
+def _per_task(summary: dict | None) -> float | None:
+    """Generations of one sampled episode."""
+    counted = at(summary or {}, "generations.sampled")
+    return counted / summary["n"] if counted else None
+
+
+def mean(figures: Sequence[Figure]) -> Pooled:
+    """Over runs; those without the figure do not count."""
+    found = [figure for figure in figures if figure[0] is not None]
+    if not found:
+        return Pooled(None)
+    values, errors = (np.array([figure[part] for figure in found], float) for part in (0, 1))
+    within = None if np.isnan(errors).any() else float(np.sqrt((errors**2).mean()))
+    over = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return Pooled(float(values.mean()), within, over)
+
+
+def pool(outcomes: Sequence[Outcome]) -> list[Entry]:
+    """One entry for the runs of each recipe, whatever their seeds (`seed`, `model.make.seed`) and names."""
+    groups: dict[str, list[Outcome]] = {}
+    for number, outcome in enumerate(outcomes):
+        key = json.dumps(_without_seed(outcome.recipe), sort_keys=True) if outcome.recipe else f"no recipe {number}"
+        groups.setdefault(key, []).append(outcome)
+    labels: list[str] = []
+    for found in groups.values():
+        label = _common([outcome.name for outcome in found])
+        same = sum(known == label or known.startswith(f"{label} (") for known in labels)
+        labels.append(f"{label} ({same + 1})" if same else label)
+    return [Entry(label, tuple(found)) for label, found in zip(labels, groups.values(), strict=True)]
+
+
+def _without_seed(recipe: dict) -> dict:
+    kept = {key: value for key, value in recipe.items() if key not in ("name", "seed")}
+    if make := at(recipe, "model.make"):
+        kept["model"] = recipe["model"] | {"make": {key: value for key, value in make.items() if key != "seed"}}
+    return kept
+
+
+def _common(names: Sequence[str]) -> str:
+    """What the names begin with alike, or the first of them."""
+    stem = os.path.commonprefix(list(names)).rstrip("-_.")
+    stem = stem.removesuffix("seed").rstrip("-_.") if len(names) > 1 else stem
+    return stem or names[0]
+
+
+def sections(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Entries by environment: figures of different ones cannot be compared."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.outcomes[0].environment, []).append(entry)
+    return found
+
+
+# For people ----------------------------------------------------------------------------------------------------------
+
+ERRORS = "± standard error over test tasks (of one run), in brackets the standard error over seeds."
+ANSWERS = (
+    "pk@t1 → p1@tT: any of k independent answers of the model before training is right, beside any of the T turns of "
+    "one episode after it; mk@t1 → m1@tT: the same for the majority. They cost equally many answers where k = T."
+)
+ACTIONS = "pk: any of k independent episodes succeeds."
+
+
+def note(entries: Sequence[Entry]) -> str:
+    """What the figures of these entries are."""
+    known = [outcome.known for entry in entries for outcome in entry.outcomes if outcome.known]
+    told = dict.fromkeys(ACTIONS if tables.acts(summary) else ANSWERS for summary in known)
+    return " ".join([ERRORS, *told])
+
+
+def shown(figure: Pooled, sign: str = "") -> str:
+    """ "0.512 ± 0.022 (0.031)", or "-" where there is nothing to show."""
+    text = tables.shown((figure.value, figure.error), sign)
+    return text if figure.over_seeds is None else f"{text} ({figure.over_seeds:.3f})"
+
+
+def terminal(entries: Sequence[Entry], width: int) -> RenderableType:
+    """The table for the terminal. Where that is narrow, changes and what a run was are left to the page."""
+    from rich.console import Group
+    from rich.text import Text
+
+    drawn = [_table(environment, found, width >= tables.WIDE) for environment, found in sections(entries).items()]
+    return Group(*drawn, Text(note(entries), style="dim"))
+
+
+def _table(environment: str, entries: Sequence[Entry], wide: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=environment, title_justify="left", box=box.SIMPLE_HEAD)
+    if wide:
+        table.add_column("run")
+    table.add_column("" if wide else "run", no_wrap=True)
+    for header in ("before", "after", "change")[: 3 if wide else 2]:
+        table.add_column(header, justify="right", no_wrap=True)
+    for entry in entries:
+        columns = [Text("\n".join(column)) for column in zip(*_cells(entry), strict=True)]
+        name = Text(entry.label, style="bold")
+        if wide:
+            facts = Text("\n".join(["", *entry.facts()]), style="dim")
+            table.add_row(Text.assemble(name, facts), *columns)
+        else:
+            table.add_row(name)
+            table.add_row(*columns[:3])
+        table.add_section()
+    return table
+
+
+def _cells(entry: Entry) -> list[tuple[str, str, str, str]]:
+    found = [(row.label, shown(row.before), shown(row.after), shown(row.change, "+")) for row in entry.rows()]
+    return found or [("-",) * 4]

@@ -1,0 +1,1 @@
+"""Trackers of other makers that are told the numbers of a run."""

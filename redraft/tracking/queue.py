@@ -1,0 +1,190 @@
+"""Trackers: what a run tells TensorBoard always, and Weights & Biases and MLflow where its recipe asks for them.
+
+Each tracker has a bounded queue and a thread of its own: a disk that is full or a network that hangs costs lines, which
+are counted, and never time of the run. See redraft.tracking.backends for the trackers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from protocols import metrics
+from protocols.errors import SettingError
+from redraft.config import PASSWORD, TrackingSettings
+
+if TYPE_CHECKING:
+    from redraft.recipe import Recipe
+    from redraft.run import Run
+
+log = logging.getLogger("redraft.trackers")
+LONGEST = 1000  # lines that wait for one tracker
+FLUSH_S = 30.0  # for what still waits when the run ends
+
+
+def check(settings: TrackingSettings) -> None:
+    """Raises SettingError for a tracker that is asked for and not installed."""
+    for name in settings.asked:
+        if importlib.util.find_spec(name) is None:
+            raise SettingError(f"tracking.{name}", f"{name} is not installed", f"pip install {name}, or leave it out")
+
+
+# Names.
+
+GROUPS = {
+    "batch": (
+        "groups", "turns", "sampled_tokens", "sequences", "trained_turns", "tokens", "padding_share",
+        "truncated_sequences", "errors",
+    ),
+    "responses": ("cut_share", "unparsed_share", "response_tokens"),
+    "run": ("version", "time_s", "tokens_per_s", "turns_per_s", "generations", "attempts", "actors", "leases"),
+}  # fmt: skip
+NAMES = {
+    "reward": "reward/mean",
+    "staleness_mean": "staleness/mean",
+    "staleness_max": "staleness/max",
+    "staleness_counts": "staleness/groups",
+    "seconds": "seconds",
+} | {key: f"{group}/{key}" for group, keys in GROUPS.items() for key in keys}
+
+
+def of_step(line: dict) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl, named in groups: `learner/loss`, `reward/turn_1`, `seconds/train`."""
+    found = {}
+    for key, value in line.items():
+        if key != "step":
+            found |= _numbers(NAMES.get(key, key if _by_turn(key) else f"learner/{key}"), value)
+    return found
+
+
+def of_evaluation(figures: dict) -> dict[str, float]:
+    """The figures of an evaluation: `evaluation/accuracy/turn_1`, `evaluation/se/fix_rate`, `evaluation/greedy/...`."""
+    return dict(_numbers("evaluation", figures))
+
+
+def _numbers(name: str, value) -> Iterator[tuple[str, float]]:
+    """(name, number) of all finite numbers in a JSON value. Lists are by turn, the first is turn 1."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(f"{name}/{key}", inner)
+    elif isinstance(value, list):
+        for turn, inner in enumerate(value, 1):
+            yield from _numbers(f"{_by_turn(name) or name}/turn_{turn}", inner)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        yield name, float(value)
+
+
+def _by_turn(name: str) -> str:
+    """ "reward" of "reward_by_index", "" of a name that is not by turn."""
+    found = re.fullmatch(r"(.+)_by_(?:index|turn)", name)
+    return found[1] if found else ""
+
+
+# Queues and threads.
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one line says, at what time (seconds since 1970)."""
+
+    step: int
+    values: dict[str, float]
+    time_s: float
+    again: bool = False
+    """Of a step that is played again, since the run was resumed from before it."""
+
+
+class Trackers:
+    """All trackers of one run. `say(text, once=key)` tells people what went wrong."""
+
+    def __init__(self, run: Run, recipe: Recipe, say: Callable[..., None]):
+        from redraft.tracking.backends import KINDS
+
+        self._played = max((line["step"] for line in run.lines("metrics.jsonl")), default=0)
+        names = ["tensorboard", *recipe.tracking.asked]
+        self._outlets = [_Outlet(name, partial(KINDS[name], run, recipe), say) for name in names]
+
+    def start(self, step: int) -> None:
+        """The run begins, or goes on after this step."""
+        for outlet in self._outlets:
+            outlet.start(step)
+
+    def step(self, line: dict) -> None:
+        self._put(Entry(line["step"], of_step(line), time.time(), line["step"] <= self._played))
+
+    def evaluation(self, step: int, figures: dict) -> None:
+        self._put(Entry(step, of_evaluation(figures), time.time()))
+
+    def close(self, state: str) -> None:
+        """The run has ended so. Returns when all is written, or after FLUSH_S."""
+        until = time.monotonic() + FLUSH_S
+        for outlet in self._outlets:
+            outlet.end(state)
+        for outlet in self._outlets:
+            outlet.join(max(0.0, until - time.monotonic()))
+
+    def _put(self, entry: Entry) -> None:
+        for outlet in self._outlets:
+            outlet.put(entry)
+
+
+class _Outlet:
+    """One tracker behind its queue. `make(step)` opens it, and is tried again with each line until it can."""
+
+    def __init__(self, name: str, make: Callable, say: Callable[..., None]):
+        self._name, self._make, self._say = name, make, say
+        self._waiting: queue.SimpleQueue[Entry | str] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self, step: int) -> None:
+        self._thread = threading.Thread(target=self._work, args=(step,), name=self._name, daemon=True)
+        self._thread.start()
+
+    def put(self, entry: Entry) -> None:
+        if self._waiting.qsize() < LONGEST:
+            self._waiting.put(entry)
+        else:
+            self._lost(f"{LONGEST} lines wait for it")
+
+    def end(self, state: str) -> None:
+        self._waiting.put(state)
+
+    def join(self, limit_s: float) -> None:
+        if self._thread is None:
+            return
+        self._thread.join(limit_s)
+        if self._thread.is_alive():
+            self._lost(f"it did not end within {FLUSH_S:.0f} s", self._waiting.qsize())
+
+    def _work(self, step: int) -> None:
+        tracker, entry = None, None  # the first round only opens
+        while not isinstance(entry, str):
+            try:
+                tracker = tracker or self._make(step)
+                if entry is not None:
+                    tracker.write(entry)
+            except Exception as error:  # whatever a tracker raises, the run goes on
+                self._lost(f"{type(error).__name__}: {error}", entry is not None)
+            entry = self._waiting.get()
+        if tracker is not None:
+            self._end(tracker, entry)
+
+    def _end(self, tracker, state: str) -> None:
+        try:
+            tracker.close(state)
+        except Exception as error:
+            self._lost(f"{type(error).__name__}: {error}", 0)
+
+    def _lost(self, why: str, lines: int = 1) -> None:
+        metrics.TRACKER_LOST.labels(tracker=self._name).inc(lines)
+        why = PASSWORD.sub("//", " ".join(why.split()))[:300]
+        self._say(f"{self._name} misses lines, the run goes on: {why}", once=f"tracker {self._name}")

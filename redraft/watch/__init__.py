@@ -1,0 +1,1 @@
+"""Watching a run: the live view, the whole terminal, and the page of dialogues."""

@@ -1,0 +1,88 @@
+"""What tests of whole runs share: the command in a process of its own, and looks at what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from support.places import PYTHONPATH
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH}  # also for environments of the tests' own
+
+
+def interruptible() -> None:
+    """Ctrl-C reaches the command also where the tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Command:
+    """`redraft ...` in a folder of its own, with a deadline for everything."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        self.folder = folder
+        self.log = folder / "output.txt"
+        with open(self.log, "ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "redraft", *arguments],
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=ENVIRONMENT,
+                start_new_session=True,
+                preexec_fn=interruptible,
+            )
+
+    def wait(self, limit_s: float) -> str:
+        try:
+            self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise AssertionError(f"still running after {limit_s} s:\n{self.log.read_text()[-3000:]}") from None
+        return self.log.read_text()
+
+    def until(self, condition, limit_s: float):
+        """Waits for a condition on the running command; returns what it found."""
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            if found := condition():
+                return found
+            assert self.process.poll() is None, f"ended too early:\n{self.log.read_text()[-3000:]}"
+            select_nothing(0.05)
+        raise AssertionError(f"not within {limit_s} s:\n{self.log.read_text()[-3000:]}")
+
+    def lines(self, name: str, file: str) -> list[dict]:
+        path = self.folder / "runs" / name / file
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def steps(self, name: str) -> list[int]:
+        return [line["step"] for line in self.lines(name, "metrics.jsonl")]
+
+    def summary(self, name: str) -> dict:
+        return json.loads((self.folder / "runs" / name / "summary.json").read_text())
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def part(self, title: str) -> psutil.Process | None:
+        """The worker process that Ray has named after a class, once it runs."""
+        return next((child for child in self.children() if title in " ".join(child.cmdline())), None)
+
+
+def select_nothing(seconds: float) -> None:
+    """Gives the processor away between two looks at a condition that has a deadline."""
+    select.select([], [], [], seconds)
+
+
+def leftovers() -> list[Path]:
+    """Weight files in /dev/shm whose owner is gone."""
+    return [
+        path for path in Path("/dev/shm").glob("redraft-*") if not psutil.pid_exists(int(path.name.rsplit("-")[-1]))
+    ]

@@ -1,0 +1,121 @@
+"""A real Prometheus that watches a run by the configuration that we ship, and the questions that tests ask it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.run_house import ROOT, select_nothing
+
+INTERVAL_S = 1
+SHIPPED = ROOT / "deploy" / "prometheus"
+DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"
+NAME = re.compile(r"(?<![\w:])redraft_\w+")
+
+
+class Prometheus:
+    """Scrapes what `sd` lists, each second. Use it as a context manager."""
+
+    def __init__(self, folder: Path, sd: str):
+        if shutil.which("prometheus") is None:
+            problem = "no prometheus: install Debian's package"
+            pytest.fail(problem) if os.environ.get("CI") == "true" else pytest.skip(problem)
+        config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": f"{INTERVAL_S}s", "evaluation_interval": f"{INTERVAL_S}s"}
+        config["rule_files"] = [str(SHIPPED / name) for name in config["rule_files"]]
+        (found,) = config["scrape_configs"][0]["http_sd_configs"]
+        found |= {"url": sd, "refresh_interval": f"{INTERVAL_S}s"}
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._at = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._command = [
+            "prometheus",
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'prometheus'}",
+            f"--web.listen-address={self._at}",
+        ]
+        self._log = folder / "prometheus.log"
+
+    def __enter__(self) -> Prometheus:
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        wait_for(self._ready, 60)
+        return self
+
+    def _ready(self) -> bool:
+        """It answers; before that it refuses connections, or says that it is still starting."""
+        assert self._process.poll() is None, self._log.read_text()[-3000:]
+        try:
+            with urllib.request.urlopen(f"http://{self._at}/-/ready", timeout=10):
+                return True
+        except OSError:
+            return False
+
+    def __exit__(self, *_) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+    def ask(self, path: str, **fields: str):
+        """The data of an API answer; what Prometheus says of a wrong query fails the test."""
+        url = f"http://{self._at}/api/v1/{path}?{urllib.parse.urlencode(fields)}"
+        try:
+            with urllib.request.urlopen(url, timeout=30) as page:
+                return json.loads(page.read())["data"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{fields}: {error.read().decode()}") from None
+
+    def query(self, expression: str) -> list[dict]:
+        return self.ask("query", query=expression)["result"]
+
+    def healthy(self) -> dict[str, str]:
+        """The names of the targets that were scraped well the last time, with their addresses."""
+        return {
+            target["labels"]["name"]: target["discoveredLabels"]["__address__"]
+            for target in self.ask("targets")["activeTargets"]
+            if target["health"] == "up"
+        }
+
+
+def listed(sd: str) -> dict[str, str]:
+    """The names of the processes at /sd, with their addresses."""
+    with urllib.request.urlopen(sd, timeout=30) as page:
+        return {found["labels"]["name"]: found["targets"][0] for found in json.loads(page.read())}
+
+
+def wait_for(condition, limit_s: float):
+    """What the condition found within that time."""
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {limit_s} s"
+        select_nothing(0.1)
+    return found
+
+
+def panel_queries(run: str) -> dict[str, list[str]]:
+    """The queries of each panel, by `dashboard: title`, for a run that is scraped each second."""
+    found = {}
+    for path in sorted(DASHBOARDS.glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            asked = [target["expr"] for target in panel.get("targets", ())]
+            found[f"{path.stem.removeprefix('redraft-')}: {panel['title']}"] = [
+                query.replace("$run", run).replace("$__rate_interval", "15s") for query in asked
+            ]
+    return {title: queries for title, queries in found.items() if queries}
+
+
+def rules() -> list[dict]:
+    texts = [(SHIPPED / file).read_text() for file in ("recording.yml", "alerts.yml")]
+    return [rule for text in texts for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]

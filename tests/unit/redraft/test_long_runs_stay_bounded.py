@@ -1,0 +1,30 @@
+"""What a run remembers and logs stays bounded, however long it goes on and whatever goes wrong in it."""
+
+import logging
+
+from support.places import ROOT
+
+from actors import actor
+from actors.play import EpisodeFailure
+from redraft import recipe
+from redraft.control import status
+from redraft.run import Run
+
+QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+
+
+def test_an_environment_that_words_each_failure_differently_is_logged_so_often_and_no_more(caplog):
+    playing = actor.Actor(None, "actor-0", None)
+    with caplog.at_level(logging.WARNING):
+        for number in range(actor.CAUSES + 50):
+            playing._note(EpisodeFailure("raised", f"task {number} cannot be played"))
+    assert len(caplog.records) == actor.CAUSES
+
+
+def test_groups_that_are_abandoned_for_ever_new_causes_are_told_so_often_and_no_more(tmp_path, caplog):
+    known = status.Status(Run(tmp_path, "id", "model"), recipe.load(QUICKSTART))
+    with caplog.at_level(logging.WARNING):
+        for number in range(status.CAUSES + 50):
+            known.event(f"group abandoned: {number}", once=str(number))
+        known.event("this is always told")
+    assert len(caplog.records) == status.CAUSES + 1

@@ -1,0 +1,127 @@
+"""A recipe is right as a whole, or refused in one line that names the key and the cure."""
+
+import pytest
+import yaml
+from support.places import ROOT
+
+from protocols.errors import SettingError
+from redraft import recipe
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_the_repository_is_valid_and_named_after_its_file(path):
+    found = recipe.load(path)
+    assert found.name == path.stem
+    assert recipe.build(yaml.safe_load(found.dump())) == found
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("learner.nonsense=1", "learner.nonsense", "batch_groups"),
+        ("nonsense=1", "nonsense", "environment"),
+        ("learner.objective.nonsense=1", "learner.objective.nonsense", "temperature"),
+        ("actors.engine.name=gpt", "actors.engine.name", "'vllm' or 'scripted'"),
+        ("steps=many", "steps", "integer"),
+        ("steps=-1", "steps", "greater than or equal to 0"),
+        ("rollout.name=attempt", "rollout.turns", "Allowed here: system, name, episodes"),
+        ("rollout.turn=3", "rollout.turn", "Did you mean turns?"),
+        ("rollout={name: mine.rollouts:play, option: 1}", "rollout.option", "Did you mean options?"),
+        ("learner.credit.basline=group", "learner.credit.basline", "Did you mean baseline? Allowed here: name, b"),
+        ("learner.credit.keep=best", "learner.credit.keep", "Allowed here: name, baseline"),
+        ("learner.credit={name: group, overlong: {limits: 3}}", "learner.credit.overlong.limit", "missing"),
+        (
+            "learner.credit={name: group, overlong: {limit: 3, cache: 1, max: 1}}",
+            "learner.credit.overlong.max",
+            "Allowed here: limit, cache, penalty",
+        ),
+        ("learner.credit={name: grup}", "learner.credit", "group, turnwise, raw, reflection, trajectory"),
+        ("learner.objective={name: mine.losses:Loss, kl: 1}", "learner.objective.kl", "Allowed here: name, options"),
+        ("learner.objective={name: grpo, loss: cispo}", "learner.objective", "Set objective.correction to none"),
+        ("learner.rounds={steps: 9}", "learner", "Set max_staleness to 8"),
+        ("learner.row_tokens=32", "recipe", "actors.engine.max_length"),
+        ("sampling.temperature=0", "recipe", "sampling.temperature"),
+        ("learner.credit={name: group}", "recipe", "rollout.episodes"),
+        ("learner.roles={action: 1}", "recipe", "rollout retry writes turns of role attempt, reflection,"),
+        ("data.failures=some.jsonl", "recipe", "data.failures"),
+        ("name=../escape", "name", "pattern"),
+        ("model.path=x", "model", "exactly one"),
+        ("model.lora.ranks=8", "model.lora.ranks", "Did you mean rank? Allowed here: rank, alpha, targets"),
+        ("model.lora.targets=[]", "model.lora.targets", "[] is neither auto nor a list of names"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
+    with pytest.raises(SettingError) as refused:
+        recipe.load(QUICKSTART, [override])
+    assert refused.value.setting == key
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("signs-reflect", ["learner.credit={name: group}"], "learner.credit.name: group .* set it to reflection"),
+        ("signs-reflect", ["learner.roles={action: 1}"], "role attempt, reflection, retry, and none has a weight"),
+        ("signs-star", ["learner.objective={name: grpo}"], "grpo never trains answers after a hint; set it to sft"),
+        ("signs-star", ["learner.roles={reflection: 1}"], "learner.roles: rollout hint"),
+        ("signs-rise-distill", ["learner.objective={name: grpo}"], "grpo never trains what a teacher writes"),
+        ("signs-grpo", ["learner.roles={reflection: 1}"], "rollout attempt writes turns of role attempt, and none"),
+        ("minicraft-agent-r", ["learner.roles={attempt: 1}"], "learner.roles: rollout search"),
+        ("signs-star", ["steps=61"], "steps: .* whole rounds of 20 steps, and 61 is not; set it to 80"),
+        ("signs-star", ["steps=20"], "set it to 40, or from_base to false"),
+        ("signs-star", ["steps=5"], "set it to 40"),
+        ("quickstart", ["model.lora.rank=8", "steps=0"], "model.lora: a run of 0 steps trains no adapter"),
+        (
+            "signs-grpo",
+            ["learner.zero=3", "learner.objective.kl=0.1"],
+            "set learner.zero to 2, train an adapter .model.lora., or set learner.objective.kl to 0",
+        ),
+        (
+            "signs-grpo",
+            ["learner.zero=3", "learner.objective={name: grpo, kl: 0, anchor: 1}"],
+            "or set learner.objective.anchor to 0",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused_with_the_cure(name, overrides, words):
+    with pytest.raises(SettingError, match=words):
+        recipe.load(QUICKSTART.with_name(f"{name}.yaml"), overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("signs-reflect", ["data.failures=some.jsonl"]),
+        ("signs-star", ["steps=40"]),
+        ("signs-star", ["steps=61", "learner.rounds.from_base=false"]),
+        ("quickstart", ["learner.roles={reflection: 1}"]),
+        ("signs-grpo", ["learner.zero=3", "learner.objective.kl=0.1", "model.lora.rank=8"]),
+        ("quickstart", ["steps=0", "learner.roles={action: 1}"]),
+        ("quickstart", ["rollout={name: mine:play}", "learner.roles={action: 1}", "data.failures=some.jsonl"]),
+    ],
+)
+def test_what_has_an_effect_or_cannot_be_known_is_accepted(name, overrides):
+    assert recipe.load(QUICKSTART.with_name(f"{name}.yaml"), overrides)
+
+
+@pytest.mark.parametrize("text", ["learner", "=1", "name.first=1"])
+def test_an_override_that_is_none_is_refused(text):
+    with pytest.raises(SettingError):
+        recipe.load(QUICKSTART, [text])
+
+
+def test_overrides_take_yaml_values():
+    found = recipe.load(QUICKSTART, ["steps=3", "learner.objective={name: sft}", "data.path=some/where"])
+    assert (found.steps, found.learner.objective.name, found.data.path) == (3, "sft", "some/where")
+
+
+@pytest.mark.parametrize(("content", "words"), [("a: [", "not YAML"), ("7", "no settings"), (None, "cannot be read")])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, words):
+    path = tmp_path / "r.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingError, match=words):
+        recipe.load(path)

@@ -1,0 +1,106 @@
+"""Imports point one way, heavy ones happen late, and files stay small."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.places import ROOT
+
+PARTS = ("protocols", "actors", "replay", "learner", "redraft")
+MAY_IMPORT = {
+    "protocols": set(),
+    "replay": {"protocols"},
+    "actors": {"protocols", "replay"},
+    "learner": {"protocols", "replay"},
+    "redraft": {"protocols", "replay", "actors", "learner"},
+}
+ROOMS = {
+    "": set(),  # the nouns beside the rooms: recipe, run, records, ...
+    "models": {""},
+    "evaluation": {""},
+    "diagnosis": {""},
+    "tracking": {""},
+    "report": {"", "evaluation"},
+    "control": {"", "evaluation", "diagnosis", "tracking"},
+    "watch": {"", "control", "report"},
+    "export": {"", "models", "report"},
+    "launch": {"", "models", "evaluation", "tracking", "report", "control", "watch"},
+    "cli": {"", "models", "report", "control", "watch", "export", "launch"},
+}
+"""What each room of redraft/ imports of the others: arrows point one way here, too."""
+ONLY_OF_REPLAY = {"replay.client", "replay.config"}  # what actors and learner may know of it
+HEAVY = {"torch", "ray", "vllm", "deepspeed", "transformers"}
+FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
+LIMIT = 500
+
+
+def imports(path: Path, top_level_only: bool = False) -> list[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_part_imports_only_what_lies_before_it(path):
+    part = path.relative_to(ROOT).parts[0]
+    for name in imports(path):
+        other = name.split(".")[0]
+        if other in PARTS and other != part:
+            assert other in MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {name}"
+            if part in ("actors", "learner") and other == "replay":
+                assert ".".join(name.split(".")[:2]) in ONLY_OF_REPLAY, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def room(module: str) -> str:
+    """The room of a module of redraft, as a dotted name."""
+    first = module.split(".")[1]
+    return first if (ROOT / "redraft" / first).is_dir() else ""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "redraft").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_rooms_that_lie_before_it(path):
+    own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if path.name == "__main__.py":
+        own = "cli"
+    for name in imports(path):
+        if name.startswith("redraft.") and room(name) != own:
+            assert room(name) in ROOMS[own], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_rooms_have_no_circle():
+    left = dict(ROOMS)
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left
+    assert {
+        folder.name for folder in (ROOT / "redraft").iterdir() if (folder / "__init__.py").exists()
+    } == ROOMS.keys() - {""}
+
+
+@pytest.mark.parametrize("part", ["protocols", "replay"])
+def test_the_contract_and_replay_need_no_heavy_library(part):
+    for path in FILES:
+        if path.relative_to(ROOT).parts[0] == part:
+            assert not HEAVY & {name.split(".")[0] for name in imports(path)}, path
+
+
+@pytest.mark.parametrize("module", ["redraft.cli.main", "redraft.recipe", "redraft.launch.train"])
+def test_the_command_line_answers_without_heavy_imports(module):
+    program = f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert answer.stdout.strip() == "[]", answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_small_and_says_what_it_does(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= LIMIT
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
