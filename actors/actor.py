@@ -19,8 +19,8 @@ from actors import engines, rendering, rollouts, weights
 from actors.clock import StateClock, state_of
 from actors.config import ActorSettings, DataSettings, EnvironmentSettings, Feedback, SamplingSettings
 from actors.engines.teacher import Teacher, TeacherBudget
+from actors.environment_pool import EnvironmentPool, EpisodeFailure
 from actors.group import GroupWriter
-from actors.play import Environments, EpisodeFailure
 from actors.rollout_config import Rollout
 from actors.tally import Tally, foreign_ids, untemplated
 from protocols import metrics
@@ -197,11 +197,11 @@ class Actor:
         self._environments = self._lender(spec.environment.feedback)
         self._producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
 
-    def _lender(self, feedback: Feedback) -> Environments:
+    def _lender(self, feedback: Feedback) -> EnvironmentPool:
         from actors import environments
 
         played = self._spec.environment.model_copy(update={"feedback": feedback})
-        return Environments(lambda: environments.make(played), played.time_limit_s, played.threads)
+        return EnvironmentPool(lambda: environments.make(played), played.time_limit_s, played.threads)
 
     async def _update(self, trial: WeightRef | None) -> None:
         """Brings the engine to the newest announced version, again while newer ones come."""
@@ -295,7 +295,7 @@ class Actor:
         writer: GroupWriter,
         settings: Rollout,
         sampling: SamplingSettings,
-        lent: Environments,
+        lent: EnvironmentPool,
         count=lambda role: None,
     ) -> None:
         stage = rollouts.Stage(
@@ -321,7 +321,7 @@ class Actor:
         return None if teacher is None else self._teacher.write
 
     async def _evaluate(
-        self, task: dict, settings: Rollout, sampling: SamplingSettings, lent: Environments
+        self, task: dict, settings: Rollout, sampling: SamplingSettings, lent: EnvironmentPool
     ) -> list[Turn]:
         lease = Lease(bytes(16), 0, 0, task, self._spec.seed)
         turns: list[Turn] = []

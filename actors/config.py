@@ -84,7 +84,7 @@ class ActorSettings(Settings):
     """Actors, one engine each; `redraft scale` changes it while a run goes on."""
     autoscale: AutoscaleSettings | None = None
     """Have the run itself ask for more actors, or fewer, by what the learner waits for; `count` is where it begins."""
-    episodes: int = Field(192, ge=1)
+    groups: int = Field(192, ge=1)
     """Groups that one actor plays at once."""
     engine: EngineSettings = EngineSettings()
     cpus: float = Field(1.0, ge=0)

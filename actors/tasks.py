@@ -35,7 +35,7 @@ class Stage:
 class TaskOrder:
     """Position 0, 1, 2, ... -> task. Keeps one permutation, that of the epoch last asked for, and no history.
 
-    `state` is what `state` said in an earlier life of the run; positions then map to tasks as they did. Raises
+    `state` is what `state` said in an earlier incarnation of the run; positions then map to tasks as they did. Raises
     SettingError where a curriculum meets tasks without levels.
     """
 

@@ -10,7 +10,7 @@ number of steps. They differ in one setting:
 
 A run has three stages, in which the environment answers at once, after 0.1 s, and after a heavy-tailed time (lognormal,
 0.5 s on average, one in a hundred above 3 s, none above 10 s); both sides meet the same draws. A user whose
-environments wait lets many episodes be in play: `actors.episodes: 320` (five batches of 64 groups of 8) and
+environments wait lets many episodes be in play: `actors.groups: 320` (five batches of 64 groups of 8) and
 `environment.threads: 512`.
 
 Real: all processes of a run, pinned to the same two cores on either side (eight with --device cuda), with one thread
@@ -111,7 +111,7 @@ def values(side: str, seed: int, plan: Plan, device: str, model: Path) -> dict:
         "steps": plan.steps,
         "model": {"make": None, "path": str(model)},
         "environment": {"name": f"{SlowSigns.__module__}:SlowSigns", "threads": 512, "options": options},
-        "actors": {"episodes": (1 + max(SIDES.values())) * groups},
+        "actors": {"groups": (1 + max(SIDES.values())) * groups},
         "learner": {
             "max_staleness": SIDES[side],
             "objective": {"correction": "decoupled"},

@@ -4,7 +4,7 @@
 
     torch_N   transformers' model, whole float32 logits of the trained tokens, a clipped loss of three lines, AdamW and
               a clipped gradient, with N threads
-    zeroK_N   `learner.engine.Engine.step` under ZeRO stage K, N ranks of one thread each: chunked log-probs, entropies
+    zeroK_N   the Trainer's `step` under ZeRO stage K, N ranks of one thread each: chunked log-probs, entropies
               and figures for the report, the objective, DeepSpeed
 
 All sides have a process for each rank and live through the whole run; in each round each makes some steps while the
@@ -64,7 +64,7 @@ class Runner:
     def __init__(self, side: Side, job: Job):
         # Python and the libraries are imported once and forked; what CUDA has touched must not be.
         context = multiprocessing.get_context("spawn" if job.device == "cuda" else "forkserver")
-        context.set_forkserver_preload(["torch", "transformers", "deepspeed", "learner.engine"])
+        context.set_forkserver_preload(["torch", "transformers", "deepspeed", "learner.trainer"])
         self.side, self._pipes, self._processes = side, [], []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

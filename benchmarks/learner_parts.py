@@ -130,12 +130,12 @@ def _ours(side: Side, rank: int, job: Job, port: int) -> tuple[dict, Callable[[]
     """The learner's engine: facts of the batch, and its step."""
     import torch
 
-    from learner.engine import Engine, join_ranks
+    from learner.trainer import Trainer, join_ranks
 
     torch.set_num_threads(1)
     settings = job.settings.model_copy(update={"zero": side.zero, "ranks": side.ranks})
     join_ranks(rank, side.ranks, ("127.0.0.1", port), job.device, timeout_s=120.0)
-    engine = Engine(settings, job.model, steps=1000, dtype=job.dtype, device=job.device)
+    engine = Trainer(settings, job.model, steps=1000, dtype=job.dtype, device=job.device)
     engine.examine(0)
     batch = prepare(groups_of(job.kind, job.tokens, 0), 0, settings)
     return batch.facts | {"pack_s": batch.pack_s}, lambda: engine.step(batch.micros[rank], 0)

@@ -127,7 +127,7 @@ class Consumer:
         """Its wait is told by `busy_s` alone."""
 
     def setup(self, master: tuple[str, int], resume: bool) -> dict:
-        return {"step": 0, "life": 0, "cursor": {}}
+        return {"step": 0, "incarnation": 0, "cursor": {}}
 
     def announce(self, controller) -> None:
         self._publish(controller, 0)

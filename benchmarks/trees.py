@@ -128,7 +128,7 @@ class Search:
     def __init__(self, engine, tokenizer, plan: Plan, tasks: Sequence[dict]):
         from actors import environments
         from actors.config import EnvironmentSettings, SamplingSettings
-        from actors.play import Environments
+        from actors.environment_pool import EnvironmentPool
         from actors.rendering import Renderer
         from actors.rollout_config import SearchSettings
 
@@ -137,7 +137,7 @@ class Search:
         self._renderer = Renderer(tokenizer)
         settings = EnvironmentSettings(name="textcraft")
         limits = settings.time_limit_s, settings.threads
-        self._environments = Environments(lambda: environments.make(settings), *limits)
+        self._environments = EnvironmentPool(lambda: environments.make(settings), *limits)
         self._settings = SearchSettings(turns=plan.turns, simulations=plan.simulations, expansions=plan.expansions)
         self._sampling = SamplingSettings(max_tokens=plan.max_tokens)
         self._requests = {side: requests(self._renderer.end, side != "uncached") for side in SIDES}

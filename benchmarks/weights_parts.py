@@ -40,9 +40,9 @@ class Publisher:
         import torch
 
         from learner import publish
-        from learner.engine import DTYPES
         from learner.logprobs import Policy, load_model
         from learner.proof import Proof, perturbed
+        from learner.trainer import DTYPES
 
         torch.set_num_threads(1)
         model = load_model(spec.model, DTYPES[spec.dtype], "sdpa")

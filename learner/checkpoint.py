@@ -1,12 +1,12 @@
 """Checkpoints: everything a run resumes from, written aside and renamed, so that one is whole or not there.
 
-checkpoints/step-000100/state.json     identity of the run, step, life, the controller's cursor, how it was sharded
+checkpoints/step-000100/state.json     the run's identity, step, incarnation, controller's cursor, how it was sharded
                         model/         a folder that transformers and vLLM load
                         adapter/       in its place where an adapter is trained: a folder that PEFT loads
                         engine/        DeepSpeed's: weights that are trained, optimizer
                         published.safetensors  amid a round: the weights that actors play with, where they are others
                         random-0.pt    random state of each rank
-checkpoints/life                       the newest life: no later one publishes its version numbers again
+checkpoints/incarnation                       the newest incarnation: no later one publishes its version numbers again
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RunState:
 
     run_id: str
     step: int
-    life: int
+    incarnation: int
     cursor: dict
     ranks: int
     zero: int
@@ -118,20 +118,20 @@ def read(folder: Path, run_id: str, ranks: int, zero: int) -> RunState:
     return state
 
 
-def next_life(run_dir: str | Path) -> int:
-    """The number of the life that starts now, 0 the first time; remembered before anything is published in it.
+def next_incarnation(run_dir: str | Path) -> int:
+    """The number of the incarnation that starts now, 0 the first time; remembered before anything is published in it.
 
-    It is kept apart from the checkpoints: a life that ended without one has still used its version numbers.
+    It is kept apart from the checkpoints: an incarnation that ended without one has still used its version numbers.
     """
-    file = Path(run_dir, "checkpoints", "life")
+    file = Path(run_dir, "checkpoints", "incarnation")
     file.parent.mkdir(parents=True, exist_ok=True)
-    life = int(file.read_text()) + 1 if file.exists() else 0
-    fresh = file.with_name(".life.tmp")
-    fresh.write_text(str(life))
+    incarnation = int(file.read_text()) + 1 if file.exists() else 0
+    fresh = file.with_name(".incarnation.tmp")
+    fresh.write_text(str(incarnation))
     _fsync(fresh)
     fresh.rename(file)
     _fsync(file.parent)
-    return life
+    return incarnation
 
 
 def _fsync(path: Path) -> None:

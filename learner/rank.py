@@ -66,10 +66,10 @@ class Rank:
         self.model_path, self.run_dir, self.run_id = model_path, Path(run_dir), run_id
         self.seed, self.shards, self.keys = seed, shards, keys
         self.steps, self.dtype, self.temperature, self.lora = steps, dtype, temperature, lora
-        self.step = self.life = 0
+        self.step = self.incarnation = 0
         self._published = 0  # the step whose weights were published last
         self._blob = None  # those weights, in the object store
-        self._saved: Path | None = None  # the checkpoint that this life goes on from
+        self._saved: Path | None = None  # the checkpoint that this incarnation goes on from
         self._resumed = False
         self._bad_steps = self._skipped = 0
         self._record = Record(self.run_dir, settings.record)
@@ -82,20 +82,20 @@ class Rank:
     def setup(self, master: tuple[str, int], resume: bool) -> dict:
         """Joins the ranks and loads the model or, on `resume`, the newest checkpoint if there is one.
 
-        Returns the step and life to go on from, the controller's cursor of the checkpoint, and how many parameters are
-        trained. Blocks until all ranks are up.
+        Returns the step and incarnation to go on from, the controller's cursor of the checkpoint, and how many
+        parameters are trained. Blocks until all ranks are up.
         Raises SettingError when the checkpoint does not fit the settings, or a part cannot be found.
         """
         import torch
 
         from learner.credits import find
-        from learner.engine import Engine, join_ranks
+        from learner.trainer import Trainer, join_ranks
 
         find(self.settings.credit)
         torch.manual_seed(self.seed + self.rank)
         timeout_s = self.settings.claim_deadline_s + ORDER_GRACE_S
         self.objects = join_ranks(self.rank, self.world, master, self.device, timeout_s)
-        self.engine = Engine(
+        self.trainer = Trainer(
             self.settings,
             self.model_path,
             steps=self.steps,
@@ -106,15 +106,15 @@ class Rank:
             seed=self.seed,
         )
         folder = checkpoint.newest(self.run_dir) if resume and self.rank == 0 else None
-        life = checkpoint.next_life(self.run_dir) if self.rank == 0 else 0
-        folder, self.life = self._same((folder, life))
+        incarnation = checkpoint.next_incarnation(self.run_dir) if self.rank == 0 else 0
+        folder, self.incarnation = self._same((folder, incarnation))
         self._resumed = resume
-        facts = {"life": self.life, "trained": self.engine.trained}
+        facts = {"incarnation": self.incarnation, "trained": self.trainer.trained}
         if folder is None:
             self._examine()
             return {"step": 0, "cursor": {}, **facts}
         state = checkpoint.read(folder, self.run_id, self.world, self.settings.zero)
-        self.engine.load(str(folder), checkpoint.TAG)
+        self.trainer.load(str(folder), checkpoint.TAG)
         self._examine()
         torch.set_rng_state(torch.load(folder / f"random-{self.rank}.pt", weights_only=True))
         self.step, self._saved = state.step, folder
@@ -123,8 +123,8 @@ class Rank:
 
     def _examine(self) -> None:
         """Has the engine test itself; batches are packed by what it finds."""
-        self.engine.examine(self.seed)
-        self.settings = self.settings.model_copy(update={"packing": self.engine.packed})
+        self.trainer.examine(self.seed)
+        self.settings = self.settings.model_copy(update={"packing": self.trainer.packed})
 
     def announce(self, controller) -> None:
         """Announces the weights that training starts from; on resume, replay first takes back what came after them."""
@@ -227,12 +227,12 @@ class Rank:
     def _obey(self, kind: str, payload):
         if kind == "step":
             if self._begins_from_base():
-                self.engine.restart()
-            result = self.engine.step(payload, self.step)
+                self.trainer.restart()
+            result = self.trainer.step(payload, self.step)
             self.step += 1
             return result
         if kind == "weights":
-            return self.engine.full_state(), self.engine.probe(payload)
+            return self.trainer.full_state(), self.trainer.probe(payload)
         if kind == "checkpoint":
             return self._write_part(Path(payload))
         return None
@@ -251,19 +251,19 @@ class Rank:
         import torch
         import torch.distributed as dist
 
-        self.engine.save(str(folder), checkpoint.TAG)
+        self.trainer.save(str(folder), checkpoint.TAG)
         torch.save(torch.get_rng_state(), folder / f"random-{self.rank}.pt")
-        state = self.engine.full_state()
-        if self.rank == 0 and self.engine.adapter is not None:
-            self.engine.adapter.write(folder / checkpoint.ADAPTER, state)
+        state = self.trainer.full_state()
+        if self.rank == 0 and self.trainer.adapter is not None:
+            self.trainer.adapter.write(folder / checkpoint.ADAPTER, state)
         elif self.rank == 0:
-            checkpoint.write_model(folder, self.model_path, self.engine.config, state)
+            checkpoint.write_model(folder, self.model_path, self.trainer.config, state)
         dist.barrier(group=self.objects)
 
     def _client(self):
         from replay.client import Client
 
-        return Client(self.shards, f"learner-{self.life}", self.keys)
+        return Client(self.shards, f"learner-{self.incarnation}", self.keys)
 
     # Rank 0 ----------------------------------------------------------------------------------------------------------
 
@@ -324,10 +324,10 @@ class Rank:
             client.commit(batch.ids, self.step, batch.priorities)
         if self._ended_round():
             self._publish(controller, seconds)
-        self._record.write(self.step, version_of(self.life, self.step), batch.kept)
+        self._record.write(self.step, version_of(self.incarnation, self.step), batch.kept)
         return {
             "step": self.step,
-            "version": version_of(self.life, self._published),
+            "version": version_of(self.incarnation, self._published),
             **report(result.stats),
             "gradient_norm": result.gradient_norm if result.applied else None,
             "lr": result.lr,
@@ -370,7 +370,7 @@ class Rank:
     def _announce(self, controller, state: dict, probe: Probe) -> None:
         from learner.publish import publish
 
-        ref: WeightRef = publish(state, version_of(self.life, self._published), probe, self.engine.adapter)
+        ref: WeightRef = publish(state, version_of(self.incarnation, self._published), probe, self.trainer.adapter)
         self._blob = ref.blob
         metrics.PUBLISHED.set(ref.version)
         controller.announce.remote(ref)
@@ -378,7 +378,7 @@ class Rank:
     def _probe_tokens(self) -> tuple[int, ...]:
         from learner.publish import probe_tokens
 
-        return probe_tokens(self.settings.probe_tokens, self.engine.vocabulary, self.seed)
+        return probe_tokens(self.settings.probe_tokens, self.trainer.vocabulary, self.seed)
 
     def _publish_trial(self, controller) -> None:
         """Perturbed weights, which an actor must follow before it may play: no rounding hides an old head."""
@@ -387,9 +387,9 @@ class Rank:
 
         tokens = self._probe_tokens()
         state, _ = self._order("weights", tokens)
-        self._proof = Proof(self.engine.model_of, self.engine.perturbed, tokens, self.engine.vocabulary, self.device)
+        self._proof = Proof(self.trainer.model_of, self.trainer.perturbed, tokens, self.trainer.vocabulary, self.device)
         state, probe = self._proof.trial(state, self.seed)
-        controller.announce_trial.remote(publish(state, TRIAL, probe, self.engine.adapter))
+        controller.announce_trial.remote(publish(state, TRIAL, probe, self.trainer.adapter))
 
     def _checkpoint(self, client, controller) -> None:
         import ray
@@ -403,7 +403,7 @@ class Rank:
         if self._published != self.step:
             (folder / checkpoint.PUBLISHED).write_bytes(ray.get(self._blob))
         common = (cursor, self.world, self.settings.zero)
-        state = checkpoint.RunState(self.run_id, self.step, self.life, *common, self._published)
+        state = checkpoint.RunState(self.run_id, self.step, self.incarnation, *common, self._published)
         path = checkpoint.finish(folder, state, self.settings.keep_checkpoints)
         client.checkpoint(self.step)
         metrics.CHECKPOINT_TIME.set_to_current_time()

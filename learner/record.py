@@ -4,8 +4,8 @@ turns/000000.jsonl, 000001.jsonl ...   segments of training; the oldest go when 
       before-000000.jsonl              an evaluation: its label, its step
 
 Replay forgets groups after a checkpoint; this does not. It serves reading only, and must never stop a run: what cannot
-be written is counted, logged once, and left out. A life begins a segment of its own, so that a line which a killed
-learner left half written spoils no other; lines of steps that a later life played again are the reader's to drop.
+be written is counted, logged once, and left out. An incarnation begins a segment of its own, so that a line which a
+killed learner left half written spoils no other; lines of steps that a later one played again are the reader's to drop.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _weights(kept: Mapping[int, str], lines: Linearised, shares: Sequence[Shares
 
 
 class Record:
-    """Writes the segments of one life of a run."""
+    """Writes the segments of one incarnation of a run."""
 
     def __init__(self, run_dir: Path, settings: RecordSettings):
         self._folder, self._limit = run_dir / FOLDER, settings.max_bytes

@@ -1,25 +1,25 @@
 """Weight versions: how they are numbered, what is announced, and how a copy is checked.
 
-Version numbers never repeat. A learner that resumes from step s counts on from s, in a new *life*, so that
-`version = life * LIFE + step`: 57 is step 57 of the first life, 1000050 step 50 of the second. Staleness is a
-difference of steps, also between lives.
+Version numbers never repeat. A learner that resumes from step s counts on from s, in a new *incarnation*, so that
+`version = incarnation * INCARNATION + step`: 57 is step 57 of the first, 1000050 step 50 of the second. Staleness is a
+difference of steps, also between incarnations.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LIFE = 1_000_000
+INCARNATION = 1_000_000
 TRIAL = -1  # the version of perturbed weights that prove an engine follows; nothing is sampled from it
 
 
-def version_of(life: int, step: int) -> int:
-    """The version that `life` publishes after optimizer step `step` (0 = the weights it started from)."""
-    return life * LIFE + step
+def version_of(incarnation: int, step: int) -> int:
+    """The version that `incarnation` publishes after optimizer step `step` (0 = the weights it started from)."""
+    return incarnation * INCARNATION + step
 
 
 def step_of(version: int) -> int:
-    return version % LIFE
+    return version % INCARNATION
 
 
 def staleness(step: int, version: int) -> int:

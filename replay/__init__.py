@@ -20,7 +20,7 @@ What it promises
 
 Nothing here waits forever: each wait of a client has a deadline and names whom it waited for.
 
-    producer -> service -> desk -> client      rows in, groups out; link and producer are the client's two sides
+    producer -> service -> request_handler -> client    rows in, groups out; link and producer are the client's sides
                   |
                 store = spool (what is on the disk) + groups (its table in memory) + ready (what claims choose from)
 """

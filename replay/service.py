@@ -1,7 +1,7 @@
 """The replay service: one thread that stores rows, answers requests and owns the two ROUTER sockets and the spool.
 
     producers --rows--> ingest ROUTER --one transaction a drain--> LMDB, groups --> acks
-    consumers, controller --requests--> serve ROUTER --> desk (claims wait there) --> replies
+    consumers, controller --requests--> serve ROUTER --> request_handler (claims wait there) --> replies
 
 Only that thread touches sockets, spool and table, so nothing here takes a lock.
 """
@@ -23,9 +23,9 @@ from protocols import metrics
 from protocols.errors import SettingError, WireError
 from protocols.wire import CLOSE, ENTRY, SCHEMA, Packed, Row, pack, shown, split, unpack
 from replay.config import MAX_MESSAGE_BYTES, QUEUED, Endpoints, ReplaySettings
-from replay.desk import Desk
 from replay.keys import Gate, Watch
 from replay.link import keep_alive
+from replay.request_handler import RequestHandler
 from replay.spool import FULL
 from replay.store import Store
 
@@ -72,7 +72,7 @@ class Service:
             self._end()
             raise
         self._watches = [Watch(self._ingest), Watch(self._serve)]
-        self._desk = Desk(self._store, self._reply)
+        self._handler = RequestHandler(self._store, self._reply)
         self._woken, self._waker = socket.socketpair()
         gc.set_threshold(COLLECT)
         self._thread.start()
@@ -149,7 +149,7 @@ class Service:
         exported, idle = time.monotonic(), 0.0
         while True:
             began = time.monotonic()
-            ready = dict(poller.poll(self._desk.wait_s() * 1000))
+            ready = dict(poller.poll(self._handler.wait_s() * 1000))
             now = time.monotonic()
             idle += now - began
             if self._woken.fileno() in ready:
@@ -158,12 +158,12 @@ class Service:
                 self._take_rows()
             if self._serve in ready:
                 for frames in _drain(self._serve, SERVED):
-                    self._desk.receive([frame.bytes for frame in frames])
+                    self._handler.receive([frame.bytes for frame in frames])
             for watch in self._watches:
                 if watch.socket in ready:
                     for refused in watch.drain():
                         self._store.refuse("peer", refused)
-            self._desk.tick()
+            self._handler.tick()
             self._let_go()
             if now - exported > EXPORT_S:
                 self._store.export()

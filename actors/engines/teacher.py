@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 
-from actors.play import EpisodeFailure
+from actors.environment_pool import EpisodeFailure
 from actors.teacher_config import TeacherSettings
 from protocols import metrics
 from protocols.errors import RedraftError, SettingError

@@ -15,8 +15,8 @@ import numpy as np
 
 from actors.config import SamplingSettings
 from actors.engines import Completion, Engine, PromptTooLong
+from actors.environment_pool import EnvironmentPool, EpisodeFailure, Playing
 from actors.group import GroupWriter
-from actors.play import Environments, EpisodeFailure, Playing
 from actors.rendering import Renderer
 from actors.rollout_config import Rollout
 from protocols import metrics, named
@@ -43,7 +43,7 @@ class Stage:
 
     engine: Engine
     renderer: Renderer
-    environments: Environments
+    environments: EnvironmentPool
     group: GroupWriter
     task: dict
     seed: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.play import Playing
+from actors.environment_pool import Playing
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue
 from protocols.turns import Role

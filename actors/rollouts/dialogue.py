@@ -8,10 +8,10 @@ import numpy as np
 
 from actors import messages
 from actors.engines import Completion
+from actors.environment_pool import EpisodeFailure, Outcome
 from actors.environments.base import Cut
 from actors.group import NO_TOKENS
 from actors.messages import Message, Question
-from actors.play import EpisodeFailure, Outcome
 from actors.rollouts import Stage
 from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, Role, Stop

@@ -6,7 +6,7 @@ were sampled after other tokens and are not kept (arXiv 2203.14465).
 
 from __future__ import annotations
 
-from actors.play import Playing
+from actors.environment_pool import Playing
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue
 from protocols.turns import Role

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.play import Outcome, Playing
+from actors.environment_pool import Outcome, Playing
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue, begin
 from protocols.turns import TOKENS, Role

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from actors.play import Outcome, Playing
+from actors.environment_pool import Outcome, Playing
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue, begin
 from protocols.turns import Role

@@ -14,7 +14,7 @@ from random import Random
 
 import numpy as np
 
-from actors.play import EpisodeFailure, Outcome, Playing
+from actors.environment_pool import EpisodeFailure, Outcome, Playing
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue
 from actors.rollouts.splice import corrected

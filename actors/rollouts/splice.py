@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 
 from actors import messages
-from actors.play import EpisodeFailure, Outcome, Playing
+from actors.environment_pool import EpisodeFailure, Outcome, Playing
 from actors.rollouts import Stage
 from actors.rollouts.tree import Node, pairs, shared
 from protocols.turns import Role

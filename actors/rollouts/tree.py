@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from actors.environment_pool import Outcome
 from actors.messages import Question
-from actors.play import Outcome
 from actors.rollouts.dialogue import Dialogue
 
 

@@ -98,7 +98,7 @@ until_true 60 "two nodes are up" up
 rm -rf "runs/$NAME"
 job=$(sbatch --parsable --nodes=2 --time=60 --output "$work/job.log" deploy/slurm/redraft.sbatch \
     recipes/quickstart.yaml steps=100000 start_s=600 evaluation.n=20 model.make.pretrain.steps=20 \
-    learner.batch_groups=16 actors.episodes=32)
+    learner.batch_groups=16 actors.groups=32)
 until_true 900 "the run does steps on two nodes" has_steps 3
 scancel --batch --signal=TERM "$job" # what Slurm sends before the time limit
 until_true 300 "it stopped with a checkpoint and was queued again" said "queued again"

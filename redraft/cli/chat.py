@@ -19,8 +19,8 @@ import numpy as np
 
 from actors import engines, environments, messages, rendering
 from actors.config import SamplingSettings
+from actors.environment_pool import EnvironmentPool, EpisodeFailure, Outcome, Playing
 from actors.messages import Question
-from actors.play import Environments, EpisodeFailure, Outcome, Playing
 from protocols.errors import RedraftError, SettingError
 from protocols.turns import Stop
 from redraft import logs
@@ -127,7 +127,7 @@ async def converse(talk: Talk) -> None:
 async def play(talk: Talk, recipe: Recipe, task: dict) -> None:
     """Episodes of one task, one after the other, until the person leaves. Raises RedraftError where it cannot be."""
     settings = recipe.environment
-    lent = Environments(lambda: environments.make(settings), settings.time_limit_s, 1)
+    lent = EnvironmentPool(lambda: environments.make(settings), settings.time_limit_s, 1)
     typed = _lines("you, or Enter for what the environment says")
     again = True
     while again:

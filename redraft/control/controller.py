@@ -46,8 +46,7 @@ from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.weights import WeightRef, step_of
 from redraft import logs
-from redraft.control import discovery
-from redraft.control import workers as parts
+from redraft.control import discovery, workers
 from redraft.control.admission import Limit
 from redraft.control.autoscale import Autoscaler
 from redraft.control.evaluator import Exam, chosen
@@ -88,7 +87,7 @@ class Controller:
         self._shards: Shards | None = None
         self._client: Client | None = None
         self._limit: Limit | None = None
-        self._files: parts.Files | None = None
+        self._files: workers.Files | None = None
         self._ranks: list = []
         self._serving: list[discovery.Process] = []  # the ranks
         self._learning: list = []
@@ -191,9 +190,9 @@ class Controller:
         self._shards = Shards(run, recipe)
         self._serve_metrics()
         self._shards.start()
-        self._files = parts.Files(run)
-        self._ranks = parts.start_ranks(run, recipe, self._shards.endpoints, self._shards.keys)
-        maker = parts.actor_maker(run, recipe, self._shards.keys)
+        self._files = workers.Files(run)
+        self._ranks = workers.start_ranks(run, recipe, self._shards.endpoints, self._shards.keys)
+        maker = workers.actor_maker(run, recipe, self._shards.keys)
         self._fleet = Fleet(maker, recipe.actors, recipe.start_s, self._lost)
         for number in self._fleet.idle():
             self._fleet.send(number, Orders())  # so that their engines start while the learner does
@@ -215,11 +214,11 @@ class Controller:
             run.id,
             recipe.seed,
             state["cursor"].get("position", 0),
-            state["life"],
+            state["incarnation"],
             self._client.known,
             self._shards.of,
         )
-        log.info("started: step %d, life %d, %d training tasks", state["step"], state["life"], len(tasks))
+        log.info("started: step %d, incarnation %d, %d training tasks", state["step"], state["incarnation"], len(tasks))
 
     def _serve_metrics(self) -> None:
         """Begins to serve this process's metrics, and the list of all processes that do."""
@@ -371,7 +370,7 @@ class Controller:
             if number in ready and room:
                 share = math.ceil(room / left)
                 leases = self._book.give(
-                    number, min(share, self._recipe.actors.episodes - busy[number]), time.monotonic()
+                    number, min(share, self._recipe.actors.groups - busy[number]), time.monotonic()
                 )
                 room -= len(leases)
                 busy[number] += len(leases)

@@ -13,7 +13,7 @@ from protocols.keys import group_id
 from protocols.turns import Lease
 
 log = logging.getLogger("redraft.leases")
-LIFE_NUMBERS = 1000  # lease numbers of one life of a run: a resumed run leases under higher ones than it can know
+INCARNATION_LEASES = 1000  # lease numbers of one incarnation: a resumed run leases under higher ones than it can know
 PLAYS = 5  # a group that ends without being closed so often is given up
 
 
@@ -40,7 +40,7 @@ class LeaseBook:
     """Makes leases from the order of tasks, and leases again what was lost. Keeps nothing about closed groups.
 
     `known(ids)` tells which groups replay has already closed: they are skipped, so a resumed run plays none twice.
-    `place(id)` names the replay shard of a group that is leased for the first time in this life of the run.
+    `place(id)` names the replay shard of a group that is leased for the first time in this incarnation of the run.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class LeaseBook:
         run_id: str,
         seed: int,
         cursor: int,
-        life: int,
+        incarnation: int,
         known: Callable[[list[bytes]], Collection[bytes]],
         place: Callable[[bytes], str],
     ):
         self._order, self._run_id, self._seed, self._known, self._place = order, run_id, seed, known, place
-        self._position, self._number = cursor, life * LIFE_NUMBERS
-        self._resumed = life > 0
+        self._position, self._number = cursor, incarnation * INCARNATION_LEASES
+        self._resumed = incarnation > 0
         self._again: deque[tuple[Lease, int]] = deque()
         self._lock = threading.Lock()  # the learner asks for the cursor from another thread
         self.live: dict[bytes, Live] = {}
@@ -141,7 +141,7 @@ class LeaseBook:
         return group in self.live and self.live[group].lease.number == number
 
     def _lose(self, live: Live, blamed: bool) -> Lease:
-        if not blamed or live.lease.number % LIFE_NUMBERS + 1 < PLAYS:
+        if not blamed or live.lease.number % INCARNATION_LEASES + 1 < PLAYS:
             self._again.append((replace(live.lease, number=live.lease.number + 1), live.position))
         else:
             self._given_up.add(live.lease.group)

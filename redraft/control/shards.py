@@ -8,8 +8,7 @@ import time
 import ray
 
 from protocols.errors import DeadlineError, SettingError
-from redraft.control import services
-from redraft.control import workers as parts
+from redraft.control import services, workers
 from redraft.recipe import Recipe
 from redraft.run import Run
 from replay import keys
@@ -45,7 +44,7 @@ class Shards:
             return
         if self._run.cluster and self._recipe.replay.curve:
             shutil.rmtree(self._run.keys, ignore_errors=True)
-            keys.new(self._run.keys)  # good for this life of the run only
+            keys.new(self._run.keys)  # good for this incarnation of the run only
             self.keys = keys.client_keys(self._run.keys)
         for _ in range(max(self._recipe.replay.shards, self._run.shards)):
             self._add()
@@ -102,10 +101,10 @@ class Shards:
         ray.wait([part.close.remote() for part in self._parts], num_returns=len(self._parts), timeout=10.0)
         for part, where in zip(self._parts, self.endpoints, strict=True):
             ray.kill(part)
-            parts.forget(where)
+            workers.forget(where)
         shutil.rmtree(self._run.keys, ignore_errors=True)
 
     def _add(self) -> None:
-        where = parts.endpoints(self._run.cluster)
-        self._parts.append(parts.start_replay(self._run, self._recipe, len(self._parts), where))
+        where = workers.endpoints(self._run.cluster)
+        self._parts.append(workers.start_replay(self._run, self._recipe, len(self._parts), where))
         self.endpoints = (*self.endpoints, where)

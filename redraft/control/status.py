@@ -174,7 +174,7 @@ class Status:
 
     @property
     def findings(self) -> list[dict]:
-        """All of this life of the run, in the order in which they began; those that last have no `until_s`."""
+        """All of this incarnation of the run, in the order in which they began; those that last have no `until_s`."""
         found = [*self._ended, *self._diagnosis.findings.values()]
         return [finding.facts for finding in sorted(found, key=lambda finding: finding.since_s)]
 

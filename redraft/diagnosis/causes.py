@@ -73,7 +73,7 @@ class Finding:
 
 
 class Diagnosis:
-    """The findings of one life of a run. Times are seconds since the run began."""
+    """The findings of one incarnation of a run. Times are seconds since the run began."""
 
     def __init__(self, recipe: Recipe):
         self._recipe = recipe

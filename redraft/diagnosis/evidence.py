@@ -45,7 +45,7 @@ def in_play(recipe: Recipe) -> int:
     """Most groups that are played at once: what the actors have room for, or admission allows."""
     actors, learner = recipe.actors, recipe.learner
     count = actors.autoscale.max if actors.autoscale else actors.count
-    return min(count * actors.episodes, (learner.max_staleness + 1) * learner.batch_groups)
+    return min(count * actors.groups, (learner.max_staleness + 1) * learner.batch_groups)
 
 
 class RecentPlay:

@@ -42,7 +42,7 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
     recipe = recipes.load(run.folder / "recipe.yaml", overrides)
     folder = runs.checkpoint_at(run, step)
     state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
-    facts = {"label": "eval", "step": state.step, "version": version_of(state.life, state.step)}
+    facts = {"label": "eval", "step": state.step, "version": version_of(state.incarnation, state.step)}
     tests = environments.tasks(recipe.environment, recipe.data, "test")
     model = models.of_checkpoint(folder, run.model, cache)
     began = time.monotonic()
@@ -101,14 +101,14 @@ def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console
     returns when the exam is over."""
 
     from actors.actor import Orders
-    from redraft.control import workers as parts
+    from redraft.control import workers
     from redraft.control.fleet import Fleet
     from redraft.control.status import Status
 
     apart = replace(run, id=secrets.token_hex(16))
     status = Status(run, recipe)
     actors = recipe.actors.model_copy(update={"metrics_port": 0})  # the run beside may have that port
-    maker = parts.actor_maker(apart, recipe.model_copy(update={"actors": actors}), None, str(model), version)
+    maker = workers.actor_maker(apart, recipe.model_copy(update={"actors": actors}), None, str(model), version)
     fleet = Fleet(maker, recipe.actors, recipe.start_s, status.replaced)
     status.phase("evaluating", model.name)
 

@@ -62,11 +62,11 @@ def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
     """Starts the controller and shows what it says until it ends. SIGTERM, as schedulers send it, is like Ctrl-C."""
     import ray
 
-    from redraft.control import workers as parts
+    from redraft.control import workers
     from redraft.control.controller import Controller
 
     part = ray.remote(Controller).options(
-        name=client.actor_name(run), num_cpus=0, max_concurrency=16, scheduling_strategy=parts.here()
+        name=client.actor_name(run), num_cpus=0, max_concurrency=16, scheduling_strategy=workers.here()
     )
     controller = part.remote(run, recipe, resume)
     ended = controller.run.remote()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard, one for each life of the run.
+    """Event files in RUN/tensorboard, one for each incarnation of the run.
 
     They are written here and not by tensorboardX's SummaryWriter, whose thread ends at the first error, such as a full
     disk, without a word; from then on its callers would wait for ever.

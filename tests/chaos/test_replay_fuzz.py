@@ -197,15 +197,15 @@ def storm(place, service, count: int, seed: int) -> None:
 def comes_up_again(place, service, honest) -> None:
     """Nothing that was stored keeps a service from starting, and it knows what the one before knew."""
     held = []
-    for life in (service, None):
-        life = life or serve(place, endpoints_in(place))
+    for incarnation in (service, None):
+        incarnation = incarnation or serve(place, endpoints_in(place))
         try:
             with closing(client_of(endpoints_in(place), "watcher")) as client:
                 assert client.known(list(honest.played)) == set(honest.played)
                 stats = client.stats()
                 held.append({name: stats[name] for name in ("open", "ready", "claimed", "rows", "bytes")})
         finally:
-            life.kill()
+            incarnation.kill()
     assert held[0] == held[1]
 
 

@@ -18,7 +18,7 @@ RECIPE = {
     "environment": {"name": "support.dead_ends:Wall", "feedback": "binary"},
     "rollout": {"name": "attempt", "episodes": 4},
     "sampling": {"max_tokens": 2},
-    "actors": {"count": 1, "episodes": 16, "engine": {"max_running": 64, "max_length": 64}},
+    "actors": {"count": 1, "groups": 16, "engine": {"max_running": 64, "max_length": 64}},
     "learner": {
         "batch_groups": 16,
         "row_tokens": 128,

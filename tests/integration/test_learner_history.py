@@ -22,7 +22,7 @@ from replay.config import Endpoints
 
 STEPS, EVERY = 6, 2  # a checkpoint after each second step
 NEVER = ("", 0)
-FAULTS = [  # where a life ends, in which step; the last step that replay knows of; the checkpoint to resume from
+FAULTS = [  # where an incarnation ends, in which step; the last step that replay knows of; its checkpoint
     ("before commit", 3, 2, 2),
     ("before checkpoint", 4, 4, 4),
     ("after commit", 5, 5, 4),
@@ -41,8 +41,8 @@ class Doomed(Rank):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def watched_commit(client: Client, ids: list[bytes], step: int, priorities=None) -> None:
-            note(notes, {"life": self.life, "step": step, "ids": [group.hex() for group in ids]})
-            assert self.step == self.engine.engine.global_steps == step, "the optimizer has done this step"
+            note(notes, {"incarnation": self.incarnation, "step": step, "ids": [group.hex() for group in ids]})
+            assert self.step == self.trainer.engine.global_steps == step, "the optimizer has done this step"
             reach("before commit", step)
             commit(client, ids, step, priorities)
             reach("after commit", step)
@@ -72,7 +72,7 @@ class Run:
         fill(endpoints, self.made)
 
     def live(self, fault: tuple[str, int] = NEVER, resume: bool = False) -> tuple[int, bool]:
-        """One life of the learner; the step that it began with, and whether it survived to the end."""
+        """One incarnation of the learner; the step that it began with, and whether it survived to the end."""
         choice = settings(checkpoint_every=EVERY)
         common = (choice, self.model, str(self.folder), "run", SEED, (self.endpoints,), None)
         rank = ray.remote(num_cpus=0, max_concurrency=3)(Doomed).remote(0, 1, *common, steps=STEPS)
@@ -91,9 +91,9 @@ class Run:
         return began, True
 
     def trained(self) -> list[tuple[int, int, list[str]]]:
-        """Each step of each life, in order: life, step, groups."""
+        """Each step of each incarnation, in order: incarnation, step, groups."""
         lines = map(json.loads, Path(self.notes).read_text().splitlines())
-        return [(line["life"], line["step"], line["ids"]) for line in lines]
+        return [(line["incarnation"], line["step"], line["ids"]) for line in lines]
 
     def weights(self) -> bytes:
         assert newest(self.folder).name == f"step-{STEPS:06d}"
@@ -130,16 +130,18 @@ def test_a_learner_that_dies_again_and_again_trains_on_what_an_undisturbed_one_d
     history, weights = undisturbed(model_path)
     began = 0
     with a_run(model_path) as run:
-        for life, (moment, last, committed, saved) in enumerate(FAULTS):
-            assert run.live((moment, last), resume=life > 0) == (began, False), f"life {life} dies {moment}"
-            check_death(run, life, began, last, committed)
+        for incarnation, (moment, last, committed, saved) in enumerate(FAULTS):
+            assert run.live((moment, last), resume=incarnation > 0) == (began, False), (
+                f"incarnation {incarnation} dies {moment}"
+            )
+            check_death(run, incarnation, began, last, committed)
             began = saved
         assert run.live(resume=True) == (began, True)
         run.check_end()
         trained = run.trained()
         assert all(ids == history[step] for _, step, ids in trained), "also what is done again is the same"
         ends = [saved for *_, saved in FAULTS] + [STEPS]
-        kept = [(step, ids) for life, step, ids in trained if step <= min(ends[life:])]
+        kept = [(step, ids) for incarnation, step, ids in trained if step <= min(ends[incarnation:])]
         assert kept == [(step, history[step]) for step in range(1, STEPS + 1)]
         assert run.weights() == weights
     print(
@@ -148,10 +150,12 @@ def test_a_learner_that_dies_again_and_again_trains_on_what_an_undisturbed_one_d
     )
 
 
-def check_death(run: Run, life: int, began: int, last: int, committed: int) -> None:
+def check_death(run: Run, incarnation: int, began: int, last: int, committed: int) -> None:
     """It died in the chosen step and on the chosen side of its commit, with a batch that was fetched ahead."""
-    assert [step for mine, step, _ in run.trained() if mine == life] == list(range(began + 1, last + 1))
+    assert [step for mine, step, _ in run.trained() if mine == incarnation] == list(range(began + 1, last + 1))
     stats = run.client.stats()
     assert (stats["step"], stats["trained_total"]) == (committed, committed * BATCH)
     assert stats["claimed"] == (last + 1 - committed) * BATCH
-    print(f"life {life} died in step {last}; replay knows of {committed} steps, {stats['claimed']} groups are claimed")
+    print(
+        f"incarnation {incarnation} died in step {last}; replay: {committed} steps, {stats['claimed']} groups claimed"
+    )

@@ -162,7 +162,7 @@ def plain_torch(model_path: str, made: list[Group], steps: int) -> dict[str, tor
 
 
 class Learner:
-    """The ranks of one life of a run, and their controller."""
+    """The ranks of one incarnation of a run, and their controller."""
 
     def __init__(self, model_path: str, endpoints: Endpoints, run_dir: Path, choice, resume=False, **named):
         """`choice` are LearnerSettings, `named` what else a Rank is told."""
@@ -226,7 +226,7 @@ def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path
         assert first.finish()[0] == [{"step": 2, "reason": "done"}]
         second = Learner(model_path, endpoints, run_dir, settings(), resume=True)
         trained = sum(weights.numel() for weights in load_model(model_path, torch.float32, "eager").parameters())
-        assert second.ready == [{"step": 2, "life": 1, "cursor": {"task": 17}, "trained": trained}]
+        assert second.ready == [{"step": 2, "incarnation": 1, "cursor": {"task": 17}, "trained": trained}]
         second.start(3)
         _, resumed, _ = second.finish()
         assert [ref.version for ref, _ in resumed] == [version_of(1, 2), version_of(1, 3)]

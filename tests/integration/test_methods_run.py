@@ -122,7 +122,7 @@ def played(folder, name):
 
 
 def remembered(folder, name):
-    """The ids of all groups that replay has met in the run's life, also those it has forgotten."""
+    """The ids of all groups that replay has met in the run's incarnation, also those it has forgotten."""
     with SpoolReader(folder / "runs" / name / "spool" / "0") as spool:
         return {group for group, _ in spool.records()} | {group for group, _ in spool.marks()}
 
@@ -202,7 +202,7 @@ def test_a_curriculum_goes_on_at_its_level_when_a_run_is_resumed(folder, failure
     assert run.summary("reflect")["state"] == "done" and run.steps("reflect") == list(range(1, steps + 1))
     resumed, tasks = newest_state(folder, "reflect"), of_groups(folder, "reflect", failures)
     assert resumed["cursor"]["stages"] == stopped["cursor"]["stages"]
-    assert resumed["cursor"]["position"] > stopped["cursor"]["position"] and resumed["life"] == 1
+    assert resumed["cursor"]["position"] > stopped["cursor"]["position"] and resumed["incarnation"] == 1
     assert {tasks[group]["level"] for group in remembered(folder, "reflect") - before} == {1}
     *lines, last = run.lines("reflect", "metrics.jsonl")
     check_versions(lines)

@@ -112,7 +112,7 @@ RECIPE = {
     "steps": 2,
     "environment": {"name": "signs", "feedback": "residual"},
     "sampling": {"max_tokens": 12},
-    "actors": {"count": 1, "episodes": 8, "engine": {"max_running": 16, "max_length": 512, "kv_cache_gb": 0.2}},
+    "actors": {"count": 1, "groups": 8, "engine": {"max_running": 16, "max_length": 512, "kv_cache_gb": 0.2}},
     "replay": {"drop_flat": False},
     "learner": {
         "batch_groups": 2,

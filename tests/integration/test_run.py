@@ -29,7 +29,7 @@ RECIPE = {
     "environment": {"name": "signs", "feedback": "residual"},
     "rollout": {"name": "retry", "turns": 3, "reflect": True},
     "sampling": {"max_tokens": 9},
-    "actors": {"count": 1, "episodes": 32, "engine": {"max_running": 32, "max_length": 128}},
+    "actors": {"count": 1, "groups": 32, "engine": {"max_running": 32, "max_length": 128}},
     "learner": {
         "batch_groups": 16,
         "row_tokens": 256,
@@ -253,7 +253,7 @@ def test_actors_may_come_and_go_while_the_run_goes_on(crew, folder):
 
 @pytest.mark.parametrize("how", ["--resume", "--again"])
 def test_a_run_that_goes_on_is_neither_resumed_nor_renamed(crew, folder, how):
-    kept = ("run.json", "recipe.yaml", "checkpoints/life")
+    kept = ("run.json", "recipe.yaml", "checkpoints/incarnation")
     before = [(folder / "runs" / "crew" / file).read_text() for file in kept]
     second = [sys.executable, "-m", "redraft", "train", "tiny.yaml", "steps=3000", "--run", "crew", how]
     refused = subprocess.run(second, cwd=folder, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from actors.config import EnvironmentSettings
 from actors.engines.teacher import LOST, Teacher, TeacherBudget
-from actors.play import EpisodeFailure
+from actors.environment_pool import EpisodeFailure
 from actors.teacher_config import TeacherSettings
 from benchmarks.teacher_server import started
 from protocols.errors import SettingError

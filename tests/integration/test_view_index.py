@@ -44,11 +44,11 @@ def test_filters_find_what_they_say_newest_first(house):
 
 
 def test_steps_that_a_resumed_run_played_again_are_shown_once_as_they_were_played_last(house):
-    for life, steps in ((0, range(1, 8)), (1, range(5, 7)), (2, range(6, 9))):
+    for incarnation, steps in ((0, range(1, 8)), (1, range(5, 7)), (2, range(6, 9))):
         for step in steps:
-            house.step(step, *[kept(f"life {life}", dialogue("r"))] * 2, life=life)
+            house.step(step, *[kept(f"incarnation {incarnation}", dialogue("r"))] * 2, incarnation=incarnation)
     found = [(entry.step, entry.head["task"]) for entry in Index(house.folder).find()]
-    expected = [(step, f"life {0 if step < 5 else 1 if step < 6 else 2}") for step in range(8, 0, -1)]
+    expected = [(step, f"incarnation {0 if step < 5 else 1 if step < 6 else 2}") for step in range(8, 0, -1)]
     assert found == [pair for pair in expected for _ in range(2)]
 
 

@@ -50,7 +50,7 @@ def produce(spec: dict) -> None:
 
 
 async def _produce(spec: dict, notes: Notes, ended: threading.Event) -> None:
-    """Plays first what an earlier life began and had no acknowledgement for, then new groups, until input ends."""
+    """Plays first what an earlier one began and had no acknowledgement for, then new groups, until input ends."""
     earlier = Notes.read(spec["notes"])
     began = [note["number"] for note in earlier if note["kind"] == "began"]
     acknowledged = {note["number"] for note in earlier if note["kind"] == "acknowledged"}

@@ -10,8 +10,8 @@ import numpy as np
 from actors import environments, rollouts
 from actors.config import EnvironmentSettings, SamplingSettings
 from actors.engines import Completion, PromptTooLong
+from actors.environment_pool import EnvironmentPool, EpisodeFailure
 from actors.group import GroupWriter
-from actors.play import Environments, EpisodeFailure
 from actors.rendering import Renderer
 from actors.rollout_config import Rollout
 from protocols.turns import LOGPROBS, TOKENS, Lease, Stop
@@ -70,7 +70,7 @@ class House:
             stage = rollouts.Stage(
                 self.engine,
                 Renderer(self.tokenizer, on_rewrite),
-                Environments(make, limit_s, 32),
+                EnvironmentPool(make, limit_s, 32),
                 writer,
                 task,
                 seed,

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from learner.config import LearnerSettings
-from learner.engine import Engine, join_ranks
 from learner.packing import MicroBatch
+from learner.trainer import Trainer, join_ranks
 
 WIDTH, VOCABULARY = 16, 8  # the model knows more tokens: all sequences pull away from those alike
 
@@ -72,7 +72,7 @@ class Summing:
         engine._drop()
         return told, moved, equal
 
-    def _engine(self, zero: int, dtype: str) -> Engine:
+    def _engine(self, zero: int, dtype: str) -> Trainer:
         settings = LearnerSettings(
             zero=zero,
             ranks=self._world,
@@ -80,7 +80,7 @@ class Summing:
             objective={"name": "sft"},
             optimizer={"lr": 1e-3, "clip": 1e9},
         )
-        return Engine(settings, self._model_path, steps=3, dtype=dtype)
+        return Trainer(settings, self._model_path, steps=3, dtype=dtype)
 
 
 def same(one: dict, other: dict) -> bool:

@@ -45,7 +45,7 @@ def kept(task: str, turns: Sequence[Turn], advantage: float = 0.5) -> tuple[dict
 
 
 class RunFolder:
-    """A run with a tokenizer; each life of it has a Record of its own."""
+    """A run with a tokenizer; each incarnation of it has a Record of its own."""
 
     def __init__(self, folder: Path, tokenizer: bool = True):
         self.folder = folder
@@ -59,9 +59,9 @@ class RunFolder:
     def run(self) -> Run:
         return find(str(self.folder))
 
-    def step(self, step: int, *groups: tuple[dict, list[dict]], life: int = 0) -> None:
-        record = self._records.setdefault(life, Record(self.folder, RecordSettings()))
-        record.write(step, version_of(life, step), groups)
+    def step(self, step: int, *groups: tuple[dict, list[dict]], incarnation: int = 0) -> None:
+        record = self._records.setdefault(incarnation, Record(self.folder, RecordSettings()))
+        record.write(step, version_of(incarnation, step), groups)
 
     def evaluation(self, label: str, step: int, tasks: Sequence[str], marks: str) -> None:
         facts = {"label": label, "step": step, "version": step}

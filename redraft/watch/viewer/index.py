@@ -1,8 +1,8 @@
 """The index of a run's record: which groups there are and where, by the heads of their lines.
 
 Turns are read when a group is asked for. A refresh reads only what was added since the last one; a line is there once
-its end is written. A resumed run plays steps again: lines of an earlier life are left out from the step on at which a
-later life has lines.
+its end is written. A resumed run plays steps again: lines of an earlier incarnation are left out from the step on at
+which a later one has lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from learner.record import FOLDER, TRAINING
 from learner.transcript import BODY
-from protocols.weights import LIFE
+from protocols.weights import INCARNATION
 
 END = b"]}"
 FILTERS: dict[str, Callable[[dict], bool]] = {
@@ -138,18 +138,18 @@ class Index:
     def _order(self) -> None:
         """Leaves out what was played again, and sorts the rest."""
         kept: list[Entry] = []
-        life, floor, later = (
+        incarnation, floor, later = (
             math.inf,
             math.inf,
             math.inf,
-        )  # `floor`: the first step of this life, `later`: of later ones
+        )  # `floor`: the first step of this incarnation, `later`: of later ones
         for name in sorted(self._files, reverse=True):
             for entry in reversed(self._files[name].entries):
                 if not entry.trained:
                     kept.append(entry)
                     continue
-                if entry.head["version"] // LIFE != life:
-                    life, later = entry.head["version"] // LIFE, min(later, floor)
+                if entry.head["version"] // INCARNATION != incarnation:
+                    incarnation, later = entry.head["version"] // INCARNATION, min(later, floor)
                 if entry.step < later:
                     kept.append(entry)
                     floor = min(floor, entry.step)

@@ -10,8 +10,8 @@ from support.rollout_house import House
 from actors import environments
 from actors.config import DataSettings, EngineSettings, EnvironmentSettings, SamplingSettings
 from actors.engines.scripted import ScriptedEngine
+from actors.environment_pool import EnvironmentPool
 from actors.environments.base import TextEnvironment
-from actors.play import Environments
 from actors.rollout_config import AttemptSettings, RetrySettings, Rollout
 from protocols.errors import SettingError
 from protocols.turns import Close, Role
@@ -81,7 +81,7 @@ class Meets(Raises):
 
 
 def test_so_many_steps_of_blocking_environments_run_at_once_as_the_recipe_says():
-    lent = Environments(Meets, 10.0, threads=40)
+    lent = EnvironmentPool(Meets, 10.0, threads=40)
 
     async def one(seed: int) -> float:
         async with lent.one({"id": "one"}, seed) as environment:

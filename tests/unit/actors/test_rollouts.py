@@ -10,9 +10,9 @@ from support.tokenizers import family
 
 from actors import environments, rollouts
 from actors.config import EnvironmentSettings
+from actors.environment_pool import parsed_in
 from actors.environments.base import TextEnvironment
 from actors.environments.signs import Signs
-from actors.play import parsed_in
 from actors.rollout_config import (
     ActSettings,
     AttemptSettings,

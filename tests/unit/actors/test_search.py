@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.rollout_house import House, Speaker
 
+from actors.environment_pool import Outcome
 from actors.environments.minicraft import Minicraft
-from actors.play import Outcome
 from actors.rollout_config import SearchSettings
 from actors.rollouts.tree import Node, backpropagate, choose, ends, pairs, shared, uct
 from protocols.turns import Role, Stop

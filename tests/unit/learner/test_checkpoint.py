@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2Config
 
-from learner.checkpoint import RunState, begin, finish, newest, next_life, read, write_model
+from learner.checkpoint import RunState, begin, finish, newest, next_incarnation, read, write_model
 from protocols.errors import SettingError
 
 
@@ -46,8 +46,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_id, ranks, zero
         read(write(tmp_path, 3), run_id, ranks, zero)
 
 
-def test_every_life_has_a_number_of_its_own_even_without_a_checkpoint(tmp_path):
-    assert [next_life(tmp_path) for _ in range(3)] == [0, 1, 2]
+def test_every_incarnation_has_a_number_of_its_own_even_without_a_checkpoint(tmp_path):
+    assert [next_incarnation(tmp_path) for _ in range(3)] == [0, 1, 2]
 
 
 def test_others_may_read_every_file_of_the_model(tmp_path):

@@ -158,7 +158,7 @@ def test_the_oldest_segments_go_when_the_record_is_full(tmp_path):
     assert held > limit * 3 / 4 and steps == list(range(steps[0], 81)) and steps[0] > 1
 
 
-def test_a_life_begins_a_segment_of_its_own_so_that_a_half_line_spoils_no_other(tmp_path):
+def test_a_incarnation_begins_a_segment_of_its_own_so_that_a_half_line_spoils_no_other(tmp_path):
     Record(tmp_path, RecordSettings()).write(1, 1, kept_of("first"))
     segment = tmp_path / "turns" / "000000.jsonl"
     segment.write_bytes(segment.read_bytes()[:-20])

@@ -13,9 +13,9 @@ from transformers import MambaConfig, MambaForCausalLM, Qwen3_5Config
 
 from learner import selftest
 from learner.config import LearnerSettings
-from learner.engine import Engine, join_ranks
 from learner.logprobs import Policy, load_model
 from learner.selftest import CHECKS, Examiner, examine, judge
+from learner.trainer import Trainer, join_ranks
 from protocols.errors import SettingError
 
 
@@ -136,7 +136,7 @@ def ranks():
     "family, packing, packed", [("llama", "auto", True), ("llama", False, False), ("lfm2", "auto", False)]
 )
 def test_a_run_packs_only_what_stays_apart(ranks, family, packing, packed, tmp_path, caplog):
-    engine = Engine(settings(packing), str(write(family, tmp_path)), steps=1)
+    engine = Trainer(settings(packing), str(write(family, tmp_path)), steps=1)
     with caplog.at_level("WARNING", "redraft.learner"):
         engine.examine(0)
     assert engine.packed is engine.engine.module.packed is packed
@@ -146,7 +146,7 @@ def test_a_run_packs_only_what_stays_apart(ranks, family, packing, packed, tmp_p
 
 
 def test_packing_that_would_mix_sequences_is_refused(ranks, tmp_path):
-    engine = Engine(settings(True), str(write("lfm2", tmp_path)), steps=1)
+    engine = Trainer(settings(True), str(write("lfm2", tmp_path)), steps=1)
     with pytest.raises(SettingError, match="learner.packing: a model of type lfm2 .* Set it to auto or false"):
         engine.examine(0)
 

@@ -109,7 +109,7 @@ def test_the_same_play_has_the_same_id_and_another_has_another():
     assert len(others) == 5 and all(len(found) == keys.GROUP_BYTES for found in others)
 
 
-def test_versions_never_repeat_over_lives_and_staleness_is_in_steps():
+def test_versions_never_repeat_over_incarnations_and_staleness_is_in_steps():
     assert version_of(1, 50) > version_of(0, 57) > version_of(0, 50)
     assert step_of(version_of(3, 12)) == 12
     assert staleness(50, version_of(0, 57)) == 7

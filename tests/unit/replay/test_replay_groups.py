@@ -140,7 +140,7 @@ def test_two_uses_are_two_steps_and_resume_undoes_those_that_came_after(tmp_path
     store.close()
 
 
-def test_staleness_is_that_of_the_oldest_token_across_lives_of_the_learner():
+def test_staleness_is_that_of_the_oldest_token_across_incarnations_of_the_learner():
     record = Record(0, 0)
     assert record.staleness(9) == 0
     for number, version in enumerate((version_of(0, 57), version_of(1, 51), NO_VERSION)):

@@ -1,7 +1,7 @@
 """Replay against a model: any history of rows, claims, commits, checkpoints, resumes and crashes keeps its promises.
 
-A hypothesis state machine drives a store and its desk as the service does, and dictionaries beside them. A crash is
-played by opening a copy of the folder: what a killed process leaves behind is what is in the page cache.
+A hypothesis state machine drives a store and its request handler as the service does, and dictionaries beside them. A
+crash is played by opening a copy of the folder: what a killed process leaves behind is what is in the page cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from protocols.turns import Close, Role, Turn
 from protocols.weights import version_of
 from protocols.wire import ENTRY, SCHEMA, Row, pack, row_of, split, unpack, whole_group
 from replay.config import ReplaySettings
-from replay.desk import Desk
+from replay.request_handler import RequestHandler
 from replay.store import Store
 
 GROUPS, LEASES, ANY = 10, 4, 1000
@@ -67,19 +67,19 @@ def packed(number: int, lease: int, turn: int) -> tuple[bytes, bytes]:
 
 
 class Subject:
-    """A store with its desk, and the folder they are in."""
+    """A store with its request handler, and the folder they are in."""
 
     def __init__(self, folder: Path, choices: ReplaySettings):
-        self._folder, self._settings, self._lives = folder, choices, 0
+        self._folder, self._settings, self._incarnations = folder, choices, 0
         self._open()
 
     def _place(self) -> Path:
-        return self._folder / str(self._lives)
+        return self._folder / str(self._incarnations)
 
     def _open(self) -> None:
         self._sent: list[tuple[bytes, list[bytes]]] = []
         self.store = Store(self._place(), "run", self._settings)
-        self._desk = Desk(self.store, lambda identity, frames: self._sent.append((identity, frames)))
+        self._desk = RequestHandler(self.store, lambda identity, frames: self._sent.append((identity, frames)))
 
     def put(self, rows: list[tuple[int, int, int]], before_commit=lambda: None) -> list[str]:
         """Stores these rows in one transaction; their outcomes."""
@@ -104,7 +104,7 @@ class Subject:
 
     def snapshot(self) -> None:
         """What a process that is killed now would leave."""
-        after = self._folder / str(self._lives + 1)
+        after = self._folder / str(self._incarnations + 1)
         shutil.rmtree(after, ignore_errors=True)
         shutil.copytree(self._place(), after, ignore=shutil.ignore_patterns("*lock*"))
 
@@ -112,7 +112,7 @@ class Subject:
         """Goes on from the last snapshot."""
         self.store.close()
         shutil.rmtree(self._place())
-        self._lives += 1
+        self._incarnations += 1
         self._open()
 
     def restart(self) -> None:

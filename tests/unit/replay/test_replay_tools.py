@@ -356,11 +356,11 @@ def test_a_second_service_on_a_folder_ends_with_one_line_and_the_first_goes_on(t
 def test_a_service_that_fails_ends_its_process_with_the_cause(tmp_path):
     program = """
 import threading
-from replay import desk
+from replay import request_handler
 from redraft.cli.main import main
 def fail(self):
     raise ZeroDivisionError("the tick broke")
-desk.Desk.tick = fail
+request_handler.RequestHandler.tick = fail
 main()
 """
     with Serving(tmp_path / "new", program=("-c", program)) as serving:

@@ -7,22 +7,22 @@ from hypothesis import strategies as st
 
 from actors.config import CurriculumSettings
 from actors.tasks import TaskOrder
-from redraft.control.leases import LIFE_NUMBERS, PLAYS, LeaseBook, admissible
+from redraft.control.leases import INCARNATION_LEASES, PLAYS, LeaseBook, admissible
 
 TASKS = [{"id": str(n)} for n in range(10)]
 LEVELLED = [{"id": str(n), "level": n % 3} for n in range(12)]
 CURRICULUM = CurriculumSettings(threshold=0.75, window=4)
 
 
-def book(cursor=0, life=0, known=lambda ids: set()) -> LeaseBook:
-    return LeaseBook(TaskOrder(TASKS, seed=1), "run", 0, cursor, life, known, lambda group: "shard")
+def book(cursor=0, incarnation=0, known=lambda ids: set()) -> LeaseBook:
+    return LeaseBook(TaskOrder(TASKS, seed=1), "run", 0, cursor, incarnation, known, lambda group: "shard")
 
 
-def climbing(state=None, life=0, known=lambda ids: set()) -> LeaseBook:
+def climbing(state=None, incarnation=0, known=lambda ids: set()) -> LeaseBook:
     """A book with a curriculum, resumed from `state`."""
     state = json.loads(json.dumps(state or {"position": 0}))
     order = TaskOrder(LEVELLED, 1, CURRICULUM, state)
-    return LeaseBook(order, "run", 0, state["position"], life, known, lambda group: "shard")
+    return LeaseBook(order, "run", 0, state["position"], incarnation, known, lambda group: "shard")
 
 
 def play(leases: LeaseBook, count: int, success: float) -> list:
@@ -106,10 +106,10 @@ def test_a_resumed_run_skips_what_replay_holds_and_leases_the_rest():
     before = book()
     leases = before.give(0, 6, 0.0)
     closed = {lease.group for lease in leases[::2]}
-    resumed = book(cursor=0, life=1, known=lambda ids: closed & set(ids))
+    resumed = book(cursor=0, incarnation=1, known=lambda ids: closed & set(ids))
     played = resumed.give(0, 5, 0.0)
     assert [lease.order for lease in played] == [1, 3, 5, 6, 7]
-    assert all(lease.number >= LIFE_NUMBERS for lease in played)
+    assert all(lease.number >= INCARNATION_LEASES for lease in played)
 
 
 def test_a_torn_group_is_leased_again_once_under_a_higher_number_and_the_cursor_covers_it():
@@ -129,14 +129,14 @@ def test_a_torn_group_is_leased_again_once_under_a_higher_number_and_the_cursor_
     assert leases.cursor == 4
 
 
-def test_a_play_that_was_torn_in_an_earlier_life_is_fenced_off_by_the_new_one():
+def test_a_play_that_was_torn_in_an_earlier_incarnation_is_fenced_off_by_the_new_one():
     (torn,) = book().give(0, 1, 0.0)
-    resumed = book(cursor=5, life=2)
-    assert resumed.again(torn.group, 1 * LIFE_NUMBERS + 3, torn.order, "there") and resumed.cursor == 0
-    assert resumed.give(0, 1, 0.0)[0].number == 2 * LIFE_NUMBERS
+    resumed = book(cursor=5, incarnation=2)
+    assert resumed.again(torn.group, 1 * INCARNATION_LEASES + 3, torn.order, "there") and resumed.cursor == 0
+    assert resumed.give(0, 1, 0.0)[0].number == 2 * INCARNATION_LEASES
     later = book().give(0, 5, 0.0)[4]
-    assert resumed.again(later.group, 2 * LIFE_NUMBERS + 3, later.order, "there")
-    assert resumed.give(0, 1, 0.0)[0].number == 2 * LIFE_NUMBERS + 4
+    assert resumed.again(later.group, 2 * INCARNATION_LEASES + 3, later.order, "there")
+    assert resumed.give(0, 1, 0.0)[0].number == 2 * INCARNATION_LEASES + 4
 
 
 def test_without_a_curriculum_the_state_is_the_cursor():
@@ -189,7 +189,7 @@ def test_a_resumed_book_continues_the_same_stages_and_leases_the_same_groups():
     closed |= {lease.group for lease in rest}
     state = leases.state
     assert state["position"] == 7 and state["stages"] == [[0, 0], [7, 1]]
-    resumed = climbing(state, life=1, known=lambda ids: closed & set(ids))
+    resumed = climbing(state, incarnation=1, known=lambda ids: closed & set(ids))
     leases.lost(open_.group, open_.number, blamed=False)
     there, here = (side.give(0, 25, 0.0) for side in (leases, resumed))
     assert [(a.group, a.order, a.task, a.seed) for a in here] == [(b.group, b.order, b.task, b.seed) for b in there]
@@ -204,7 +204,7 @@ def test_a_book_resumed_from_before_a_level_rose_plays_no_group_twice():
     state = leases.state
     lost = [*play(leases, 2, 1.0), *play(leases, 9, 0.0)]
     closed = {lease.group for lease in lost}
-    resumed = climbing(state, life=1, known=lambda ids: closed & set(ids))
+    resumed = climbing(state, incarnation=1, known=lambda ids: closed & set(ids))
     played = [*play(resumed, 10, 0.5), *play(resumed, 6, 1.0), *play(resumed, 30, 0.0)]
     assert not closed & {lease.group for lease in played}
     assert len({lease.group for lease in played}) == len(played)

@@ -22,7 +22,7 @@ RECIPE = {
     "environment": {"name": "signs"},
     "rollout": {"name": "attempt", "episodes": 8},
     "sampling": {"max_tokens": 64},
-    "actors": {"episodes": 16},
+    "actors": {"groups": 16},
     "learner": {"batch_groups": 8},
 }
 

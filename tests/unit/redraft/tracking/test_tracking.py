@@ -31,12 +31,12 @@ DEADLINE_S = 30.0
 FIGURES = {"kind": "answers", "accuracy_by_turn": [0.25, 0.5], "fix_rate": None, "greedy": {"se": {"m1_t1": 0.125}}}
 
 
-def report(step: int, life: int = 0) -> dict:
+def report(step: int, incarnation: int = 0) -> dict:
     """The learner's, of one step; numbers that float32 keeps."""
     return {
         "step": step,
-        "version": life * 1_000_000 + step,
-        "loss": step + life / 2,
+        "version": incarnation * 1_000_000 + step,
+        "loss": step + incarnation / 2,
         "gradient_norm": None if step == 2 else 0.5,
         "reward": 0.25,
         "reward_by_index": [0.125, 0.375],
@@ -53,14 +53,14 @@ def run(tmp_path) -> Run:
     return Run(tmp_path, "0123456789abcdef", "no/model")
 
 
-def live(run: Run, steps: range, life: int = 0, tracking: str = "{}", said: list | None = None, state="done"):
-    """One life of a run, as its controller has it: goes on from before the first of `steps`."""
+def live(run: Run, steps: range, incarnation: int = 0, tracking: str = "{}", said: list | None = None, state="done"):
+    """One incarnation of a run, as its controller has it: goes on from before the first of `steps`."""
     recipe = recipes.load(QUICKSTART, [f"tracking={tracking}"])
     status = Status(run, recipe)
     told = Trackers(run, recipe, lambda text, once: said.append((once, text)))
     told.start(steps[0] - 1)
     for step in steps:
-        told.step(status.step_done(report(step, life)))
+        told.step(status.step_done(report(step, incarnation)))
     return told
 
 
@@ -104,7 +104,7 @@ def until(condition) -> None:
 
 def test_tensorboard_shows_the_numbers_of_metrics_jsonl_also_of_steps_that_are_played_again(run):
     live(run, range(1, 6)).close("failed")
-    told = live(run, range(4, 8), life=1)
+    told = live(run, range(4, 8), incarnation=1)
     told.evaluation(7, FIGURES)
     told.close("done")
     found = shown(run.folder)
@@ -184,7 +184,7 @@ def test_the_others_go_on_in_their_own_run_and_are_told_no_step_twice(run, monke
         monkeypatch.setitem(sys.modules, name, module)
     both = "{wandb: {project: mine, entity: us}, mlflow: {experiment: mine, uri: 'sqlite:///here.db'}}"
     live(run, range(1, 6), tracking=both).close("failed")
-    live(run, range(4, 8), life=1, tracking=both).close("done")
+    live(run, range(4, 8), incarnation=1, tracking=both).close("done")
     assert [started["id"] for started in stand_in.started] == [run.id, run.id]
     assert stand_in.started[0]["config"]["steps"] == 160 and stand_in.started[0]["resume"] == "allow"
     assert stand_in.made == 1, "the run of MLflow is made once"

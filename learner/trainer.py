@@ -73,7 +73,7 @@ def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, time
     return dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
 
 
-class Engine:
+class Trainer:
     """A model under DeepSpeed. Every method is a collective: all ranks call it, in the same order."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The desk: answers the requests of consumers and of the controller. Every request may be sent again without harm."""
+"""Answers the requests of consumers and of the controller. Every request may be sent again without harm."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Parcel:
     blob: bytes
 
 
-class Desk:
+class RequestHandler:
     """Requests in, replies out through `send(identity, frames)`. All methods run on the service's thread."""
 
     def __init__(self, store: Store, send: Callable[[bytes, list[bytes]], None]):
@@ -151,7 +151,7 @@ class Desk:
         self._store.change(work)
         self._forgetting = []
         self._handed.clear()
-        self._waiting.clear()  # claims of a past life must not take groups; a living client sends its claim again
+        self._waiting.clear()  # claims of a past incarnation must take no groups; a living client sends its again
         return {}
 
     def _on_known(self, message: dict, identity: bytes) -> dict:
@@ -189,7 +189,7 @@ class Desk:
     # -- claims
 
     def _again(self, identity: bytes, request: int) -> bool:
-        """Sends again what this very request was given before, also by an earlier life of the service."""
+        """Sends again what this very request was given before, also by an earlier incarnation of the service."""
         if self._still_arriving(identity, request):
             return True
         claimed = self._store.groups.of(State.CLAIMED)

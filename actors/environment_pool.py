@@ -87,7 +87,7 @@ class Playing:
         return self._environment
 
 
-class Environments:
+class EnvironmentPool:
     """Lends environments to episodes. `make` builds one; those that failed are thrown away, the others used again.
 
     An environment whose class says `blocking = False` is called directly; others run in threads, since they may
