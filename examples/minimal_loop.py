@@ -30,7 +30,7 @@ What is left out, and where the whole of it is:
     turns on disk, learned from once whatever dies; checkpoints replay/, learner/checkpoint.py, redraft/run.py
     packed rows, bounded memory for log-probs, several ranks    learner/packing.py, learner/logprobs.py, learner/rank.py
     new weights in the engines, and the proof of it             learner/publish.py, actors/weights.py
-    environments that hang or fail; other rollouts              actors/play.py, actors/rollouts/
+    environments that hang or fail; other rollouts              actors/environment_pool.py, actors/rollouts/
     other credits and losses, such as GRPO's with its ratios    learner/credits/, learner/objectives/
     recipes, more figures than accuracy, a report, a viewer     redraft/recipe.py, redraft/evaluation/, redraft/report/
 """
