@@ -34,6 +34,7 @@ ONLY_OF_REPLAY = {"replay.client", "replay.config"}  # what actors and learner m
 HEAVY = {"torch", "ray", "vllm", "deepspeed", "transformers"}
 FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
 LIMIT = 500
+FUNCTION_LIMIT = 60
 
 
 def imports(path: Path, top_level_only: bool = False) -> list[str]:
@@ -103,4 +104,8 @@ def test_the_command_line_answers_without_heavy_imports(module):
 def test_a_file_is_small_and_says_what_it_does(path):
     text = path.read_text()
     assert len(text.splitlines()) <= LIMIT
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "no docstring"
+    for found in ast.walk(tree):
+        if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert found.end_lineno - found.lineno < FUNCTION_LIMIT, found.name
