@@ -231,7 +231,7 @@ async def _work(side: ActorSide | OfflineSide, pipe: Connection) -> None:
 
 def serve_replay(folder: str, endpoints: Endpoints, cores: tuple[int, ...], pipe: Connection) -> None:
     """The main function of the replay service's process: until the run has gone away."""
-    from replay.service import Service
+    from replay.server.service import Service
 
     os.sched_setaffinity(0, cores)
     with Service(Path(folder, "spool"), endpoints, ReplaySettings(), RUN):

@@ -24,7 +24,7 @@ from protocols.wire import decode_turn, encode_turn
 if TYPE_CHECKING:
     from replay.client import Client
     from replay.config import ClientKeys, Endpoints
-    from replay.service import Service
+    from replay.server.service import Service
 
 PROMPT, RESPONSE = 250, 1000
 TURN_BYTES = 4 * PROMPT + 8 * RESPONSE
@@ -240,7 +240,7 @@ def _endpoints(job: Job) -> Endpoints:
 
 def _service(job: Job) -> Service:
     from replay.config import ReplaySettings
-    from replay.service import Service
+    from replay.server.service import Service
 
     settings = ReplaySettings(max_bytes=HELD_BYTES, **SETTINGS[job.system])
     return Service(Path(job.folder, "spool"), _endpoints(job), settings, "benchmark", Path(job.folder, "keys"))

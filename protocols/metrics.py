@@ -79,7 +79,7 @@ TEACHER_FAILURES = Metric(Counter, "teacher_failures_total", "Answers that did n
 # replay
 REPLAY_ROWS = Metric(Counter, "replay_rows_total", "Rows received", ("outcome",))  # stored, duplicate, fenced
 REPLAY_REFUSED = Metric(Counter, "replay_refused_total", "Messages refused", ("reason",))
-REPLAY_GROUPS = Metric(Gauge, "replay_groups", "Groups held", ("state",))  # replay.groups.State
+REPLAY_GROUPS = Metric(Gauge, "replay_groups", "Groups held", ("state",))  # replay.server.groups.State
 REPLAY_DROPPED = Metric(Counter, "replay_dropped_total", "Groups that will not be trained", ("reason",))
 REPLAY_BYTES = Metric(Gauge, "replay_held_bytes", "Bytes of records held")
 REPLAY_MAX_BYTES = Metric(Gauge, "replay_max_bytes", "replay.max_bytes: from there on no new group is taken")

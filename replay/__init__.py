@@ -20,7 +20,13 @@ What it promises
 
 Nothing here waits forever: each wait of a client has a deadline and names whom it waited for.
 
-    producer -> service -> request_handler -> client    rows in, groups out; link and producer are the client's sides
-                  |
-                store = spool (what is on the disk) + groups (its table in memory) + ready (what claims choose from)
+    client/   a Producer sends rows, a Client asks for groups; what actors, learner and controller hold
+    server/   the Service: its table of groups, the samplers, and who answers requests
+    disk/     the spool: its one writer, and a reader that works beside it
+    tools/    for people: a service alone, counts, verify, Parquet
+
+    client.producer --rows--> server.service --> server.request_handler --groups--> client.client
+                                     |
+                     server.store = disk.spool (what is on the disk) + server.groups (its table in memory)
+                                  + server.ready (what claims choose from)
 """

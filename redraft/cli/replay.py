@@ -36,12 +36,12 @@ def serve(
     import logging
 
     from redraft import logs
-    from replay import tools
     from replay.config import Endpoints
+    from replay.tools import standalone
 
     logs.to_terminal(run_id.replace("%", "%%"), logging.INFO)
-    chosen = tools.settings(settings or ())
-    tools.serve(folder, Endpoints(ingest, serve_at), chosen, run_id, keys, metrics_port, typer.echo)
+    chosen = standalone.settings(settings or ())
+    standalone.serve(folder, Endpoints(ingest, serve_at), chosen, run_id, keys, metrics_port, typer.echo)
 
 
 @app.command()
@@ -54,20 +54,20 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """How many groups there are in which state, and what they take. Disturbs no service."""
-    from replay import tools
     from replay.keys import client_keys
-    from replay.verify import apart
+    from replay.tools import stats as counts
+    from replay.tools.verify import apart
 
     if (source is None) == (at is None):
         raise SettingError("SOURCE", "give it or --at, one of the two", "Name a run, a spool or a live service")
     if at is not None:
-        columns = {at: tools.ask(at, client_keys(keys) if keys else None)}
+        columns = {at: counts.ask(at, client_keys(keys) if keys else None)}
     else:
         folders, run_id = _spools(source)
-        spools = list(apart(tools.stats, folders, run_id))
+        spools = list(apart(counts.of_spools, folders, run_id))
         columns = {folder.name: spool for folder, spool in zip(folders, spools, strict=True)}
         if len(spools) > 1:
-            columns["all"] = tools.total(spools)
+            columns["all"] = counts.total(spools)
     if as_json:
         *shards, whole = columns.values()
         print(json.dumps(whole | ({"shards": shards} if shards else {})))
@@ -81,7 +81,7 @@ def verify(source: Source) -> None:
 
     Writes nothing, and works beside a service; the spool may grow meanwhile, since freed room is not used again.
     """
-    from replay import verify as reading
+    from replay.tools import verify as reading
 
     folders, run_id = _spools(source)
     began = time.monotonic()
@@ -98,11 +98,11 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A Parquet file that is not there yet.")],
     state: Annotated[str, typer.Option(help="The states of the groups to write.")] = STATES,
 ) -> None:
-    """Write closed groups to Parquet, one row a turn; see replay/parquet.py for the columns.
+    """Write closed groups to Parquet, one row a turn; see replay/tools/parquet.py for the columns.
 
     Damaged groups are named and left out, and the exit code is 1.
     """
-    from replay import parquet
+    from replay.tools import parquet
 
     folders, run_id = _spools(source)
     groups, rows, size, damaged = _follow("exporting", parquet.export(folders, run_id, out, state.split(",")))
@@ -123,8 +123,8 @@ def load(
     """
     from collections import Counter
 
-    from replay import parquet
-    from replay.verify import Damage
+    from replay.tools import parquet
+    from replay.tools.verify import Damage
 
     outcomes: Counter[str] = Counter()
     for found in parquet.load(file, folder, run_id):
@@ -166,7 +166,7 @@ def _follow(title: str, work: Iterator) -> tuple[int, int, int, int]:
     from rich.console import Console
     from rich.progress import Progress
 
-    from replay.verify import Damage
+    from replay.tools.verify import Damage
 
     console = Console(stderr=True)
     numbers, damaged = (0, 0, 0), 0

@@ -12,8 +12,8 @@ from redraft.control import services, workers
 from redraft.recipe import Recipe
 from redraft.run import Run
 from replay import keys
+from replay.client.shares import place
 from replay.config import Endpoints
-from replay.shares import place
 
 LOOK_S = 1.0
 

@@ -52,7 +52,7 @@ class ReplayPart:
     """The replay service in a process of its own. A restart binds the same endpoints and reads the same spool."""
 
     def __init__(self, run: Run, shard: int, endpoints: Endpoints, settings: ReplaySettings, listen: str):
-        from replay.service import Service
+        from replay.server.service import Service
 
         logs.to_file(run.folder, run.name, f"replay-{shard}")
         self._service = Service(run.spool(shard), endpoints, settings, run.id, run.keys)

@@ -20,7 +20,7 @@ from support.tcp_proxy import Proxy
 from protocols.errors import DeadlineError
 from replay import keys
 from replay.config import RESEND_S, Endpoints, ReplaySettings
-from replay.service import Service
+from replay.server.service import Service
 
 DEADLINE_S = 30.0
 HOLE_S = 1.6 * RESEND_S

@@ -16,7 +16,7 @@ from support.replay_house import ANY, client_of, endpoints_in, gid, play, produc
 from protocols.turns import Close
 from protocols.wire import ENTRY, SCHEMA, Row, encode_turn, join, pack, row_of
 from replay.config import ReplaySettings
-from replay.service import Service
+from replay.server.service import Service
 
 DEADLINE_S = 20.0
 BAD, HONEST = gid(666, 0), gid(1, 1)

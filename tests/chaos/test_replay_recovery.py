@@ -14,7 +14,7 @@ import pytest
 from support.replay_house import client_of, endpoints_in, serve
 
 from replay.config import ReplaySettings
-from replay.store import Store
+from replay.server.store import Store
 
 GROUPS, TURNS = 14_500, 8
 FILL = """
@@ -23,7 +23,7 @@ from pathlib import Path
 from protocols.wire import CLOSE, CRC, ENTRY, Row
 from zlib import crc32
 from replay.config import ReplaySettings
-from replay.store import Store
+from replay.server.store import Store
 folder, groups, turns, size = sys.argv[1], *map(int, sys.argv[2:])
 store = Store(Path(folder), "run", ReplaySettings())
 record = bytes(size)

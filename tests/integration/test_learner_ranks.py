@@ -37,7 +37,7 @@ from protocols.turns import Close, Group, Lease, Role, Turn
 from protocols.weights import version_of
 from replay.client import Client, Producer
 from replay.config import Endpoints, ReplaySettings
-from replay.service import Service
+from replay.server.service import Service
 
 VOCABULARY, SEED, BATCH = 40, 3, 4
 

@@ -12,9 +12,9 @@ from protocols.keys import group_id
 from protocols.turns import Role
 from protocols.weights import step_of
 from protocols.wire import whole_group
-from replay.groups import PLAYED, Record
-from replay.reader import SpoolReader
-from replay.spool import read_row
+from replay.disk.reader import SpoolReader
+from replay.disk.spool import read_row
+from replay.server.groups import PLAYED, Record
 
 LIMIT_S = 300.0  # of each command, also on a busy machine
 ACTOR = {"count": 1, "episodes": 16, "engine": {"max_running": 64, "max_length": 128}}

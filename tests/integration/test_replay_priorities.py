@@ -16,7 +16,7 @@ from test_learner_ranks import BATCH, groups, settings
 from learner.batches import Batch, prepare
 from learner.prefetch import Prefetch
 from protocols.turns import Close, Group
-from replay.shares import place
+from replay.client.shares import place
 
 SIZES = (24, 10, 4)  # groups of each shard: as uneven as chance can make them
 SHARED = [n for shard, size in enumerate(SIZES) for n in [n for n in range(200) if place(gid(n), 3) == shard][:size]]

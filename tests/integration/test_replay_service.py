@@ -26,13 +26,13 @@ from protocols.turns import Close, Lease, Role, Turn
 from protocols.wire import ENTRY, SCHEMA, Row, join, pack, row_of
 from replay.client import Client, Producer
 from replay.config import WINDOW_ROWS, Endpoints, ReplaySettings
-from replay.service import Service
+from replay.server.service import Service
 
 ANY = 1000  # a staleness that nothing exceeds
 SERVE = """
 import sys
 from replay.config import Endpoints, ReplaySettings
-from replay.service import Service
+from replay.server.service import Service
 service = Service(sys.argv[1], Endpoints(*sys.argv[2:4]), ReplaySettings(), "run")
 service.start()
 print("ready", flush=True)

@@ -18,12 +18,12 @@ from actors.tasks import TaskOrder
 from protocols.errors import RedraftError
 from protocols.turns import Close, Group, Lease
 from redraft.control.leases import LeaseBook
-from replay.shares import place
+from replay.client.shares import place
 
 SERVE = """
 import sys
 from replay.config import Endpoints, ReplaySettings
-from replay.service import Service
+from replay.server.service import Service
 service = Service(sys.argv[1], Endpoints(*sys.argv[2:4]), ReplaySettings(), "run")
 service.start()
 print("ready", flush=True)

@@ -18,7 +18,7 @@ from protocols.turns import Close, Lease, Role, Turn
 from replay import keys
 from replay.client import Client, Producer
 from replay.config import ClientKeys, Endpoints, ReplaySettings
-from replay.service import Service
+from replay.server.service import Service
 
 ANY = 1000  # a staleness that nothing exceeds
 SECRET = np.frombuffer(b"the bytes of a turn, as they must not lie on the wire...", np.int32)

@@ -20,7 +20,7 @@ from support.watch_house import NAME, Prometheus, listed, panel_queries, rules, 
 from protocols import metrics
 from redraft.control.remote import Remote
 from redraft.watch.viewer.index import Index
-from replay.reader import SpoolReader
+from replay.disk.reader import SpoolReader
 
 RECIPE = {
     "name": "tiny",

@@ -25,7 +25,7 @@ from redraft.control.controller import Controller
 from redraft.models import make as models
 from redraft.owner import Owner
 from redraft.recipe import build
-from replay.verify import Damage, verify
+from replay.tools.verify import Damage, verify
 
 START_S = 25.0
 RECIPE = {

@@ -16,7 +16,7 @@ from redraft.control import services
 from replay import keys
 from replay.client import Producer
 from replay.config import Endpoints, ReplaySettings, RunReplaySettings
-from replay.service import Service
+from replay.server.service import Service
 
 
 def endpoints() -> Endpoints:

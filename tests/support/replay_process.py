@@ -21,7 +21,7 @@ from pathlib import Path
 
 from protocols.errors import RedraftError
 from replay.config import Endpoints, ReplaySettings
-from replay.service import Service
+from replay.server.service import Service
 from support.replay_house import ANY, Notes, add, client_of, endpoints_in, gid, problem_of, producer_of, rows_of
 
 WAIT_S = 60.0  # no wait of a producer or learner is longer

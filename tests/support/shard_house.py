@@ -15,9 +15,9 @@ import numpy as np
 
 from protocols.turns import Close, Group, Lease, Role, Turn
 from replay.client import Claim, Client, Producer
+from replay.client.shares import place
 from replay.config import Endpoints, ReplaySettings
-from replay.service import Service
-from replay.shares import place
+from replay.server.service import Service
 
 ANY = 1000  # a staleness that nothing exceeds
 

@@ -16,9 +16,9 @@ from protocols.turns import Close, Lease, Role, Stop, Turn
 from protocols.wire import ENTRY, Row, row_of
 from redraft.cli.main import app
 from replay.config import Endpoints, ReplaySettings
-from replay.reader import SpoolReader
-from replay.store import Store
-from replay.verify import At, Damage, read_all
+from replay.disk.reader import SpoolReader
+from replay.server.store import Store
+from replay.tools.verify import At, Damage, read_all
 from support.places import ROOT
 
 DEADLINE_S = 20.0

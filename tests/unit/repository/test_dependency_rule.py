@@ -30,6 +30,15 @@ ROOMS = {
     "cli": {"", "models", "report", "control", "watch", "export", "launch"},
 }
 """What each room of redraft/ imports of the others: arrows point one way here, too."""
+REPLAY_ROOMS = {
+    "": set(),  # config and keys
+    "disk": {""},
+    "client": {""},
+    "server": {"", "client", "disk"},
+    "tools": {"", "client", "disk", "server"},
+}
+"""The same of replay/."""
+HOUSES = {"redraft": ROOMS, "replay": REPLAY_ROOMS}
 ONLY_OF_REPLAY = {"replay.client", "replay.config"}  # what actors and learner may know of it
 HEAVY = {"torch", "ray", "vllm", "deepspeed", "transformers"}
 FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
@@ -57,33 +66,44 @@ def test_a_part_imports_only_what_lies_before_it(path):
         if other in PARTS and other != part:
             assert other in MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {name}"
             if part in ("actors", "learner") and other == "replay":
-                assert ".".join(name.split(".")[:2]) in ONLY_OF_REPLAY, f"{path.relative_to(ROOT)} imports {name}"
+                assert module_of(name) in ONLY_OF_REPLAY, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def module_of(name: str) -> str:
+    """The module that an imported name is, or is defined in."""
+    place = ROOT / name.replace(".", "/")
+    return name if place.is_dir() or place.with_suffix(".py").exists() else name.rpartition(".")[0]
 
 
 def room(module: str) -> str:
-    """The room of a module of redraft, as a dotted name."""
-    first = module.split(".")[1]
-    return first if (ROOT / "redraft" / first).is_dir() else ""
+    """The room of a module of redraft or replay, as a dotted name."""
+    part, first = module.split(".")[:2]
+    return first if (ROOT / part / first).is_dir() else ""
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "redraft").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.relative_to(ROOT).parts[0] in HOUSES],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_a_room_imports_only_rooms_that_lie_before_it(path):
+    part = path.relative_to(ROOT).parts[0]
     own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
     if path.name == "__main__.py":
         own = "cli"
     for name in imports(path):
-        if name.startswith("redraft.") and room(name) != own:
-            assert room(name) in ROOMS[own], f"{path.relative_to(ROOT)} imports {name}"
+        if name.startswith(f"{part}.") and room(name) != own:
+            assert room(name) in HOUSES[part][own], f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_the_rooms_have_no_circle():
-    left = dict(ROOMS)
+@pytest.mark.parametrize("part", ["redraft", "replay"])
+def test_the_rooms_have_no_circle(part):
+    left = dict(HOUSES[part])
     while free := {name for name, needs in left.items() if not needs & left.keys()}:
         left = {name: needs for name, needs in left.items() if name not in free}
     assert not left
-    assert {
-        folder.name for folder in (ROOT / "redraft").iterdir() if (folder / "__init__.py").exists()
-    } == ROOMS.keys() - {""}
+    folders = {folder.name for folder in (ROOT / part).iterdir() if (folder / "__init__.py").exists()}
+    assert folders == HOUSES[part].keys() - {""}
 
 
 @pytest.mark.parametrize("part", ["protocols", "replay"])

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from redraft import recipe as recipes
 from redraft.cli.main import app
-from replay import tools
 from replay.config import ReplaySettings
+from replay.tools import standalone
 
 DEPLOY = ROOT / "deploy"
 KUBERAY = DEPLOY / "kuberay"
@@ -147,7 +147,7 @@ def test_replay_serves_the_run_of_the_recipe_with_its_settings_where_the_recipe_
     recipe, replay = recipe_of(manifests), one(manifests, "StatefulSet", "redraft-replay")["spec"]
     [container] = replay["template"]["spec"]["containers"]
     options = dict(word.removeprefix("--").split("=", 1) for word in container["args"] if word.startswith("--"))
-    settings = tools.settings([word for word in container["args"][2:] if not word.startswith("--")])
+    settings = standalone.settings([word for word in container["args"][2:] if not word.startswith("--")])
     for key in ReplaySettings.model_fields:
         assert getattr(settings, key) == getattr(recipe.replay, key), key
     assert options["run-id"] == recipe.name

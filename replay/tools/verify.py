@@ -17,9 +17,9 @@ from pathlib import Path
 from protocols.errors import WireError
 from protocols.keys import GROUP_BYTES
 from protocols.wire import CLOSE, KEY_BYTES, Packed, Row, decode_turn, whole_group
-from replay.groups import EMPTY, FLAT, PLAYED, STALE, TRAINED, Record
-from replay.reader import DamagedError, SpoolReader
-from replay.spool import TornError, read_row
+from replay.disk.reader import DamagedError, SpoolReader
+from replay.disk.spool import TornError, read_row
+from replay.server.groups import EMPTY, FLAT, PLAYED, STALE, TRAINED, Record
 
 MARK = re.compile(rb"(%s)( \d+)*" % "|".join((TRAINED, FLAT, STALE, EMPTY)).encode())  # why, and the steps that used it
 PLAY = struct.Struct(">ii")  # lease and turn: a row's key after the group

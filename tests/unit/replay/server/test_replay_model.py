@@ -31,8 +31,8 @@ from protocols.turns import Close, Role, Turn
 from protocols.weights import version_of
 from protocols.wire import ENTRY, SCHEMA, Row, pack, row_of, split, unpack, whole_group
 from replay.config import ReplaySettings
-from replay.request_handler import RequestHandler
-from replay.store import Store
+from replay.server.request_handler import RequestHandler
+from replay.server.store import Store
 
 GROUPS, LEASES, ANY = 10, 4, 1000
 CLOSE = -1

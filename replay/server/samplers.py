@@ -9,7 +9,7 @@ import numpy as np
 from sortedcontainers import SortedSet
 
 from replay.config import ReplaySettings
-from replay.groups import NO_PRIORITY, Record
+from replay.server.groups import NO_PRIORITY, Record
 
 
 class Sampler(Protocol):

@@ -16,11 +16,11 @@ from protocols.turns import Close, Role, Turn
 from protocols.weights import version_of
 from protocols.wire import ENTRY, NO_VERSION, Row, join, row_of, split, whole_group
 from replay.config import ReplaySettings
-from replay.groups import NO_PRIORITY, TRAINED, Record, State
-from replay.ready import Ready
-from replay.samplers import Fifo, Prioritised, SumTree, Uniform
-from replay.spool import Spool
-from replay.store import Store
+from replay.disk.spool import Spool
+from replay.server.groups import NO_PRIORITY, TRAINED, Record, State
+from replay.server.ready import Ready
+from replay.server.samplers import Fifo, Prioritised, SumTree, Uniform
+from replay.server.store import Store
 
 A, B = b"A" * 16, b"B" * 16
 

@@ -19,7 +19,6 @@ from support.spool_house import (
     USED,
     damages,
     do,
-    fill,
     flip,
     put,
     redraft,
@@ -30,19 +29,13 @@ from support.spool_house import (
 from protocols.errors import SettingError
 from protocols.turns import Turn
 from protocols.wire import whole_group
-from replay import parquet
 from replay.config import ReplaySettings
-from replay.groups import PLAYED, Record
-from replay.reader import SpoolReader
-from replay.spool import read_row
-from replay.store import Store
-from replay.verify import Damage
-
-
-@pytest.fixture
-def spool(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return fill(tmp_path / "spool")
+from replay.disk.reader import SpoolReader
+from replay.disk.spool import read_row
+from replay.server.groups import PLAYED, Record
+from replay.server.store import Store
+from replay.tools import parquet
+from replay.tools.verify import Damage
 
 
 def groups_of(folder):
@@ -180,7 +173,7 @@ def test_an_import_goes_by_the_rules_of_what_is_there(spool, tmp_path):
 def test_an_import_larger_than_the_map_makes_room(spool, tmp_path, monkeypatch):
     redraft("export", spool, "out.parquet")
     monkeypatch.setattr(ReplaySettings, "map_bytes", 1 << 16)
-    monkeypatch.setattr("replay.spool.GROWTH_BYTES", 1 << 14)
+    monkeypatch.setattr("replay.disk.spool.GROWTH_BYTES", 1 << 14)
     assert "4 stored" in redraft("import", "out.parquet", "back", "--run-id", "run").output
     assert (tmp_path / "back" / "data.mdb").stat().st_size > 1 << 16
 

@@ -30,11 +30,11 @@ from protocols.keys import GROUP_BYTES
 from protocols.turns import Close, Role, Stop, Turn
 from protocols.wire import ENTRY, SCHEMA, Packed, Row, row_of, whole_group
 from replay.config import ReplaySettings
-from replay.groups import PLAYED, Draft, State
-from replay.spool import read_row
-from replay.store import Store
-from replay.tools import usable
-from replay.verify import At, Damage, Whole, going_on, read_chosen
+from replay.disk.spool import read_row
+from replay.server.groups import PLAYED, Draft, State
+from replay.server.store import Store
+from replay.tools.standalone import usable
+from replay.tools.verify import At, Damage, Whole, going_on, read_chosen
 
 TOKENS = ("prompt", "response", "logprobs")
 SAME = ("turn", "parent", "after", "index", "episode", *TOKENS, "reward", "terminated", "truncated")  # as in a Turn

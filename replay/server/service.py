@@ -22,12 +22,12 @@ import zmq
 from protocols import metrics
 from protocols.errors import SettingError, WireError
 from protocols.wire import CLOSE, ENTRY, SCHEMA, Packed, Row, pack, shown, split, unpack
+from replay.client.link import keep_alive
 from replay.config import MAX_MESSAGE_BYTES, QUEUED, Endpoints, ReplaySettings
+from replay.disk.spool import FULL
 from replay.keys import Gate, Watch
-from replay.link import keep_alive
-from replay.request_handler import RequestHandler
-from replay.spool import FULL
-from replay.store import Store
+from replay.server.request_handler import RequestHandler
+from replay.server.store import Store
 
 log = logging.getLogger("redraft.replay")
 # The most messages that one transaction stores. Few, so that claims are served as fast as rows come and what is written

@@ -11,9 +11,9 @@ from protocols import metrics
 from protocols.errors import RedraftError, WireError
 from protocols.wire import SCHEMA, join, pack, shown, unpack
 from replay.config import RESEND_S, SILENT_S
-from replay.groups import Draft, State
-from replay.spool import FULL, TornError
-from replay.store import Store
+from replay.disk.spool import FULL, TornError
+from replay.server.groups import Draft, State
+from replay.server.store import Store
 
 log = logging.getLogger("redraft.replay")
 OPS = ("claim", "offer", "commit", "checkpoint", "resume", "known", "abandon", "release", "torn", "stats", "about")

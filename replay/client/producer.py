@@ -17,6 +17,7 @@ from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError, WireError
 from protocols.turns import Close, Lease, Turn
 from protocols.wire import ENTRY, PLAY_BYTES, SCHEMA, Packed, join, pack, row_of, unpack
+from replay.client.link import connected, hint
 from replay.config import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -27,7 +28,6 @@ from replay.config import (
     WINDOW_ROWS,
     ClientKeys,
 )
-from replay.link import connected, hint
 
 log = logging.getLogger("redraft.replay")
 NEVER = float("inf")

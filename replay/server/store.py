@@ -13,10 +13,10 @@ import lmdb
 
 from protocols import metrics
 from replay.config import WINDOW_ROWS, ReplaySettings
-from replay.groups import EMPTY, FLAT, STALE, TORN, TRAINED, Draft, Groups, State
-from replay.ready import Ready
-from replay.samplers import make_sampler
-from replay.spool import Spool
+from replay.disk.spool import Spool
+from replay.server.groups import EMPTY, FLAT, STALE, TORN, TRAINED, Draft, Groups, State
+from replay.server.ready import Ready
+from replay.server.samplers import make_sampler
 
 log = logging.getLogger("redraft.replay")
 T = TypeVar("T")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from replay.groups import Record, staleness_of
-from replay.samplers import Sampler
+from replay.server.groups import Record, staleness_of
+from replay.server.samplers import Sampler
 
 NEVER = 2**63 - 1  # later than any place in time
 

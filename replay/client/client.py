@@ -13,10 +13,10 @@ import numpy as np
 from protocols.errors import RedraftError, WireError
 from protocols.turns import Group
 from protocols.wire import ENTRY, split, whole_group
-from replay import shares
+from replay.client import shares
+from replay.client.link import Link, Reply
+from replay.client.producer import Producer
 from replay.config import LOST_CLAIM, ClientKeys, Endpoints
-from replay.link import Link, Reply
-from replay.producer import Producer
 
 __all__ = ["Claim", "Client", "Producer"]
 log = logging.getLogger("redraft.replay")
@@ -161,7 +161,7 @@ class Client:
                 link.ask("abandon", group=group, lease=lease)
 
     def stats(self) -> dict:
-        """Counts over all shards, see `replay.store.Store.stats`; with each torn group, its shard's ingest endpoint."""
+        """Counts over all shards, see `replay.server.store.Store.stats`; with each torn group, its shard's ingest endpoint."""
         found = [reply["stats"] for reply in self._all("stats")]
         for shard, stats in zip(self._shards, found, strict=False):
             stats["torn"] = [[*torn, shard.ingest] for torn in stats["torn"]]

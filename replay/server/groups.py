@@ -24,7 +24,7 @@ from protocols.errors import RedraftError
 from protocols.weights import staleness, step_of
 from protocols.wire import CLOSE, NO_VERSION, Packed, Row
 from replay.config import LOST_CLAIM, ReplaySettings
-from replay.spool import TornError, Writer
+from replay.disk.spool import TornError, Writer
 
 TRAINED = "trained"  # the mark of a group that was used; others say why it was set aside
 TORN = "torn"

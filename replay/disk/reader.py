@@ -23,7 +23,7 @@ class DamagedError(RedraftError):
 
 
 class SpoolReader:
-    """What the spool in `folder` holds, as bytes, in the order of the keys; see `replay.spool` for what they mean.
+    """What the spool in `folder` holds, as bytes, in the order of the keys; see `replay.disk.spool` for what they mean.
 
     All of it is one moment's state: a service may go on, but until `close` it uses no page again that was in use then.
     Nothing is written but this reader's place in LMDB's lock file. A folder that is open in this process already, as
