@@ -161,7 +161,7 @@ class Client:
                 link.ask("abandon", group=group, lease=lease)
 
     def stats(self) -> dict:
-        """Counts over all shards, see `replay.server.store.Store.stats`; with each torn group, its shard's ingest endpoint."""
+        """Counts over all shards, see `Store.stats`; with each torn group, its shard's ingest endpoint."""
         found = [reply["stats"] for reply in self._all("stats")]
         for shard, stats in zip(self._shards, found, strict=False):
             stats["torn"] = [[*torn, shard.ingest] for torn in stats["torn"]]

@@ -63,7 +63,7 @@ def total(spools: Sequence[dict]) -> dict:
 
 
 def ask(endpoint: str, keys: ClientKeys | None) -> dict:
-    """The counts of a live service, see `replay.server.store.Store.stats`; SettingError when nobody answers at `endpoint`."""
+    """The counts of a live service, see `Store.stats`; SettingError when nobody answers at `endpoint`."""
     cure = "Give the serve endpoint of a service that runs, ipc://... or tcp://..., and its keys where it wants some"
     try:
         if not endpoint.startswith(("ipc://", "tcp://")):
