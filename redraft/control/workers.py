@@ -19,7 +19,7 @@ from actors.actor import Actor, Spec
 from actors.config import ActorSettings
 from actors.weights import NodeFiles
 from learner.config import LearnerSettings
-from learner.rank import Rank
+from learner.rank import Rank, RankSpec
 from protocols import metrics
 from protocols.errors import DeadlineError
 from redraft import logs
@@ -97,9 +97,9 @@ class ActorPart(Actor):
 class RankPart(Rank):
     """A learner rank that logs into the run folder."""
 
-    def __init__(self, folder: str, run: str, rank: int, *arguments, **named):
-        logs.to_file(Path(folder), run, f"learner-{rank}")
-        super().__init__(rank, *arguments, **named)
+    def __init__(self, run: str, spec: RankSpec):
+        logs.to_file(spec.run_dir, run, f"learner-{spec.rank}")
+        super().__init__(spec)
 
     def serves(self, listen: str) -> tuple[str, int]:
         """Where it serves its metrics."""
@@ -252,24 +252,23 @@ def start_ranks(run: Run, recipe: Recipe, shards: tuple[Endpoints, ...], keys: C
         max_concurrency=CALLS,
         runtime_env=worker_environment(settings.threads),
     )
-    return [
-        part.remote(
-            str(run.folder),
-            run.name,
-            rank,
-            settings.ranks,
-            settings,
-            run.model,
-            str(run.folder),
-            run.id,
-            recipe.seed,
-            shards,
-            keys,
-            "cuda" if settings.gpus else "cpu",
+    specs = [
+        RankSpec(
+            rank=rank,
+            world=settings.ranks,
+            settings=settings,
+            model_path=run.model,
+            run_dir=run.folder,
+            run_id=run.id,
+            seed=recipe.seed,
+            shards=shards,
+            keys=keys,
             steps=recipe.steps,
+            device="cuda" if settings.gpus else "cpu",
             dtype=recipe.model.dtype,
             temperature=recipe.sampling.temperature,
             lora=recipe.model.lora,
         )
         for rank in range(settings.ranks)
     ]
+    return [part.remote(run.name, spec) for spec in specs]

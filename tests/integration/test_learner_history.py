@@ -16,7 +16,7 @@ import ray
 from test_learner_ranks import BATCH, SEED, Controller, cluster, fill, groups, model_path, replay, settings  # noqa: F401
 
 from learner.checkpoint import newest
-from learner.rank import Rank
+from learner.rank import Rank, RankSpec
 from replay.client import Client
 from replay.config import Endpoints
 
@@ -37,18 +37,23 @@ class Doomed(Rank):
 
         def reach(moment: str, step: int) -> None:
             if (moment, step) == fault:
-                assert self._prefetch.ready(30), "the next batch is claimed, too"
+                assert self.prefetch.ready(30), "the next batch is claimed, too"
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def watched_commit(client: Client, ids: list[bytes], step: int, priorities=None) -> None:
-            note(notes, {"incarnation": self.incarnation, "step": step, "ids": [group.hex() for group in ids]})
-            assert self.step == self.trainer.engine.global_steps == step, "the optimizer has done this step"
+            note(
+                notes,
+                {"incarnation": self.parts.progress.incarnation, "step": step, "ids": [group.hex() for group in ids]},
+            )
+            assert self.parts.progress.step == self.parts.trainer.engine.global_steps == step, (
+                "the optimizer has done this step"
+            )
             reach("before commit", step)
             commit(client, ids, step, priorities)
             reach("after commit", step)
 
         def watched_checkpoint(client: Client, step: int) -> None:
-            assert newest(self.run_dir).name == f"step-{step:06d}", "the checkpoint is on the disk"
+            assert newest(self.spec.run_dir).name == f"step-{step:06d}", "the checkpoint is on the disk"
             reach("before checkpoint", step)
             checkpoint(client, step)
 
@@ -74,8 +79,8 @@ class Run:
     def live(self, fault: tuple[str, int] = NEVER, resume: bool = False) -> tuple[int, bool]:
         """One incarnation of the learner; the step that it began with, and whether it survived to the end."""
         choice = settings(checkpoint_every=EVERY)
-        common = (choice, self.model, str(self.folder), "run", SEED, (self.endpoints,), None)
-        rank = ray.remote(num_cpus=0, max_concurrency=3)(Doomed).remote(0, 1, *common, steps=STEPS)
+        spec = RankSpec(0, 1, choice, self.model, self.folder, "run", SEED, (self.endpoints,), None, steps=STEPS)
+        rank = ray.remote(num_cpus=0, max_concurrency=3)(Doomed).remote(spec)
         controller = ray.remote(num_cpus=0)(Controller).remote()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

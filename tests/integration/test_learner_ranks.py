@@ -30,7 +30,7 @@ from learner.objectives import loss_of, make
 from learner.packing import MicroBatch
 from learner.prefetch import Prefetch
 from learner.publish import bits_of
-from learner.rank import Rank
+from learner.rank import Rank, RankSpec
 from protocols.checksum import element_checksum
 from protocols.errors import DeadlineError
 from protocols.turns import Close, Group, Lease, Role, Turn
@@ -165,11 +165,11 @@ class Learner:
     """The ranks of one incarnation of a run, and their controller."""
 
     def __init__(self, model_path: str, endpoints: Endpoints, run_dir: Path, choice, resume=False, **named):
-        """`choice` are LearnerSettings, `named` what else a Rank is told."""
+        """`choice` are LearnerSettings, `named` what else a RankSpec says."""
         actor = ray.remote(num_cpus=0, max_concurrency=3)(Rank)
-        common = (choice, model_path, str(run_dir), "run", SEED, (endpoints,), None)
-        world = choice.ranks
-        self.ranks = [actor.remote(rank, world, *common, steps=4, **named) for rank in range(world)]
+        common = (choice, model_path, run_dir, "run", SEED, (endpoints,), None)
+        specs = [RankSpec(rank, choice.ranks, *common, steps=4, **named) for rank in range(choice.ranks)]
+        self.ranks = [actor.remote(spec) for spec in specs]
         self.controller = ray.remote(num_cpus=0)(Controller).remote()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 
 from learner.batches import facts_of
 from learner.objectives import STATS, report
-from learner.rank import export
+from learner.step_metrics import export
 from protocols.turns import Group, Role, Stop, Turn
 
 

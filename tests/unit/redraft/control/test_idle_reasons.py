@@ -5,7 +5,8 @@ import time
 import pytest
 
 from actors.clock import StateClock, state_of
-from learner.rank import Rank, timed
+from learner.lead import Waits, wait
+from learner.step_metrics import timed
 from protocols import metrics
 from redraft.control.admission import LIMITS, Limit
 
@@ -88,12 +89,11 @@ class Claims:
     ],
 )
 def test_a_learner_that_waits_counts_while_it_waits_and_says_for_what(clock, reason, limit, state):
-    rank, seconds, before = object.__new__(Rank), {}, counted(metrics.LEARNER_SECONDS)
-    rank._prefetch = Claims(reason, clock)
-    rank.held(limit)
-    assert not rank._waited(seconds)
+    waits, claims, seconds, before = Waits(), Claims(reason, clock), {}, counted(metrics.LEARNER_SECONDS)
+    waits.held = limit
+    assert wait(claims, waits, seconds) == (False, state)
     assert grown(before, counted(metrics.LEARNER_SECONDS)) == {state: 1.0}, "counted before the wait is over"
-    assert rank._waited(seconds)
+    assert wait(claims, waits, seconds) == (True, state)
     assert grown(before, counted(metrics.LEARNER_SECONDS)) == {state: 2.0} and seconds == {"wait": 2.0}
 
 

@@ -1,0 +1,194 @@
+"""The lead's loop: what rank 0 does beside its own part of each step.
+
+take the batch that the prefetch thread packed
+order "step"  ------------ micro-batches ----->  all ranks: forward, backward, step
+commit the groups to replay
+order "weights", at the end of a round ------->  all ranks take part in the gather and the probe
+put them into the object store, announce
+order "checkpoint" now and then -------------->  each rank writes its own part
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import ray
+from ray.exceptions import GetTimeoutError
+
+from learner import checkpoint
+from learner.batches import Batch
+from learner.config import LearnerSettings
+from learner.objectives import report
+from learner.orders import Orders
+from learner.prefetch import Prefetch
+from learner.progress import Progress
+from learner.publish import Publisher
+from learner.record import Record
+from learner.step_metrics import export, timed
+from protocols import metrics
+from protocols.errors import DeadlineError, RedraftError
+from protocols.weights import version_of
+from replay.client import Client
+
+log = logging.getLogger("redraft.learner")
+
+CURSOR_S = 60.0  # longest wait for the controller's cursor
+POLL_S = 1.0  # how often a lead that waits for a batch looks up
+BAD_STEPS = 3  # so many gradients in a row that are not finite end the run
+
+
+class Waits:
+    """What a wait for groups is in truth a wait for; set from another thread."""
+
+    def __init__(self):
+        self.held = "groups"
+
+    def of(self, prefetch: Prefetch) -> str:
+        return prefetch.reason if prefetch.reason == "straggler" else self.held
+
+
+def wait(prefetch: Prefetch, waits: Waits, seconds: dict[str, float]) -> tuple[bool, str]:
+    """Waits up to POLL_S for the next batch: whether it is there, and what the wait was for."""
+    with timed(seconds, "wait") as waited:
+        ready = prefetch.ready(POLL_S)
+        waited.state = waits.of(prefetch)
+    return ready, waited.state
+
+
+class Lead:
+    """One `run` of rank 0, from the step that was done last."""
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        run_dir: Path,
+        run_id: str,
+        world: int,
+        *,
+        steps: int,
+        progress: Progress,
+        orders: Orders,
+        publisher: Publisher,
+        controller,
+        client: Client,
+        prefetch: Prefetch,
+        waits: Waits,
+        saved: int | None,
+    ):
+        """`steps` of the whole run; `client` and `prefetch` are the lead's to use, not to close; `saved` is the step of
+        the newest checkpoint."""
+        self._settings, self._run_dir, self._run_id, self._world = settings, run_dir, run_id, world
+        self._steps, self._progress, self._orders, self._publisher = steps, progress, orders, publisher
+        self._controller, self._client, self._prefetch, self._waits = controller, client, prefetch, waits
+        self._record = Record(run_dir, settings.record)
+        self._saved = saved
+        self._waited_for = "groups"
+        self._bad_steps = self._skipped = 0
+
+    def run(self, until_step: int, stopping: threading.Event) -> str:
+        """Trains until `until_step` steps are done or `stopping` is set: "done" or "stopped".
+
+        Raises DeadlineError when a batch does not come in time, RedraftError when gradients are not finite again and
+        again.
+        """
+        metrics.CHECKPOINT_TIME.set_to_current_time()
+        metrics.STALENESS_BOUND.set(self._settings.max_staleness)
+        progress, prefetch = self._progress, self._prefetch
+        if progress.step < until_step:
+            prefetch.start(progress.step)
+        while progress.step < until_step and not stopping.is_set():
+            seconds = {"gather": 0.0, "publish": 0.0, "checkpoint": 0.0}
+            batch = self._batch(seconds)
+            if batch is None:
+                break
+            if progress.step + 1 < until_step:
+                prefetch.start(progress.step + 1)
+            done = self._train(batch, seconds)
+            if progress.step % self._settings.checkpoint_every == 0 or prefetch.crowded:
+                self._checkpoint(seconds)
+            export(done)
+            self._controller.step_done.remote(done)
+        self._checkpoint({})
+        return "done" if progress.step >= until_step else "stopped"
+
+    def _batch(self, seconds: dict[str, float]) -> Batch | None:
+        """The next one; None when the run is stopping. Meanwhile a checkpoint where replay needs room."""
+        while True:
+            ready, self._waited_for = wait(self._prefetch, self._waits, seconds)
+            if ready:
+                return self._prefetch.take()
+            if self._prefetch.crowded:
+                self._checkpoint(seconds)
+
+    def _train(self, batch: Batch, seconds: dict[str, float]) -> dict:
+        progress = self._progress
+        seconds["pack"] = batch.pack_s
+        with timed(seconds, "train"):
+            result = self._orders.give("step", each=batch.micros)
+        if result.gradient_norm is not None:
+            self._count_bad(result.applied)
+        with timed(seconds, "commit"):
+            self._client.commit(batch.ids, progress.step, batch.priorities)
+        if self._ended_round():
+            self._publisher.publish(seconds)
+        self._record.write(progress.step, version_of(progress.incarnation, progress.step), batch.kept)
+        return {
+            "step": progress.step,
+            "version": progress.version,
+            **report(result.stats),
+            "gradient_norm": result.gradient_norm if result.applied else None,
+            "lr": result.lr,
+            **batch.facts,
+            "skipped_updates": self._skipped,
+            "probe_noise": self._publisher.proof.noise,
+            "wait_reason": self._waited_for,
+            "seconds": seconds,
+        }
+
+    def _ended_round(self) -> bool:
+        """Whether the last step was the last of a round, or of the run."""
+        rounds, step = self._settings.rounds, self._progress.step
+        return rounds is None or step % rounds.steps == 0 or step == self._steps
+
+    def _count_bad(self, applied: bool) -> None:
+        self._bad_steps = 0 if applied else self._bad_steps + 1
+        if applied:
+            return
+        self._skipped += 1
+        log.warning("step %d: the gradient is not finite, so the weights stay as they were", self._progress.step)
+        if self._bad_steps == BAD_STEPS:
+            objective = self._settings.objective.model_dump()
+            raise RedraftError(
+                f"learner: {BAD_STEPS} gradients in a row were not finite. Lower learner.optimizer.lr "
+                f"({self._settings.optimizer.lr:g}), or look at learner.objective: {objective}"
+            )
+
+    def _checkpoint(self, seconds: dict[str, float]) -> None:
+        """Of the step that was done last, where there is none of it; then replay may forget."""
+        progress, settings = self._progress, self._settings
+        if self._saved == progress.step:
+            return
+        with timed(seconds, "checkpoint"):
+            try:
+                cursor: dict = ray.get(self._controller.cursor.remote(), timeout=CURSOR_S)
+            except GetTimeoutError:
+                raise DeadlineError("learner", "the controller's cursor", CURSOR_S) from None
+            folder = checkpoint.begin(self._run_dir, progress.step)
+            self._orders.give("checkpoint", str(folder))
+            self._publisher.keep(folder)
+            state = checkpoint.RunState(
+                run_id=self._run_id,
+                step=progress.step,
+                incarnation=progress.incarnation,
+                cursor=cursor,
+                ranks=self._world,
+                zero=settings.zero,
+                published=progress.published,
+            )
+            path = checkpoint.finish(folder, state, settings.keep_checkpoints)
+            self._client.checkpoint(progress.step)
+            metrics.CHECKPOINT_TIME.set_to_current_time()
+            log.info("checkpoint %s", path)
+        self._saved = progress.step
