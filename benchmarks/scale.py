@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocols.errors import RedraftError
+from protocols.reports import RunStatus
 
 # Ray reads these when it is imported, here and in the processes that it starts; see `redraft.control.cluster`.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -96,7 +97,7 @@ class Bench:
     def measure(self, actors: int, shards: int) -> dict:
         """Figures of one window, as a row of the table."""
         self._ask("scale", actors)
-        self._until(lambda status: len(status["actors"]) == actors and _ready(status), f"{actors} actors")
+        self._until(lambda status: len(status.actors) == actors and _ready(status), f"{actors} actors")
         time.sleep(self._plan.warm_s)
         before, cpu_before = self._ask("counts"), _cpu_s()
         time.sleep(self._plan.window_s)
@@ -125,7 +126,7 @@ class Bench:
 
     def begin(self) -> None:
         """Returns when the run trains."""
-        self._until(lambda status: status["state"] == "training", "training")
+        self._until(lambda status: status.state == "training", "training")
 
     def _ask(self, method: str, *arguments):
         import ray
@@ -135,13 +136,13 @@ class Bench:
     def _until(self, condition, what: str) -> None:
         deadline = time.monotonic() + self._plan.limit_s
         while not condition(status := self._ask("status")):
-            if time.monotonic() > deadline or status["state"] == "failed":
-                raise RedraftError(f"{what} did not come: {status['state']} {status['detail']}")
+            if time.monotonic() > deadline or status.state == "failed":
+                raise RedraftError(f"{what} did not come: {status.state} {status.detail}")
             time.sleep(0.2)
 
 
-def _ready(status: dict) -> bool:
-    return all(actor["state"] == "ready" and actor["version"] is not None for actor in status["actors"])
+def _ready(status: RunStatus) -> bool:
+    return all(actor.state == "ready" and actor.version is not None for actor in status.actors)
 
 
 def _cpu_s() -> Counter[str]:

@@ -22,6 +22,7 @@ from protocols.weights import Probe, WeightRef
 from redraft import logs
 from redraft.control import workers as parts
 from redraft.control.controller import Controller
+from redraft.control.exchange import Exchange
 from redraft.recipe import Recipe
 from redraft.run import Run
 from replay.client import Client
@@ -127,7 +128,7 @@ class Consumer:
         """Its wait is told by `busy_s` alone."""
 
     def setup(self, master: tuple[str, int], resume: bool) -> dict:
-        return {"step": 0, "incarnation": 0, "cursor": {}}
+        return {"step": 0, "incarnation": 0, "cursor": {}, "trained": 0}
 
     def announce(self, controller) -> None:
         self._publish(controller, 0)
@@ -197,37 +198,44 @@ def _vocabulary(model: str) -> int:
 # The controller.
 
 
-class CountingController(Controller):
-    """The controller with these parts in the place of actors with models and of the learner; it counts what passes."""
+class CountingExchange(Exchange):
+    """Counts how long leases are held."""
 
-    def __init__(self, run: Run, recipe: Recipe):
-        super().__init__(run, recipe, resume=False)
-        self._hosts: list = []
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self._held_s: list[float] = []
-        parts.start_ranks, parts.actor_maker = start_consumer, self._seats
-
-    def _seats(self, run: Run, recipe: Recipe, keys):
-        spec = parts.spec_of(run, recipe, keys)
-        part = ray.remote(Host).options(num_cpus=0, max_concurrency=4000, runtime_env=parts.worker_environment(1))
-        self._hosts = [part.remote(str(run.folder), run.name, number, spec) for number in range(HOSTS)]
-        return lambda name: Seat(self._hosts[int(name.rpartition("-")[2]) % HOSTS], name)
 
     def _take(self, number: int, report: Report) -> None:
         if report.abandoned:
             raise RedraftError(f"actor-{number} abandoned a group: {report.abandoned[0][2]}")
-        now = time.monotonic()
-        self._held_s += [now - self._book.live[group].since for group, *_ in report.closed if group in self._book.live]
+        now, live = time.monotonic(), self.parts.book.live
+        self._held_s += [now - live[group].since for group, *_ in report.closed if group in live]
         super()._take(number, report)
 
     def counts(self) -> dict:
         """Rows that replay has stored, how long the leases were held that ended since the last call, the learner's
         time."""
         held_s, self._held_s = self._held_s, []
-        busy_s = ray.get(self._ranks[0].busy_s.remote())
-        return {"rows": self._client.stats()["stored"], "held_s": held_s, "busy_s": busy_s, "at": time.monotonic()}
+        busy_s = ray.get(self.parts.ranks[0].busy_s.remote())
+        stored = self.parts.client.stats()["stored"]
+        return {"rows": stored, "held_s": held_s, "busy_s": busy_s, "at": time.monotonic()}
 
-    def _close(self) -> None:
-        """The hosts end with Ray."""
-        self._stopping.set()
-        self._fleet = None
-        super()._close()
+
+class CountingController(Controller):
+    """The controller with these parts in the place of actors with models and of the learner; it counts what passes."""
+
+    EXCHANGE = CountingExchange
+
+    def __init__(self, run: Run, recipe: Recipe):
+        super().__init__(run, recipe, resume=False)
+        parts.start_ranks, parts.actor_maker = start_consumer, self._seats
+
+    def _seats(self, run: Run, recipe: Recipe, keys):
+        spec = parts.spec_of(run, recipe, keys)
+        part = ray.remote(Host).options(num_cpus=0, max_concurrency=4000, runtime_env=parts.worker_environment(1))
+        hosts = [part.remote(str(run.folder), run.name, number, spec) for number in range(HOSTS)]
+        return lambda name: Seat(hosts[int(name.rpartition("-")[2]) % HOSTS], name)
+
+    def counts(self) -> dict:
+        """See CountingExchange; only while it trains."""
+        return self._state.counts()

@@ -1,11 +1,11 @@
-"""Batches: claimed groups made ready for the ranks, with the facts about them that a step reports."""
+"""Batches: claimed groups made ready for the ranks, with what a step reports of them."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from learner.record import sample
 from learner.responses import responses_of
 from learner.sequences import Linearised, Shares, brought_along, linearise
 from protocols.errors import RedraftError
+from protocols.reports import BatchReport
 from protocols.turns import Group, Role, Turn, sampled_tokens
 from protocols.weights import staleness
 
@@ -24,12 +25,12 @@ from protocols.weights import staleness
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One optimizer step's work: micro-batches of each rank, the groups to commit with their priorities (the mean size
-    of a turn's advantage, 0 where it is not trained), facts for the report, and what `record.sample` keeps of it."""
+    of a turn's advantage, 0 where it is not trained), what the step reports of it, and what `record.sample` keeps."""
 
     ids: list[bytes]
     priorities: list[float]
     micros: list[list[MicroBatch]]
-    facts: dict
+    report: BatchReport
     kept: list[tuple[dict, list[dict]]]
     pack_s: float
 
@@ -53,20 +54,22 @@ def prepare(
     if importance is not None:
         shares = [share.times(importance[group]) for share, group in zip(shares, lines.groups, strict=True)]
     packed = pack(lines.sequences, shares, settings)
-    facts = {
-        **facts_of(groups, step),
-        **trained_of(lines, shares),
-        "tokens": packed.tokens,
-        "padding_share": packed.padding / packed.tokens if packed.tokens else None,
-        "truncated_sequences": lines.truncated,
-        "errors": len(errors),
-    }
+    sequences, trained_turns = trained_of(lines, shares)
+    report = replace(
+        report_of(groups, step),
+        sequences=sequences,
+        trained_turns=trained_turns,
+        tokens=packed.tokens,
+        padding_share=packed.padding / packed.tokens if packed.tokens else None,
+        truncated_sequences=lines.truncated,
+        errors=len(errors),
+    )
     priorities = [float(np.abs(np.nan_to_num(values)).mean()) if len(values) else 0.0 for values in advantages]
     kept = sample(groups, advantages, lines, shares, settings.record.groups, step)
-    return Batch([group.id for group in groups], priorities, packed.micros, facts, kept, time.monotonic() - start)
+    return Batch([group.id for group in groups], priorities, packed.micros, report, kept, time.monotonic() - start)
 
 
-def facts_of(groups: Sequence[Group], step: int) -> dict:
+def report_of(groups: Sequence[Group], step: int) -> BatchReport:
     """Rewards of the model's own attempts (all, and by turn number), the staleness of each group, which is that of its
     oldest token, and what responses look like (see `responses_of`). A figure over nothing is None."""
     turns = [turn for group in groups for turn in group.turns]
@@ -77,18 +80,18 @@ def facts_of(groups: Sequence[Group], step: int) -> dict:
         if "success" in turn.extra:
             successes[turn.index].append(bool(turn.extra["success"]))
     ages = [age for group in groups if (age := _staleness(group, step)) is not None]
-    return {
-        "groups": len(groups),
-        "turns": len(turns),
-        "sampled_tokens": sum(map(sampled_tokens, turns)),
-        "reward": float(np.mean([turn.reward for turn in attempts])) if attempts else None,
-        "reward_by_index": [float(np.mean(rewards[index])) for index in sorted(rewards)],
-        "success_by_index": [float(np.mean(successes[index])) for index in sorted(successes)],
-        "staleness_mean": float(np.mean(ages)) if ages else None,
-        "staleness_max": max(ages, default=None),
-        "staleness_counts": {str(age): count for age, count in sorted(Counter(ages).items())},
-        **responses_of(turns),
-    }
+    return BatchReport(
+        groups=len(groups),
+        turns=len(turns),
+        sampled_tokens=sum(map(sampled_tokens, turns)),
+        reward=float(np.mean([turn.reward for turn in attempts])) if attempts else None,
+        reward_by_index=[float(np.mean(rewards[index])) for index in sorted(rewards)],
+        success_by_index=[float(np.mean(successes[index])) for index in sorted(successes)],
+        staleness_mean=float(np.mean(ages)) if ages else None,
+        staleness_max=max(ages, default=None),
+        staleness_counts={str(age): count for age, count in sorted(Counter(ages).items())},
+        responses=responses_of(turns),
+    )
 
 
 def _attempts(group: Group) -> list[Turn]:
@@ -98,11 +101,11 @@ def _attempts(group: Group) -> list[Turn]:
     return [*filter(brought_along, group.turns), *own] if own else []
 
 
-def trained_of(lines: Linearised, shares: Sequence[Shares]) -> dict:
+def trained_of(lines: Linearised, shares: Sequence[Shares]) -> tuple[int, dict[str, int]]:
     """How many sequences hold a token that the loss weighs, and how many such turns there are of each role."""
     weighed = [sequence.turns[share.loss > 0] for sequence, share in zip(lines.sequences, shares, strict=True)]
     roles = Counter(lines.turns[turn].role.name.lower() for turns in weighed for turn in np.unique(turns))
-    return {"sequences": sum(bool(len(turns)) for turns in weighed), "trained_turns": dict(sorted(roles.items()))}
+    return sum(bool(len(turns)) for turns in weighed), dict(sorted(roles.items()))
 
 
 def _staleness(group: Group, step: int) -> int | None:

@@ -26,9 +26,10 @@ from learner.prefetch import Prefetch
 from learner.progress import Progress
 from learner.publish import Publisher
 from learner.record import Record
-from learner.step_metrics import export, timed
+from learner.timing import timed
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
+from protocols.reports import StepReport
 from protocols.weights import version_of
 from replay.client import Client
 
@@ -108,7 +109,7 @@ class Lead:
             done = self._train(batch, seconds)
             if progress.step % self._settings.checkpoint_every == 0 or prefetch.crowded:
                 self._checkpoint(seconds)
-            export(done)
+            done.export()
             self._controller.step_done.remote(done)
         self._checkpoint({})
         return "done" if progress.step >= until_step else "stopped"
@@ -122,7 +123,7 @@ class Lead:
             if self._prefetch.crowded:
                 self._checkpoint(seconds)
 
-    def _train(self, batch: Batch, seconds: dict[str, float]) -> dict:
+    def _train(self, batch: Batch, seconds: dict[str, float]) -> StepReport:
         progress = self._progress
         seconds["pack"] = batch.pack_s
         with timed(seconds, "train"):
@@ -134,18 +135,18 @@ class Lead:
         if self._ended_round():
             self._publisher.publish(seconds)
         self._record.write(progress.step, version_of(progress.incarnation, progress.step), batch.kept)
-        return {
-            "step": progress.step,
-            "version": progress.version,
-            **report(result.stats),
-            "gradient_norm": result.gradient_norm if result.applied else None,
-            "lr": result.lr,
-            **batch.facts,
-            "skipped_updates": self._skipped,
-            "probe_noise": self._publisher.proof.noise,
-            "wait_reason": self._waited_for,
-            "seconds": seconds,
-        }
+        return StepReport(
+            step=progress.step,
+            version=progress.version,
+            fit=report(result.stats),
+            gradient_norm=result.gradient_norm if result.applied else None,
+            lr=result.lr,
+            batch=batch.report,
+            skipped_updates=self._skipped,
+            probe_noise=self._publisher.proof.noise,
+            wait_reason=self._waited_for,
+            seconds=seconds,
+        )
 
     def _ended_round(self) -> bool:
         """Whether the last step was the last of a round, or of the run."""

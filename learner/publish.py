@@ -14,7 +14,7 @@ from torch import Tensor
 from learner.checkpoint import PUBLISHED
 from learner.progress import Progress
 from learner.proof import Proof
-from learner.step_metrics import timed
+from learner.timing import timed
 from protocols import metrics
 from protocols.checksum import element_checksum
 from protocols.errors import RedraftError

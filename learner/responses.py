@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from learner.credits import scored
+from protocols.reports import Lengths, Responses
 from protocols.turns import Role, Stop, Turn
 
 
-def responses_of(turns: Iterable[Turn]) -> dict[str, dict]:
+def responses_of(turns: Iterable[Turn]) -> Responses:
     """Figures of the responses that the policy sampled, each a map from the role's name in small letters.
 
     cut_share: of those that ran into `sampling.max_tokens` or the end of the context; unparsed_share: of those from
@@ -27,14 +28,12 @@ def responses_of(turns: Iterable[Turn]) -> dict[str, dict]:
         tokens[role].append(len(turn.response))
         if scored(turn) and "parsed" in turn.extra:
             unparsed[role].append(not turn.extra["parsed"])
-    return {
-        "cut_share": _means(cut),
-        "unparsed_share": _means(unparsed),
-        "response_tokens": {
-            role: {"mean": float(np.mean(lengths)), "p50": float(np.median(lengths)), "max": max(lengths)}
-            for role, lengths in sorted(tokens.items())
-        },
-    }
+    lengths = {role: _lengths(found) for role, found in sorted(tokens.items())}
+    return Responses(_means(cut), _means(unparsed), lengths)
+
+
+def _lengths(tokens: list[int]) -> Lengths:
+    return {"mean": float(np.mean(tokens)), "p50": float(np.median(tokens)), "max": max(tokens)}
 
 
 def sampled(turn: Turn) -> bool:
@@ -46,13 +45,13 @@ def _means(by_role: dict[str, list[bool]]) -> dict[str, float]:
     return {role: float(np.mean(found)) for role, found in sorted(by_role.items())}
 
 
-def told(figures: dict) -> str:
+def told(responses: Responses) -> str:
     """The figures in words, "" where there are none: "attempt 73% cut, 97% unparsed, 210 tokens (most 256)"."""
-    lengths = figures.get("response_tokens") or {}
-    return "; ".join(f"{role} {', '.join(_told(figures, role, lengths[role]))}" for role in lengths)
+    return "; ".join(f"{role} {', '.join(_told(responses, role))}" for role in responses.response_tokens)
 
 
-def _told(figures: dict, role: str, tokens: dict) -> list[str]:
-    shares = (("cut", "cut_share"), ("unparsed", "unparsed_share"))
-    found = [f"{figures[key][role]:.0%} {word}" for word, key in shares if role in (figures.get(key) or {})]
+def _told(responses: Responses, role: str) -> list[str]:
+    shares = (("cut", responses.cut_share), ("unparsed", responses.unparsed_share))
+    tokens = responses.response_tokens[role]
+    found = [f"{share[role]:.0%} {word}" for word, share in shares if role in share]
     return [*found, f"{tokens['mean']:,.0f} tokens (most {tokens['max']:,})"]

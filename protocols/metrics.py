@@ -1,4 +1,8 @@
-"""Every metric that Redraft exports, by its only name. A process exports a metric once it has used it."""
+"""Every metric that Redraft exports, by its only name. A process exports a metric once it has used it.
+
+Those of a step's report are declared with the report, in protocols/reports.py. METRICS has them all once that is
+imported.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ PREFIX = "redraft_"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 180, 600, 1800)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+METRICS: list[Metric] = []
 
 
 class Metric:
@@ -21,6 +26,7 @@ class Metric:
     def __init__(self, kind: type, name: str, help: str, labels: tuple[str, ...] = (), **options):
         self.kind, self.name, self.help, self.label_names, self.options = kind, PREFIX + name, help, labels, options
         self._values: set[str] = set()
+        METRICS.append(self)
 
     @cached_property
     def _live(self):
@@ -92,26 +98,10 @@ REPLAY_CLAIMS_EXPIRED = Metric(Counter, "replay_claims_expired_total", "Groups t
 REPLAY_IDLE = Metric(Gauge, "replay_idle_share", "Share of the last seconds in which the service had nothing to do")
 REPLAY_STALLS = Metric(Counter, "replay_credit_stalls_total", "Times a producer was held back")
 
-# learner
-STEP = Metric(Gauge, "learner_step", "Optimizer steps done")
-STEP_SECONDS = Metric(Histogram, "learner_phase_seconds", "Seconds a step spends by phase", ("phase",), buckets=SECONDS)
+# learner, beside what protocols/reports.py declares
 LEARNER_SECONDS = Metric(Counter, "learner_state_seconds_total", "Seconds of the learner by what it does", ("state",))
-LOSS = Metric(Gauge, "learner_loss", "Loss of the last step")
-GRADIENT_NORM = Metric(Gauge, "learner_gradient_norm", "Gradient norm of the last step, before clipping")
 PROBE_NOISE = Metric(Gauge, "learner_probe_noise", "How far rounding moves the probe's log-probs, as measured last")
-ENTROPY = Metric(Gauge, "learner_entropy", "Mean entropy of trained tokens, in nats")
-MISMATCH = Metric(Gauge, "learner_logprob_mismatch", "Mean |log-prob of trainer - sampler| on trained tokens")
-EFFECTIVE_SAMPLES = Metric(Gauge, "learner_effective_sample_share", "Effective sample size of the weights, as a share")
-MASKED_SHARE = Metric(Gauge, "learner_masked_share", "Share of trained tokens masked by a correction")
-TRAINED_TOKENS = Metric(Gauge, "learner_trained_tokens", "Tokens that the last step trained")
-CUT_SHARE = Metric(Gauge, "learner_cut_share", "Share of the last batch's responses that were cut", ("role",))
-UNPARSED_SHARE = Metric(Gauge, "learner_unparsed_share", "Share of those that nothing could be parsed from", ("role",))
-RESPONSE_TOKENS = Metric(Gauge, "learner_response_tokens", "Mean length of the last batch's responses", ("role",))
-LONGEST_RESPONSE = Metric(Gauge, "learner_longest_response_tokens", "Longest response of the last batch", ("role",))
-STALENESS = Metric(Histogram, "learner_staleness_steps", "Staleness of trained groups", buckets=STEPS)
 STALENESS_BOUND = Metric(Gauge, "learner_max_staleness_steps", "learner.max_staleness")
-REWARD = Metric(Gauge, "learner_reward", "Mean reward of the last batch by turn number", ("index",))
-ACCURACY = Metric(Gauge, "learner_accuracy", "Share of successes in the last batch by turn number", ("index",))
 PUBLISHED = Metric(Gauge, "learner_weights_version", "Version published last")
 CHECKPOINT_TIME = Metric(
     Gauge, "learner_checkpoint_time_seconds", "Unix time of the last checkpoint; before any, of the start of training"

@@ -8,9 +8,10 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from protocols.errors import SettingError
 from redraft.owner import Owner, shared
@@ -59,9 +60,9 @@ class Run:
         """Of the replay service, where it listens beyond this machine."""
         return self.folder / "keys"
 
-    def append(self, file: str, line: dict) -> None:
+    def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Adds one JSON line to `file` in the folder, in one write."""
-        data = (json.dumps(line) + "\n").encode()
+        data = (json.dumps(dict(line)) + "\n").encode()
         descriptor = os.open(self.folder / file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, data)
@@ -74,10 +75,10 @@ class Run:
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.split("\n")[:-1] if line]
 
-    def write(self, file: str, content: dict) -> None:
+    def write(self, file: str, content: Mapping[str, Any]) -> None:
         """Replaces `file` by this JSON, whole or not at all."""
         aside = self.folder / f".{file}.tmp"
-        aside.write_text(json.dumps(content, indent=1) + "\n")
+        aside.write_text(json.dumps(dict(content), indent=1) + "\n")
         aside.rename(self.folder / file)
 
     def save(self) -> None:

@@ -13,6 +13,7 @@ from learner.objectives.base import Objective, Tokens, k3, ratio
 from learner.sequences import Shares, TokenSequence
 from protocols.errors import SettingError
 from protocols.named import load
+from protocols.reports import FitReport
 from protocols.settings import Settings
 
 NAMES = {
@@ -129,7 +130,7 @@ def loss_of(
     return loss, torch.stack([value.double() for value in stats])
 
 
-def report(stats: np.ndarray) -> dict[str, float | int | None]:
+def report(stats: np.ndarray) -> FitReport:
     """The step's figures from the summed STATS of all micro-batches and ranks. A figure over nothing is None: all but
     the count where no token was trained, of trainer and sampler where none was sampled, a divergence without any."""
     named = dict(zip(STATS, stats.tolist(), strict=True))
@@ -138,14 +139,14 @@ def report(stats: np.ndarray) -> dict[str, float | int | None]:
         return named[figure] / named[count] if named[count] else None
 
     squared = named["ratio_squared"] * named["sampled"]
-    return {
-        "loss": named["loss"] if named["tokens"] or named["anchored"] else None,
-        "trained_tokens": int(named["tokens"]),
-        "mismatch_mean": over("mismatch", "sampled"),
-        "mismatch_max": named["mismatch_max"] if named["sampled"] else None,
-        "effective_samples": named["ratio"] ** 2 / squared if squared else None,
-        "masked_share": over("masked", "tokens"),
-        "entropy": over("entropy", "tokens"),
-        "kl": over("kl", "compared"),
-        "anchor_kl": over("anchor_kl", "anchored"),
-    }
+    return FitReport(
+        loss=named["loss"] if named["tokens"] or named["anchored"] else None,
+        trained_tokens=int(named["tokens"]),
+        mismatch_mean=over("mismatch", "sampled"),
+        mismatch_max=named["mismatch_max"] if named["sampled"] else None,
+        effective_samples=named["ratio"] ** 2 / squared if squared else None,
+        masked_share=over("masked", "tokens"),
+        entropy=over("entropy", "tokens"),
+        kl=over("kl", "compared"),
+        anchor_kl=over("anchor_kl", "anchored"),
+    )

@@ -75,8 +75,8 @@ def train(
 
     resume = resume or (resume_if_begun and begun(run or resolved.name))
     summary = start(resolved, run, resume, again, CACHE, console)
-    if summary["state"] == "failed":
-        raise RedraftError(summary["error"])
+    if summary.state == "failed":
+        raise RedraftError(summary.error)
 
 
 @app.command()
@@ -94,12 +94,13 @@ def eval(
 @app.command()
 def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="All that is known.")] = False) -> None:
     """What a run is doing now, or how it ended."""
+    from protocols.reports import status_to_json
     from redraft.control import client
     from redraft.watch.live import show_status
 
     found = client.status(run)
     if as_json:
-        print(json.dumps(found, indent=1, default=str))
+        print(json.dumps(status_to_json(found), indent=1))
     else:
         show_status(run, found, console)
 

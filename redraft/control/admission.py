@@ -1,14 +1,49 @@
-"""What holds new leases back, as people and the learner are told."""
+"""Admission: how many groups may be leased now, and what holds new leases back, as people and the learner are told."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from learner.config import LearnerSettings
 from protocols import metrics
 
 LIMITS = ("none", "actors", "replay", "staleness")
 """Nothing; no actor is ready; replay is near its cap, or its disk is full; the staleness bound."""
+FULL_SHARE = 0.9  # of replay.max_bytes: above it no new group is leased
+
+
+def admissible(eta: int, version: int, step: int, batch: int, held: int, running: int) -> int:
+    """How many groups may be leased: (eta + version + 1) * batch - (accepted + running), as in AReaL.
+
+    `version` is the step of the oldest weights that an actor may generate with, `running` the leases that are out.
+    What was accepted is `step` batches, that the learner has used, and `held` groups that wait or are in use.
+    """
+    return max(0, (eta + version + 1) * batch - (step * batch + held + running))
+
+
+class Admission:
+    """Admits groups while the learner trains. `tell` learns of each change of what limits the leases."""
+
+    def __init__(self, learner: LearnerSettings, tell: Callable[[str], object]):
+        self._learner, self._limit = learner, Limit(tell)
+
+    def close(self) -> int:
+        """None, since no actor is ready."""
+        self._limit.note("actors")
+        return 0
+
+    def room(self, version: int, stats: Mapping[str, Any], running: int) -> int:
+        """How many groups may be leased, derived from what replay holds, never counted here; see `admissible`."""
+        if stats["full"] or stats["fullest"] > FULL_SHARE:
+            self._limit.note("replay")
+            return 0
+        held = stats["claimed"] + stats["ready"]
+        bound, batch = self._learner.max_staleness, self._learner.batch_groups
+        room = admissible(bound, version, stats["step"], batch, held, running)
+        self._limit.note("none" if room else "staleness")
+        return room
 
 
 class Limit:

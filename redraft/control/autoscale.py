@@ -9,9 +9,11 @@ After a change nothing is counted until the fleet is as it should be, so no acto
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from actors.config import AutoscaleSettings
+from protocols.reports import StepReport
 
 RECENT = 8  # steps that are averaged
 ENOUGH = 4  # of them, before one more actor is asked for
@@ -49,16 +51,16 @@ class Autoscaler:
         self._looks.append((now, idle))
         self._settled_so_far &= settled
 
-    def step(self, now: float, report: dict) -> int:
+    def step(self, now: float, report: StepReport) -> int:
         """The learner's report of a step that has just ended; returns how many actors there should be."""
         began, looks, settled = self._began, self._looks, self._settled_so_far
         self._began, self._looks, self._settled_so_far = now, [], True
-        if began is None or not looks or report.get("wait_reason") == "straggler":  # that no other actor can end
+        if began is None or not looks or report.wait_reason == "straggler":  # that no other actor can end
             return self.count
         if settled and not self._settled:
             self._recent.clear()  # they were played by another number of actors
         self._settled = self._settled + 1 if settled else 0
-        self._recent.append(_step(began, looks, report["seconds"]))
+        self._recent.append(_step(began, looks, report.seconds))
         if self._wants_more():
             self._change(1)
         elif self._can_spare(now, settled):
@@ -100,7 +102,7 @@ class Autoscaler:
         self._settled, self._settled_so_far, self._quiet_since = 0, False, None
 
 
-def _step(began: float, looks: list[tuple[float, int]], seconds: dict[str, float]) -> Step:
+def _step(began: float, looks: list[tuple[float, int]], seconds: Mapping[str, float]) -> Step:
     """The learner waits first and works then; batches are packed beside both."""
     waited_s = seconds["wait"]
     while_waiting = [idle for at, idle in looks if at - began <= waited_s]
@@ -108,6 +110,6 @@ def _step(began: float, looks: list[tuple[float, int]], seconds: dict[str, float
     return Step(whole, waited_s, _mean(idle for _, idle in looks), _mean(while_waiting))
 
 
-def _mean(values) -> float:
-    values = list(values)
+def _mean(numbers: Iterable[float]) -> float:
+    values = list(numbers)
     return sum(values) / len(values) if values else 0.0

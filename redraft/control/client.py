@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import socket
+from collections.abc import Callable
+from typing import Any
 
 from protocols.errors import DeadlineError, RedraftError, SettingError
+from protocols.reports import RunEnded, RunStatus
 from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.control import cluster  # noqa: F401  sets what Ray reads when it is imported
@@ -20,8 +23,8 @@ def actor_name(run: Run) -> str:
     return f"controller-{run.id}"
 
 
-def status(name: str) -> dict:
-    """The controller's status, or {"summary": ...} of a run that has ended. Raises RedraftError without either."""
+def status(name: str) -> RunStatus | RunEnded:
+    """The controller's status, or how the run has ended. Raises RedraftError without either."""
     import ray
 
     run = runs.find(name)
@@ -31,7 +34,7 @@ def status(name: str) -> dict:
     except RedraftError:
         if not summary.exists():
             raise
-    return {"summary": json.loads(summary.read_text())}
+    return RunEnded.from_json(json.loads(summary.read_text()))
 
 
 def stop(name: str) -> None:
@@ -50,25 +53,28 @@ def grow(name: str) -> int:
 def scale(name: str, count: int) -> int:
     """Sets how many actors a run that goes on shall have; returns how many it should have before."""
     if count < 1:
-        raise SettingError("N", f"{count} is no number of actors", "Give 1 or more; `redraft stop` ends a run")
+        raise SettingError("N", f"must be at least 1, got {count}", "`redraft stop` ends a run")
     return _ask(runs.find(name), "redraft scale", ANSWER_S, lambda controller: controller.scale.remote(count))
 
 
-def _ask(run: Run, command: str, limit_s: float, call):
+def _ask(run: Run, command: str, limit_s: float, call: Callable[[Any], Any]) -> Any:
     """What the controller of a run answers to a call. Raises the error that it answers with."""
     import ray
+    from ray.exceptions import GetTimeoutError, RayTaskError
 
+    reference: Any = call(_controller(run))
     try:
-        return ray.get(call(_controller(run)), timeout=limit_s)
-    except ray.exceptions.GetTimeoutError:
+        return ray.get(reference, timeout=limit_s)
+    except GetTimeoutError:
         raise DeadlineError(command, f"the controller of {run.name}", limit_s) from None
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, RedraftError) else RedraftError(repr(error.cause))) from None
 
 
-def _controller(run: Run):
+def _controller(run: Run) -> Any:
     """The handle of a run that goes on now. Raises RedraftError when it does not."""
     import ray
+    from ray.exceptions import AuthenticationError
 
     gone = RedraftError(f"{run.name} is not running")
     host, _, port = run.ray.rpartition(":")
@@ -77,7 +83,7 @@ def _controller(run: Run):
             socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
             ray.init(address=run.ray, namespace="redraft", log_to_driver=False, logging_level=logging.CRITICAL)
         return ray.get_actor(actor_name(run))
-    except ray.exceptions.AuthenticationError:
+    except AuthenticationError:
         cure = "set RAY_AUTH_TOKEN_PATH to the file of its cluster's token"
         raise RedraftError(f"Ray at {run.ray} wants another token than this user's: {cure}") from None
     except (OSError, ValueError, RuntimeError):

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from redraft.recipe import Recipe
 
@@ -27,9 +28,9 @@ def ray_for(recipe: Recipe) -> Iterator[str]:
     address = os.environ.get("RAY_ADDRESS")
     actors = recipe.actors.autoscale.max if recipe.actors.autoscale else recipe.actors.count
     needed = actors * recipe.actors.cpus + recipe.learner.ranks * recipe.learner.cpus
-    local = dict(num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), include_dashboard=False)
+    local: dict[str, Any] = dict(num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), include_dashboard=False)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    context = ray.init(
+    context: Any = ray.init(
         address=address,
         namespace="redraft",
         log_to_driver=False,

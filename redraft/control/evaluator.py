@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from actors.tasks import TaskOrder
 from learner.record import write_evaluation
@@ -19,6 +21,19 @@ from redraft.evaluation.measures import Pass
 SHARE = 250  # tasks that one actor plays at a time
 TRIES = 3  # losses of one share before the evaluation gives up
 EXAM_SEED = 0  # which test tasks are played does not depend on the run
+
+
+@dataclass(frozen=True, slots=True)
+class Occasion:
+    """When an evaluation is played: `label` is before, after or eval; of the weights `version`, after `step` steps."""
+
+    label: str
+    step: int
+    version: int
+
+    def line(self, seconds: float, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """The line of evaluations.jsonl."""
+        return asdict(self) | {"seconds": seconds} | dict(figures)
 
 
 def chosen(tests: Sequence[dict], n: int) -> list[dict]:
@@ -97,6 +112,6 @@ class Exam:
         whole = self._passes[0].rollout
         return evaluation.summarise(self.played(), whole.turns, whole.kind)
 
-    def record(self, folder: Path, facts: dict) -> None:
-        """Keeps some of the first pass in a run's folder; `facts` are the evaluation's label, step and version."""
-        write_evaluation(folder, facts, self._tasks, self.played()[self._passes[0].label])
+    def record(self, folder: Path, occasion: Occasion) -> None:
+        """Keeps some of the first pass in a run's folder."""
+        write_evaluation(folder, asdict(occasion), self._tasks, self.played()[self._passes[0].label])

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import ray
 from ray._private import state as ray_state
@@ -41,7 +42,8 @@ class Member:
     """What the controller knows of one actor."""
 
     name: str
-    handle: object
+    handle: Any
+    """Ray's."""
     heard: float
     began: float
     report: Report = field(default_factory=lambda: Report("starting"))
@@ -73,7 +75,7 @@ class Fleet:
 
     def __init__(
         self,
-        make: Callable[[str], object],
+        make: Callable[[str], Any],
         settings: ActorSettings,
         start_s: float,
         on_lost: Callable[[int, str], None],
@@ -82,7 +84,7 @@ class Fleet:
         self.members: dict[int, Member] = {}
         self.target = 0
         self._made = 0
-        self._closing: list[tuple[object, object, float]] = []  # actor, its `close` under way, when it is killed
+        self._closing: list[tuple[Any, Any, float]] = []  # actor, its `close` under way, when it is killed
         self._probed = time.monotonic()
         self._failed_starts = self._refused = 0
         self.resize(settings.count)
@@ -178,14 +180,20 @@ class Fleet:
         Raises WeightsError or RedraftError when actors fail their weight checks, or to start, `actors.failures` times.
         """
         reports = []
-        for result in self._manager.fetch_ready_async_reqs(tags=EXCHANGES):
-            if result.ok:
-                reports.append((result.actor_id, result.get()))
-                self._heard(result.actor_id, result.get())
+        for number, ok, answer in self._answers(EXCHANGES):
+            if ok:
+                reports.append((number, answer))
+                self._heard(number, answer)
             else:
-                self._broken(result.actor_id, result.get())
+                self._broken(number, answer)
         self._watch()
         return reports
+
+    def _answers(self, tag: str) -> Iterator[tuple[int, bool, Any]]:
+        """Of the calls with this tag that have ended: the actor, whether it went well, the result or the error."""
+        calls: Any = self._manager.fetch_ready_async_reqs(tags=tag)  # Ray's annotation names another class
+        for call in calls:
+            yield call.actor_id, call.ok, call.get()
 
     def _heard(self, number: int, report: Report) -> None:
         member = self.members[number]
@@ -208,7 +216,7 @@ class Fleet:
         else:
             self.replace(number, _cause(error))
 
-    def evaluate(self, number: int, tasks: list[dict], one: Pass, share: int) -> None:
+    def evaluate(self, number: int, tasks: Sequence[dict], one: Pass, share: int) -> None:
         """Has an actor play tasks outside of training; `evaluated` tells the end, and its reports how far `share`, a
         number of the caller's, has come."""
         self.members[number].evaluating = True
@@ -222,11 +230,11 @@ class Fleet:
     def evaluated(self) -> list[tuple[int, list | None]]:
         """(actor id, turns of each task) for every evaluation that ended; None for the turns when it was lost."""
         ended = []
-        for result in self._manager.fetch_ready_async_reqs(tags=EVALUATIONS):
-            if self.members[result.actor_id].evaluating:
-                ended.append((result.actor_id, result.get() if result.ok else None))
-            if not result.ok:
-                self._broken(result.actor_id, result.get())
+        for number, ok, answer in self._answers(EVALUATIONS):
+            if self.members[number].evaluating:
+                ended.append((number, answer if ok else None))
+            if not ok:
+                self._broken(number, answer)
         lost = [n for n, member in self.members.items() if member.evaluating and (not member.ready or member.late)]
         ended += [(number, None) for number in lost]
         ended = list(dict(reversed(ended)).items())
@@ -287,7 +295,7 @@ class Fleet:
         return self._manager._remote_actor_states[number].get_num_in_flight_requests(tag) > 0
 
 
-def _place(handle) -> dict:
+def _place(handle: Any) -> dict[str, Any]:
     """Where Ray has found room for an actor; empty where it has not. Its public API tells only with a dashboard."""
     where = ray_state.actors(handle._actor_id.hex()).get("Address", {})
     return where if where.get("Port") else {}

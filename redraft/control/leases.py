@@ -17,15 +17,6 @@ INCARNATION_LEASES = 1000  # lease numbers of one incarnation: a resumed run lea
 PLAYS = 5  # a group that ends without being closed so often is given up
 
 
-def admissible(eta: int, version: int, step: int, batch: int, held: int, running: int) -> int:
-    """How many groups may be leased: (eta + version + 1) * batch - (accepted + running), as in AReaL.
-
-    `version` is the step of the oldest weights that an actor may generate with, `running` the leases that are out.
-    What was accepted is `step` batches, that the learner has used, and `held` groups that wait or are in use.
-    """
-    return max(0, (eta + version + 1) * batch - (step * batch + held + running))
-
-
 @dataclass(slots=True)
 class Live:
     """A lease that is out."""

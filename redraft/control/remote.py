@@ -14,11 +14,12 @@ import select
 import subprocess
 import sys
 import threading
+from typing import IO, Any
 
 from protocols.errors import DeadlineError, RedraftError
+from protocols.reports import RunEnded, RunStatus, status_from_json, status_to_json
 
 LIMIT_S = 60.0  # of one answer; the first one starts Python and Ray
-QUESTIONS = ("status", "stop")  # functions of redraft.control.client
 
 
 class Remote:
@@ -30,9 +31,9 @@ class Remote:
         self._child: subprocess.Popen | None = None
         self._closed = False
 
-    def status(self) -> dict:
+    def status(self) -> RunStatus | RunEnded:
         """See client.status. Raises RedraftError when the run cannot be reached, DeadlineError after the limit."""
-        return self._ask("status")
+        return status_from_json(self._ask("status"))
 
     def stop(self) -> None:
         """See client.stop. Raises as `status` does."""
@@ -43,16 +44,16 @@ class Remote:
         self._closed = True
         self._end()
 
-    def _ask(self, question: str):
+    def _ask(self, question: str) -> Any:
         with self._asking:
-            child = self._living()
+            questions, answers = self._living()
             try:
-                child.stdin.write(question + "\n")
-                child.stdin.flush()
-                if not select.select([child.stdout], [], [], self._limit_s)[0]:
+                questions.write(question + "\n")
+                questions.flush()
+                if not select.select([answers], [], [], self._limit_s)[0]:
                     self._end()
                     raise DeadlineError("redraft", f"the controller of {self._run}", self._limit_s)
-                answer = json.loads(child.stdout.readline())
+                answer = json.loads(answers.readline())
             except (OSError, ValueError):  # it is gone
                 self._end()
                 raise RedraftError(f"the controller of {self._run} cannot be asked") from None
@@ -60,7 +61,8 @@ class Remote:
             raise RedraftError(answer["error"])
         return answer["answer"]
 
-    def _living(self) -> subprocess.Popen:
+    def _living(self) -> tuple[IO[str], IO[str]]:
+        """The pipes to and from a child that lives."""
         if self._closed:
             raise RedraftError("closed")
         if self._child is None or self._child.poll() is not None:
@@ -72,7 +74,8 @@ class Remote:
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the view
             )
-        return self._child
+        assert self._child.stdin is not None and self._child.stdout is not None  # both are pipes
+        return self._child.stdin, self._child.stdout
 
     def _end(self) -> None:
         child, self._child = self._child, None
@@ -88,16 +91,15 @@ def answer(run: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nobody else writes there
     for line in sys.stdin:
-        question = line.strip()
-        if question not in QUESTIONS:
-            continue
         try:
-            found = {"answer": getattr(client, question)(run)}
+            status = client.stop(run) if line.strip() == "stop" else client.status(run)
+            found = {"answer": None if status is None else status_to_json(status)}
+            goes_on = not isinstance(status, RunEnded)
         except Exception as error:  # also what Ray raises when a cluster dies
-            found = {"error": " ".join(str(error).split()) or repr(error)}
-        if "error" in found or "summary" in (found["answer"] or {}):
+            found, goes_on = {"error": " ".join(str(error).split()) or repr(error)}, False
+        if not goes_on:
             _disconnect()
-        answers.write(json.dumps(found, default=str) + "\n")
+        answers.write(json.dumps(found) + "\n")
         answers.flush()
 
 

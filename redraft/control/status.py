@@ -6,14 +6,18 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from actors.actor import Report
 from protocols import metrics
+from protocols.reports import ActorStatus, Finding, RunStatus, StepLine, StepReport
 from protocols.weights import WeightRef
 from redraft import logs
+from redraft.control.fleet import Member
 from redraft.diagnosis.causes import CAUSES as FINDINGS
-from redraft.diagnosis.causes import Diagnosis, Finding
+from redraft.diagnosis.causes import Diagnosis
 from redraft.recipe import Recipe
 from redraft.run import Run
 
@@ -30,16 +34,16 @@ class Status:
 
     def __init__(self, run: Run, recipe: Recipe):
         self._run, self._lock = run, threading.Lock()
-        earlier = run.lines("metrics.jsonl")  # of a run that is resumed
+        earlier = [StepLine.from_json(line) for line in run.lines("metrics.jsonl")]  # of a run that is resumed
         self._last_step = time.monotonic()
-        self._began = self._last_step - (earlier[-1]["time_s"] if earlier else 0.0)
+        self._began = self._last_step - (earlier[-1].time_s if earlier else 0.0)
         self._since: Counter[str] = Counter()  # what actors made since the last step
-        self._made = Counter({key: sum(line.get(key, 0) for line in earlier) for key in MADE})
+        self._made = Counter({key: sum(getattr(line, key) for line in earlier) for key in MADE})
         self._said: set[str] = set()
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._rewards: deque[float] = deque(maxlen=HISTORY)
-        self._adapter = recipe.model.lora
-        self._facts: dict = {"run": run.name, "steps": recipe.steps, "step": 0, "state": "starting", "detail": ""}
+        self._lora = recipe.model.lora
+        self._now = RunStatus(run.name, recipe.steps)
         self.last_event = ""
         self._diagnosis, self._looked_s = Diagnosis(recipe), -LOOK_S
         self._ended: list[Finding] = []
@@ -52,40 +56,34 @@ class Status:
     @property
     def trained(self) -> int | None:
         """How many parameters are trained, once that is known."""
-        return self._facts.get("trained_parameters")
+        return self._now.trained_parameters
 
     @property
     def step(self) -> int:
-        return self._facts["step"]
+        return self._now.step
 
     def phase(self, state: str, detail: str = "") -> None:
-        metrics.PHASE.labels(phase=self._facts["state"]).set(0)
+        metrics.PHASE.labels(phase=self._now.state).set(0)
         metrics.PHASE.labels(phase=state).set(1)
+        rates = {"tokens_per_s": None, "turns_per_s": None}  # those known are of the phase before
         with self._lock:
-            self._facts |= {"state": state, "detail": detail, "progress": None}
-            for rate in ("tokens_per_s", "turns_per_s"):  # of the phase before
-                self._facts.pop(rate, None)
+            self._now = replace(self._now, state=state, detail=detail, progress=None, **rates)
             self._last_step = time.monotonic()
         log.info("%s%s", state, f": {detail}" if detail else "")
 
     def progress(self, done: int, total: int, tokens_per_s: float | None = None) -> None:
         """Of an evaluation: tasks that have ended, of how many, and how fast all actors sample for it."""
-        with self._lock:
-            self._facts["progress"] = [done, total]
-            if tokens_per_s is not None:
-                self._facts["tokens_per_s"] = round(tokens_per_s, 1)
+        speed = {} if tokens_per_s is None else {"tokens_per_s": round(tokens_per_s, 1)}
+        self._update(progress=(done, total), **speed)
 
     def discovery(self, url: str) -> None:
         """Where Prometheus finds the processes."""
-        with self._lock:
-            self._facts["sd"] = url
+        self._update(sd=url)
 
     def started(self, step: int, trained: int) -> None:
         """All parts are up, `step` steps were done before, and so many parameters are `trained`."""
-        with self._lock:
-            self._facts |= {"step": step, "trained_parameters": trained}
-            if self._adapter is not None:
-                self._facts["adapter"] = f"LoRA of rank {self._adapter.rank}, {trained:,} parameters"
+        adapter = f"LoRA of rank {self._lora.rank}, {trained:,} parameters" if self._lora is not None else ""
+        self._update(step=step, trained_parameters=trained, adapter=adapter)
 
     def event(self, text: str, once: str | None = None) -> None:
         """Something that a person should know, logged; with `once`, the first time for that cause only."""
@@ -102,10 +100,14 @@ class Status:
         self.event(f"actor-{actor} replaced: {why}")
 
     @property
-    def made(self) -> dict[str, int]:
-        """Sampled for training from the run's beginning, also what no turn keeps: all `generations`, and those of them
-        that were `attempts` (no reflections)."""
-        return {key: self._made[key] for key in MADE}
+    def generations(self) -> int:
+        """Responses sampled for training from the run's beginning, also what no turn keeps."""
+        return self._made["generations"]
+
+    @property
+    def attempts(self) -> int:
+        """Those of them that were no reflections."""
+        return self._made["attempts"]
 
     def tasks(self, training: Sequence[dict], tests: Sequence[dict]) -> None:
         with self._lock:
@@ -127,33 +129,17 @@ class Status:
             self._since += since
             self._made += since
 
-    def replay(self, stats: dict) -> None:
-        with self._lock:
-            self._facts["replay"] = stats
+    def replay(self, stats: Mapping[str, Any]) -> None:
+        self._update(replay=stats)
 
-    def fleet(self, members: dict, target: int, leases: int) -> None:
+    def fleet(self, members: Mapping[int, Member], target: int, leases: int) -> None:
         metrics.LEASES.set(leases)
         metrics.ACTORS_TARGET.set(target)
         states = Counter(_metric_state(member) for member in members.values())
         for state in ("starting", "waiting", "ready", "draining"):
             metrics.ACTORS.labels(state=state).set(states[state])
+        self._update(leases=leases, actors_target=target, actors=tuple(map(_actor, members.values())))
         with self._lock:
-            self._facts |= {"leases": leases, "actors_target": target}
-            self._facts["actors"] = [
-                {
-                    "name": member.name,
-                    "state": member.state,
-                    "version": member.report.version,
-                    "playing": member.report.playing,
-                    "running": member.report.running,
-                    "pid": member.report.pid,
-                    "node": member.report.node,
-                    "metrics_port": member.report.metrics_port,
-                    "probe_difference": member.report.probe_difference,
-                    "probe_limit": member.report.probe_limit,
-                }
-                for member in members.values()
-            ]
             self._diagnosis.fleet({member.name: member.report for member in members.values()}, self.elapsed_s)
         if self.elapsed_s - self._looked_s >= LOOK_S:
             self.look()
@@ -163,67 +149,92 @@ class Status:
         with self._lock:
             self._looked_s = self.elapsed_s
             begun, ended = self._diagnosis.look(self._looked_s)
-            lasting = self._diagnosis.findings
-            self._facts["findings"] = [finding.facts for finding in lasting.values()]
+            lasting = tuple(self._diagnosis.findings.values())
+            self._now = replace(self._now, findings=lasting)
             self._ended += ended
+        causes = {finding.cause for finding in lasting}
         for cause in FINDINGS:
-            metrics.FINDING.labels(cause=cause).set(cause in lasting)
-        for finding in (*begun, *ended):
-            self.event(finding.text if finding in begun else f"no longer: {finding.problem}")
-            self._write("findings.jsonl", finding.facts)
+            metrics.FINDING.labels(cause=cause).set(cause in causes)
+        for finding in begun:
+            self._note(finding, finding.text)
+        for finding in ended:
+            self._note(finding, f"no longer: {finding.problem}")
+
+    def _note(self, finding: Finding, text: str) -> None:
+        self.event(text)
+        self._write("findings.jsonl", finding.to_json())
 
     @property
-    def findings(self) -> list[dict]:
+    def findings(self) -> tuple[Finding, ...]:
         """All of this incarnation of the run, in the order in which they began; those that last have no `until_s`."""
         found = [*self._ended, *self._diagnosis.findings.values()]
-        return [finding.facts for finding in sorted(found, key=lambda finding: finding.since_s)]
+        return tuple(sorted(found, key=lambda finding: finding.since_s))
 
-    def step_done(self, report: dict) -> dict:
+    def step_done(self, report: StepReport) -> StepLine:
         """The learner's report of one step: kept, and written as a line of metrics.jsonl, which is returned."""
         with self._lock:
             now = time.monotonic()
             seconds = max(now - self._last_step, 1e-9)
-            line = report | {
-                "time_s": round(self.elapsed_s, 3),
-                "tokens_per_s": round(self._since["tokens"] / seconds, 1),
-                "turns_per_s": round(self._since["turns"] / seconds, 1),
-                **{key: self._since[key] for key in MADE},
-                "actors": len(self._facts.get("actors", ())),
-                "leases": self._facts.get("leases", 0),
-            }
+            line = StepLine(
+                report,
+                time_s=round(self.elapsed_s, 3),
+                tokens_per_s=round(self._since["tokens"] / seconds, 1),
+                turns_per_s=round(self._since["turns"] / seconds, 1),
+                generations=self._since["generations"],
+                attempts=self._since["attempts"],
+                actors=len(self._now.actors),
+                leases=self._now.leases,
+            )
             self._last_step, self._since = now, Counter()
-            if report.get("reward") is not None:
-                self._rewards.append(report["reward"])
-            self._facts |= {key: value for key, value in line.items() if key not in ("actors", "leases", "seconds")}
-            self._facts["waits"] = {"learner": _waits(report)}
-            self._diagnosis.stepped(line)
-        self._write("metrics.jsonl", line)
+            if report.batch.reward is not None:
+                self._rewards.append(report.batch.reward)
+            rates = {"tokens_per_s": line.tokens_per_s, "turns_per_s": line.turns_per_s}
+            waits = {"learner": _waits(report)}
+            self._now = replace(self._now, step=report.step, last=line, waits=waits, **rates)
+            self._diagnosis.stepped(report)
+        self._write("metrics.jsonl", line.to_json())
         return line
 
-    def _write(self, file: str, line: dict) -> None:
+    def _update(self, **facts: Any) -> None:
+        with self._lock:
+            self._now = replace(self._now, **facts)
+
+    def _write(self, file: str, line: Mapping[str, Any]) -> None:
         try:
             self._run.append(file, line)
         except OSError as error:
             self.event(f"{file} cannot be written: {error}", once=file)
 
-    def snapshot(self) -> dict:
+    def snapshot(self) -> RunStatus:
         """Everything, for people; see redraft.watch.live."""
         with self._lock:
-            return self._facts | {
-                "elapsed_s": self.elapsed_s,
-                "reward_history": list(self._rewards),
-                "events": list(self._events),
-            }
+            lists = {"reward_history": tuple(self._rewards), "events": tuple(self._events)}
+            return replace(self._now, elapsed_s=self.elapsed_s, **lists)
 
 
-def _metric_state(member) -> str:
+def _actor(member: Member) -> ActorStatus:
+    report = member.report
+    return ActorStatus(
+        name=member.name,
+        state=member.state,
+        version=report.version,
+        playing=report.playing,
+        running=report.running,
+        pid=report.pid,
+        node=report.node,
+        metrics_port=report.metrics_port,
+        probe_difference=report.probe_difference,
+        probe_limit=report.probe_limit,
+    )
+
+
+def _metric_state(member: Member) -> str:
     if member.draining is not None:
         return "draining"
     return "ready" if member.ready else "waiting" if member.waiting else "starting"
 
 
-def _waits(report: dict) -> str:
+def _waits(report: StepReport) -> str:
     """What the learner waited for in its last step, in words."""
-    waited = report.get("seconds", {}).get("wait", 0.0)
-    reason = report.get("wait_reason") or "groups"
-    return f"{reason} {waited:.1f} s/step" if waited >= 0.05 else "nothing"
+    waited_s = report.seconds.get("wait", 0.0)
+    return f"{report.wait_reason} {waited_s:.1f} s/step" if waited_s >= 0.05 else "nothing"

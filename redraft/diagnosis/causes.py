@@ -29,10 +29,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 
 from actors.actor import Report
 from actors.tally import Tally
+from protocols.reports import Finding, StepReport
 from redraft.diagnosis.evidence import ALPHA, RecentPlay, Weights, beyond, in_play, overlap
 from redraft.recipe import Recipe
 
@@ -51,27 +52,6 @@ Told = tuple[str, str]
 """What is wrong with the number, and how to cure it: a sentence each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One cause that was found. `since_s` and `until_s` are seconds since the run began; None while it lasts."""
-
-    cause: str
-    problem: str
-    cure: str
-    since_s: float
-    step: int
-    until_s: float | None = None
-
-    @property
-    def text(self) -> str:
-        return f"{self.problem} {self.cure}"
-
-    @property
-    def facts(self) -> dict:
-        """Ready for JSON."""
-        return asdict(self)
-
-
 class Diagnosis:
     """The findings of one incarnation of a run. Times are seconds since the run began."""
 
@@ -79,11 +59,12 @@ class Diagnosis:
         self._recipe = recipe
         groups = max(2 * in_play(recipe), 2 * recipe.learner.batch_groups, EQUAL_SCORES)
         self._play, self._weights = RecentPlay(groups), Weights()
-        self._last: dict | None = None  # step
+        self._last = StepReport()
         self._first_entropy: float | None = None
         self._frozen: Told | None = None
         self._version_before: int | None = None
-        self._untemplated, self._common, self._tests = "", [], 0
+        self._untemplated, self._tests = "", 0
+        self._common: list[str] = []
         self._seen: dict[str, float] = {}  # by cause, when it was last seen
         self.findings: dict[str, Finding] = {}
         """Those that last, by cause."""
@@ -114,7 +95,7 @@ class Diagnosis:
         """A version as the learner announces it, with its log-probs of the probe."""
         self._weights.publish(version, digest, logprobs, at_s)
 
-    def stepped(self, report: dict) -> None:
+    def stepped(self, report: StepReport) -> None:
         """The learner's report of a step."""
         self._last = report
         self._frozen = self._unmoved(report)
@@ -133,16 +114,15 @@ class Diagnosis:
                 continue
             self._seen[cause] = at_s
             old = self.findings.get(cause)
-            step = self._last["step"] if self._last else 0
-            since = (old.since_s, old.step) if old else (round(at_s, 3), step)
-            self.findings[cause] = Finding(cause, *told, *since)
+            since_s, step = (old.since_s, old.step) if old else (round(at_s, 3), self._last.step)
+            self.findings[cause] = Finding(cause, *told, since_s, step)
             begun += [] if old else [self.findings[cause]]
         over = [cause for cause in self.findings if at_s - self._seen[cause] > HOLD_S]
         ended = [self._ended(self.findings.pop(cause)) for cause in over]
         return begun, ended
 
     def _ended(self, finding: Finding) -> Finding:
-        return Finding(**finding.facts | {"until_s": round(self._seen[finding.cause], 3)})
+        return replace(finding, until_s=round(self._seen[finding.cause], 3))
 
     def _nearly(self, cause: str, count: int, total: int, share: float) -> bool:
         """Whether more than `share` of `total` are so; a finding that lasts goes on without another proof."""
@@ -254,51 +234,50 @@ class Diagnosis:
         )
 
     def _untrained(self, at_s: float) -> Told | None:
-        last = self._last
-        if last is None:
+        step, fit = self._last.step, self._last.fit
+        if step == 0:
             return None
-        if last.get("trained_tokens") == 0:
+        if fit.trained_tokens == 0:
             return (
-                f"Step {last['step']} trained nothing: no token of its {last['groups']} groups has a weight.",
+                f"Step {step} trained nothing: no token of its {self._last.batch.groups} groups has a weight.",
                 "See which turns learner.credit, learner.objective and learner.roles leave: some train successes "
                 "only, so easier tasks or more rollout.episodes help.",
             )
-        masked = last.get("masked_share")
-        if masked is None or masked <= MOST:
+        if fit.masked_share is None or fit.masked_share <= MOST:
             return None
         return (
-            f"Step {last['step']} masked {_percent(masked)} of its {last['trained_tokens']} tokens: trainer and "
+            f"Step {step} masked {_percent(fit.masked_share)} of its {fit.trained_tokens} tokens: trainer and "
             "sampler disagree about them too much.",
             "Lower learner.max_staleness or learner.optimizer.lr, raise learner.objective.max_weight, and see whether "
             "mismatch_mean is large from the first step on: then the engine computes something else.",
         )
 
-    def _unmoved(self, report: dict) -> Told | None:
+    def _unmoved(self, report: StepReport) -> Told | None:
         """Whether the step that is reported trained tokens and moved nothing."""
-        step, tokens = report["step"], report.get("trained_tokens")
+        step, tokens, norm = report.step, report.fit.trained_tokens, report.gradient_norm
         if not tokens:
             return None
-        norm, optimizer = report.get("gradient_norm"), self._recipe.learner.optimizer
         if norm == 0:
             return (
                 f"Step {step} trained {tokens} tokens with a gradient of 0.",
                 "Its advantages are all 0 (see learner.credit, and whether scores differ), or no parameter is trained.",
             )
-        if report.get("lr") == 0:
+        if report.lr == 0:
             return (
                 f"Step {step} trained {tokens} tokens at a learning rate of 0.",
                 "See learner.optimizer.schedule and warmup_steps.",
             )
         versions = {one.version: one for one in self._weights.published}
-        new, old = versions.get(report.get("version")), versions.get(self._version_before)
-        self._version_before = report.get("version")
+        new = versions.get(report.version)
+        old = None if self._version_before is None else versions.get(self._version_before)
+        self._version_before = report.version
         if norm is None or new is None or old is None or new is old or new.digest != old.digest:
             return None
         return (
             f"Version {new.version} is version {old.version} bit for bit, although step {step} trained {tokens} "
             f"tokens (gradient norm {norm:.3g}).",
-            f"Raise learner.optimizer.lr ({optimizer.lr:g}): its steps are lost in rounding, or no parameter is "
-            "trained.",
+            f"Raise learner.optimizer.lr ({self._recipe.learner.optimizer.lr:g}): its steps are lost in rounding, or "
+            "no parameter is trained.",
         )
 
     def _unmoved_last(self, at_s: float) -> Told | None:

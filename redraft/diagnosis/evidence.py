@@ -163,10 +163,10 @@ def _question(tasks: Sequence[dict]) -> str | None:
     """The field with the longest texts among those that differ from task to task; None where there is none."""
     found = {}
     for name in tasks[0].keys() - set(BESIDE):
-        texts = [task.get(name) for task in tasks]
-        if all(isinstance(text, str) for text in texts) and len(set(texts)) == len(texts):
+        texts = [text for task in tasks if isinstance(text := task.get(name), str)]
+        if len(texts) == len(tasks) == len(set(texts)):
             found[name] = sum(map(len, texts))
-    return max(sorted(found), key=found.get, default=None)
+    return max(sorted(found), key=lambda name: found[name], default=None)
 
 
 def _content(task: dict, key: str | None) -> str:

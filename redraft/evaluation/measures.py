@@ -108,7 +108,7 @@ def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: 
 
 
 def _responses(tasks: Sequence[Sequence[Turn]]) -> dict[str, dict]:
-    return responses_of(turn for turns in tasks for turn in turns)
+    return responses_of(turn for turns in tasks for turn in turns).to_json()
 
 
 def _one_each(tasks: Sequence[Sequence[Episode]]) -> list[Episode]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -23,6 +24,11 @@ from redraft.recipe import Recipe
 from redraft.run import Run
 from redraft.watch.live import LiveView
 
+if TYPE_CHECKING:
+    from redraft.control.evaluator import Exam, Occasion
+    from redraft.control.fleet import Fleet
+    from redraft.control.status import Status
+
 LOOK_S = 0.1  # between two looks at the fleet
 
 
@@ -37,32 +43,35 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
     from actors import environments
     from learner import checkpoint
     from protocols.weights import version_of
+    from redraft.control.evaluator import Occasion
     from redraft.report.tables import table
 
     recipe = recipes.load(run.folder / "recipe.yaml", overrides)
     folder = runs.checkpoint_at(run, step)
     state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
-    facts = {"label": "eval", "step": state.step, "version": version_of(state.incarnation, state.step)}
+    occasion = Occasion("eval", state.step, version_of(state.incarnation, state.step))
     tests = environments.tasks(recipe.environment, recipe.data, "test")
     model = models.of_checkpoint(folder, run.model, cache)
     began = time.monotonic()
     with ray_for(recipe):
-        summary = exam(recipe, run, model, facts, tests, console)
-    run.append("evaluations.jsonl", facts | {"seconds": round(time.monotonic() - began, 1)} | summary)
+        summary = exam(recipe, run, model, occasion, tests, console)
+    run.append("evaluations.jsonl", occasion.line(round(time.monotonic() - began, 1), summary))
     console.print(table(None, summary, recipe.environment.feedback, console.width))
 
 
-def exam(recipe: Recipe, run: Run, model: Path, facts: dict, tests: Sequence[dict], console: Console) -> dict:
-    """The figures of the model in a folder; `facts` are the evaluation's label, step and version."""
+def exam(
+    recipe: Recipe, run: Run, model: Path, occasion: Occasion, tests: Sequence[dict], console: Console
+) -> dict[str, Any]:
+    """The figures of the model in a folder."""
     from redraft.control.evaluator import Exam, chosen
     from redraft.evaluation.measures import plays
 
     passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
-    with _fleet(recipe, run, model, facts["version"], console) as (fleet, status, serve):
+    with _fleet(recipe, run, model, occasion.version, console) as (fleet, status, serve):
         exam = Exam(chosen(tests, recipe.evaluation.n), passes, fleet, status)
         serve(exam)
         if recipe.learner.record.groups:
-            exam.record(run.folder, facts)
+            exam.record(run.folder, occasion)
         return exam.summary()
 
 
@@ -96,10 +105,11 @@ def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, c
 
 
 @contextlib.contextmanager
-def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console):
+def _fleet(
+    recipe: Recipe, run: Run, model: Path, version: int, console: Console
+) -> Iterator[tuple[Fleet, Status, Callable[[Exam], None]]]:
     """A fleet that plays with a model as it is, beside a run that may go on: it, its status, and `serve(exam)`, which
     returns when the exam is over."""
-
     from actors.actor import Orders
     from redraft.control import workers
     from redraft.control.fleet import Fleet
@@ -112,7 +122,7 @@ def _fleet(recipe: Recipe, run: Run, model: Path, version: int, console: Console
     fleet = Fleet(maker, recipe.actors, recipe.start_s, status.replaced)
     status.phase("evaluating", model.name)
 
-    def serve(exam) -> None:
+    def serve(exam: Exam) -> None:
         while not exam.advance():
             fleet.receive()
             for actor in fleet.idle():

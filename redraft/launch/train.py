@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from protocols.errors import RedraftError
+from protocols.reports import RunEnded
 from redraft import logs
 from redraft import run as runs
 from redraft.control import client, services
@@ -29,8 +30,8 @@ log = logging.getLogger("redraft.launch")
 POLL_S = 0.5
 
 
-def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Path, console: Console) -> dict:
-    """Runs a recipe to its end, with a live view; returns the summary. Ctrl-C stops the run, a second one kills it."""
+def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Path, console: Console) -> RunEnded:
+    """Runs a recipe to its end, with a live view; returns how it ended. Ctrl-C stops the run, a second one kills it."""
     logs.to_terminal(name or recipe.name)
     for warning in recipe.warnings():
         log.warning("%s", warning)
@@ -38,7 +39,7 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
         return _train(recipe, owner, resume, again, cache, console)
 
 
-def _train(recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console) -> dict:
+def _train(recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console) -> RunEnded:
     trackers.check(recipe.tracking)
     preflight.check_environment(recipe)
     if recipe.steps:
@@ -58,9 +59,10 @@ def _train(recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path,
     return summary
 
 
-def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
+def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> RunEnded:
     """Starts the controller and shows what it says until it ends. SIGTERM, as schedulers send it, is like Ctrl-C."""
     import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
 
     from redraft.control import workers
     from redraft.control.controller import Controller
@@ -80,35 +82,36 @@ def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> dict:
                 return ray.get(ended)
             except KeyboardInterrupt:
                 return _interrupted(controller, ended, view, recipe.stop_s)
-            except ray.exceptions.GetTimeoutError:
+            except GetTimeoutError:
                 log.warning("the controller has not answered for %.0f s", client.ANSWER_S)
-            except ray.exceptions.RayActorError as error:
+            except RayActorError as error:
                 raise RedraftError(f"the controller's process died: {error}. Go on with --resume") from None
 
 
-def _only_evaluate(recipe: Recipe, run: Run, console: Console) -> dict:
+def _only_evaluate(recipe: Recipe, run: Run, console: Console) -> RunEnded:
     """A run of no steps: the model as it is plays the test tasks; its figures are those before training."""
     from actors import environments
+    from redraft.control.evaluator import Occasion
 
     began = time.monotonic()
     tests = environments.tasks(recipe.environment, recipe.data, "test")
-    facts = {"label": "before", "step": 0, "version": 0}
-    before = offline.exam(recipe, run, Path(run.model), facts, tests, console)
+    occasion = Occasion("before", step=0, version=0)
+    before = offline.exam(recipe, run, Path(run.model), occasion, tests, console)
     seconds = round(time.monotonic() - began, 1)
-    run.append("evaluations.jsonl", facts | {"seconds": seconds} | before)
+    run.append("evaluations.jsonl", occasion.line(seconds, before))
     told = trackers.Trackers(run, recipe, lambda text, once: log.warning("%s", text))
     told.start(0)
     told.evaluation(0, before)
     told.close("done")
-    summary = {"name": run.name, "state": "done", "error": "", "before": before}
-    summary |= {"steps": 0, "seconds": seconds, "generations": 0, "attempts": 0}
-    run.write("summary.json", summary)
+    summary = RunEnded(run.name, "done", before=before, seconds=seconds)
+    run.write("summary.json", summary.to_json())
     return summary
 
 
-def _interrupted(controller, ended, view: LiveView, limit_s: float) -> dict:
+def _interrupted(controller, ended, view: LiveView, limit_s: float) -> RunEnded:
     """Ctrl-C: stops the run kindly; another Ctrl-C, or the deadline, ends the wait, and Ray's end kills the rest."""
     import ray
+    from ray.exceptions import RayError
 
     until = time.monotonic() + limit_s
     try:
@@ -119,24 +122,24 @@ def _interrupted(controller, ended, view: LiveView, limit_s: float) -> dict:
                 problem = f"the run did not stop within stop_s={limit_s:g} s and was killed"
                 raise RedraftError(f"{problem}. Go on with --resume")
         return ray.get(ended)
-    except (KeyboardInterrupt, ray.exceptions.RayError) as error:
+    except (KeyboardInterrupt, RayError) as error:
         raise RedraftError(f"the run was killed before it had stopped ({error!r}). Go on with --resume") from None
 
 
-def _show(run: Run, recipe: Recipe, summary: dict, console: Console) -> None:
+def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None:
     from redraft.report import dialogues
     from redraft.report.page import write_report
     from redraft.report.tables import table
 
-    if summary.get("before"):
-        console.print(table(summary["before"], summary.get("after"), recipe.environment.feedback, console.width))
+    if summary.before:
+        console.print(table(summary.before, summary.after, recipe.environment.feedback, console.width))
     if (example := dialogues.example(dialogues.pairs(run.folder))) is not None:
         console.print(example)
-    show_findings(summary, console)
+    show_findings(summary.findings, console)
     path = write_report(run.folder)
-    console.print(f"{run.name}: {summary['state']} after {summary['steps']} steps, {summary['seconds']:.0f} s")
+    console.print(f"{run.name}: {summary.state} after {summary.steps} steps, {summary.seconds:.0f} s")
     console.print(f"report: {_relative(path)}")
-    if summary["state"] == "stopped":
+    if summary.state == "stopped":
         console.print("Go on with --resume.")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learner.responses import told
+from protocols.reports import Responses
 from redraft import records
 from redraft.evaluation.episodes import Figure
 from redraft.records import at, duration
@@ -221,7 +222,9 @@ class Entry:
         facts += [f"{' / '.join(map(str, sizes))} test tasks"] if sizes else ["no evaluation yet"]
         if spent := [per_task for outcome in found if (per_task := _per_task(outcome.known))]:
             facts.append(f"{np.mean(spent):.1f} generations an episode")
-        facts += dict.fromkeys(answers for outcome in found if (answers := told(outcome.known or {})))
+        facts += dict.fromkeys(
+            answers for outcome in found if (answers := told(Responses.from_json(outcome.known or {})))
+        )
         return facts
 
 

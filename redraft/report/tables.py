@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from learner.responses import told
+from protocols.reports import Responses
 from redraft.evaluation.episodes import Figure
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def remarks(before: dict | None, after: dict | None, feedback: str) -> list[str]
         found.append(spent)
     named = (("before", before), ("after", after)) if before and after else (("", known),)
     for when, summary in named:
-        if answers := told(summary):
+        if answers := told(Responses.from_json(summary)):
             found.append(f"Answers{' ' * bool(when)}{when}: {answers}.")
     if errors := sum(summary["errors"] for summary in (before, after) if summary):
         lost = "they count by their last action" if acts(known) else "the answers that they lack count as wrong"

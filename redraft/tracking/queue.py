@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from protocols import metrics
 from protocols.errors import SettingError
+from protocols.reports import StepLine
 from redraft.config import PASSWORD, TrackingSettings
 
 if TYPE_CHECKING:
@@ -40,30 +41,14 @@ def check(settings: TrackingSettings) -> None:
 
 # Names.
 
-GROUPS = {
-    "batch": (
-        "groups", "turns", "sampled_tokens", "sequences", "trained_turns", "tokens", "padding_share",
-        "truncated_sequences", "errors",
-    ),
-    "responses": ("cut_share", "unparsed_share", "response_tokens"),
-    "run": ("version", "time_s", "tokens_per_s", "turns_per_s", "generations", "attempts", "actors", "leases"),
-}  # fmt: skip
-NAMES = {
-    "reward": "reward/mean",
-    "staleness_mean": "staleness/mean",
-    "staleness_max": "staleness/max",
-    "staleness_counts": "staleness/groups",
-    "seconds": "seconds",
-} | {key: f"{group}/{key}" for group, keys in GROUPS.items() for key in keys}
 
+def of_step(line: StepLine) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl, named in groups: `learner/loss`, `reward/turn_1`, `seconds/train`.
 
-def of_step(line: dict) -> dict[str, float]:
-    """The numbers of a line of metrics.jsonl, named in groups: `learner/loss`, `reward/turn_1`, `seconds/train`."""
-    found = {}
-    for key, value in line.items():
-        if key != "step":
-            found |= _numbers(NAMES.get(key, key if _by_turn(key) else f"learner/{key}"), value)
-    return found
+    The names are those that protocols/reports.py declares.
+    """
+    named = ((name, value) for name, _, value in line.measures() if name)
+    return {key: number for name, value in named for key, number in _numbers(name, value)}
 
 
 def of_evaluation(figures: dict) -> dict[str, float]:
@@ -109,7 +94,7 @@ class Trackers:
     def __init__(self, run: Run, recipe: Recipe, say: Callable[..., None]):
         from redraft.tracking.backends import KINDS
 
-        self._played = max((line["step"] for line in run.lines("metrics.jsonl")), default=0)
+        self._played = max((StepLine.from_json(line).report.step for line in run.lines("metrics.jsonl")), default=0)
         names = ["tensorboard", *recipe.tracking.asked]
         self._outlets = [_Outlet(name, partial(KINDS[name], run, recipe), say) for name in names]
 
@@ -118,8 +103,9 @@ class Trackers:
         for outlet in self._outlets:
             outlet.start(step)
 
-    def step(self, line: dict) -> None:
-        self._put(Entry(line["step"], of_step(line), time.time(), line["step"] <= self._played))
+    def step(self, line: StepLine) -> None:
+        step = line.report.step
+        self._put(Entry(step, of_step(line), time.time(), step <= self._played))
 
     def evaluation(self, step: int, figures: dict) -> None:
         self._put(Entry(step, of_evaluation(figures), time.time()))

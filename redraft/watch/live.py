@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from learner.responses import told
+from protocols.reports import ActorStatus, Finding, RunEnded, RunStatus
 
 PLAIN_EVERY_S = 10.0
 EVENTS = 4  # the newest that are shown
@@ -26,7 +28,7 @@ COLORS = {"training": "green", "done": "green", "failed": "red", "stopping": "ye
 
 
 class LiveView:
-    """Shows the newest status given to `update`: any of its keys may be missing. To be used as a context manager."""
+    """Shows the newest status given to `update`. To be used as a context manager."""
 
     def __init__(self, console: Console, run: str, clock: Callable[[], float] = time.monotonic):
         self._console, self._run, self._clock = console, run, clock
@@ -44,24 +46,23 @@ class LiveView:
         if self._live:
             self._live.stop()
 
-    def update(self, status: dict) -> None:
+    def update(self, status: RunStatus) -> None:
         self._pace.see(status)
         if self._live:
             self._live.update(panel(self._run, status, self._pace.left_s(status)), refresh=True)
         else:
             self._print(status)
 
-    def _print(self, status: dict) -> None:
+    def _print(self, status: RunStatus) -> None:
         """A line every PLAIN_EVERY_S, and at once for a new state or new events."""
-        events, last = status.get("events") or [], self._printed[1]
-        state = status.get("state", "")
+        events, last = status.events, self._printed[1]
         first = len(events) - 1 if last is None else events.index(last) + 1 if last in events else 0
         for event in events[max(first, 0) :]:
             self._console.print(Text(event), soft_wrap=True)
-        if state != self._printed[0] or self._clock() >= self._next_line:
+        if status.state != self._printed[0] or self._clock() >= self._next_line:
             self._console.print(Text(line(self._run, status)), soft_wrap=True)
             self._next_line = self._clock() + PLAIN_EVERY_S
-        self._printed = (state, events[-1] if events else last or "")
+        self._printed = (status.state, events[-1] if events else last or "")
 
 
 class Pace:
@@ -70,43 +71,44 @@ class Pace:
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
 
-    def see(self, status: dict) -> None:
-        if self._first is None and status.get("state") == "training":
-            self._first = (status.get("elapsed_s", 0.0), status.get("step", 0))
+    def see(self, status: RunStatus) -> None:
+        if self._first is None and status.state == "training":
+            self._first = (status.elapsed_s, status.step)
 
-    def left_s(self, status: dict) -> float | None:
+    def left_s(self, status: RunStatus) -> float | None:
         """Seconds until the last step; None before the first one was seen."""
-        if self._first is None or status.get("state") != "training":
+        if self._first is None or status.state != "training":
             return None
-        seconds, steps = status.get("elapsed_s", 0.0) - self._first[0], status.get("step", 0) - self._first[1]
-        return seconds / steps * (status.get("steps", 0) - status.get("step", 0)) if steps > 0 else None
+        seconds, steps = status.elapsed_s - self._first[0], status.step - self._first[1]
+        return seconds / steps * (status.steps - status.step) if steps > 0 else None
 
 
-def line(run: str, status: dict) -> str:
+def line(run: str, status: RunStatus) -> str:
     """The status in one line, for logs and pipes."""
-    progress = status.get("progress")
-    parts = [f"{run}: {_state(status)}"]
-    parts += [f"{progress[0]}/{progress[1]}"] if progress else []
-    if "step" in status:
-        parts.append(f"step {status['step']}/{status.get('steps', '?')}")
-    causes = ", ".join(finding["cause"] for finding in status.get("findings") or ())
+    parts = [f"{run}: {status.state} ({status.detail})" if status.detail else f"{run}: {status.state}"]
+    parts += ["{}/{}".format(*status.progress)] if status.progress else []
+    parts.append(f"step {status.step}/{status.steps}")
+    causes = ", ".join(finding.cause for finding in status.findings)
     parts += [f"{PROBLEM}: {causes}"] if causes else []
     left_out = ("mean reward", "replay", "metrics", PROBLEM)
     parts += [f"{label} {text}" for label, text in facts(status) if label not in left_out]
     return " | ".join(parts)
 
 
-def title(run: str, status: dict) -> Text:
-    state = status.get("state", "starting")
+def title(run: str, state: str, version: int | None = None) -> Text:
+    """The run and its state; `version` is that of the newest weights, where there are some."""
     text = Text.assemble((run, "bold"), "  ", (state, COLORS.get(state, "cyan")))
-    if "version" in status:
-        text.append(f"  version {status['version']}", "dim")
+    if version is not None:
+        text.append(f"  version {version}", "dim")
     return text
 
 
-def panel(run: str, status: dict, left_s: float | None = None) -> RenderableType:
+def version_of(status: RunStatus) -> int | None:
+    return None if status.last is None else status.last.report.version
+
+
+def panel(run: str, status: RunStatus, left_s: float | None = None) -> RenderableType:
     """The status in at most 20 lines."""
-    state = status.get("state", "starting")
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(style="dim", no_wrap=True, width=14)
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -114,12 +116,14 @@ def panel(run: str, status: dict, left_s: float | None = None) -> RenderableType
     for label, text in facts(status):
         problem = label == PROBLEM
         grid.add_row(label, Text(text, style="red" if problem else "", no_wrap=not problem))
-    if status.get("detail"):
-        grid.add_row("now", Text(status["detail"], style="red" if state == "failed" else "", no_wrap=state != "failed"))
-    for event in (status.get("events") or [])[-EVENTS:]:
+    if status.detail:
+        failed = status.state == "failed"
+        grid.add_row("now", Text(status.detail, style="red" if failed else "", no_wrap=not failed))
+    for event in status.events[-EVENTS:]:
         stamp, _, text = event.partition(" ")
         grid.add_row(stamp, Text(text, style="yellow"))
-    return Panel(grid, title=title(run, status), title_align="left", border_style=COLORS.get(state, "cyan"))
+    heading = title(run, status.state, version_of(status))
+    return Panel(grid, title=heading, title_align="left", border_style=COLORS.get(status.state, "cyan"))
 
 
 def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
@@ -135,75 +139,76 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
     return "".join(BARS[round((mean - low) / (high - low) * (len(BARS) - 1))] for mean in means)
 
 
-def progress(status: dict, left_s: float | None) -> tuple[RenderableType, RenderableType]:
+def progress(status: RunStatus, left_s: float | None) -> tuple[RenderableType, RenderableType]:
     """A bar over the tasks of an evaluation while there is one, else over steps."""
-    done, total = status.get("progress") or (status.get("step", 0), status.get("steps", 0))
-    label = "evaluation" if status.get("progress") else "steps"
+    done, total = status.progress or (status.step, status.steps)
+    label = "evaluation" if status.progress else "steps"
     row = Table.grid(padding=(0, 2), expand=True)
     row.add_column(ratio=1)
     row.add_column(no_wrap=True)
-    times = [clock(status["elapsed_s"])] if "elapsed_s" in status else []
+    times = [clock(status.elapsed_s)]
     times += [f"{clock(left_s)} left"] if left_s is not None else []
     row.add_row(ProgressBar(max(total, 1), done), Text(f"{done}/{total}  {', '.join(times)}"))
     return label, row
 
 
-def _state(status: dict) -> str:
-    state, detail = status.get("state", "starting"), status.get("detail")
-    return f"{state} ({detail})" if detail else state
-
-
-def facts(status: dict) -> list[tuple[str, str]]:
+def facts(status: RunStatus) -> list[tuple[str, str]]:
     """(what, text) of all that the status knows, in the order in which it is shown."""
-    found = [("adapter", status["adapter"])] if status.get("adapter") else []
-    found += [(PROBLEM, text) for text in problems(status.get("findings") or ())]
-    if status.get("trained_tokens") == 0 and not status.get("findings"):  # else the cause is said
-        found.append(("trained", "no token of the last step's batch"))
-    if status.get("reward_by_index"):
-        found.append(("reward by turn", "  ".join(f"{reward:.3f}" for reward in status["reward_by_index"])))
-    if history := status.get("reward_history"):
-        newest = status.get("reward", history[-1])
-        found.append(("mean reward", f"{NO_DATA if newest is None else f'{newest:.3f}'}  {sparkline(history)}"))
-    if answers := told(status):
-        found.append(("answers", answers))
-    if "staleness_mean" in status:
-        mean, most = status["staleness_mean"], status.get("staleness_max", 0)
-        found.append(("staleness", NO_DATA if mean is None else f"{mean:.1f} mean, {most} most"))
-    if "tokens_per_s" in status:
-        turns = f", {status['turns_per_s']:,.0f} turns/s" if "turns_per_s" in status else ""
-        found.append(("generation", f"{status['tokens_per_s']:,.0f} tokens/s{turns}"))
-    found += [(f"{part} waits", text) for part, text in (status.get("waits") or {}).items() if text]
-    found += [("actors", _actors(status["actors"], status.get("actors_target")))] if status.get("actors") else []
-    found += [("replay", _replay(status["replay"]))] if status.get("replay") else []
-    found += [("metrics", status["sd"])] if status.get("sd") else []
+    found = [("adapter", status.adapter)] if status.adapter else []
+    found += [(PROBLEM, text) for text in problems(status.findings)]
+    found += _of_last_step(status)
+    if status.tokens_per_s is not None:
+        turns = "" if status.turns_per_s is None else f", {status.turns_per_s:,.0f} turns/s"
+        found.append(("generation", f"{status.tokens_per_s:,.0f} tokens/s{turns}"))
+    found += [(f"{part} waits", text) for part, text in status.waits.items() if text]
+    found += [("actors", _actors(status.actors, status.actors_target))] if status.actors else []
+    found += [("replay", _replay(status.replay))] if status.replay else []
+    found += [("metrics", status.sd)] if status.sd else []
     return found
 
 
-def problems(findings: Sequence[dict]) -> list[str]:
+def _of_last_step(status: RunStatus) -> list[tuple[str, str]]:
+    """What the newest step says: nothing before there is one."""
+    if status.last is None:
+        return []
+    report, batch = status.last.report, status.last.report.batch
+    found = []
+    if report.fit.trained_tokens == 0 and not status.findings:  # else the cause is said
+        found.append(("trained", "no token of the last step's batch"))
+    if batch.reward_by_index:
+        found.append(("reward by turn", "  ".join(f"{reward:.3f}" for reward in batch.reward_by_index)))
+    newest = NO_DATA if batch.reward is None else f"{batch.reward:.3f}"
+    found.append(("mean reward", f"{newest}  {sparkline(status.reward_history)}"))
+    if answers := told(batch.responses):
+        found.append(("answers", answers))
+    mean = batch.staleness_mean
+    found.append(("staleness", NO_DATA if mean is None else f"{mean:.1f} mean, {batch.staleness_max} most"))
+    return found
+
+
+def problems(findings: Sequence[Finding]) -> list[str]:
     """What is wrong and how to cure it, of the first few; of more their causes."""
-    texts = [f"{finding['problem']} {finding['cure']}" for finding in findings[:SHOWN]]
-    more = ", ".join(finding["cause"] for finding in findings[SHOWN:])
-    return texts + ([f"and {more}"] if more else [])
+    more = ", ".join(finding.cause for finding in findings[SHOWN:])
+    return [finding.text for finding in findings[:SHOWN]] + ([f"and {more}"] if more else [])
 
 
-def _actors(actors: Sequence[dict], target: int | None) -> str:
-    ready = [actor for actor in actors if actor.get("state") == "ready"]
-    versions = sorted({actor["version"] for actor in actors if actor.get("version") is not None})
-    text = f"{len(ready)} of {target or len(actors)} ready"
-    unusual = [actor for actor in actors if actor.get("state", "starting") not in ("ready", "starting")]
-    text += "".join(f", {actor.get('name', 'an actor')}: {actor['state']}" for actor in unusual[:SHOWN])
+def _actors(actors: Sequence[ActorStatus], target: int) -> str:
+    versions = sorted({actor.version for actor in actors if actor.version is not None})
+    text = f"{sum(actor.state == 'ready' for actor in actors)} of {target} ready"
+    unusual = [actor for actor in actors if actor.state not in ("ready", "starting")]
+    text += "".join(f", {actor.name}: {actor.state}" for actor in unusual[:SHOWN])
     text += f" and {len(unusual) - SHOWN} more" if len(unusual) > SHOWN else ""
-    text += f", {sum(actor.get('playing', 0) for actor in actors)} groups in play"
-    text += f", {sum(actor.get('running', 0) for actor in actors)} requests running"
+    text += f", {sum(actor.playing for actor in actors)} groups in play"
+    text += f", {sum(actor.running for actor in actors)} requests running"
     if versions:
         text += f", version {versions[0]}" + (f" to {versions[-1]}" if len(versions) > 1 else "")
     return text
 
 
-def _replay(stats: dict) -> str:
-    text = ", ".join(f"{stats[key]:,} {key}" for key in ("open", "ready", "claimed", "used") if key in stats)
-    text += f", {stats['bytes'] / 1e6:,.1f} MB" if "bytes" in stats else ""
-    dropped = {reason: n for reason, n in (stats.get("dropped") or {}).items() if n}
+def _replay(stats: Mapping[str, Any]) -> str:
+    text = ", ".join(f"{stats[key]:,} {key}" for key in ("open", "ready", "claimed", "used"))
+    text += f", {stats['bytes'] / 1e6:,.1f} MB"
+    dropped = {reason: n for reason, n in stats["dropped"].items() if n}
     return text + "".join(f", {n:,} dropped ({reason})" for reason, n in dropped.items())
 
 
@@ -214,21 +219,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def show_status(name: str, found: dict, console: Console) -> None:
+def show_status(name: str, found: RunStatus | RunEnded, console: Console) -> None:
     """What a run is doing, or how it ended, in a few lines."""
-    if "summary" not in found:
+    if isinstance(found, RunStatus):
         console.print(panel(name, found))
         return
-    summary = found["summary"]
-    console.print(f"{name}: {summary['state']} after {summary['steps']} steps, {summary['seconds']:.0f} s")
-    if summary["error"]:
-        console.print(summary["error"])
-    show_findings(summary, console)
+    console.print(f"{name}: {found.state} after {found.steps} steps, {found.seconds:.0f} s")
+    if found.error:
+        console.print(found.error)
+    show_findings(found.findings, console)
 
 
-def show_findings(summary: dict, console: Console) -> None:
+def show_findings(findings: Sequence[Finding], console: Console) -> None:
     """Causes why a run that has ended could not learn."""
-    for finding in summary.get("findings") or ():
-        lasted = "to the end" if finding["until_s"] is None else f"to {finding['until_s']:.0f} s"
-        text = f"from {finding['since_s']:.0f} s {lasted}: {finding['problem']} {finding['cure']}"
+    for finding in findings:
+        lasted = "to the end" if finding.until_s is None else f"to {finding.until_s:.0f} s"
+        text = f"from {finding.since_s:.0f} s {lasted}: {finding.text}"
         console.print(text, markup=False, soft_wrap=True)

@@ -1,17 +1,20 @@
 """`redraft top RUN`: one run on the whole terminal, from 80 columns by 24 lines on.
 
-A thread asks the controller once a second, in a process of its own (redraft.remote), and reads the newest turns; the
-terminal only shows what it brings. A run that cannot be reached is asked again; one that has ended stays on the screen.
+A thread asks the controller once a second, in a process of its own (redraft.control.remote), and reads the newest
+turns; the terminal only shows what it brings. A run that cannot be reached is asked again; one that has ended stays on
+the screen.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group as Rows
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 from textual import work
@@ -22,6 +25,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Static
 
 from protocols.errors import RedraftError
+from protocols.reports import RunEnded, RunStatus
 from redraft import records
 from redraft.control.remote import Remote
 from redraft.report.tables import table
@@ -45,7 +49,7 @@ Turns: what the model was told is dim, its answer is not."""
 class Look:
     """What one look at the run has found. `status` is None when it could not be reached, and `problem` says why."""
 
-    status: dict | None
+    status: RunStatus | RunEnded | None
     problem: str = ""
     turns: Sequence[Group] = ()
 
@@ -82,54 +86,51 @@ class Part:
     node: str = ""
 
 
-def parts(status: dict) -> list[Part]:
-    """All parts of a run; any key of the status may be missing."""
-    state, stats = status.get("state", "starting"), status.get("replay") or {}
-    up = state != "starting"
-    learning = f"step {status.get('step', 0)}/{status.get('steps', '?')}"
+def parts(status: RunStatus) -> list[Part]:
+    """All parts of a run."""
+    up, version = status.state != "starting", live.version_of(status)
+    leases, learning = f"{status.leases} leases out", f"step {status.step}/{status.steps}"
     found = [
-        Part("controller", state, up and state != "failed", doing=f"{status.get('leases', 0)} leases out"),
-        Part("learner", "ready" if up else "starting", up, status.get("version"), learning),
-        _replay(stats, up),
+        Part("controller", status.state, up and status.state != "failed", doing=leases),
+        Part("learner", "ready" if up else "starting", up, version, learning),
+        _replay(status.replay, up),
     ]
-    for actor in status.get("actors") or []:
-        version, state = actor.get("version"), actor.get("state", "unknown")
-        doing = f"{actor.get('playing', 0)} groups, {actor.get('running', 0)} requests"
-        ready = state == "ready" and version is not None
-        state = state if ready or state != "ready" else "no weights"
-        found.append(Part(actor.get("name", "actor"), state, ready, version, doing, actor.get("node") or ""))
+    for actor in status.actors:
+        doing = f"{actor.playing} groups, {actor.running} requests"
+        ready = actor.state == "ready" and actor.version is not None
+        state = actor.state if ready or actor.state != "ready" else "no weights"
+        found.append(Part(actor.name, state, ready, actor.version, doing, actor.node))
     return found
 
 
-def _replay(stats: dict, up: bool) -> Part:
-    full = stats.get("full", False)
-    doing = ", ".join(f"{stats[key]:,} {key}" for key in ("open", "ready", "claimed") if key in stats)
+def _replay(stats: Mapping[str, Any], up: bool) -> Part:
+    if not stats:
+        return Part("replay", "ready" if up else "starting", up)
+    doing = ", ".join(f"{stats[key]:,} {key}" for key in ("open", "ready", "claimed"))
+    full = stats["full"]
     return Part("replay", "disk full" if full else "ready" if up else "starting", up and not full, doing=doing)
 
 
-def now(status: dict) -> Table:
+def now(status: RunStatus) -> Table:
     """Rewards, speed, and what learner and actors wait for."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True, width=14)
     grid.add_column()
     rows = [(label, text) for label, text in live.facts(status) if label not in ASIDE]
-    if not any(label == "actors waits" for label, _ in rows) and (waiting := _actors_wait(status)):
+    if waiting := _actors_wait(status):
         rows.append(("actors wait", waiting))
     for label, text in rows:
         grid.add_row(label, Text(text))
     return grid
 
 
-def _actors_wait(status: dict) -> str:
+def _actors_wait(status: RunStatus) -> str:
     """What actors that play nothing wait for, in words."""
-    actors = status.get("actors") or []
-    unready = [actor for actor in actors if actor.get("state") == "starting" or actor.get("version") is None]
-    idle = [
-        actor for actor in actors if actor.get("state") == "ready" and actor not in unready and not actor.get("playing")
-    ]
+    unready = [actor for actor in status.actors if actor.state == "starting" or actor.version is None]
+    idle = [actor for actor in status.actors if actor.state == "ready" and actor not in unready and not actor.playing]
     found = []
-    if idle and status.get("state") == "training":
-        full = (status.get("replay") or {}).get("full")
+    if idle and status.state == "training":
+        full = bool(status.replay) and status.replay["full"]
         found.append(f"{len(idle)} for a lease ({'full disk' if full else 'staleness'})")
     if unready:
         found.append(f"{len(unready)} for verified weights")
@@ -211,7 +212,7 @@ class Top(App[None]):
         self._paused = False
         self._pace = live.Pace()
         self._reached = ""  # when, by the clock
-        self._status: dict = {}
+        self._title_text = Text(run.name, "bold")
 
     def compose(self) -> ComposeResult:
         # Kept: a look may still come while the view closes, when they can no longer be found on the screen.
@@ -261,17 +262,18 @@ class Top(App[None]):
         if look.status is None:
             since = f"not reached since {self._reached}" if self._reached else "not reached"
             self._title(Text(f"{since}, tried again every {EVERY_S:g} s: {look.problem}", "bold red"))
-        elif "summary" in look.status:
-            self._ended(look.status["summary"])
+        elif isinstance(look.status, RunEnded):
+            self._ended(look.status)
         else:
             self._going_on(look.status)
         turns = turns_text(look.turns) if look.turns else Text("none recorded yet", "dim")
         self._texts["newest turns"].update(turns)
 
-    def _going_on(self, status: dict) -> None:
-        self._status, self._reached = status, time.strftime("%H:%M:%S")
+    def _going_on(self, status: RunStatus) -> None:
+        self._reached = time.strftime("%H:%M:%S")
+        self._title_text = live.title(self._run.name, status.state, live.version_of(status))
         self._pace.see(status)
-        self._title(Text(status.get("detail") or "", "red" if status.get("state") == "failed" else "dim"))
+        self._title(Text(status.detail, "red" if status.state == "failed" else "dim"))
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column(style="dim")
         bar.add_column(ratio=1)
@@ -279,28 +281,25 @@ class Top(App[None]):
         self._progress.update(bar)
         self._fill(parts(status))
         self._texts["now"].update(now(status))
-        self._texts["events"].update(Text("\n".join(reversed(status.get("events") or [])), "yellow"))
+        self._texts["events"].update(Text("\n".join(reversed(status.events)), "yellow"))
 
-    def _ended(self, summary: dict) -> None:
+    def _ended(self, end: RunEnded) -> None:
         """How the run ended, and its results."""
-        state, steps, seconds = (summary.get(key) for key in ("state", "steps", "seconds"))
-        self._status = {"state": state}
-        self._title(Text(f"ended after {steps} steps, {live.clock(seconds or 0)}"))
+        self._title_text = live.title(self._run.name, end.state)
+        self._title(Text(f"ended after {end.steps} steps, {live.clock(end.seconds)}"))
         self._progress.update("")
         self._fill([])
-        shown = [Text(summary["error"], "red")] if summary.get("error") else []
-        if summary.get("before") or summary.get("after"):
-            width = self._texts["now"].size.width
-            shown.append(table(summary.get("before"), summary.get("after"), self._feedback(), width))
+        shown: list[RenderableType] = [Text(end.error, "red")] if end.error else []
+        if end.before or end.after:
+            shown.append(table(end.before, end.after, self._feedback(), self._texts["now"].size.width))
         self._texts["now"].update(Rows(*shown))
 
     def _feedback(self) -> str:
         recipe = records.mapping(records.text(self._run.folder / "recipe.yaml"))
-        return records.at(recipe, "environment.feedback") or ""
+        return str(records.at(recipe, "environment.feedback") or "")
 
     def _title(self, text: Text) -> None:
-        title = live.title(self._run.name, self._status) if self._status else Text(self._run.name, "bold")
-        self._headline.update(Text.assemble(title, "  ", text))
+        self._headline.update(Text.assemble(self._title_text, "  ", text))
 
     def _fill(self, rows: Sequence[Part]) -> None:
         """The table of parts; where the cursor is stays."""

@@ -55,7 +55,7 @@ class Controller:
         self.trials.append(ref)
 
     def step_done(self, report):
-        self.reports.append(report)
+        self.reports.append(report.to_json())
 
     def cursor(self):
         return {"task": 17}

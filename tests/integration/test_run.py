@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.run_house import ENVIRONMENT, ROOT, Command, leftovers
 from support.watch_house import NAME, Prometheus, listed, panel_queries, rules, wait_for
 
-from protocols import metrics
+from protocols import metrics, reports  # noqa: F401  reports declares metrics, too
 from redraft.control.remote import Remote
 from redraft.watch.viewer.index import Index
 from replay.disk.reader import SpoolReader
@@ -136,9 +136,7 @@ def test_every_process_of_a_run_is_found_and_serves_metrics_of_ours(watched):
     processes = {"controller", "replay-0", "learner-0", "actor-0", "actor-1"}
     found = wait_for(lambda: (up := prometheus.healthy()) == listed(sd) and up, 60)
     assert {name for name in found if not name.startswith("ray-")} == processes
-    known = {
-        metric.name.removesuffix("_total") for metric in vars(metrics).values() if isinstance(metric, metrics.Metric)
-    }
+    known = {metric.name.removesuffix("_total") for metric in metrics.METRICS}
     for name in processes:
         with urllib.request.urlopen(f"http://{found[name]}/metrics", timeout=10) as page:
             families = {family.name for family in text_string_to_metric_families(page.read().decode())}
@@ -151,8 +149,8 @@ def test_a_view_that_stays_open_is_answered_again_and_again(watched):
     run, _, _ = watched
     with contextlib.closing(Remote(str(run.folder / "runs" / "watched"))) as remote:
         first = remote.status()
-        later = wait_for(lambda: (found := remote.status())["step"] > first["step"] and found, 60)
-        assert later["run"] == "watched" and len(later["actors"]) == 2
+        later = wait_for(lambda: (found := remote.status()).step > first.step and found, 60)
+        assert later.run == "watched" and len(later.actors) == 2
 
 
 def test_every_panel_has_data_and_every_rule_can_be_asked(watched):
@@ -224,7 +222,7 @@ def test_ctrl_c_and_sigterm_stop_everything_and_resume_goes_on(watched, folder):
 
 def fleet(remote: Remote) -> dict[str, int]:
     """How many actors there are in which state."""
-    return Counter(actor["state"] for actor in remote.status()["actors"])
+    return Counter(actor.state for actor in remote.status().actors)
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,12 @@ import pytest
 from support.places import PYTHONPATH
 
 from benchmarks.scale_parts import Consumer, start_consumer
+from protocols.reports import RunStatus
 from redraft import run as runs
 from redraft.control import workers as parts
 from redraft.control.client import actor_name  # sets what Ray reads when it is imported
 from redraft.control.controller import Controller
+from redraft.control.exchange import Exchange
 from redraft.models import make as models
 from redraft.owner import Owner
 from redraft.recipe import build
@@ -62,38 +64,48 @@ class Noting(Consumer):
         return self._used
 
 
-class Watched(Controller):
+class Noted(Exchange):
     """Remembers which plays ended, and which were taken from an actor that left."""
 
-    def __init__(self, run, recipe):
-        super().__init__(run, recipe, resume=False)
-        self._ended: set[tuple[bytes, int]] = set()
-        self._taken: set[tuple[bytes, int]] = set()
-        parts.start_ranks = functools.partial(start_consumer, kind=Noting)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.ended: set[tuple[bytes, int]] = set()
+        self.taken: set[tuple[bytes, int]] = set()
 
     def _take(self, number, report):
-        live = {(group, play.lease.number) for group, play in self._book.live.items()}
-        self._ended |= live & {(group, lease) for group, lease, _ in report.closed}
+        live = {(group, play.lease.number) for group, play in self.parts.book.live.items()}
+        self.ended |= live & {(group, lease) for group, lease, _ in report.closed}
         super()._take(number, report)
 
     def _abandon(self, group, number, why, reason="abandoned"):
         if reason == "drained":
-            self._taken.add((group, number))
+            self.taken.add((group, number))
         super()._abandon(group, number, why, reason)
 
+
+class Watched(Controller):
+    """Says what its exchange remembers, also when it has ended."""
+
+    EXCHANGE = Noted
+
+    def __init__(self, run, recipe):
+        super().__init__(run, recipe, resume=False)
+        parts.start_ranks = functools.partial(start_consumer, kind=Noting)
+
     def plays(self) -> tuple[set, set]:
-        return self._ended, self._taken
+        return self._state.ended, self._state.taken
 
     def balance(self) -> tuple[list[bytes], dict, str]:
         """The groups that were used, what replay holds, and where it listens. The actors must have ended."""
         import ray
 
-        return ray.get(self._ranks[0].used.remote()), self._client.stats(), self._shards.endpoints[0].ingest
+        parts = self._state.parts
+        return ray.get(parts.ranks[0].used.remote()), parts.client.stats(), parts.shards.endpoints[0].ingest
 
     def _close(self):
         """Closes actors only; the rest is looked at, and ends with Ray."""
         self._stopping.set()
-        self._fleet.close(5.0)
+        self._state.parts.fleet.close(5.0)
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +150,13 @@ def until(controller, condition, what: str, limit_s: float = 60.0) -> dict:
     """Waits until the status is as it should be; returns it."""
     deadline = time.monotonic() + limit_s
     while not condition(status := ask(controller, "status")):
-        assert status["state"] != "failed" and time.monotonic() < deadline, f"{what}: {status}"
+        assert status.state != "failed" and time.monotonic() < deadline, f"{what}: {status}"
         time.sleep(0.1)
     return status
 
 
-def states(status: dict) -> dict[str, str]:
-    return {actor["name"]: actor["state"] for actor in status.get("actors", ())}
+def states(status: RunStatus) -> dict[str, str]:
+    return {actor.name: actor.state for actor in status.actors}
 
 
 def owners() -> list[psutil.Process]:
@@ -157,23 +169,23 @@ def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, c
     import ray
 
     ended = controller.run.remote()
-    until(controller, lambda status: status["state"] == "training", "training")
+    until(controller, lambda status: status.state == "training", "training")
     assert ask(controller, "scale", 2) == 1
     began = time.monotonic()
     waiting = {"actor-0": "ready", "actor-1": "waiting for resources"}
     until(controller, lambda status: states(status) == waiting, "no room for a second actor")
     status = until(controller, lambda status: time.monotonic() - began > START_S + 1, "longer than a start may take")
-    assert states(status) == waiting and not any("replaced" in event for event in status["events"])
+    assert states(status) == waiting and not any("replaced" in event for event in status.events)
     closed = len(ask(controller, "plays")[0])
     assert closed > 4, "the run goes on meanwhile"
 
     cluster.add_node(num_cpus=1, include_dashboard=False)
     until(controller, lambda status: states(status) == dict.fromkeys(waiting, "ready"), "the node's actor")
     assert len(owners()) == 2
-    until(controller, lambda status: all(actor["playing"] for actor in status["actors"]), "both play")
+    until(controller, lambda status: all(actor.playing for actor in status.actors), "both play")
     assert ask(controller, "scale", 1) == 2
     status = until(controller, lambda status: len(states(status)) == 1, "one actor")
-    assert status["actors_target"] == 1
+    assert status.actors_target == 1
 
     def given_again() -> bool:
         plays, taken = ask(controller, "plays")
@@ -183,7 +195,7 @@ def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, c
     until(controller, lambda status: given_again(), "what was taken from the actor is played by the other")
     until(controller, lambda status: len(owners()) == 1, "nothing keeps Ray from taking the node away")
     ask(controller, "stop")
-    assert ray.get(ended, timeout=60)["state"] == "stopped"
+    assert ray.get(ended, timeout=60).state == "stopped"
     used, held, ingest = ask(controller, "balance")
     plays, taken = ask(controller, "plays")
     print(f"{len(plays)} plays ended, {len(taken)} taken back, {len(used)} groups used")

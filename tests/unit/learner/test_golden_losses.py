@@ -362,7 +362,7 @@ def test_loss_and_gradient_are_those_of_the_formulas(case, split):
     np.testing.assert_allclose(logprobs.grad.numpy(), expected, rtol=2e-4, atol=2e-7)
     assert not logprobs.grad.numpy()[expected == 0].any(), "exactly zero where the formula has nothing"
     if case.cuts is not None:
-        assert (report(stats)["masked_share"] > 0) == case.cuts
+        assert (report(stats).masked_share > 0) == case.cuts
 
 
 def tiny(seed: int) -> Qwen2ForCausalLM:

@@ -92,8 +92,8 @@ def test_the_divergence_from_the_start_model_is_added_with_its_weight():
     loss, slope, stats = call(grpo(kl=0.1), logs(0.5), logs(0.5), [0.0], [1.0], reference=logs(0.25), divergences=[0.1])
     assert loss == pytest.approx(0.1 * (0.5 - math.log(0.5) - 1))
     assert slope == pytest.approx([0.1 * (1 - 0.5)])
-    assert report(stats)["kl"] == pytest.approx(0.5 - math.log(0.5) - 1)
-    assert report(stats)["anchor_kl"] is None
+    assert report(stats).kl == pytest.approx(0.5 - math.log(0.5) - 1)
+    assert report(stats).anchor_kl is None
 
 
 def test_anchored_tokens_have_the_divergence_alone_and_are_reported_apart():
@@ -105,8 +105,8 @@ def test_anchored_tokens_have_the_divergence_alone_and_are_reported_apart():
     assert loss == pytest.approx(-1 + 2 * divergence)
     assert slope == pytest.approx([-1, 2 * (1 - 0.5)])
     figures = report(stats)
-    assert (figures["trained_tokens"], figures["kl"]) == (1, 0)
-    assert figures["anchor_kl"] == pytest.approx(divergence)
+    assert (figures.trained_tokens, figures.kl) == (1, 0)
+    assert figures.anchor_kl == pytest.approx(divergence)
 
 
 @pytest.mark.parametrize("objective", [grpo(), grpo(ratio="sequence", correction="none"), AwrSettings()])
@@ -145,16 +145,16 @@ def test_the_report_says_how_far_trainer_and_sampler_are_apart():
     current, sampler = logs(1.0, 2.0, 6.0, 1.0), torch.zeros(4)
     _, _, stats = call(grpo(), current, sampler, [1.0] * 4, [0.25, 0.25, 0.25, 0.0], sampled)
     figures = report(stats)
-    assert figures["trained_tokens"] == 3
-    assert figures["mismatch_mean"] == pytest.approx((math.log(2) + math.log(6)) / 3)
-    assert figures["mismatch_max"] == pytest.approx(math.log(6))
-    assert figures["effective_samples"] == pytest.approx(9**2 / (3 * (1 + 4 + 36)))
-    assert figures["masked_share"] == pytest.approx(1 / 3)
-    assert figures["entropy"] == pytest.approx(0.7)
+    assert figures.trained_tokens == 3
+    assert figures.mismatch_mean == pytest.approx((math.log(2) + math.log(6)) / 3)
+    assert figures.mismatch_max == pytest.approx(math.log(6))
+    assert figures.effective_samples == pytest.approx(9**2 / (3 * (1 + 4 + 36)))
+    assert figures.masked_share == pytest.approx(1 / 3)
+    assert figures.entropy == pytest.approx(0.7)
 
 
 def test_figures_over_nothing_are_none():
-    found = report(np.zeros(len(STATS)))
+    found = report(np.zeros(len(STATS))).to_json()
     assert found.pop("trained_tokens") == 0
     assert set(found.values()) == {None}
 
@@ -162,9 +162,9 @@ def test_figures_over_nothing_are_none():
 def test_trainer_and_sampler_are_not_compared_where_nothing_was_sampled():
     _, _, stats = call(SftSettings(), logs(0.5, 0.25), torch.zeros(2), [1.0, 1.0], [0.75, 0.25], [False, False])
     found = report(stats)
-    assert found["loss"] > 0 and found["entropy"] > 0 and found["trained_tokens"] == 2
+    assert found.loss > 0 and found.entropy > 0 and found.trained_tokens == 2
     nothing = ("mismatch_mean", "mismatch_max", "effective_samples", "kl", "anchor_kl")
-    assert [found[key] for key in nothing] == [None] * 5
+    assert [getattr(found, key) for key in nothing] == [None] * 5
 
 
 def sequence(advantages: list[float]) -> TokenSequence:

@@ -299,12 +299,12 @@ def test_the_batch_is_described():
         turn(1, 0, [], [4], index=1, reward=1.0, role=Role.REFLECTION, versions=((0, 5),)),
         turn(2, 1, [], [5], index=1, reward=1.0, extra={"success": True}, versions=((0, 1_000_006),)),
     )
-    facts = prepare([made], 6, settings()).facts
-    assert facts["reward"] == 0.5
-    assert facts["reward_by_index"] == facts["success_by_index"] == [0, 1]
-    assert facts["staleness_counts"] == {"2": 1} and facts["staleness_max"] == 2
-    assert facts["sampled_tokens"] == 4 and facts["turns"] == 3
-    assert facts["sequences"] == 1 and facts["trained_turns"] == {"attempt": 2, "reflection": 1}
+    found = prepare([made], 6, settings()).report
+    assert found.reward == 0.5
+    assert found.reward_by_index == found.success_by_index == [0, 1]
+    assert found.staleness_counts == {"2": 1} and found.staleness_max == 2
+    assert found.sampled_tokens == 4 and found.turns == 3
+    assert found.sequences == 1 and found.trained_turns == {"attempt": 2, "reflection": 1}
 
 
 def test_turns_that_the_loss_does_not_weigh_are_not_counted_as_trained():
@@ -314,9 +314,9 @@ def test_turns_that_the_loss_does_not_weigh_are_not_counted_as_trained():
         turn(2, 1, [], [6], role=Role.RETRY, reward=1.0),
     )
     alone = group(turn(0, -1, [1], [2, 3], reward=0.0))
-    facts = prepare([made, alone], 0, settings(objective={"name": "sft"}, credit={"name": "raw"})).facts
-    assert facts["sequences"] == 1 and facts["trained_turns"] == {"retry": 1, "revision": 1}
-    assert facts["reward"] == pytest.approx(1 / 3), "a revision is nobody's answer"
+    found = prepare([made, alone], 0, settings(objective={"name": "sft"}, credit={"name": "raw"})).report
+    assert found.sequences == 1 and found.trained_turns == {"retry": 1, "revision": 1}
+    assert found.reward == pytest.approx(1 / 3), "a revision is nobody's answer"
 
 
 def test_a_sequence_too_long_for_a_row_is_an_error_not_a_loss():

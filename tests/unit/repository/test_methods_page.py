@@ -52,7 +52,7 @@ def test_the_parts_on_the_page_work_as_they_stand(mine):
     (worth,) = credits.credit([group], recipe.learner.credit)
     assert worth.tolist() == [0.0, 2.0]
     batch = prepare([group], 0, recipe.learner)
-    assert batch.facts["sequences"] >= 1 and objectives.make(recipe.learner.objective).weigh(np.array([-2.0])) == 2.0
+    assert batch.report.sequences >= 1 and objectives.make(recipe.learner.objective).weigh(np.array([-2.0])) == 2.0
 
 
 def _signs(task: dict) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.config import ActorSettings, AutoscaleSettings
+from protocols.reports import StepReport
 from redraft.control.autoscale import ENOUGH, QUIET_S, Autoscaler
 from redraft.recipe import build
 
@@ -53,8 +54,8 @@ class Run:
         return self.sizes
 
 
-def reported(waited_s: float, work_s: float, reason: str = "groups") -> dict:
-    return {"seconds": {"wait": waited_s, "train": work_s, "pack": 9.0}, "wait_reason": reason}
+def reported(waited_s: float, work_s: float, reason: str = "groups") -> StepReport:
+    return StepReport(seconds={"wait": waited_s, "train": work_s, "pack": 9.0}, wait_reason=reason)
 
 
 def wait_share(run: Run, count: int) -> float:
@@ -110,7 +111,7 @@ def test_checkpoints_and_weights_are_no_wait():
     for step in range(1, 100):
         scaler.look(step * 10.0, 0, True)
         seconds = {"wait": 0.05, "train": 1.0, "checkpoint": 5.0, "gather": 2.0, "publish": 2.0, "pack": 9.0}
-        assert scaler.step(step * 10.0 + 5, {"seconds": seconds, "wait_reason": "groups"}) == 2
+        assert scaler.step(step * 10.0 + 5, StepReport(seconds=seconds)) == 2
 
 
 def test_one_actor_fewer_takes_longer_than_one_more():

@@ -6,7 +6,7 @@ import pytest
 
 from actors.clock import StateClock, state_of
 from learner.lead import Waits, wait
-from learner.step_metrics import timed
+from learner.timing import timed
 from protocols import metrics
 from redraft.control.admission import LIMITS, Limit
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from actors.config import CurriculumSettings
 from actors.tasks import TaskOrder
-from redraft.control.leases import INCARNATION_LEASES, PLAYS, LeaseBook, admissible
+from redraft.control.admission import admissible
+from redraft.control.leases import INCARNATION_LEASES, PLAYS, LeaseBook
 
 TASKS = [{"id": str(n)} for n in range(10)]
 LEVELLED = [{"id": str(n), "level": n % 3} for n in range(12)]

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from protocols.errors import DeadlineError, RedraftError
+from protocols.reports import Finding, RunEnded
 from redraft.control.remote import Remote
 from redraft.run import Run
 
@@ -29,12 +30,13 @@ def test_a_run_that_is_gone_is_told_from_one_that_has_ended_also_by_the_next_pro
     remote = Remote(str(run.folder))
     with pytest.raises(RedraftError, match="gone is not running"):
         remote.status()
-    run.write("summary.json", {"state": "done"})
+    ended = RunEnded("gone", "done", steps=3, findings=(Finding("groups_flat", "They are.", "Vary.", 1.0, 1),))
+    run.write("summary.json", ended.to_json())
     [child] = children()
-    assert remote.status() == {"summary": {"state": "done"}} and child.is_running()
+    assert remote.status() == ended and child.is_running()
     child.kill()
     child.wait()
-    assert remote.status() == {"summary": {"state": "done"}}
+    assert remote.status() == ended
     remote.close()
     assert not children()
     with pytest.raises(RedraftError):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from actors.actor import Report
 from actors.tally import Tally
+from protocols.reports import StepReport
 from redraft import recipe as recipes
 from redraft.diagnosis.causes import CAUSES, HOLD_S, Diagnosis
 from redraft.diagnosis.evidence import ALPHA, RecentPlay, beyond, overlap
@@ -53,7 +54,7 @@ def play(groups: int = 40, answers: int = 8, right: float = 0.4, **counts) -> Ta
     return Tally(**healthy | counts)
 
 
-def step(number: int, **figures) -> dict:
+def step(number: int, **figures) -> StepReport:
     """A learner's report of a healthy step, but for `figures`."""
     healthy = {
         "step": number,
@@ -64,7 +65,7 @@ def step(number: int, **figures) -> dict:
         "gradient_norm": 0.3,
         "lr": 1e-5,
     }
-    return healthy | figures
+    return StepReport.from_json(healthy | figures)
 
 
 class Watched:

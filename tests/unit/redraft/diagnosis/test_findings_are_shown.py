@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from protocols.reports import Finding, RunStatus
 from redraft.report.page import write_report
 from redraft.watch import live, top
 
-FINDINGS = [
-    {"cause": "answers_cut", "problem": "All 80 responses were cut.", "cure": "Raise a.", "since_s": 3.0, "step": 1},
-    {"cause": "groups_flat", "problem": "9 of 9 groups.", "cure": "Take [easier] tasks.", "since_s": 4.0, "step": 1},
-    {"cause": "reward_constant", "problem": "All scores.", "cure": "Vary.", "since_s": 4.0, "step": 1},
-]
-STATUS = {"state": "training", "step": 1, "steps": 9, "findings": [one | {"until_s": None} for one in FINDINGS]}
+FINDINGS = (
+    Finding("answers_cut", "All 80 responses were cut.", "Raise a.", since_s=3.0, step=1),
+    Finding("groups_flat", "9 of 9 groups.", "Take [easier] tasks.", since_s=4.0, step=1),
+    Finding("reward_constant", "All scores.", "Vary.", since_s=4.0, step=1),
+)
+STATUS = RunStatus("watched", state="training", step=1, steps=9, findings=FINDINGS)
 
 
 @pytest.mark.parametrize("shown", [lambda: live.panel("watched", STATUS), lambda: top.now(STATUS)], ids=["live", "top"])
@@ -30,19 +32,19 @@ def test_the_views_show_the_first_findings_whole_and_the_others_by_name(shown):
 
 def test_a_line_of_a_log_names_the_causes():
     assert "cannot learn: answers_cut, groups_flat, reward_constant" in live.line("watched", STATUS)
-    assert "cannot learn" not in live.line("watched", STATUS | {"findings": []})
+    assert "cannot learn" not in live.line("watched", replace(STATUS, findings=()))
 
 
 def test_events_that_come_together_are_all_printed_once():
     out = io.StringIO()
     with live.LiveView(Console(file=out, width=100), "watched") as view:
-        for events in ([], ["1 a", "1 b"], ["1 a", "1 b"], ["1 a", "1 b", "2 c"]):
-            view.update(STATUS | {"events": events})
+        for events in ((), ("1 a", "1 b"), ("1 a", "1 b"), ("1 a", "1 b", "2 c")):
+            view.update(replace(STATUS, events=events))
     assert [text for text in out.getvalue().splitlines() if "watched" not in text] == ["1 a", "1 b", "2 c"]
 
 
 def test_the_report_shows_what_was_found_and_when_it_ended(tmp_path):
-    lines = [FINDINGS[0] | {"until_s": None}, FINDINGS[1] | {"until_s": None}, FINDINGS[0] | {"until_s": 63.0}]
+    lines = [found.to_json() for found in (*FINDINGS[:2], replace(FINDINGS[0], until_s=63.0))]
     (tmp_path / "findings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = write_report(tmp_path).read_text()
     assert page.count("All 80 responses were cut.") == 1 and "from 0 min 3 s to 1 min 3 s" in page

@@ -19,6 +19,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from protocols import metrics
 from protocols.errors import SettingError
+from protocols.reports import BatchReport, FitReport, StepLine, StepReport
 from redraft import recipe as recipes
 from redraft.control.status import Status
 from redraft.run import Run
@@ -31,21 +32,21 @@ DEADLINE_S = 30.0
 FIGURES = {"kind": "answers", "accuracy_by_turn": [0.25, 0.5], "fix_rate": None, "greedy": {"se": {"m1_t1": 0.125}}}
 
 
-def report(step: int, incarnation: int = 0) -> dict:
+def report(step: int, incarnation: int = 0) -> StepReport:
     """The learner's, of one step; numbers that float32 keeps."""
-    return {
-        "step": step,
-        "version": incarnation * 1_000_000 + step,
-        "loss": step + incarnation / 2,
-        "gradient_norm": None if step == 2 else 0.5,
-        "reward": 0.25,
-        "reward_by_index": [0.125, 0.375],
-        "staleness_counts": {"0": 3, "2": 1},
-        "trained_turns": {"attempt": 16},
-        "entropy": float("nan"),
-        "wait_reason": "groups",
-        "seconds": {"wait": 0.5, "train": 1.5},
-    }
+    return StepReport(
+        step=step,
+        version=incarnation * 1_000_000 + step,
+        fit=FitReport(loss=step + incarnation / 2, entropy=float("nan")),
+        gradient_norm=None if step == 2 else 0.5,
+        batch=BatchReport(
+            reward=0.25,
+            reward_by_index=[0.125, 0.375],
+            staleness_counts={"0": 3, "2": 1},
+            trained_turns={"attempt": 16},
+        ),
+        seconds={"wait": 0.5, "train": 1.5},
+    )
 
 
 @pytest.fixture
@@ -145,11 +146,11 @@ def test_a_disk_that_is_full_costs_lines_that_are_counted_and_said_once_and_late
     try:  # amid a record, and then at the beginning of a file
         for step, room in ((3, first.stat().st_size + 50), (4, 100)):
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-            told.step(report(step))
+            told.step(StepLine(report(step)))
             until(lambda step=step: lost("tensorboard") == before + step - 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    told.step(report(5))
+    told.step(StepLine(report(5)))
     told.close("done")
     assert "File too large" in said[0][1] and {once for once, _ in said} == {"tracker tensorboard"}
     torn, second = sorted((run.folder / "tensorboard").iterdir())

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from protocols.reports import ActorStatus, BatchReport, FitReport, Responses, RunStatus, StepLine, StepReport
 from redraft.watch.live import LiveView, clock, line, panel, sparkline
 
-STATUS = {
-    "run": "quickstart",
-    "state": "training",
-    "step": 57,
-    "steps": 100,
-    "version": 57,
-    "elapsed_s": 151.0,
-    "progress": None,
-    "reward_by_index": [0.512, 0.634],
-    "success_by_index": [0.512, 0.634],
-    "reward_history": [0.1, 0.2, 0.4, 0.573],
-    "staleness_mean": 0.8,
-    "staleness_max": 2,
-    "tokens_per_s": 3612.4,
-    "turns_per_s": 431.0,
-    "waits": {"learner": "groups 1.2 s/step", "actors": "held by staleness"},
-    "actors": [
-        {"name": "actor-0", "state": "ready", "version": 57, "playing": 180, "running": 150},
-        {"name": "actor-1", "state": "starting", "version": None, "playing": 0, "running": 0},
-    ],
-    "replay": {"open": 12, "ready": 40, "claimed": 128, "used": 4096, "bytes": 2_500_000, "dropped": {"stale": 3}},
-    "events": [f"12:03:0{n} actor-1 replaced: reason {n}" for n in range(6)],
-}
+
+def stepped(**batch) -> StepLine:
+    """A step whose batch is that of STATUS, but for `batch`."""
+    known = {
+        "reward": 0.573,
+        "reward_by_index": [0.512, 0.634],
+        "success_by_index": [0.512, 0.634],
+        "staleness_mean": 0.8,
+        "staleness_max": 2,
+    }
+    return StepLine(StepReport(57, 57, FitReport(trained_tokens=900), batch=BatchReport(**known | batch)))
 
 
-def drawn(status: dict, left_s: float | None = None, width: int = 100) -> list[str]:
+STATUS = RunStatus(
+    run="quickstart",
+    state="training",
+    step=57,
+    steps=100,
+    elapsed_s=151.0,
+    reward_history=(0.1, 0.2, 0.4, 0.573),
+    tokens_per_s=3612.4,
+    turns_per_s=431.0,
+    waits={"learner": "groups 1.2 s/step"},
+    actors=(
+        ActorStatus("actor-0", "ready", 57, playing=180, running=150),
+        ActorStatus("actor-1", "starting"),
+    ),
+    actors_target=2,
+    replay={"open": 12, "ready": 40, "claimed": 128, "used": 4096, "bytes": 2_500_000, "dropped": {"stale": 3}},
+    events=tuple(f"12:03:0{n} actor-1 replaced: reason {n}" for n in range(6)),
+    last=stepped(),
+)
+FACTS = [name for name in RunStatus.__slots__ if name not in ("run", "actors_target")]
+
+
+def drawn(status: RunStatus, left_s: float | None = None, width: int = 100) -> list[str]:
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(panel("quickstart", status, left_s))
     return console.export_text().splitlines()
@@ -51,7 +63,6 @@ def test_the_panel_shows_progress_rewards_staleness_speed_and_what_each_part_wai
         "3,612 tokens/s, 431 turns/s",
         "learner waits",
         "groups 1.2 s/step",
-        "held by staleness",
         "1 of 2 ready, 180 groups in play, 150 requests running, version 57",
         "12 open, 40 ready, 128 claimed, 4,096 used, 2.5 MB, 3 dropped (stale)",
         "12:03:05",
@@ -68,15 +79,15 @@ def test_the_panel_stays_small(width):
     assert max(map(len, lines)) <= width
 
 
-@pytest.mark.parametrize("known", [*range(len(STATUS))])
-def test_any_fact_may_be_missing(known):
-    status = dict(list(STATUS.items())[:known])
+@pytest.mark.parametrize("known", range(len(FACTS)))
+def test_any_fact_may_not_be_known_yet(known):
+    status = RunStatus("quickstart", **{name: getattr(STATUS, name) for name in FACTS[:known]})
     assert drawn(status)
     assert line("quickstart", status)
 
 
 def test_an_evaluation_has_its_own_progress_and_speed():
-    status = {"state": "evaluating", "detail": "before", "progress": [120, 500], "tokens_per_s": 1234.5}
+    status = RunStatus("quickstart", state="evaluating", detail="before", progress=(120, 500), tokens_per_s=1234.5)
     text = "\n".join(drawn(status))
     assert "evaluation" in text and "120/500" in text and "before" in text
     assert "1,234 tokens/s" in text and "turns/s" not in text
@@ -84,22 +95,22 @@ def test_an_evaluation_has_its_own_progress_and_speed():
 
 
 def test_the_answers_of_the_last_batch_are_told_by_role():
-    status = STATUS | {
-        "cut_share": {"attempt": 0.73, "reflection": 0.0},
-        "unparsed_share": {"attempt": 0.97},
-        "response_tokens": {
+    responses = Responses(
+        cut_share={"attempt": 0.73, "reflection": 0.0},
+        unparsed_share={"attempt": 0.97},
+        response_tokens={
             "attempt": {"mean": 210.4, "p50": 256.0, "max": 256},
             "reflection": {"mean": 40.0, "p50": 40.0, "max": 60},
         },
-    }
+    )
+    status = replace(STATUS, last=stepped(responses=responses))
     expected = "attempt 73% cut, 97% unparsed, 210 tokens (most 256); reflection 0% cut, 40 tokens (most 60)"
     assert expected in line("quickstart", status)
     assert len(drawn(status)) <= 20
 
 
 def test_figures_over_nothing_are_no_data_and_never_0():
-    nothing = {"reward": None, "reward_by_index": [], "staleness_mean": None, "staleness_max": None}
-    status = STATUS | nothing | {"trained_tokens": 0, "cut_share": {}, "unparsed_share": {}, "response_tokens": {}}
+    status = replace(STATUS, last=StepLine(StepReport(57, 57)))
     text = "\n".join(drawn(status))
     assert "no data  ▁▂▅█" in text and "staleness       no data" in text and "answers" not in text
     assert "no token of the last step's batch" in text
@@ -107,7 +118,7 @@ def test_figures_over_nothing_are_no_data_and_never_0():
 
 def test_text_in_square_brackets_is_shown_and_not_taken_for_markup():
     text = "\n".join(
-        drawn({"state": "failed", "detail": "learner.ranks [bold]: no", "events": ["12:00:00 [red]x[/red]"]})
+        drawn(RunStatus("x", state="failed", detail="learner.ranks [bold]: no", events=("12:00:00 [red]x[/red]",)))
     )
     assert "[bold]" in text and "[red]x[/red]" in text
 
@@ -117,8 +128,8 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_at_once_for_news():
     with LiveView(Console(file=out, width=400), "quickstart", clock=lambda: now[0]) as view:
         for second in range(0, 31):
             now[0] = float(second)
-            view.update(STATUS | {"step": second})
-        view.update(STATUS | {"state": "done", "events": ["12:09:00 stopped"]})
+            view.update(replace(STATUS, step=second))
+        view.update(replace(STATUS, state="done", events=("12:09:00 stopped",)))
     lines = out.getvalue().splitlines()
     assert [text for text in lines if "replaced" in text] == ["12:03:05 actor-1 replaced: reason 5"]
     assert sum("training | step" in text for text in lines) == 4
@@ -129,8 +140,8 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_at_once_for_news():
 def test_on_a_terminal_the_time_left_counts_from_the_first_step_seen():
     out = io.StringIO()
     with LiveView(Console(file=out, force_terminal=True, width=100), "quickstart") as view:
-        view.update(STATUS | {"step": 50, "elapsed_s": 100.0})
-        view.update(STATUS | {"step": 60, "elapsed_s": 120.0})
+        view.update(replace(STATUS, step=50, elapsed_s=100.0))
+        view.update(replace(STATUS, step=60, elapsed_s=120.0))
     assert "1:20 left" in out.getvalue()
 
 
@@ -146,9 +157,9 @@ def test_clock_times():
 
 
 def test_a_fleet_that_is_not_as_it_should_be_says_what_is_missing():
-    ready, leaving = {"name": "actor-0", "state": "ready"}, {"name": "actor-1", "state": "draining"}
-    waiting = [{"name": f"actor-{n}", "state": "waiting for resources"} for n in (2, 3, 4)]
-    text = "\n".join(drawn({"actors": [ready, leaving], "actors_target": 1}))
+    ready, leaving = ActorStatus("actor-0", "ready"), ActorStatus("actor-1", "draining")
+    waiting = [ActorStatus(f"actor-{n}", "waiting for resources") for n in (2, 3, 4)]
+    text = "\n".join(drawn(RunStatus("x", actors=(ready, leaving), actors_target=1)))
     assert "1 of 1 ready, actor-1: draining" in text
-    text = line("quickstart", {"actors": [ready, *waiting], "actors_target": 4})
+    text = line("quickstart", RunStatus("x", actors=(ready, *waiting), actors_target=4))
     assert "1 of 4 ready, actor-2: waiting for resources, actor-3: waiting for resources and 1 more" in text

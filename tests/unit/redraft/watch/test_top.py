@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from actors.actor import Report
 from learner import transcript
 from learner.config import RecordSettings
 from learner.record import Record
+from protocols.reports import ActorStatus, BatchReport, RunEnded, RunStatus, StepReport
 from protocols.turns import LOGPROBS, TOKENS, Role, Turn
 from redraft import recipe as recipes
 from redraft.control.fleet import Member
@@ -39,16 +41,13 @@ STATS = {
     "dropped": {"stale": 3},
     "full": False,
 }
-STEP = {
-    "step": 57,
-    "version": 57,
-    "reward": 0.573,
-    "reward_by_index": [0.512, 0.634],
-    "staleness_mean": 0.8,
-    "staleness_max": 2,
-    "wait_reason": "groups",
-    "seconds": {"wait": 1.2},
-}
+STEP = StepReport(
+    step=57,
+    version=57,
+    batch=BatchReport(reward=0.573, reward_by_index=[0.512, 0.634], staleness_mean=0.8, staleness_max=2),
+    wait_reason="groups",
+    seconds={"wait": 1.2},
+)
 
 
 @pytest.fixture
@@ -58,7 +57,7 @@ def run(tmp_path) -> Run:
 
 
 @pytest.fixture
-def status(run) -> dict:
+def status(run) -> RunStatus:
     """The snapshot of a run that trains, with an actor that plays, one that has nothing to play and one that starts."""
     made = Status(run, recipes.load(ROOT / "recipes" / "quickstart.yaml"))
     made.phase("training")
@@ -149,18 +148,19 @@ def test_a_small_terminal_shows_each_part_and_what_it_waits_for(run, status, siz
 def test_a_part_that_is_not_ready_is_marked(run, status):
     rows = [line for line in watched(run, Look(status)).splitlines() if "actor-" in line and "replaced" not in line]
     assert ["! starting" in row for row in rows] == [False, False, True], rows
-    full = watched(run, Look(status | {"replay": STATS | {"full": True}}))
+    full = watched(run, Look(replace(status, replay=STATS | {"full": True})))
     assert "! disk full" in full and "1 for a lease (full disk)" in full
-    starting = watched(run, Look({"state": "starting", "detail": "replay, learner, actors"}))
+    starting = watched(run, Look(RunStatus("quickstart", detail="replay, learner, actors")))
     assert starting.count("! starting") == 3 and "replay, learner, actors" in starting
 
 
-def test_any_fact_may_be_missing(run, status):
-    facts = list(status.items())
-    for known in range(len(facts)):
-        assert parts(dict(facts[:known])) and now(dict(facts[:known]))
-    nothing = {"actors": [{}], "replay": {}, "waits": None, "events": None}
-    assert "quickstart  training" in watched(run, Look(status | nothing))
+def test_any_fact_may_not_be_known_yet(run, status):
+    names = RunStatus.__slots__
+    for known in range(1, len(names)):
+        partly = RunStatus(**{name: getattr(status, name) for name in names[:known]})
+        assert parts(partly) and now(partly)
+    nothing = replace(status, actors=(ActorStatus("actor-0"),), replay={}, waits={}, events=())
+    assert "quickstart  training" in watched(run, Look(nothing))
 
 
 def test_a_run_that_cannot_be_reached_is_asked_again_and_what_was_known_stays(run, status):
@@ -179,10 +179,10 @@ def test_a_run_that_cannot_be_reached_is_asked_again_and_what_was_known_stays(ru
 
 
 def test_a_run_that_has_ended_says_how_and_stays(run, status):
-    failed = {"state": "failed", "steps": 57, "seconds": 245.0, "error": "learner.ranks [bold]: no", "before": None}
+    failed = RunEnded("quickstart", "failed", steps=57, seconds=245.0, error="learner.ranks [bold]: no")
 
     async def end(pilot, looks):
-        looks.now = Look({"summary": failed})
+        looks.now = Look(failed)
         await until(pilot, lambda: "ended after 57 steps, 4:05" in on_screen(pilot.app))
 
     seen = watched(run, Look(status), end)
@@ -223,29 +223,29 @@ def test_a_run_that_does_not_answer_freezes_nothing_and_is_left_at_once(run, sta
 def test_a_pause_holds_the_view_still(run, status):
     async def pause(pilot, looks):
         await pilot.press("p")
-        pilot.app.show(Look(status | {"step": 58}))
+        pilot.app.show(Look(replace(status, step=58)))
         await pilot.pause()
         assert "57/160" in on_screen(pilot.app) and "paused" in on_screen(pilot.app)
         await pilot.press("p")
-        pilot.app.show(Look(status | {"step": 58}))
+        pilot.app.show(Look(replace(status, step=58)))
 
     seen = watched(run, Look(status), pause)
     assert "paused" not in seen
 
 
 def test_panels_are_reached_with_tab_and_moved_in_with_arrows(run, status):
-    many = [status["actors"][0] | {"name": f"actor-{n}"} for n in range(30)]
+    many = tuple(replace(status.actors[0], name=f"actor-{n}") for n in range(30))
 
     async def move(pilot, looks):
         table = pilot.app.query_one(DataTable)
         assert table.has_focus
         await pilot.press("ctrl+end", "up")
-        pilot.app.show(Look(status | {"actors": many}))
+        pilot.app.show(Look(replace(status, actors=many)))
         await until(pilot, lambda: table.cursor_row == 31 and "actor-28" in on_screen(pilot.app))
         await pilot.press("tab")
         assert pilot.app.query_one("#now").has_focus
 
-    watched(run, Look(status | {"actors": many}), move)
+    watched(run, Look(replace(status, actors=many)), move)
 
 
 def test_the_newest_turns_are_shown_as_text(run, status):

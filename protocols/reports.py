@@ -1,0 +1,279 @@
+"""What the parts of a run tell each other and people about it: one step, the state of the run, how it ended.
+
+    learner      StepReport ----> controller    adds what it knows: StepLine ----> metrics.jsonl, trackers
+    controller   RunStatus  ----> the live view, `redraft top`, `redraft status`
+    controller   RunEnded   ----> summary.json, and the same readers from then on
+
+Each is a frozen dataclass with `to_json`, and `from_json` where a file or another process is read. A figure over
+nothing is None, never 0. To add a metric, see protocols/measured.py: one field here, filled where its report is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypedDict
+
+from protocols.measured import Ages, ByPhase, ByRole, ByTurn, Reported, Value, measured
+
+
+class Lengths(TypedDict):
+    """Tokens of responses."""
+
+    mean: float
+    p50: float
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Responses(Reported):
+    """What the responses look like that the policy sampled, by role in small letters; see learner.responses."""
+
+    cut_share: dict[str, float] = measured(
+        "Share that ran into sampling.max_tokens or the end of the context",
+        ByRole("learner_cut_share", "Share of the last batch's responses that were cut"),
+        group="responses",
+        factory=dict,
+    )
+    unparsed_share: dict[str, float] = measured(
+        "Share from which the environment could parse no answer; only roles that it judges and says so of",
+        ByRole("learner_unparsed_share", "Share of those that nothing could be parsed from"),
+        group="responses",
+        factory=dict,
+    )
+    response_tokens: dict[str, Lengths] = measured(
+        "Lengths, the end token counted",
+        ByRole("learner_response_tokens", "Mean length of the last batch's responses", of="mean"),
+        ByRole("learner_longest_response_tokens", "Longest response of the last batch", of="max"),
+        unit="tokens",
+        group="responses",
+        factory=dict,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport(Reported):
+    """What the loss and the log-probs of a batch say, of the tokens that were trained."""
+
+    loss: float | None = measured("Loss of the last step", Value("learner_loss"))
+    trained_tokens: int = measured(
+        "Tokens that the last step trained", Value("learner_trained_tokens"), unit="tokens", default=0
+    )
+    mismatch_mean: float | None = measured(
+        "Mean |log-prob of trainer - sampler| on trained tokens", Value("learner_logprob_mismatch"), unit="nats"
+    )
+    mismatch_max: float | None = measured("Largest of those differences", unit="nats")
+    effective_samples: float | None = measured(
+        "Effective sample size of the weights, as a share", Value("learner_effective_sample_share")
+    )
+    masked_share: float | None = measured(
+        "Share of trained tokens masked by a correction", Value("learner_masked_share")
+    )
+    entropy: float | None = measured("Mean entropy of trained tokens, in nats", Value("learner_entropy"), unit="nats")
+    kl: float | None = measured("Mean divergence from the start model on trained tokens", unit="nats")
+    anchor_kl: float | None = measured("The same on anchored tokens, which are not trained", unit="nats")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport(Reported):
+    """What a batch holds. Rewards are of the model's own attempts; staleness is that of a group's oldest token."""
+
+    groups: int = measured("Groups", group="batch", default=0)
+    turns: int = measured("Turns", group="batch", default=0)
+    sampled_tokens: int = measured("Tokens that the policy sampled", unit="tokens", group="batch", default=0)
+    reward: float | None = measured("Mean reward", tracked="reward/mean")
+    reward_by_index: list[float] = measured(
+        "Mean reward by turn number",
+        ByTurn("learner_reward", "Mean reward of the last batch by turn number"),
+        tracked="reward_by_index",
+        factory=list,
+    )
+    success_by_index: list[float] = measured(
+        "Share of successes by turn number",
+        ByTurn("learner_accuracy", "Share of successes in the last batch by turn number"),
+        tracked="success_by_index",
+        factory=list,
+    )
+    staleness_mean: float | None = measured("Mean staleness of groups", unit="steps", tracked="staleness/mean")
+    staleness_max: int | None = measured("Largest staleness", unit="steps", tracked="staleness/max")
+    staleness_counts: dict[str, int] = measured(
+        "Groups by staleness",
+        Ages("learner_staleness_steps", "Staleness of trained groups"),
+        tracked="staleness/groups",
+        factory=dict,
+    )
+    responses: Responses = field(default_factory=Responses)
+    sequences: int = measured("Sequences with a trained token", group="batch", default=0)
+    trained_turns: dict[str, int] = measured("Trained turns by role", group="batch", factory=dict)
+    tokens: int = measured("Tokens that were forwarded", unit="tokens", group="batch", default=0)
+    padding_share: float | None = measured("Share of padding in them", group="batch")
+    truncated_sequences: int = measured("Sequences cut to the longest that may be trained", group="batch", default=0)
+    errors: int = measured("Episodes that ended with an error", group="batch", default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport(Reported):
+    """The learner's report of one step."""
+
+    step: int = measured("Optimizer steps done", Value("learner_step"), tracked="", default=0)
+    version: int = measured("Version published last", group="run", default=0)
+    fit: FitReport = field(default_factory=FitReport)
+    gradient_norm: float | None = measured(
+        "Gradient norm of the last step, before clipping", Value("learner_gradient_norm")
+    )
+    """None where the gradient was not finite, so that the weights stayed as they were."""
+    lr: float | None = measured("Learning rate")
+    batch: BatchReport = field(default_factory=BatchReport)
+    skipped_updates: int = measured("Steps of this incarnation whose gradient was not finite", default=0)
+    probe_noise: float | None = measured("How far rounding moves the probe's log-probs", unit="nats")
+    wait_reason: str = measured(
+        "What the learner waited for last: groups, straggler, staleness, replay", default="groups"
+    )
+    seconds: dict[str, float] = measured(
+        "Seconds by phase; `pack` passes beside the others",
+        ByPhase("learner_phase_seconds", "Seconds a step spends by phase"),
+        unit="s",
+        tracked="seconds",
+        factory=dict,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StepLine(Reported):
+    """A line of metrics.jsonl: the learner's report of a step, and what the controller saw since the one before."""
+
+    report: StepReport = field(default_factory=StepReport)
+    time_s: float = measured("Since the run began, pauses left out", unit="s", group="run", default=0.0)
+    tokens_per_s: float = measured("Sampled for training", unit="tokens/s", group="run", default=0.0)
+    turns_per_s: float = measured("Played for training", unit="turns/s", group="run", default=0.0)
+    generations: int = measured("Responses sampled for training, also what no turn keeps", group="run", default=0)
+    attempts: int = measured("Those of them that are no reflections", group="run", default=0)
+    actors: int = measured("Actors that there are", group="run", default=0)
+    leases: int = measured("Leases out", group="run", default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A cause why a run cannot learn. `since_s` and `until_s` are seconds since the run began; None while it lasts."""
+
+    cause: str
+    problem: str
+    cure: str
+    since_s: float
+    step: int
+    until_s: float | None = None
+
+    @property
+    def text(self) -> str:
+        return f"{self.problem} {self.cure}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ActorStatus:
+    """One actor, as the controller knows it: `playing` groups, `running` requests of its engine."""
+
+    name: str
+    state: str = "starting"
+    version: int | None = None
+    playing: int = 0
+    running: int = 0
+    pid: int = 0
+    node: str = ""
+    metrics_port: int = 0
+    probe_difference: float = 0.0
+    probe_limit: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """What is known about a run that goes on."""
+
+    run: str
+    steps: int = 0
+    step: int = 0
+    state: str = "starting"
+    detail: str = ""
+    progress: tuple[int, int] | None = None
+    """Tasks of an evaluation that have ended, of how many; None where none is played."""
+    elapsed_s: float = 0.0
+    tokens_per_s: float | None = None
+    """Of the phase that the run is in, like `turns_per_s`; None before it is known."""
+    turns_per_s: float | None = None
+    sd: str = ""
+    """Where Prometheus finds the processes."""
+    trained_parameters: int | None = None
+    adapter: str = ""
+    """What is trained in place of all weights, in a few words."""
+    leases: int = 0
+    actors_target: int = 0
+    actors: tuple[ActorStatus, ...] = ()
+    replay: Mapping[str, Any] = field(default_factory=dict)
+    """Counts over all shards; empty before the first."""
+    waits: Mapping[str, str] = field(default_factory=dict)
+    """What a part waited for in the last step, in words."""
+    findings: tuple[Finding, ...] = ()
+    reward_history: tuple[float, ...] = ()
+    events: tuple[str, ...] = ()
+    last: StepLine | None = None
+    """The newest step of this incarnation."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the last step lie beside the others."""
+        return {
+            **({} if self.last is None else self.last.to_json()),
+            **{name: getattr(self, name) for name in self.__slots__ if name != "last"},
+            "actors": [asdict(actor) for actor in self.actors],
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> RunStatus:
+        own = {name: found[name] for name in cls.__slots__ if name in found}
+        for name in ("reward_history", "events"):
+            own[name] = tuple(found[name])
+        own["progress"] = None if found["progress"] is None else tuple(found["progress"])
+        own["actors"] = tuple(ActorStatus(**actor) for actor in found["actors"])
+        own["findings"] = tuple(Finding(**finding) for finding in found["findings"])
+        shared = {"actors": len(found["actors"]), "tokens_per_s": found["tokens_per_s"] or 0.0}
+        own["last"] = StepLine.from_json({**found, **shared}) if "time_s" in found else None
+        return cls(**own)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """How a run ended: summary.json."""
+
+    name: str
+    state: str
+    """done, stopped or failed."""
+    error: str = ""
+    before: Any = None
+    """The figures of the evaluation before training, None where there was none."""
+    after: Any = None
+    steps: int = 0
+    seconds: float = 0.0
+    findings: tuple[Finding, ...] = ()
+    generations: int = 0
+    attempts: int = 0
+    trained_parameters: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"findings": [finding.to_json() for finding in self.findings]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> RunEnded:
+        known = {name: found[name] for name in cls.__slots__ if name in found}
+        known["findings"] = tuple(Finding(**finding) for finding in found.get("findings", ()))
+        return cls(**known)
+
+
+def status_to_json(status: RunStatus | RunEnded) -> dict[str, Any]:
+    """For `redraft status --json`: of a run that has ended {"summary": ...}."""
+    return {"summary": status.to_json()} if isinstance(status, RunEnded) else status.to_json()
+
+
+def status_from_json(found: Mapping[str, Any]) -> RunStatus | RunEnded:
+    return RunEnded.from_json(found["summary"]) if "summary" in found else RunStatus.from_json(found)

@@ -1,0 +1,229 @@
+"""What the controller does twenty times a second once all parts are up: it takes the actors' reports, looks after
+leases and the fleet's size, and gives each actor its orders."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from actors.actor import Orders, Report
+from protocols import metrics
+from protocols.errors import RedraftError, SettingError
+from protocols.reports import StepReport
+from protocols.weights import WeightRef, step_of
+from redraft.control.admission import Admission
+from redraft.control.autoscale import Autoscaler
+from redraft.control.discovery import Process
+from redraft.control.leases import PLAYS
+from redraft.control.parts import Parts
+from redraft.control.status import Status
+from redraft.recipe import Recipe
+
+GIVEN_UP = 10  # groups that could not be played, before the run stops
+BLAMELESS = ("actor", "drained")  # reasons for which a lease is lost, where the group is not to blame
+
+
+class Announced:
+    """The weights that the learner announced last: None before the first time. With them goes the trial, which an
+    actor must follow before it may play with any."""
+
+    def __init__(self) -> None:
+        self.newest: WeightRef | None = None
+        self.trial: WeightRef | None = None
+
+    @property
+    def version(self) -> int:
+        """Raises RedraftError before any was announced."""
+        if self.newest is None:
+            raise RedraftError("the learner has announced no weights yet")
+        return self.newest.version
+
+    def orders(self, version: int | None) -> tuple[WeightRef | None, WeightRef | None]:
+        """What an actor with this version has yet to load: new weights, and the trial where it has none at all."""
+        new = self.newest if self.newest is not None and self.newest.version != version else None
+        return new, self.trial if new is not None and version is None else None
+
+
+class Starting:
+    """What stands in the place of the exchange while the parts start, and again when they end."""
+
+    cursor: Mapping[str, Any] = {"position": 0}
+
+    def processes(self) -> Iterator[Process]:
+        return iter(())
+
+    def stepped(self, report: StepReport) -> None:
+        """Nobody is to be told."""
+
+    def scale(self, count: int) -> int:
+        raise SettingError("RUN", "has no actors now", "Wait until it trains")
+
+    def grow(self) -> int:
+        raise SettingError("RUN", "is not training", "Wait until it trains")
+
+    def stop(self) -> None:
+        """Nothing is to be stopped."""
+
+
+class Exchange:
+    """The one of a run that has started. `tick` is called in one thread, the other methods in any."""
+
+    def __init__(self, parts: Parts, recipe: Recipe, status: Status, announced: Announced):
+        self.parts, self._recipe, self._status, self._announced = parts, recipe, status, announced
+        actors = recipe.actors
+        self._size = actors.count
+        self._growing = threading.Lock()
+        self._autoscaler = Autoscaler(actors.autoscale, actors.count) if actors.autoscale else None
+        self._reported: deque[tuple[float, StepReport]] = deque()  # steps that the autoscaler has not seen
+
+    @property
+    def cursor(self) -> Mapping[str, Any]:
+        """Where in the order of tasks a run resumed from now would go on."""
+        return self.parts.book.state
+
+    def processes(self) -> Iterator[Process]:
+        """All that serve metrics now, but the controller."""
+        return self.parts.processes()
+
+    def stop(self) -> None:
+        """Has the learner finish its step, and write a checkpoint."""
+        for rank in self.parts.ranks:
+            rank.stop.remote()
+
+    def arrived(self) -> bool:
+        """Whether all actors that are ready have the newest weights, and there is one."""
+        fleet = self.parts.fleet
+        versions = {fleet.members[number].report.version for number in fleet.ready()}
+        return versions == {self._announced.version}
+
+    def stepped(self, report: StepReport) -> None:
+        """The learner has done a step."""
+        if self._autoscaler is not None:
+            self._reported.append((time.monotonic(), report))
+
+    def scale(self, count: int) -> int:
+        """How many actors there should be from now on; returns how many there should be before. Raises SettingError."""
+        if self._autoscaler is not None:
+            raise SettingError("RUN", "sizes itself, by actors.autoscale", "Resume it with other bounds, or without")
+        before, self._size = self._size, count
+        return before
+
+    def grow(self) -> int:
+        """One more replay service, for groups that are not leased yet; returns how many there are."""
+        parts, start_s = self.parts, self._recipe.start_s
+        with self._growing:
+            parts.shards.grow(start_s)
+            shards = parts.shards.endpoints
+            parts.client.grow(shards)
+            parts.wait({parts.ranks[0].grow.remote(shards): "learner rank 0"}, start_s)
+            parts.shards.open()
+        return len(shards)
+
+    def tick(self, admission: Admission | None = None) -> None:
+        """One round; groups are leased only with an `admission`."""
+        parts = self.parts
+        parts.files.look(parts.fleet)
+        for number, report in parts.fleet.receive():
+            self._take(number, report)
+        while parts.lost:
+            self._lost(*parts.lost.popleft())
+        self._resize()
+        if restarted := parts.shards.look():
+            metrics.RESTARTS.labels(part="replay").inc(restarted)
+        self._give_orders(0 if admission is None else self._room(admission))
+
+    def _take(self, number: int, report: Report) -> None:
+        """What one actor reports."""
+        self.parts.book.closed(report.closed)
+        for group, lease, why in report.abandoned:
+            self._abandon(group, lease, why)
+        self._status.played(number, report)
+
+    def _lost(self, number: int, why: str) -> None:
+        """An actor is gone: its leases are given again."""
+        self._status.replaced(number, why)
+        metrics.RESTARTS.labels(part="actor").inc()
+        for group, lease in self.parts.book.of(number):
+            self._abandon(group, lease, why, "actor")
+
+    def _resize(self) -> None:
+        """Brings the fleet to its size. Who leaves has its leases until they end; then, or after a while, it goes."""
+        fleet, book = self.parts.fleet, self.parts.book
+        while self._reported and self._autoscaler is not None:
+            self._size = self._autoscaler.step(*self._reported.popleft())
+        if self._size != fleet.target:
+            self._status.event(f"{self._size} actors asked for, {fleet.target} before")
+            fleet.resize(self._size)
+        for number in fleet.leaving():
+            member = fleet.members[number]
+            for group, lease in book.of(number) if member.late else ():
+                self._abandon(group, lease, "its actor left", "drained")
+            if not member.evaluating and not book.of(number):
+                fleet.remove(number)
+                self.parts.files.forget(member.name)
+
+    def _abandon(self, group: bytes, number: int, why: str, reason: str = "abandoned") -> None:
+        """Takes a lease back and has replay drop its rows. Raises RedraftError when groups fail again and again."""
+        blamed, book = reason not in BLAMELESS, self.parts.book
+        lease = book.lost(group, number, blamed)
+        if lease is None:
+            return
+        metrics.LEASES_LOST.labels(reason=reason).inc()
+        if blamed:
+            self._status.event(f"group {group.hex()[:8]} abandoned: {why}", once=why)
+        self.parts.client.abandon(group, lease.number, lease.shard)
+        if book.given_up >= GIVEN_UP:
+            raise RedraftError(f"{GIVEN_UP} groups could not be played, in {PLAYS} tries each; the last: {why}")
+
+    def _room(self, admission: Admission) -> int:
+        """How many groups may be leased now."""
+        fleet, book = self.parts.fleet, self.parts.book
+        limit_s = self._recipe.actors.lease_s + self._recipe.actors.silence_s
+        for group, lease in book.overdue(time.monotonic() - limit_s):
+            self._abandon(group, lease, f"no word of it for {limit_s:.0f} s", "expired")
+        reports = [fleet.members[number].report for number in fleet.ready()]
+        steps = [step_of(report.version) for report in reports if report.version is not None]
+        if not steps:
+            return admission.close()
+        stats = self.parts.client.stats()
+        self._status.replay(stats)
+        self._heed(stats)
+        return admission.room(min(steps), stats, len(book.live))
+
+    def _heed(self, stats: Mapping[str, Any]) -> None:
+        """What replay says of its disk: that it is full, or which closed groups it has lost, which are played again."""
+        if stats["full"]:
+            problem = "the disk of the run folder is full; nothing is leased until there is room"
+            self._status.event(f"replay: {problem}", once="full")
+        if not stats["torn"]:
+            return
+        torn = [(bytes.fromhex(group), *rest) for group, *rest in stats["torn"]]
+        played = self.parts.client.known([group for group, *_ in torn])  # elsewhere, since a shard joined
+        for group, lease, position, shard in torn:
+            if group not in played and self.parts.book.again(group, lease, position, shard):
+                self._status.event(f"group {group.hex()[:8]} was torn on the disk; it is played again")
+
+    def _give_orders(self, room: int) -> None:
+        """Sends every idle actor its orders; the room is shared out, the least busy first."""
+        fleet, book = self.parts.fleet, self.parts.book
+        busy, ready = book.busy(), set(fleet.ready())
+        idle = sorted(fleet.idle(), key=busy.__getitem__)
+        left = len(ready.intersection(idle))
+        for number in idle:
+            leases = []
+            if number in ready and room:
+                share = min(math.ceil(room / left), self._recipe.actors.groups - busy[number])
+                leases = book.give(number, share, time.monotonic())
+                room -= len(leases)
+                busy[number] += len(leases)
+            left -= number in ready
+            new, trial = self._announced.orders(fleet.members[number].report.version)
+            fleet.send(number, Orders(tuple(leases), new, trial))
+        if self._autoscaler is not None:
+            without = sum(not busy[number] for number in ready) if not room else 0
+            self._autoscaler.look(time.monotonic(), without, fleet.settled)
+        self._status.fleet(fleet.members, fleet.target, len(book.live))
