@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from protocols.errors import RedraftError, SettingError
+from redraft import __version__
 from redraft.cli import keys as keys_cli
 from redraft.cli import replay as replay_cli
 
@@ -38,6 +39,21 @@ def main() -> None:
     except RedraftError as error:
         print(f"redraft: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"redraft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
