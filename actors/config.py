@@ -12,6 +12,8 @@ Feedback = Literal["residual", "binary", "blank"]
 
 
 class DataSettings(Settings):
+    """Which tasks are played, of those that the environment has."""
+
     path: str | None = None
     """Hugging Face hub name or local folder, for environments that read data."""
     train_size: int | None = Field(None, ge=1)
@@ -23,6 +25,8 @@ class DataSettings(Settings):
 
 
 class EnvironmentSettings(Settings):
+    """What is played, and what it says to an answer."""
+
     name: str
     """signs, words, minicraft, textcraft, countdown, gsm8k, math, functions, or package.module:Class of your own."""
     feedback: Feedback = "binary"
@@ -36,6 +40,8 @@ class EnvironmentSettings(Settings):
 
 
 class SamplingSettings(Settings):
+    """How responses are drawn."""
+
     temperature: float = Field(1.0, ge=0)
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -45,6 +51,8 @@ class SamplingSettings(Settings):
 
 
 class EngineSettings(Settings):
+    """The engine of an actor."""
+
     name: Literal["vllm", "scripted"] = "vllm"
     """scripted answers from a script with a latency model: simulation and tests only."""
     process: Literal["auto", "in_process", "separate"] = "auto"
@@ -71,6 +79,8 @@ class EngineSettings(Settings):
 
 
 class AutoscaleSettings(Settings):
+    """Bounds and aim of the number of actors, where the run chooses it."""
+
     min: int = Field(1, ge=1)
     """Fewest actors."""
     max: int = Field(ge=1)
@@ -80,6 +90,8 @@ class AutoscaleSettings(Settings):
 
 
 class ActorSettings(Settings):
+    """How many actors play, with what, and for how long they are waited for."""
+
     count: int = Field(1, ge=1)
     """Actors, one engine each; `redraft scale` changes it while a run goes on."""
     autoscale: AutoscaleSettings | None = None

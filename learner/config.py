@@ -93,7 +93,9 @@ class LearnerSettings(Settings):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     optimizer: OptimizerSettings = OptimizerSettings()
     credit: Credit = GroupCredit()
+    """What a turn is worth."""
     objective: Objective = GrpoSettings()
+    """The loss."""
     average: Literal["token", "turn", "sequence", "constant"] = "token"
     """token: every token weighs the same (DAPO). turn: every turn does, with the mean over its tokens (RISE).
     sequence: every path of a group does, with the mean over its tokens (GRPO). constant: the sum over tokens divided

@@ -48,6 +48,7 @@ class Recipe(Settings):
     curriculum: CurriculumSettings | None = None
     """Begin with the easiest tasks, and add harder ones as these are solved."""
     rollout: RolloutSettings = AttemptSettings()
+    """How the episodes of a group are played."""
     sampling: SamplingSettings = SamplingSettings()
     actors: ActorSettings = ActorSettings()
     replay: RunReplaySettings = RunReplaySettings()
