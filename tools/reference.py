@@ -1,4 +1,4 @@
-"""Writes docs/recipe.schema.json and docs/reference.md from the settings themselves: `python -m tools.reference [--check]`.
+"""Writes docs/recipe.schema.json and docs/reference.md from the settings: `python -m tools.reference [--check]`.
 
 Both follow from `redraft.recipe.Recipe`: names, types, ranges, defaults, and the string under each field. The schema is
 what an editor completes and checks recipes with; the page is the same for people.
@@ -22,14 +22,15 @@ HEAD = """\
 
 <!-- Written by `python -m tools.reference`, also in `make docs`: change the text under the field in the code. -->
 
-A recipe is one YAML file. Unknown keys are refused, and values that cannot work are refused with the cure, before anything
-starts. On the command line a key is written with dots: `learner.batch_groups=64`. *required* says that there is no default.
-Editors complete and check recipes by [recipe.schema.json](recipe.schema.json), which the first line of each recipe names.
+A recipe is one YAML file. Unknown keys are refused, and values that cannot work are refused with the cure, before
+anything starts. On the command line a key is written with dots: `learner.batch_groups=64`. *required* says that there is
+no default. Editors complete and check recipes by [recipe.schema.json](recipe.schema.json), which the first line of each
+recipe names: with VS Code install the extension *YAML*, other editors have the same language server.
 """
 
 
 def schema() -> dict:
-    """The JSON schema of a recipe. Of the kinds of a part only the first may leave out its `name`, as when it is read."""
+    """The JSON schema of a recipe. Of the kinds of a part only the first may leave out its `name`, as in a recipe."""
     found = Recipe.model_json_schema()
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     found["title"] = "Redraft recipe"
@@ -46,8 +47,7 @@ def schema() -> dict:
 def _parts(value) -> Iterator[dict]:
     """All schemas of fields within a schema."""
     if isinstance(value, dict):
-        for field in value.get("properties", {}).values():
-            yield field
+        yield from value.get("properties", {}).values()
         for inner in value.values():
             yield from _parts(inner)
     elif isinstance(value, list):
@@ -90,8 +90,8 @@ def _section(whole: dict, key: str, model: dict, told: set[str]) -> Iterator[str
 
 
 def _references(field: dict) -> list[dict]:
-    """The sections that a field may be."""
-    choices = [field, *field.get("anyOf", ()), *field.get("oneOf", ()), *field.get("allOf", ())]
+    """The sections that a field may be, or hold."""
+    choices = [field, field.get("items", {}), *field.get("anyOf", ()), *field.get("oneOf", ())]
     return [choice for choice in choices if "$ref" in choice]
 
 
@@ -124,7 +124,9 @@ def _value(whole: dict, place: str, field: dict) -> str:
         inner = field.get("additionalProperties")
         return f"map to {_value(whole, place, inner)}" if isinstance(inner, dict) else "map"
     limits = [f"{SIGNS[key]} {json.dumps(field[key])}" for key in SIGNS if key in field]
-    limits += ["not empty"] * ("minLength" in field) + [f"like `{_cell(field[key])}`" for key in ("pattern",) if key in field]
+    limits += ["not empty"] * ("minLength" in field) + [
+        f"like `{_cell(field[key])}`" for key in ("pattern",) if key in field
+    ]
     return " ".join([kind, ", ".join(limits)]).strip()
 
 
