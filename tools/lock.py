@@ -31,7 +31,7 @@ HEADS = {
 # a CPU torch and nothing here needs them.
 """,
     "gpu": "# The complete, pinned set for a machine with CUDA GPUs (Python 3.11, Linux x86-64).\n",
-    "docs": "# What builds the site (`make docs`), beside what cpu.txt and gpu.txt hold.\n",
+    "docs": "# What builds the site (`make docs`), beside what the other lists hold.\n",
 }
 
 
@@ -59,12 +59,12 @@ def resolved(extras: str, within: dict[str, str]) -> dict[str, tuple[str, str]]:
 
 
 def write(kind: str, folder: Path) -> None:
-    """Writes `<kind>.txt`. The site's packages agree with those of cpu.txt, beside which they are installed."""
-    beside = pinned(REQUIREMENTS / "cpu.txt") if kind == "docs" else {}
-    found = resolved(EXTRAS[kind], beside)
-    left_out = ELSEWHERE[kind] | beside.keys() | {"redraft"}
-    if kind == "docs":  # and torch, with what it brings
-        left_out |= resolved("cpu", beside).keys()
+    """Writes `<kind>.txt`. What cpu.txt has, too, has the same version everywhere: with that the tests are run."""
+    tested = pinned(REQUIREMENTS / "cpu.txt") if kind != "cpu" else {}
+    found = resolved(EXTRAS[kind], tested)
+    left_out = ELSEWHERE[kind] | {"redraft"}
+    if kind == "docs":  # is installed beside the others
+        left_out |= resolved(EXTRAS["cpu"], tested).keys()
     lines = [f"{name}=={version}" for key, (name, version) in sorted(found.items()) if key not in left_out]
     lines = [line for line in lines if kind == "gpu" or not line.startswith("nvidia-")]
     path = folder / f"{kind}.txt"
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", choices=[*EXTRAS, []], help="which files (all)")
     parser.add_argument("--into", type=Path, default=REQUIREMENTS, help="another folder, to look first")
     arguments = parser.parse_args()
-    for kind in arguments.kinds or EXTRAS:
+    for kind in arguments.kinds or EXTRAS:  # cpu first: the others follow it
         write(kind, arguments.into)
 
 

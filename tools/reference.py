@@ -23,8 +23,8 @@ HEAD = """\
 <!-- Written by `python -m tools.reference`, also in `make docs`: change the text under the field in the code. -->
 
 A recipe is one YAML file. Unknown keys are refused, and values that cannot work are refused with the cure, before
-anything starts. On the command line a key is written with dots: `learner.batch_groups=64`. *required* says that there is
-no default. Editors complete and check recipes by [recipe.schema.json](recipe.schema.json), which the first line of each
+anything starts. On the command line a key is written with dots: `learner.batch_groups=64`. *required*: there is no
+default. Editors complete and check recipes by [recipe.schema.json](recipe.schema.json), which the first line of each
 recipe names: with VS Code install the extension *YAML*, other editors have the same language server.
 """
 

@@ -13,11 +13,11 @@ torch=2.13.0+cpu
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
 stamp=.venv/.installed
-want=$(cat "$pins" pyproject.toml tools/venv.sh | sha256sum)
+want=$(cat "$pins" requirements/docs.txt pyproject.toml tools/venv.sh | sha256sum)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0
 
-"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
-    echo "Redraft's pins are for Python 3.11; set PYTHON to one (found: $("$python" --version))" >&2
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || {
+    echo "Redraft needs Python 3.11 to 3.13; set PYTHON to one (found: $("$python" --version))" >&2
     exit 1
 }
 echo "setting up .venv from $pins (two to three minutes, 4 GB)"
@@ -30,5 +30,6 @@ else
     install --requirement "$pins"
 fi
 [ "${1:-}" = requirements ] && exit
+install --no-deps --requirement requirements/docs.txt
 install --no-deps --no-build-isolation --editable .
 echo "$want" >"$stamp"

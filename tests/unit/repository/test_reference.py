@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 from support.places import RECIPES, ROOT
+from support.recipe_keys import KEYS
 
 from redraft import recipe as recipes
 from tools import reference
@@ -22,17 +23,6 @@ WRITTEN = [*sorted(RECIPES.glob("*.yaml")), *sorted((ROOT / "deploy").rglob("rec
 
 def wrong(values: dict) -> bool:
     return not jsonschema.Draft202012Validator(SCHEMA).is_valid(values)
-
-
-def keys(model: dict, place: str = "") -> set[str]:
-    """All dotted keys below a section, of each kind that a part may be."""
-    found = set()
-    for name, field in model.get("properties", {}).items():
-        found.add(place + name)
-        for choice in (field, *field.get("anyOf", ()), *field.get("oneOf", ())):
-            if "$ref" in choice:
-                found |= keys(SCHEMA["$defs"][choice["$ref"].rpartition("/")[2]], f"{place}{name}.")
-    return found
 
 
 def test_schema_and_reference_are_what_the_settings_say():
@@ -85,4 +75,9 @@ def test_each_key_that_the_page_of_words_names_exists():
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (.*?) \|$", page, re.MULTILINE)
     named = {key for _, ours, _ in rows for key in re.findall(r"`([a-z_.]+)`", ours)}
     assert len(rows) > 40 and len(named) > 30
-    assert not named - keys(SCHEMA)
+    assert not named - KEYS
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.stem)
+def test_each_key_that_a_page_sets_on_a_command_line_exists(page: Path):
+    assert not set(re.findall(r"[\s'`]((?:[a-z_]+\.)+[a-z_]+)=", page.read_text())) - KEYS
