@@ -2,7 +2,8 @@
 `python -m tools.lock [cpu] [gpu] [docs] [--into FOLDER]`.
 
 pip resolves each set for the Python and the machine that it runs on, from the configured index, and installs nothing.
-The versions are the newest that the ranges allow: run the tests before you commit them.
+For cpu.txt it takes the newest versions that the ranges allow: run the tests before you commit them. The others follow
+cpu.txt, so that what is tested is what runs everywhere.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +39,7 @@ HEADS = {
 
 def name_of(line: str) -> str:
     """The normalised name of a pinned package."""
-    return re.sub(r"[-_.]+", "-", re.split(r"[\[=]", line)[0]).strip().lower()
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[=<>!~ ]", line)[0]).strip().lower()
 
 
 def pinned(path: Path) -> dict[str, str]:
@@ -58,9 +60,17 @@ def resolved(extras: str, within: dict[str, str]) -> dict[str, tuple[str, str]]:
     return {name_of(item["name"]): (item["name"], item["version"]) for item in items}
 
 
+def direct() -> set[str]:
+    """The normalised names in pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    return {name_of(one) for one in wanted}
+
+
 def write(kind: str, folder: Path) -> None:
-    """Writes `<kind>.txt`. What cpu.txt has, too, has the same version everywhere: with that the tests are run."""
-    tested = pinned(REQUIREMENTS / "cpu.txt") if kind != "cpu" else {}
+    tested = {} if kind == "cpu" else pinned(REQUIREMENTS / "cpu.txt")
+    if kind == "gpu":  # CUDA builds may need other versions of what they bring
+        tested = {name: version for name, version in tested.items() if name in direct()}
     found = resolved(EXTRAS[kind], tested)
     left_out = ELSEWHERE[kind] | {"redraft"}
     if kind == "docs":  # is installed beside the others

@@ -108,7 +108,8 @@ def _value(whole: dict, place: str, field: dict) -> str:
     if "$ref" in field:
         model = _model(whole, field)
         kind = model.get("properties", {}).get("name", {}).get("const")
-        return f"[{kind or 'section'}](#{_anchor(place, kind, model)})"
+        anchor = _anchor(place, kind, model)
+        return f"[{kind or ('own' if anchor.endswith('-of-your-own') else 'section')}](#{anchor})"
     for key in ("anyOf", "oneOf"):
         if key in field:
             return " or ".join(dict.fromkeys(_value(whole, place, choice) for choice in field[key]))

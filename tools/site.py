@@ -23,7 +23,11 @@ PAGES = {
     "CODE_OF_CONDUCT.md": "conduct.md",
 }
 """Pages of the repository's root, and where they are in the site."""
-LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+LINK = re.compile(
+    r"^(?P<fence>`{3,})[^\n]*\n.*?^(?P=fence)[ ]*$|(?P<begin>\]\()(?P<to>[^)#\s]+)(?P<end>(?:#[^)\s]*)?\))",
+    re.MULTILINE | re.DOTALL,
+)
+"""A link; or a block of code, which has none."""
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".toml": "toml"}
 
 
@@ -34,7 +38,8 @@ def on_files(files, config):
     shown = set()
     for file in list(files):
         if file.src_uri.endswith(".md"):
-            linked = (_resolved(link[2], file.src_uri) for link in LINK.finditer(file.content_string))
+            links = (found["to"] for found in LINK.finditer(file.content_string) if found["to"])
+            linked = [_resolved(link, file.src_uri) for link in links]
             shown |= {path for path in linked if path and path not in PAGES and not path.startswith("docs/")}
     for path in sorted(shown):
         files.append(File.generated(config, _uri(path), content=_listing(path)))
@@ -44,11 +49,12 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Turns links between files of the repository into links between pages of the site."""
 
-    def turned(link: re.Match) -> str:
-        path = _resolved(link[2], page.file.src_uri)
+    def turned(found: re.Match) -> str:
+        path = _resolved(found["to"], page.file.src_uri) if found["to"] else None
         if path is None:
-            return link[0]
-        return link[1] + posixpath.relpath(_uri(path), posixpath.dirname(page.file.src_uri) or ".") + link[3]
+            return found[0]
+        relative = posixpath.relpath(_uri(path), posixpath.dirname(page.file.src_uri) or ".")
+        return found["begin"] + relative + found["end"]
 
     return LINK.sub(turned, markdown)
 

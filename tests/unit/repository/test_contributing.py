@@ -61,9 +61,7 @@ def test_the_tests_of_the_examples_pass_and_the_pages_agree_with_what_was_added(
     tests = re.findall(r'```python title="(tests/.+?)"', EXAMPLES)
     assert len(tests) == 4
     run(changed, "tools.reference")
-    pages = [
-        f"tests/unit/repository/{name}.py" for name in ("test_reference", "test_methods_page", "test_dependency_rule")
-    ]
+    pages = [f"tests/unit/repository/{name}.py" for name in ("test_reference", "test_methods_page")]
     listed = (
         "tests/unit/repository/test_dashboards.py::test_the_page_about_watching_lists_every_metric_as_the_code_does"
     )
