@@ -68,10 +68,13 @@ def direct() -> set[str]:
 
 
 def write(kind: str, folder: Path) -> None:
-    tested = {} if kind == "cpu" else pinned(REQUIREMENTS / "cpu.txt")
+    newest = next(path for path in (folder / "cpu.txt", REQUIREMENTS / "cpu.txt") if path.exists())
+    tested = {} if kind == "cpu" else pinned(newest)
     if kind == "gpu":  # CUDA builds may need other versions of what they bring
         tested = {name: version for name, version in tested.items() if name in direct()}
     found = resolved(EXTRAS[kind], tested)
+    if kind == "gpu" and "+cpu" in found["torch"][1]:
+        sys.exit("gpu: pip found a CPU build of torch. Leave out what offers it (PIP_FIND_LINKS=, PIP_CONFIG_FILE=)")
     left_out = ELSEWHERE[kind] | {"redraft"}
     if kind == "docs":  # is installed beside the others
         left_out |= resolved(EXTRAS["cpu"], tested).keys()
@@ -84,7 +87,7 @@ def write(kind: str, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", choices=[*EXTRAS, []], help="which files (all)")
+    parser.add_argument("kinds", nargs="*", choices=EXTRAS, help="which files (all)")
     parser.add_argument("--into", type=Path, default=REQUIREMENTS, help="another folder, to look first")
     arguments = parser.parse_args()
     for kind in arguments.kinds or EXTRAS:  # cpu first: the others follow it
