@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from actors.teacher_config import TeacherSettings
-from protocols.named import OwnSettings, one_of
+from protocols.named import OwnSettings, either, name_of, one_of
 from protocols.settings import Settings
+from protocols.turns import Role
 
 Kind = Literal["answers", "actions"]
 """Each turn is a whole answer; or an episode is many actions."""
+Compared = Literal["episodes", "turns", "retries"]
+"""What a credit may compare within a group: whole episodes, turns of one number, or retries after one failed answer."""
 
 
 class Rollout(Settings):
-    """What every rollout says of itself: how it is evaluated, and what it asks of an environment."""
+    """What every rollout says of itself: how it is evaluated, what it asks of an environment, and the facts by which a
+    recipe is checked. Nothing outside actors/ knows which one runs."""
 
     system: str | None = Field(None, min_length=1)
     """The system prompt of every dialogue, in evaluations too; the chat template must have that role. A task whose
@@ -23,6 +28,22 @@ class Rollout(Settings):
 
     hooks: ClassVar[tuple[str, ...]] = ()
     """Methods that the environment must have."""
+    offers: ClassVar[frozenset[Compared]] = frozenset({"episodes", "turns"})
+    """What of its groups a credit may compare."""
+    starts_from_failures: ClassVar[bool] = False
+    """Whether an episode may begin from a failed answer that its task brings along (`data.failures`)."""
+    variety: ClassVar[str] = "rollout.episodes"
+    """The setting that gives a group more different answers."""
+
+    @property
+    def writes(self) -> frozenset[Role]:
+        """Roles of the turns that it writes; empty where that is not known."""
+        return frozenset()
+
+    @property
+    def authored(self) -> str:
+        """What of its turns the model did not sample on the ids that are trained, in words; "" where it sampled all."""
+        return ""
 
     @property
     def several(self) -> bool:
@@ -58,6 +79,10 @@ class AttemptSettings(Rollout):
 
     kind: ClassVar[Kind] = "answers"
     turns: ClassVar[int] = 1
+
+    @property
+    def writes(self) -> frozenset[Role]:
+        return frozenset({Role.ATTEMPT}) | _planned(self.plan)
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if (turns or 1) > 1:
@@ -96,6 +121,14 @@ class RetrySettings(Rollout):
 
     kind: ClassVar[Kind] = "answers"
 
+    @property
+    def writes(self) -> frozenset[Role]:
+        return frozenset({Role.ATTEMPT, *([Role.REFLECTION] if self.reflect else [])}) | _planned(self.plan)
+
+    @property
+    def authored(self) -> str:
+        return "what a teacher writes" if self.teacher is not None else ""
+
     @model_validator(mode="after")
     def _fits(self):
         if self.fixed_reflection is not None and not self.reflect:
@@ -121,6 +154,10 @@ class ActSettings(Rollout):
     """Episodes in a group."""
 
     kind: ClassVar[Kind] = "actions"
+
+    @property
+    def writes(self) -> frozenset[Role]:
+        return frozenset({Role.ACTION})
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         return ActSettings(turns=turns or self.turns, episodes=episodes, system=self.system)
@@ -148,6 +185,12 @@ class ReflectSettings(Rollout):
 
     kind: ClassVar[Kind] = "answers"
     turns: ClassVar[int] = 2
+    offers: ClassVar[frozenset[Compared]] = frozenset({"turns", "retries"})
+    starts_from_failures: ClassVar[bool] = True
+
+    @property
+    def writes(self) -> frozenset[Role]:
+        return frozenset({Role.ATTEMPT, Role.REFLECTION, Role.RETRY})
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if turns == 1:
@@ -176,6 +219,14 @@ class HintSettings(Rollout):
     turns: ClassVar[int] = 1
     several: ClassVar[bool] = True
     hooks: ClassVar[tuple[str, ...]] = ("hint",)
+
+    @property
+    def writes(self) -> frozenset[Role]:
+        return frozenset({Role.ATTEMPT, Role.RETRY})
+
+    @property
+    def authored(self) -> str:
+        return "answers after a hint"
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         return AttemptSettings(system=self.system).tested(turns, episodes)
@@ -213,6 +264,11 @@ class SearchSettings(Rollout):
     kind: ClassVar[Kind] = "actions"
     episodes: ClassVar[int] = 1
     several: ClassVar[bool] = True
+    variety: ClassVar[str] = "rollout.simulations or expansions"
+
+    @property
+    def writes(self) -> frozenset[Role]:
+        return frozenset({Role.ACTION, Role.REVISION})
 
     @model_validator(mode="after")
     def _fits(self):
@@ -247,10 +303,28 @@ class OwnRollout(OwnSettings, Rollout):
     episodes: int = Field(1, ge=1)
     """Episodes in a group."""
 
+    offers: ClassVar[frozenset[Compared]] = frozenset({"episodes", "turns", "retries"})  # who wrote it knows
+    starts_from_failures: ClassVar[bool] = True
+
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         return self.model_copy(update={"episodes": episodes} | ({"turns": turns} if turns else {}))
 
 
-RolloutSettings = one_of(
-    AttemptSettings, RetrySettings, ActSettings, ReflectSettings, HintSettings, SearchSettings, own=OwnRollout
+def _planned(plan: PlanSettings | None) -> frozenset[Role]:
+    return frozenset() if plan is None else frozenset({Role.REFLECTION})
+
+
+KNOWN: tuple[type[Rollout], ...] = (
+    AttemptSettings,
+    RetrySettings,
+    ActSettings,
+    ReflectSettings,
+    HintSettings,
+    SearchSettings,
 )
+RolloutSettings = one_of(*KNOWN, own=OwnRollout)
+
+
+def names(fits: Callable[[type[Rollout]], bool]) -> str:
+    """The known rollouts that fit, for a person to choose from: "attempt, retry or act"."""
+    return either([name_of(kind) for kind in KNOWN if fits(kind)])

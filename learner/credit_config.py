@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection
+from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from protocols.named import one_of
+from protocols.named import OwnSettings, either, name_of, one_of
 from protocols.settings import Settings
+
+Compared = Literal["", "episodes", "turns", "retries"]
+
+
+class CreditSettings(Settings):
+    """What every credit says of itself: the facts by which a recipe is checked. Nothing outside learner/ knows which
+    one runs."""
+
+    follows_paths: ClassVar[bool] = False
+    """Whether it follows the turns of an episode from their root."""
+    instead: ClassVar[str] = "take another learner.credit"
+    """What to do where nothing can be compared."""
+
+    @property
+    def compares(self) -> Compared:
+        """What it compares within a group: whole episodes, turns of one number, retries after one failed answer; ""
+        where a turn is worth something by itself."""
+        return ""
 
 
 class OverlongSettings(Settings):
@@ -27,7 +46,7 @@ class OverlongSettings(Settings):
         return self
 
 
-class GroupCredit(Settings):
+class GroupCredit(CreditSettings):
     """The return of the episode against the other episodes of its group (GRPO, arXiv 2402.03300)."""
 
     name: Literal["group"] = "group"
@@ -36,16 +55,25 @@ class GroupCredit(Settings):
     overlong: OverlongSettings | None = None
     """Punish long responses (DAPO)."""
 
+    @property
+    def compares(self) -> Compared:
+        return "episodes"
 
-class TurnwiseCredit(Settings):
+
+class TurnwiseCredit(CreditSettings):
     """The reward of the turn against the mean of its turn number."""
 
     name: Literal["turnwise"] = "turnwise"
     baseline: Literal["group", "batch"] = "group"
     """Take the mean over the turns of the group, or of the whole batch."""
+    instead: ClassVar[str] = "set learner.credit.baseline to batch"
+
+    @property
+    def compares(self) -> Compared:
+        return "turns" if self.baseline == "group" else ""
 
 
-class RawCredit(Settings):
+class RawCredit(CreditSettings):
     """The reward of the turn (RISE, arXiv 2407.18219)."""
 
     name: Literal["raw"] = "raw"
@@ -54,15 +82,19 @@ class RawCredit(Settings):
     episode's best. success: those worth 1 or more."""
 
 
-class ReflectionCredit(Settings):
+class ReflectionCredit(CreditSettings):
     """The reward of the retry against the group's, on its reflection alone (Reflect, Retry, Reward, 2505.24726)."""
 
     name: Literal["reflection"] = "reflection"
     std: bool = True
     """Divide by the standard deviation of the group's retries."""
 
+    @property
+    def compares(self) -> Compared:
+        return "retries"
 
-class TrajectoryCredit(Settings):
+
+class TrajectoryCredit(CreditSettings):
     """The reward at the end of the best trajectory that goes on from the turn (Agent-R, arXiv 2501.11425)."""
 
     name: Literal["trajectory"] = "trajectory"
@@ -70,6 +102,23 @@ class TrajectoryCredit(Settings):
     """Only trajectories that end with a larger reward are trained (and with one above the `alpha` of their search)."""
     good: PositiveInt | None = None
     """Of a group's trajectories without a revision so many are trained, the best ones (None: all)."""
+    follows_paths: ClassVar[bool] = True
 
 
-Credit = one_of(GroupCredit, TurnwiseCredit, RawCredit, ReflectionCredit, TrajectoryCredit)
+class OwnCredit(OwnSettings, CreditSettings):
+    """A credit of the user's own, see learner/credits/__init__.py."""
+
+
+KNOWN: tuple[type[CreditSettings], ...] = (
+    GroupCredit,
+    TurnwiseCredit,
+    RawCredit,
+    ReflectionCredit,
+    TrajectoryCredit,
+)
+Credit = one_of(*KNOWN, own=OwnCredit)
+
+
+def comparing(offered: Collection[str]) -> str:
+    """The known credits that compare something that is offered, for a person to choose from: "group or turnwise"."""
+    return either([name_of(kind) for kind in KNOWN if kind().compares in offered])

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
-from protocols.named import one_of
+from protocols.named import OwnSettings, either, name_of, one_of
 from protocols.settings import Settings
 
 GSPO_CLIPS = {"clip_low": 3e-4, "clip_high": 4e-4}
 
 
-class AwrSettings(Settings):
+class ObjectiveSettings(Settings):
+    """What every objective says of itself: the facts by which a recipe is checked."""
+
+    only_sampled: ClassVar[bool] = False
+    """Whether it trains only what the model sampled on the very ids that are trained."""
+
+
+class AwrSettings(ObjectiveSettings):
     """Cross-entropy weighted by exp(credit / temperature) (RISE, arXiv 2407.18219; AWR, arXiv 1910.00177)."""
 
     name: Literal["awr"] = "awr"
@@ -24,7 +31,7 @@ class AwrSettings(Settings):
     """Largest weight, before they are normalised."""
 
 
-class GrpoSettings(Settings):
+class GrpoSettings(ObjectiveSettings):
     """Clipped policy gradient (arXiv 2402.03300) with corrections for turns that older weights sampled."""
 
     name: Literal["grpo"] = "grpo"
@@ -52,6 +59,8 @@ class GrpoSettings(Settings):
     """The same weight on tokens that the model sampled in turns that are not trained, each counted like a trained one:
     it keeps what carries out a reflection from drifting while only reflections are rewarded."""
 
+    only_sampled: ClassVar[bool] = True
+
     @model_validator(mode="before")
     @classmethod
     def _clips_of_gspo(cls, values: Any) -> Any:
@@ -71,10 +80,17 @@ class GrpoSettings(Settings):
         return self
 
 
-class SftSettings(Settings):
+class SftSettings(ObjectiveSettings):
     """Cross-entropy weighted by the credit where it is positive: with raw rewards of 0 and 1, successes only."""
 
     name: Literal["sft"] = "sft"
 
 
-Objective = one_of(GrpoSettings, AwrSettings, SftSettings)
+class OwnObjective(OwnSettings, ObjectiveSettings):
+    """An objective of the user's own, see learner/objectives/__init__.py."""
+
+
+KNOWN: tuple[type[ObjectiveSettings], ...] = (GrpoSettings, AwrSettings, SftSettings)
+Objective = one_of(*KNOWN, own=OwnObjective)
+AUTHORED = either([name_of(kind) for kind in KNOWN if not kind.only_sampled])
+"""The known objectives that also train what the model did not sample, for a person to choose from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args
 
 from pydantic import Discriminator, Field, Tag
@@ -33,13 +33,23 @@ def load(setting: str, name: str, known: Mapping[str, str]) -> Any:
         raise SettingError(setting, f"{name!r} cannot be imported: {error}", cure) from error
 
 
+def name_of(kind: type[Settings]) -> str:
+    """The literal name of one kind of part."""
+    return get_args(kind.model_fields["name"].annotation)[0]
+
+
+def either(names: Sequence[str]) -> str:
+    """The names as a choice: "a, b or c"."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def one_of(*kinds: type[Settings], own: type[Settings] = OwnSettings) -> Any:
     """The type of a setting that is one of `kinds`, told apart by their literal `name`, or `own` for `module:Name`.
 
     Without a name it is the first of `kinds`. Tags are in angle brackets, so that the place of an error can leave them
     out.
     """
-    tags = {name: f"<{name}>" for kind in kinds for name in get_args(kind.model_fields["name"].annotation)}
+    tags = {name_of(kind): f"<{name_of(kind)}>" for kind in kinds}
     first = next(iter(tags))
 
     def tag(value: Any) -> str | None:
@@ -48,7 +58,7 @@ def one_of(*kinds: type[Settings], own: type[Settings] = OwnSettings) -> Any:
             return None
         return "<own>" if ":" in name else tags.get(name)
 
-    tagged = [Annotated[kind, Tag(tags[get_args(kind.model_fields["name"].annotation)[0]])] for kind in kinds]
+    tagged = [Annotated[kind, Tag(tags[name_of(kind)])] for kind in kinds]
     message = f"name must be one of {', '.join(tags)}, or package.module:Name of your own"
     chosen = Discriminator(tag, custom_error_type="unknown_name", custom_error_message=message)
     return Annotated[Union[(*tagged, Annotated[own, Tag("<own>")])], chosen]

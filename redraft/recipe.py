@@ -12,25 +12,22 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from actors import rollouts
+from actors import rollout_config as rollouts
 from actors.config import ActorSettings, CurriculumSettings, DataSettings, EnvironmentSettings, SamplingSettings
 from actors.rollout_config import AttemptSettings, RolloutSettings
+from learner import credit_config as credits
+from learner import objective_config as objectives
 from learner.config import LearnerSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
-from protocols.turns import Role
 from redraft.config import EvaluationSettings, MetricsSettings, ModelSettings, TrackingSettings
 from replay.config import RunReplaySettings
 
-WRITTEN = {
-    "attempt": (Role.ATTEMPT,),
-    "retry": (Role.ATTEMPT,),
-    "act": (Role.ACTION,),
-    "reflect": (Role.ATTEMPT, Role.REFLECTION, Role.RETRY),
-    "hint": (Role.ATTEMPT, Role.RETRY),
-    "search": (Role.ACTION, Role.REVISION),
+COMPARED = {
+    "episodes": "whole episodes",
+    "turns": "turns of one number",
+    "retries": "retries of one failure",
 }
-"""Roles of the turns of each known rollout; with `reflect: true` also reflections."""
 
 
 class Recipe(Settings):
@@ -93,21 +90,17 @@ class Recipe(Settings):
 
     def _credit_fits(self) -> None:
         credit, rollout = self.learner.credit, self.rollout
-        if credit.name == "group" and rollout.episodes < 2:
-            raise ValueError("rollout.episodes: learner.credit.name=group compares episodes of a task; set 2 or more")
-        if credit.name == "group" and rollout.name == "reflect":
+        compared = credit.compares
+        if compared and compared not in rollout.offers:
             raise ValueError(
-                "learner.credit.name: group compares whole episodes, which share their first answer in rollout "
-                "reflect; set it to reflection"
+                f"learner.credit.name: {credit.name} compares {COMPARED[compared]}, which rollout {rollout.name} does "
+                f"not play; set it to {credits.comparing(rollout.offers)}, or rollout.name to "
+                f"{rollouts.names(lambda kind: compared in kind.offers)}"
             )
-        if credit.name == "turnwise" and credit.baseline == "group" and rollout.episodes < 2:
+        if compared and rollout.episodes < 2:
             raise ValueError(
-                "rollout.episodes: learner.credit.baseline=group needs 2 or more; or set baseline to batch"
-            )
-        if credit.name == "reflection" and rollout.name in rollouts.NAMES and rollout.name != "reflect":
-            raise ValueError(
-                f"learner.credit.name: reflection compares retries of one failure, which rollout {rollout.name} "
-                "does not play; set rollout.name to reflect"
+                f"rollout.episodes: learner.credit.name={credit.name} compares episodes of a task; set 2 or more, or "
+                f"{credit.instead}"
             )
 
     def _learner_fits(self) -> None:
@@ -148,28 +141,24 @@ class Recipe(Settings):
     def _takes_effect(self) -> None:
         """Refuses what would do nothing."""
         learner, rollout = self.learner, self.rollout
-        authored = {"hint": "answers after a hint"}.get(rollout.name)
-        if getattr(rollout, "teacher", None) is not None:
-            authored = "what a teacher writes"
-        if authored and learner.objective.name == "grpo":
-            raise ValueError(f"learner.objective.name: grpo never trains {authored}; set it to sft or awr")
-        roles = set(WRITTEN.get(rollout.name, ()))
-        if getattr(rollout, "reflect", False) or getattr(rollout, "plan", None):
-            roles.add(Role.REFLECTION)
-        if roles and not any(learner.role_weight(role) for role in roles):
-            known = ", ".join(role.name.lower() for role in sorted(roles))
+        if rollout.authored and learner.objective.only_sampled:
+            problem = f"{learner.objective.name} never trains {rollout.authored}"
+            raise ValueError(f"learner.objective.name: {problem}; set it to {objectives.AUTHORED}")
+        if rollout.writes and not any(learner.role_weight(role) for role in rollout.writes):
+            known = ", ".join(role.name.lower() for role in sorted(rollout.writes))
             raise ValueError(
                 f"learner.roles: rollout {rollout.name} writes turns of role {known}, and none has a weight; give one"
             )
-        if self.model.on_rewrite == "new_root" and learner.credit.name == "trajectory":
+        if self.model.on_rewrite == "new_root" and learner.credit.follows_paths:
             raise ValueError(
-                "model.on_rewrite: new_root makes each turn a root, and learner.credit.name=trajectory follows the "
-                "turns of an episode from its root; leave it out, or use another credit"
+                "model.on_rewrite: new_root makes each turn a root, and learner.credit.name="
+                f"{learner.credit.name} follows the turns of an episode from its root; leave it out, or use another "
+                "credit"
             )
-        if self.data.failures and rollout.name in rollouts.NAMES and rollout.name != "reflect":
+        if self.data.failures and not rollout.starts_from_failures:
             raise ValueError(
                 f"data.failures: rollout {rollout.name} does not begin from failed answers; leave it out, or set "
-                "rollout.name to reflect"
+                f"rollout.name to {rollouts.names(lambda kind: kind.starts_from_failures)}"
             )
 
     def warnings(self) -> list[str]:

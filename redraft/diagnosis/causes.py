@@ -221,10 +221,7 @@ class Diagnosis:
             return None
         aside = "set aside" if recipe.replay.drop_flat else "worth nothing to the learner"
         cures = [_difficulty(right)]
-        if recipe.rollout.name == "search":
-            cures.append("more rollout.simulations or expansions")
-        else:
-            cures.append("a larger sampling.temperature or rollout.episodes")
+        cures.append(f"a larger sampling.temperature or more {recipe.rollout.variety}")
         cures += ["partial credit"]
         cures += ["replay.drop_flat: false, with a credit that needs no variance"] if recipe.replay.drop_flat else []
         return (
@@ -344,9 +341,7 @@ CAUSES: dict[str, Callable[[Diagnosis, float], Told | None]] = {
 
 def _needs_variance(recipe: Recipe) -> bool:
     """Whether groups whose scores do not differ are of no use."""
-    credit = recipe.learner.credit
-    relative = credit.name in ("group", "reflection") or getattr(credit, "baseline", "") == "group"
-    return recipe.replay.drop_flat or relative
+    return recipe.replay.drop_flat or bool(recipe.learner.credit.compares)
 
 
 def _difficulty(right: float) -> str:

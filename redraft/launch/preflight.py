@@ -10,7 +10,7 @@ from redraft.recipe import Recipe
 def check_environment(recipe: Recipe) -> None:
     """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks,
     for a curriculum of tasks without levels, or for an engine that this machine cannot load."""
-    from actors import environments, rollouts
+    from actors import environments, rollout_config, rollouts
     from actors.engines import vllm_common
     from actors.tasks import TaskOrder
 
@@ -23,7 +23,7 @@ def check_environment(recipe: Recipe) -> None:
     made = environments.make(recipe.environment)
     if recipe.rollout.kind == "actions" and not made.many_actions:
         problem = f"{recipe.rollout.name} plays many actions, {recipe.environment.name} asks for one answer"
-        raise SettingError("rollout.name", problem, "Use attempt, retry, reflect or hint")
+        raise SettingError("rollout.name", problem, f"Use {rollout_config.names(lambda one: one.kind == 'answers')}")
     if lacking := [kind for kind in recipe.evaluation.feedbacks if kind not in made.feedbacks]:
         known = f"Use {', '.join(made.feedbacks)}"
         raise SettingError("evaluation.feedbacks", f"{recipe.environment.name} has no {lacking[0]!r}", known)

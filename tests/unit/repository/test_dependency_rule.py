@@ -129,3 +129,30 @@ def test_a_file_is_small_and_says_what_it_does(path):
     for found in ast.walk(tree):
         if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
             assert found.end_lineno - found.lineno < FUNCTION_LIMIT, found.name
+
+
+def compared(tree: ast.AST) -> set[str]:
+    """Texts that are compared with something, or looked up in a literal mapping or collection."""
+    found = set()
+    for node in ast.walk(tree):
+        inside = []
+        if isinstance(node, ast.Compare):
+            inside = [node.left, *node.comparators]
+        elif isinstance(node, ast.Subscript | ast.Dict):
+            inside = [node]
+        elif isinstance(node, ast.match_case):
+            inside = [node.pattern]
+        for part in inside:
+            found |= {one.value for one in ast.walk(part) if isinstance(one, ast.Constant)}
+    return {value for value in found if isinstance(value, str)}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "redraft").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_in_redraft_knows_which_rollout_or_credit_runs(path):
+    from actors import rollout_config
+    from learner import credit_config
+    from protocols.named import name_of
+
+    words = {"group", "attempt"}  # also what replay serves, and a field of a dataset of failures
+    names = {name_of(kind) for kind in (*rollout_config.KNOWN, *credit_config.KNOWN)} - words
+    assert not names & compared(ast.parse(path.read_text()))

@@ -291,7 +291,7 @@ def test_groups_that_are_set_aside_are_told_as_what_they_are_with_the_cures():
     assert text.startswith("183 of 185 groups set aside: all their answers scored the same (right: 0 %).")
     for cure in (
         "easier tasks",
-        "larger sampling.temperature or rollout.episodes",
+        "larger sampling.temperature or more rollout.episodes",
         "partial credit",
         "drop_flat: false",
     ):
