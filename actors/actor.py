@@ -72,7 +72,7 @@ class Report:
     version: int | None = None
     probe_difference: float = 0.0
     probe_limit: float = 0.0
-    closed: list[tuple[bytes, int, float | None]] = field(default_factory=list)  # group, lease number, success rate
+    closed: list[tuple[bytes, int, float | None]] = field(default_factory=list)  # group, fencing token, success rate
     abandoned: list[tuple[bytes, int, str]] = field(default_factory=list)
     playing: int = 0
     running: int = 0
@@ -269,7 +269,7 @@ class Actor:
             log.exception("%s gives up group %s", self._name, lease.group.hex()[:8])
             self._abandon(lease, f"{type(error).__name__}: {error}")
         else:
-            self._report.closed.append((lease.group, lease.number, writer.success))
+            self._report.closed.append((lease.group, lease.fencing_token, writer.success))
             self._report.tally.group(writer)
             metrics.GROUPS.labels(end="closed").inc()
         finally:
@@ -398,7 +398,7 @@ class Actor:
 
     def _abandon(self, lease: Lease, reason: str) -> None:
         metrics.GROUPS.labels(end="abandoned").inc()
-        self._report.abandoned.append((lease.group, lease.number, reason))
+        self._report.abandoned.append((lease.group, lease.fencing_token, reason))
 
     def _background(self, work) -> asyncio.Task:
         task = asyncio.ensure_future(work)

@@ -63,7 +63,7 @@ class GroupWriter:
                 self.successes[episode] = float(facts.get("extra", {}).get("success", False))
         turn = Turn(
             group=self._lease.group,
-            lease=self._lease.number,
+            lease=self._lease.fencing_token,
             turn=number,
             parent=parent,
             after=parent if after is None else after,
@@ -110,5 +110,5 @@ class GroupWriter:
 
     def close(self):
         """Emits the close row; returns what the sink makes of it."""
-        close = Close(self._lease.group, self._lease.number, self._next, extra=self.facts)
+        close = Close(self._lease.group, self._lease.fencing_token, self._next, extra=self.facts)
         return self._sink(close, self._lease, self.spread)

@@ -217,7 +217,7 @@ class CountingExchange(Exchange):
         time."""
         held_s, self._held_s = self._held_s, []
         busy_s = ray.get(self.parts.ranks[0].busy_s.remote())
-        stored = self.parts.client.stats()["stored"]
+        stored = self.parts.client.stats().stored
         return {"rows": stored, "held_s": held_s, "busy_s": busy_s, "at": time.monotonic()}
 
 

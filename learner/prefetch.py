@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from learner.batches import Batch, prepare
 from learner.config import LearnerSettings
 from protocols.errors import DeadlineError
+from protocols.replay_stats import ReplayStats
 from replay.client import Claim, Client
 
 POLL_S = 1.0  # how soon a waiting claim notices that the run is stopping
@@ -33,7 +34,7 @@ class Prefetch:
         self.crowded = False  # replay holds so much that a checkpoint should let it forget, as of the last claim
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._next: Future[Batch | None] | None = None
-        self._before: dict = {}  # replay's counts when a batch was last served
+        self._before = ReplayStats()  # replay's counts when a batch was last served
 
     def start(self, step: int) -> None:
         """Begins to claim the batch that the trainer will use when it has done `step` steps."""
@@ -67,7 +68,7 @@ class Prefetch:
         while not self._stopping.is_set():
             wait_s = min(POLL_S, max(0.0, deadline - time.monotonic()))
             claim = self._client.claim(settings.batch_groups, step, settings.max_staleness, wait_s)
-            self.crowded = claim.stats["fullest"] > CROWDED
+            self.crowded = claim.stats.fullest > CROWDED
             if claim.groups:
                 self._before = claim.stats
                 return prepare(claim.groups, step, settings, claim.weights)
@@ -77,23 +78,23 @@ class Prefetch:
         return None
 
 
-def _late(claim: Claim, settings: LearnerSettings, before: dict) -> DeadlineError:
+def _late(claim: Claim, settings: LearnerSettings, before: ReplayStats) -> DeadlineError:
     """What the learner says when no batch came: it knows replay's counts then and, `before`, when it last got one."""
     limit_s, wanted = settings.claim_deadline_s, f"{settings.batch_groups} groups make a batch"
     flat, closed = (count(claim.stats) - count(before) for count in (_flat, _closed))
     if claim.reason == "groups" and flat > closed / 2:
-        culprit = f"groups that are not flat ({flat} of {closed} were set aside: all their answers scored the same)"
+        culprit = f"groups that are not flat ({flat} of {closed} were filtered: all their answers scored the same)"
         return DeadlineError("learner", culprit, limit_s, f"{wanted}. {FLAT_CURE}")
-    facts = ", ".join(f"{key} {value}" for key, value in claim.stats.items())
+    facts = ", ".join(f"{key} {value}" for key, value in claim.stats.to_json().items())
     detail = f"{wanted}; replay holds {facts}. Raise learner.claim_deadline_s if they are only slow"
     return DeadlineError("learner", CULPRITS.get(claim.reason, claim.reason), limit_s, detail)
 
 
-def _flat(stats: dict) -> int:
-    return stats.get("dropped", {}).get("flat", 0)
+def _flat(stats: ReplayStats) -> int:
+    return stats.dropped.get("flat", 0)
 
 
-def _closed(stats: dict) -> int:
-    """Groups that were closed so far, but for those that stood open too long or were torn."""
-    held = sum(stats.get(key, 0) for key in ("ready", "claimed", "trained_total"))
-    return held + sum(n for reason, n in stats.get("dropped", {}).items() if reason != "torn")
+def _closed(stats: ReplayStats) -> int:
+    """Groups that were closed so far, but for those that stood open too long or were corrupt."""
+    held = stats.ready + stats.claimed + stats.trained_total
+    return held + sum(n for reason, n in stats.dropped.items() if reason != "corrupt")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
 
 from protocols.measured import Ages, ByPhase, ByRole, ByTurn, Reported, Value, measured
+from protocols.replay_stats import ReplayStats
 
 
 class Lengths(TypedDict):
@@ -210,8 +211,8 @@ class RunStatus:
     leases: int = 0
     actors_target: int = 0
     actors: tuple[ActorStatus, ...] = ()
-    replay: Mapping[str, Any] = field(default_factory=dict)
-    """Counts over all shards; empty before the first."""
+    replay: ReplayStats | None = None
+    """Counts over all shards; None before the first."""
     waits: Mapping[str, str] = field(default_factory=dict)
     """What a part waited for in the last step, in words."""
     findings: tuple[Finding, ...] = ()
@@ -226,6 +227,7 @@ class RunStatus:
             **({} if self.last is None else self.last.to_json()),
             **{name: getattr(self, name) for name in self.__slots__ if name != "last"},
             "actors": [asdict(actor) for actor in self.actors],
+            "replay": None if self.replay is None else self.replay.to_json(),
             "findings": [finding.to_json() for finding in self.findings],
         }
 
@@ -236,6 +238,7 @@ class RunStatus:
             own[name] = tuple(found[name])
         own["progress"] = None if found["progress"] is None else tuple(found["progress"])
         own["actors"] = tuple(ActorStatus(**actor) for actor in found["actors"])
+        own["replay"] = None if found["replay"] is None else ReplayStats.from_json(found["replay"])
         own["findings"] = tuple(Finding(**finding) for finding in found["findings"])
         shared = {"actors": len(found["actors"]), "tokens_per_s": found["tokens_per_s"] or 0.0}
         own["last"] = StepLine.from_json({**found, **shared}) if "time_s" in found else None

@@ -94,13 +94,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Leave to play one task once: `number` fences off earlier plays of its group, `order` is its place in time.
+    """Leave to play one task once.
 
-    `shard` is the ingest endpoint of the replay service that keeps the group ("" where nothing is kept).
+    `fencing_token` shuts out earlier plays of its group: rows carry it as `lease`, and replay takes none under a lower
+    one. `order` is the place of this group among all that are leased. `shard` is the ingest endpoint of the replay
+    service that keeps the group ("" where nothing is kept).
     """
 
     group: bytes
-    number: int
+    fencing_token: int
     order: int
     task: dict
     seed: int

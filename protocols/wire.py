@@ -20,7 +20,7 @@ from protocols.errors import WireError
 from protocols.turns import LOGPROBS, TOKENS, Close, Group, Role, Stop, Turn
 from protocols.weights import step_of
 
-SCHEMA = 2
+SCHEMA = 3
 CLOSE = -1  # the `turn` of a close row
 NO_VERSION = -1  # the `version` of a row in which nothing was sampled
 ENTRY = struct.Struct(">16siiqqifII")  # a Row
@@ -50,7 +50,8 @@ class Row(NamedTuple):
     crc: int
 
 
-Packed = tuple[bytes, bytes]  # entry and record of a row
+Bytes = bytes | memoryview  # what was received or read is a view, so that nothing is copied
+Packed = tuple[Bytes, Bytes]  # entry and record of a row
 
 
 def pack(message: dict) -> bytes:
@@ -101,7 +102,7 @@ def encode_turn(turn: Turn) -> bytes:
     )
 
 
-def decode_turn(group: bytes, lease: int, turn: int, record: bytes) -> Turn:
+def decode_turn(group: bytes, lease: int, turn: int, record: Bytes) -> Turn:
     """The turn of a record. Raises WireError when it is not one."""
     try:
         (parent, after, index, episode, role, stop, terminated, truncated, reward, prompt, response, logprobs, versions,
@@ -144,7 +145,7 @@ def encode_close(close: Close) -> bytes:
     return msgpack.packb((close.turns, close.rewards, close.extra))
 
 
-def decode_close(group: bytes, lease: int, record: bytes) -> Close:
+def decode_close(group: bytes, lease: int, record: Bytes) -> Close:
     try:
         turns, rewards, extra = msgpack.unpackb(record, use_list=False, strict_map_key=False)
         if type(turns) is not int or type(extra) is not dict:
@@ -178,7 +179,7 @@ def join(rows: Sequence[Packed]) -> tuple[bytes, bytes]:
     return b"".join([entry for entry, _ in rows]), b"".join([record for _, record in rows])
 
 
-def split(index: bytes, blob: bytes) -> list[tuple[Row, Packed]]:
+def split(index: bytes, blob: Bytes) -> list[tuple[Row, Packed]]:
     """The rows of a message; records are views into `blob`. Raises WireError unless all of it is whole."""
     if len(index) % ENTRY.size:
         raise WireError(f"index of {len(index)} bytes is not a multiple of {ENTRY.size}")
@@ -195,7 +196,7 @@ def split(index: bytes, blob: bytes) -> list[tuple[Row, Packed]]:
     return rows
 
 
-def sound(row: Row, entry: bytes, record: bytes) -> bool:
+def sound(row: Row, entry: Bytes, record: Bytes) -> bool:
     """Whether entry and record are the bytes that were written."""
     return 0 < row.size == len(record) and crc32(entry[:UNSUMMED], crc32(record)) == row.crc
 

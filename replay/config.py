@@ -46,7 +46,7 @@ class ReplaySettings(Settings):
     durability: Literal["process", "power"] = "process"
     """What acknowledged turns survive: a kill of the service (`process`), or a power cut too (a disk sync each)."""
 
-    shards: int = Field(1, ge=1, le=64)
+    shards: int = Field(default=1, ge=1, le=64)
     """How many services share the groups."""
 
     curve: bool = True
@@ -56,23 +56,23 @@ class ReplaySettings(Settings):
     """`fifo` serves groups in the order of their leases and waits for stragglers; `uniform` picks at random;
     `prioritised` by the priorities that the learner gives, where `max_uses` is above 1."""
 
-    priority_exponent: float = Field(0.6, ge=0, le=4)
+    priority_exponent: float = Field(default=0.6, ge=0, le=4)
     """Of `prioritised`: 0 makes it uniform."""
 
-    importance_exponent: float = Field(0.4, ge=0, le=1)
+    importance_exponent: float = Field(default=0.4, ge=0, le=1)
     """Of `prioritised`: 1 undoes the whole bias of its choice by weighting the loss, 0 nothing of it."""
 
-    max_uses: int = Field(1, ge=1)
+    max_uses: int = Field(default=1, ge=1)
     """How many optimizer steps may use a group."""
 
-    max_bytes: int = Field(2 << 30, ge=1 << 20)
+    max_bytes: int = Field(default=2 << 30, ge=1 << 20)
     """Bytes of records that a shard may hold before producers start no new group; open ones go on beyond it."""
 
     drop_flat: bool = False
     """Set aside groups whose scores do not differ: they carry no signal for group-relative credit. Their turns stay
     until the next checkpoint."""
 
-    claim_lease_s: float = Field(600.0, gt=0)
+    claim_lease_s: float = Field(default=600.0, gt=0)
     """A consumer that sends no request for so many seconds loses its claims; longer than the longest step."""
 
     seed: int = 0

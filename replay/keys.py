@@ -21,7 +21,7 @@ from replay.config import ClientKeys
 SETTING = "replay.keys"
 DOMAIN = "redraft"
 DRAIN_EVENTS = 1000  # the most that one drain reads: peers who hammer do not keep the service's thread
-FAILED = {
+FAILED: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "HANDSHAKE_FAILED_AUTH: its key is not in allowed/",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "HANDSHAKE_FAILED_PROTOCOL: no keys, the wrong ones, or not ZeroMQ",
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "HANDSHAKE_FAILED_NO_DETAIL: it hung up or fell silent, no keys perhaps",

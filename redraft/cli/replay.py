@@ -13,7 +13,7 @@ import typer
 from protocols.errors import SettingError
 
 app = typer.Typer(help="The replay service alone, and tools for what it keeps.", no_args_is_help=True)
-STATES = "used,ready,claimed,aside"
+STATES = "used,ready,claimed,filtered"
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A run (name or folder: all its shards), or a spool.")]
 Keys = Annotated[Path | None, typer.Option(help="Folder of CURVE keys, see `redraft keys new`; for tcp endpoints.")]
@@ -54,30 +54,33 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """How many groups there are in which state, and what they take. Disturbs no service."""
+    from protocols.replay_stats import HeldStats, combined
     from replay.keys import client_keys
     from replay.tools import stats as counts
     from replay.tools.verify import apart
 
     if (source is None) == (at is None):
         raise SettingError("SOURCE", "give it or --at, one of the two", "Name a run, a spool or a live service")
+    columns: dict[str, HeldStats] = {}
     if at is not None:
-        columns = {at: counts.ask(at, client_keys(keys) if keys else None)}
-    else:
+        columns[at] = counts.ask(at, client_keys(keys) if keys else None)
+    elif source is not None:
         folders, run_id = _spools(source)
         spools = list(apart(counts.of_spools, folders, run_id))
-        columns = {folder.name: spool for folder, spool in zip(folders, spools, strict=True)}
+        columns |= {folder.name: spool for folder, spool in zip(folders, spools, strict=True)}
         if len(spools) > 1:
-            columns["all"] = counts.total(spools)
+            columns["all"] = combined(spools)
+    told = {name: column.to_json() for name, column in columns.items()}
     if as_json:
-        *shards, whole = columns.values()
+        *shards, whole = told.values()
         print(json.dumps(whole | ({"shards": shards} if shards else {})))
     else:
-        _show(columns)
+        _show(told)
 
 
 @app.command()
 def verify(source: Source) -> None:
-    """Read every byte of a spool, or of a run's, and name the groups that are damaged. Exit code 1 when there are any.
+    """Read every byte of a spool, or of a run's, and name the groups that are corrupt. Exit code 1 when there are any.
 
     Writes nothing, and works beside a service; the spool may grow meanwhile, since freed room is not used again.
     """
@@ -86,10 +89,10 @@ def verify(source: Source) -> None:
     folders, run_id = _spools(source)
     began = time.monotonic()
     ends = [_follow("verifying", reading.verify(folder, run_id)) for folder in folders]
-    groups, rows, size, damaged = (sum(numbers) for numbers in zip(*ends, strict=True))
-    said = f"{damaged} found damaged" if damaged else "all is whole"
+    groups, rows, size, corrupt = (sum(numbers) for numbers in zip(*ends, strict=True))
+    said = f"{corrupt} found corrupt" if corrupt else "all is whole"
     typer.echo(f"{said}: {groups} groups, {rows} rows, {size} bytes, {time.monotonic() - began:.1f} s")
-    raise typer.Exit(1 if damaged else 0)
+    raise typer.Exit(1 if corrupt else 0)
 
 
 @app.command()
@@ -100,15 +103,15 @@ def export(
 ) -> None:
     """Write closed groups to Parquet, one row a turn; see replay/tools/parquet.py for the columns.
 
-    Damaged groups are named and left out, and the exit code is 1.
+    Corrupt groups are named and left out, and the exit code is 1.
     """
     from replay.tools import parquet
 
     folders, run_id = _spools(source)
-    groups, rows, size, damaged = _follow("exporting", parquet.export(folders, run_id, out, state.split(",")))
-    left_out = f"; what is damaged is left out ({damaged})" if damaged else ""
+    groups, rows, size, corrupt = _follow("exporting", parquet.export(folders, run_id, out, state.split(",")))
+    left_out = f"; what is corrupt is left out ({corrupt})" if corrupt else ""
     typer.echo(f"{out}: {groups} groups, {rows - groups} turns{left_out}")
-    raise typer.Exit(1 if damaged else 0)
+    raise typer.Exit(1 if corrupt else 0)
 
 
 @app.command("import")
@@ -124,15 +127,15 @@ def load(
     from collections import Counter
 
     from replay.tools import parquet
-    from replay.tools.verify import Damage
+    from replay.tools.verify import Corruption
 
     outcomes: Counter[str] = Counter()
     for found in parquet.load(file, folder, run_id):
-        if isinstance(found, Damage):
-            typer.echo(f"damaged: {found}")
-        outcomes["damaged" if isinstance(found, Damage) else found] += 1
+        if isinstance(found, Corruption):
+            typer.echo(f"corrupt: {found}")
+        outcomes["corrupt" if isinstance(found, Corruption) else found] += 1
     typer.echo(f"{folder}: " + ", ".join(f"{outcomes[name]} {name}" for name in ("stored", "duplicate", "fenced")))
-    raise typer.Exit(1 if outcomes["damaged"] else 0)
+    raise typer.Exit(1 if outcomes["corrupt"] else 0)
 
 
 @app.command()
@@ -162,24 +165,24 @@ def _spools(source: str) -> tuple[list[Path], str | None]:
 
 
 def _follow(title: str, work: Iterator) -> tuple[int, int, int, int]:
-    """Shows how far a reader is and prints what is damaged; how many groups, rows, bytes and damages in the end."""
+    """Shows how far a reader is and prints what is corrupt; how many groups, rows, bytes and corruptions in the end."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from replay.tools.verify import Damage
+    from replay.tools.verify import Corruption
 
     console = Console(stderr=True)
-    numbers, damaged = (0, 0, 0), 0
+    (groups, rows, size), corrupt = (0, 0, 0), 0
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title)
         for found in work:
-            if isinstance(found, Damage):
-                damaged += 1
-                typer.echo(f"damaged: {found}")
+            if isinstance(found, Corruption):
+                corrupt += 1
+                typer.echo(f"corrupt: {found}")
             else:
-                numbers = found.groups, found.rows, found.size
+                groups, rows, size = found.groups, found.rows, found.size
                 progress.update(task, total=found.total, completed=found.groups)
-    return *numbers, damaged
+    return groups, rows, size, corrupt
 
 
 def _show(columns: dict[str, dict]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from learner.config import LearnerSettings
 from protocols import metrics
+from protocols.replay_stats import ReplayStats
 
 LIMITS = ("none", "actors", "replay", "staleness")
 """Nothing; no actor is ready; replay is near its cap, or its disk is full; the staleness bound."""
@@ -34,14 +34,14 @@ class Admission:
         self._limit.note("actors")
         return 0
 
-    def room(self, version: int, stats: Mapping[str, Any], running: int) -> int:
+    def room(self, version: int, stats: ReplayStats, running: int) -> int:
         """How many groups may be leased, derived from what replay holds, never counted here; see `admissible`."""
-        if stats["full"] or stats["fullest"] > FULL_SHARE:
+        if stats.full or stats.fullest > FULL_SHARE:
             self._limit.note("replay")
             return 0
-        held = stats["claimed"] + stats["ready"]
+        held = stats.claimed + stats.ready
         bound, batch = self._learner.max_staleness, self._learner.batch_groups
-        room = admissible(bound, version, stats["step"], batch, held, running)
+        room = admissible(bound, version, stats.step, batch, held, running)
         self._limit.note("none" if room else "staleness")
         return room
 

@@ -175,7 +175,7 @@ class Exchange:
         metrics.LEASES_LOST.labels(reason=reason).inc()
         if blamed:
             self._status.event(f"group {group.hex()[:8]} abandoned: {why}", once=why)
-        self.parts.client.abandon(group, lease.number, lease.shard)
+        self.parts.client.abandon(group, lease.fencing_token, lease.shard)
         if book.given_up >= GIVEN_UP:
             raise RedraftError(f"{GIVEN_UP} groups could not be played, in {PLAYS} tries each; the last: {why}")
 
@@ -194,18 +194,18 @@ class Exchange:
         self._heed(stats)
         return admission.room(min(steps), stats, len(book.live))
 
-    def _heed(self, stats: Mapping[str, Any]) -> None:
+    def _heed(self, stats: ReplayStats) -> None:
         """What replay says of its disk: that it is full, or which closed groups it has lost, which are played again."""
-        if stats["full"]:
+        if stats.full:
             problem = "the disk of the run folder is full; nothing is leased until there is room"
             self._status.event(f"replay: {problem}", once="full")
-        if not stats["torn"]:
+        if not stats.corrupt:
             return
-        torn = [(bytes.fromhex(group), *rest) for group, *rest in stats["torn"]]
-        played = self.parts.client.known([group for group, *_ in torn])  # elsewhere, since a shard joined
-        for group, lease, position, shard in torn:
-            if group not in played and self.parts.book.again(group, lease, position, shard):
-                self._status.event(f"group {group.hex()[:8]} was torn on the disk; it is played again")
+        found = {bytes.fromhex(corrupt.group): corrupt for corrupt in stats.corrupt}
+        played = self.parts.client.known(list(found))  # elsewhere, since a shard joined
+        for group, corrupt in found.items():
+            if group not in played and self.parts.book.again(group, corrupt.lease, corrupt.order, corrupt.shard):
+                self._status.event(f"group {corrupt.group[:8]} was corrupt on the disk; it is played again")
 
     def _give_orders(self, room: int) -> None:
         """Sends every idle actor its orders; the room is shared out, the least busy first."""

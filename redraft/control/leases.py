@@ -13,7 +13,7 @@ from protocols.keys import group_id
 from protocols.turns import Lease
 
 log = logging.getLogger("redraft.leases")
-INCARNATION_LEASES = 1000  # lease numbers of one incarnation: a resumed run leases under higher ones than it can know
+INCARNATION_LEASES = 1000  # fencing tokens of one incarnation: a resumed run leases under higher ones than it can know
 PLAYS = 5  # a group that ends without being closed so often is given up
 
 
@@ -31,7 +31,7 @@ class LeaseBook:
     """Makes leases from the order of tasks, and leases again what was lost. Keeps nothing about closed groups.
 
     `known(ids)` tells which groups replay has already closed: they are skipped, so a resumed run plays none twice.
-    `place(id)` names the replay shard of a group that is leased for the first time in this incarnation of the run.
+    `shard_of(id)` names the replay shard of a group that is leased for the first time in this incarnation of the run.
     """
 
     def __init__(
@@ -42,24 +42,22 @@ class LeaseBook:
         cursor: int,
         incarnation: int,
         known: Callable[[list[bytes]], Collection[bytes]],
-        place: Callable[[bytes], str],
+        shard_of: Callable[[bytes], str],
     ):
-        self._order, self._run_id, self._seed, self._known, self._place = order, run_id, seed, known, place
-        self._position, self._number = cursor, incarnation * INCARNATION_LEASES
+        self._order, self._run_id, self._seed, self._known, self._shard_of = order, run_id, seed, known, shard_of
+        self._position, self._fencing_token = cursor, incarnation * INCARNATION_LEASES
         self._resumed = incarnation > 0
         self._again: deque[tuple[Lease, int]] = deque()
-        self._lock = threading.Lock()  # the learner asks for the cursor from another thread
+        self._lock = threading.Lock()  # the learner asks for the state from another thread
         self.live: dict[bytes, Live] = {}
         self._given_up: set[bytes] = set()
 
     @property
-    def cursor(self) -> int:
-        """The first position that may still have to be played: all before it are closed in replay or given up."""
-        return self.state["position"]
-
-    @property
     def state(self) -> dict:
-        """What a resumed run needs to go on from now, in JSON values: the cursor and the state of the order."""
+        """What a resumed run needs to go on from now, in JSON values: its `position` and the state of the order.
+
+        `position` is the first that may still have to be played: all before it are closed in replay or given up.
+        """
         with self._lock:
             unfinished = [live.position for live in self.live.values()] + [position for _, position in self._again]
             return {"position": min(unfinished, default=self._position)} | self._order.state
@@ -90,22 +88,22 @@ class LeaseBook:
     def _make(self, position: int) -> tuple[Lease, int]:
         epoch, task = self._order.task(position)
         group = group_id(self._run_id, epoch, task["id"])
-        return Lease(group, self._number, position, task, self._seed + position, self._place(group)), position
+        return Lease(group, self._fencing_token, position, task, self._seed + position, self._shard_of(group)), position
 
     def closed(self, plays: Iterable[tuple[bytes, int] | tuple[bytes, int, float | None]]) -> None:
-        """These plays (group, lease number, success rate if known) ended well.
+        """These plays (group, fencing token, success rate if known) ended well.
 
         A late word of an older play changes nothing. With a curriculum they may raise the level of what is leased next.
         """
         with self._lock:
-            for group, number, *success in plays:
-                if self._is_live(group, number):
+            for group, token, *success in plays:
+                if self._is_live(group, token):
                     lease = self.live.pop(group).lease
                     if self._order.closed(lease.task, success[0] if success else None, self._position):
                         log.info("level %d begins at position %d", self._order.level, self._position)
 
-    def again(self, group: bytes, number: int, position: int, shard: str) -> bool:
-        """Replay has lost this closed play to a torn record: it is leased again, once, to the shard that had it.
+    def again(self, group: bytes, token: int, position: int, shard: str) -> bool:
+        """Replay found this closed play corrupt on its disk: it is leased again, once, to the shard that had it.
 
         False when it is already, or will be in its turn.
         """
@@ -116,24 +114,25 @@ class LeaseBook:
             lease, _ = self._make(position)
             if lease.group != group:  # leased under a level that no checkpoint knew: its task comes in its own time
                 return False
-            self._again.append((replace(lease, number=max(number + 1, lease.number), shard=shard), position))
+            higher = max(token + 1, lease.fencing_token)
+            self._again.append((replace(lease, fencing_token=higher, shard=shard), position))
             return True
 
-    def lost(self, group: bytes, number: int, blamed: bool = True) -> Lease | None:
-        """This play ended without closing its group, which is leased again under the next number.
+    def lost(self, group: bytes, token: int, blamed: bool = True) -> Lease | None:
+        """This play ended without closing its group, which is leased again under the next fencing token.
 
         After PLAYS plays a group that is `blamed` is given up; one whose actor died is not. Returns the lease that was
         lost, None if it was not out.
         """
         with self._lock:
-            return self._lose(self.live.pop(group), blamed) if self._is_live(group, number) else None
+            return self._lose(self.live.pop(group), blamed) if self._is_live(group, token) else None
 
-    def _is_live(self, group: bytes, number: int) -> bool:
-        return group in self.live and self.live[group].lease.number == number
+    def _is_live(self, group: bytes, token: int) -> bool:
+        return group in self.live and self.live[group].lease.fencing_token == token
 
     def _lose(self, live: Live, blamed: bool) -> Lease:
-        if not blamed or live.lease.number % INCARNATION_LEASES + 1 < PLAYS:
-            self._again.append((replace(live.lease, number=live.lease.number + 1), live.position))
+        if not blamed or live.lease.fencing_token % INCARNATION_LEASES + 1 < PLAYS:
+            self._again.append((replace(live.lease, fencing_token=live.lease.fencing_token + 1), live.position))
         else:
             self._given_up.add(live.lease.group)
         return live.lease
@@ -143,9 +142,9 @@ class LeaseBook:
         return Counter(live.actor for live in self.live.values())
 
     def of(self, actor: int) -> list[tuple[bytes, int]]:
-        """The plays (group, lease number) of `actor`."""
-        return [(group, live.lease.number) for group, live in self.live.items() if live.actor == actor]
+        """The plays (group, fencing token) of `actor`."""
+        return [(group, live.lease.fencing_token) for group, live in self.live.items() if live.actor == actor]
 
     def overdue(self, before: float) -> list[tuple[bytes, int]]:
         """The plays leased before that time."""
-        return [(group, live.lease.number) for group, live in self.live.items() if live.since < before]
+        return [(group, live.lease.fencing_token) for group, live in self.live.items() if live.since < before]

@@ -30,7 +30,7 @@ def unused(replay: RunReplaySettings) -> str:
     with closing(Client(replay.services, "redraft", keys_of(replay))) as client:
         run_id = client.about()[0][0]
         stats = client.stats()
-    if stats["rows"] or stats["step"]:
+    if stats.rows or stats.step:
         cure = "Go on with that run by --resume, or serve an empty folder under another --run-id"
         raise SettingError(SETTING, f"they keep turns of the run {run_id}", cure)
     if not runs.NAME.fullmatch(run_id):

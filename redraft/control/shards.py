@@ -6,13 +6,14 @@ import shutil
 import time
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from protocols.errors import DeadlineError, SettingError
 from redraft.control import services, workers
 from redraft.recipe import Recipe
 from redraft.run import Run
 from replay import keys
-from replay.client.shares import place
+from replay.client.shares import shard_of
 from replay.config import Endpoints
 
 LOOK_S = 1.0
@@ -54,7 +55,7 @@ class Shards:
         """Returns when all are up. Raises DeadlineError naming replay, or the SettingError of the one that is not."""
         try:
             self.served = dict(enumerate(ray.get([part.serves.remote() for part in self._parts], timeout=limit_s)))
-        except ray.exceptions.GetTimeoutError:
+        except GetTimeoutError:
             detail = "it did not start; see logs/ in the run"
             raise DeadlineError("the controller", "replay", limit_s, detail) from None
 
@@ -80,7 +81,7 @@ class Shards:
             shard = self._asked.pop(answer)
             try:
                 where = ray.get(answer)
-            except ray.exceptions.RayActorError:  # Ray starts it again
+            except RayActorError:  # Ray starts it again
                 self.served.pop(shard, None)
                 continue
             restarted += self._known.get(shard, where) != where
@@ -92,7 +93,7 @@ class Shards:
 
     def of(self, group: bytes) -> str:
         """The ingest endpoint of the shard that a new play of `group` belongs to."""
-        return self._open[place(group, len(self._open))].ingest
+        return self._open[shard_of(group, len(self._open))].ingest
 
     def close(self) -> None:
         """Ends the services that `start` began, each after what it is doing."""

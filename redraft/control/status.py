@@ -12,6 +12,7 @@ from typing import Any
 
 from actors.actor import Report
 from protocols import metrics
+from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, Finding, RunStatus, StepLine, StepReport
 from protocols.weights import WeightRef
 from redraft import logs
@@ -129,7 +130,7 @@ class Status:
             self._since += since
             self._made += since
 
-    def replay(self, stats: Mapping[str, Any]) -> None:
+    def replay(self, stats: ReplayStats) -> None:
         self._update(replay=stats)
 
     def fleet(self, members: Mapping[int, Member], target: int, leases: int) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -205,11 +204,10 @@ def _actors(actors: Sequence[ActorStatus], target: int) -> str:
     return text
 
 
-def _replay(stats: Mapping[str, Any]) -> str:
-    text = ", ".join(f"{stats[key]:,} {key}" for key in ("open", "ready", "claimed", "used"))
-    text += f", {stats['bytes'] / 1e6:,.1f} MB"
-    dropped = {reason: n for reason, n in stats["dropped"].items() if n}
-    return text + "".join(f", {n:,} dropped ({reason})" for reason, n in dropped.items())
+def _replay(stats: ReplayStats) -> str:
+    text = f"{stats.open:,} open, {stats.ready:,} ready, {stats.claimed:,} claimed, {stats.used:,} used"
+    text += f", {stats.bytes / 1e6:,.1f} MB"
+    return text + "".join(f", {n:,} dropped ({reason})" for reason, n in stats.dropped.items() if n)
 
 
 def clock(seconds: float) -> str:

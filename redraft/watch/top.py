@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Group as Rows
 from rich.console import RenderableType
@@ -103,12 +102,12 @@ def parts(status: RunStatus) -> list[Part]:
     return found
 
 
-def _replay(stats: Mapping[str, Any], up: bool) -> Part:
-    if not stats:
+def _replay(stats: ReplayStats | None, up: bool) -> Part:
+    if stats is None:
         return Part("replay", "ready" if up else "starting", up)
-    doing = ", ".join(f"{stats[key]:,} {key}" for key in ("open", "ready", "claimed"))
-    full = stats["full"]
-    return Part("replay", "disk full" if full else "ready" if up else "starting", up and not full, doing=doing)
+    doing = f"{stats.open:,} open, {stats.ready:,} ready, {stats.claimed:,} claimed"
+    state = "disk full" if stats.full else "ready" if up else "starting"
+    return Part("replay", state, up and not stats.full, doing=doing)
 
 
 def now(status: RunStatus) -> Table:
@@ -130,7 +129,7 @@ def _actors_wait(status: RunStatus) -> str:
     idle = [actor for actor in status.actors if actor.state == "ready" and actor not in unready and not actor.playing]
     found = []
     if idle and status.state == "training":
-        full = bool(status.replay) and status.replay["full"]
+        full = status.replay is not None and status.replay.full
         found.append(f"{len(idle)} for a lease ({'full disk' if full else 'staleness'})")
     if unready:
         found.append(f"{len(unready)} for verified weights")

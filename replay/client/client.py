@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from protocols.errors import RedraftError, WireError
+from protocols.replay_stats import ReplayStats, combined
 from protocols.turns import Group
 from protocols.wire import ENTRY, split, whole_group
 from replay.client import shares
@@ -33,7 +34,7 @@ class Claim:
 
     groups: list[Group]
     reason: str
-    stats: dict = field(default_factory=dict)
+    stats: ReplayStats = field(default_factory=ReplayStats)
     weights: np.ndarray = field(default_factory=lambda: np.ones(0, np.float32))
 
 
@@ -78,8 +79,8 @@ class Client:
     def _claim_shared(self, count: int, wanted: dict) -> Claim:
         """One try: each shard says what it has, and gives its part or none does."""
         links = list(self._links)
-        offers = [link.ask("offer", count=count, **wanted)[0] for link in links]
-        stats = shares.total([offer["stats"] for offer in offers])
+        offers = [shares.Offer.of(link.ask("offer", count=count, **wanted)[0]) for link in links]
+        stats = combined([offer.stats for offer in offers])
         parts = shares.share(offers, count, self._random)
         if parts is None:
             return Claim([], "groups", stats)
@@ -111,14 +112,15 @@ class Client:
         """A claim on one shard, whose groups are `chances` times as likely as it knows; weights not yet scaled."""
         reply = link.ask("claim", wait_s, **wanted)
         header = reply[0]
-        groups, torn = _groups(reply)
-        if torn:
-            log.error("replay holds %d groups that cannot be decoded: %s", len(torn), torn[0][1])
-            link.ask("torn", ids=[group for group, _ in torn])
+        stats = ReplayStats.from_json(header["stats"])
+        groups, corrupt = _groups(reply)
+        if corrupt:
+            log.error("replay holds %d groups that cannot be decoded: %s", len(corrupt), corrupt[0][1])
+            link.ask("corrupt", ids=[group for group, _ in corrupt])
             link.ask("release", ids=[group.id for group in groups])
-            return Claim([], "groups", header["stats"])
+            return Claim([], "groups", stats)
         weights = shares.weights(np.array(header.get("chances", ())) * chances, header.get("importance", 0.0))
-        return Claim(groups, header["reason"], header["stats"], weights)
+        return Claim(groups, header["reason"], stats, weights)
 
     def commit(self, ids: list[bytes], step: int, priorities: Sequence[float] | None = None) -> None:
         """These claimed groups were used by `step`, which found them so worth another look as `priorities` say.
@@ -148,7 +150,7 @@ class Client:
             self._all("release", ids=ids)
 
     def known(self, ids: list[bytes]) -> set[bytes]:
-        """Which of these groups are closed: ready, in use, used, set aside or forgotten."""
+        """Which of these groups are closed: ready, claimed, used, filtered or forgotten."""
         return {group for reply in self._all("known", ids=ids) for group in reply["ids"]}
 
     def abandon(self, group: bytes, lease: int, shard: str = "") -> None:
@@ -160,12 +162,15 @@ class Client:
             if shard in ("", where.ingest):
                 link.ask("abandon", group=group, lease=lease)
 
-    def stats(self) -> dict:
-        """Counts over all shards, see `Store.stats`; with each torn group, its shard's ingest endpoint."""
-        found = [reply["stats"] for reply in self._all("stats")]
-        for shard, stats in zip(self._shards, found, strict=False):
-            stats["torn"] = [[*torn, shard.ingest] for torn in stats["torn"]]
-        return shares.total(found)
+    def stats(self) -> ReplayStats:
+        """Counts over all shards; with each corrupt group, the ingest endpoint of its shard."""
+        shards, links = list(self._shards), list(self._links)
+        found = []
+        for shard, link in zip(shards, links, strict=False):
+            stats = ReplayStats.from_json(link.ask("stats")[0]["stats"])
+            corrupt = tuple(replace(group, shard=shard.ingest) for group in stats.corrupt)
+            found.append(replace(stats, corrupt=corrupt))
+        return combined(found)
 
     def about(self) -> list[tuple[str, dict]]:
         """Of each shard the run whose turns it keeps, and its settings."""
@@ -182,15 +187,15 @@ class Client:
 
 
 def _groups(reply: Reply) -> tuple[list[Group], list[tuple[bytes, Exception]]]:
-    """The decoded groups of a claim, and those that are not as they were written."""
+    """The decoded groups of a claim; and the ids of the corrupt ones, with what is wrong."""
     header, index, blob = reply
-    entry = record = 0
-    groups, torn = [], []
+    index_start = blob_start = 0
+    groups, corrupt = [], []
     for group, rows, size in header["groups"]:
-        index_end, end = entry + rows * ENTRY.size, record + size
+        index_end, blob_end = index_start + rows * ENTRY.size, blob_start + size
         try:
-            groups.append(whole_group(split(index[entry:index_end], blob[record:end])))
+            groups.append(whole_group(split(index[index_start:index_end], blob[blob_start:blob_end])))
         except WireError as error:
-            torn.append((group, error))
-        entry, record = index_end, end
-    return groups, torn
+            corrupt.append((group, error))
+        index_start, blob_start = index_end, blob_end
+    return groups, corrupt

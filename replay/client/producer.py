@@ -260,7 +260,7 @@ class Stream:
         self._resend_at = min((batch.resend_at for batch in self._batches.values()), default=NEVER)
         return True
 
-    def _wait_ms(self) -> float:
+    def _wait_ms(self) -> int:
         now = time.monotonic()
         until = now + (LINGER_S if self._batches else 1.0)
         with self._lock:
@@ -268,7 +268,7 @@ class Stream:
                 until = min(until, self._linger_until)
         if self._waiters and not self._batches:
             until = min(until, self._ask_at)
-        return max(until - now, 0.0) * 1000 + 1  # whole milliseconds, rounded up
+        return int(max(until - now, 0.0) * 1000) + 1
 
     def _may_send(self) -> bool:
         """Whether the window has room; without any batch out, one goes: rows of open groups are never held for ever."""
@@ -290,7 +290,9 @@ class Stream:
         rows = [packed for packed, _ in taken]
         index, blob = join(rows)
         header = pack({"schema": SCHEMA, "kind": "rows", "batch": self._sent, "count": len(rows)})
-        self._closes.extend((self._sent, entry[:PLAY_BYTES], done) for (entry, _), done in taken if done is not None)
+        self._closes.extend(
+            (self._sent, bytes(entry[:PLAY_BYTES]), done) for (entry, _), done in taken if done is not None
+        )
         return _Batch(self._sent, [header, index, blob], len(rows), len(blob))
 
     def _take(self) -> list[tuple[Packed, Future | None]]:

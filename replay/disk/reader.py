@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -18,8 +18,8 @@ SETTING = "SOURCE"
 WALK, LOOK = 0, 1  # the transaction of those who go through all of a table, and the one of single questions beside it
 
 
-class DamagedError(RedraftError):
-    """A spool is damaged in its structure: LMDB, or this process, cannot read on."""
+class UnreadableError(RedraftError):
+    """A spool is corrupt in its structure: LMDB, or this process, cannot read on."""
 
 
 class SpoolReader:
@@ -30,7 +30,7 @@ class SpoolReader:
     that of a Store is, cannot be opened again.
 
     Raises SettingError when the folder is no spool, of another run than `run_id` (None: of any), of another schema, or
-    cannot be read safely; it and all methods raise DamagedError, after which one may go on with other groups.
+    cannot be read safely; it and all methods raise UnreadableError, after which one may go on with other groups.
     """
 
     def __init__(self, folder: Path, run_id: str | None = None):
@@ -38,32 +38,30 @@ class SpoolReader:
         if not os.access(folder / "data.mdb", os.R_OK):
             raise _no_spool(folder, "there is no data.mdb in it that can be read")
         locked = all(os.access(path, os.W_OK) for path in (folder, folder / "lock.mdb") if path.exists())
-        self._guard = None if locked else _hold_off_service(folder)
-        self._env, self._transactions = None, []
-        try:
+        self._transactions: list[lmdb.Transaction[bytes]] = []
+        with ExitStack() as opened:
+            if not locked:
+                opened.enter_context(_no_service(folder))
             with _readable(folder):
                 self._env = lmdb.open(str(folder), map_size=0, readonly=True, lock=locked, create=False, max_dbs=4)
+                opened.callback(self._env.close)
                 self._env.reader_check()  # a reader that was killed would keep the service from using pages again
-                self._open()
-            self.run_id = self._owner(run_id)
-        except BaseException:
-            self.close()
-            raise
+                self._meta = self._table(b"meta")
+                self.run_id = self._owner(run_id)
+                self._rows, self._groups, self._marks = map(self._table, (b"rows", b"groups", b"marks"))
+                opened.callback(self._abort)
+                self._begin()
+            self._opened = opened.pop_all()
 
-    def _open(self) -> None:
+    def _table(self, name: bytes):
         try:
-            self._rows, self._records, self._marks, self._meta = (
-                self._env.open_db(name, create=False) for name in (b"rows", b"records", b"marks", b"meta")
-            )
+            return self._env.open_db(name, create=False)
         except lmdb.NotFoundError:
-            raise _no_spool(self.folder, "its data.mdb was written by something else, or is damaged") from None
-        while len({transaction.id() for transaction in self._transactions}) != 1:  # a service has just changed it
-            self._abort()
-            self._transactions = [self._env.begin() for _ in (WALK, LOOK)]
+            raise _no_spool(self.folder, "its data.mdb was written by something else, or is corrupt") from None
 
     def _owner(self, run_id: str | None) -> str:
-        with self._read(LOOK) as txn:
-            found = txn.get(b"run", b"", db=self._meta).decode(errors="replace")
+        with self._env.begin(db=self._meta) as txn:
+            found = txn.get(b"run", b"").decode(errors="replace")
         schema, _, owner = found.partition(":")
         if not owner:
             raise _no_spool(self.folder, "it names no run")
@@ -74,9 +72,15 @@ class SpoolReader:
             raise SettingError(SETTING, f"{self.folder} belongs to run {owner}, not to {run_id}", "Name that run's own")
         return owner
 
-    def records(self, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """The id and the packed record of every held group, or of those after this one."""
-        with self._read(WALK) as txn, txn.cursor(self._records) as cursor:
+    def _begin(self) -> None:
+        """Both transactions, of one moment."""
+        while len({transaction.id() for transaction in self._transactions}) != 1:  # a service has just changed it
+            self._abort()
+            self._transactions = [self._env.begin() for _ in (WALK, LOOK)]
+
+    def groups(self, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """The id and the packed state of every held group, or of those after this one."""
+        with self._read(WALK) as txn, txn.cursor(self._groups) as cursor:
             for group, packed in cursor.iternext() if cursor.set_range(after) else ():
                 if group != after:
                     yield group, packed
@@ -102,9 +106,9 @@ class SpoolReader:
         return found
 
     def held(self, group: bytes) -> bool:
-        """Whether it has a record."""
+        """Whether its state is kept."""
         with self._read(LOOK) as txn:
-            return txn.get(group, db=self._records) is not None
+            return txn.get(group, db=self._groups) is not None
 
     def marked(self, group: bytes) -> bool:
         """Whether it was forgotten."""
@@ -116,22 +120,17 @@ class SpoolReader:
         with self._read(LOOK) as txn:
             stored = txn.get(b"step", b"0", db=self._meta)
         if not stored.isdigit():
-            raise DamagedError(f"the last step in {self.folder} cannot be read: {stored!r:.40}")
+            raise UnreadableError(f"the last step in {self.folder} cannot be read: {stored!r:.40}")
         return int(stored)
 
     def counted(self) -> dict[str, int]:
-        """How many records, marks and rows LMDB says there are."""
+        """How many groups, marks and rows LMDB says there are."""
         with self._read(LOOK) as txn:
-            kinds = {"records": self._records, "marks": self._marks, "rows": self._rows}
+            kinds = {"groups": self._groups, "marks": self._marks, "rows": self._rows}
             return {name: txn.stat(kind)["entries"] for name, kind in kinds.items()}
 
     def close(self) -> None:
-        self._abort()
-        if self._env is not None:
-            self._env.close()
-        if self._guard is not None:
-            os.close(self._guard)
-        self._env = self._guard = None
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -140,18 +139,18 @@ class SpoolReader:
         self.close()
 
     @contextmanager
-    def _read(self, use: int) -> Iterator[lmdb.Transaction]:
+    def _read(self, use: int) -> Iterator[lmdb.Transaction[bytes]]:
         """The transaction for that use. LMDB wants another one after an error; it must be of the same moment."""
         try:
             with _readable(self.folder):
                 yield self._transactions[use]
-        except DamagedError:
+        except UnreadableError:
             moment = self._transactions[use].id()
             self._transactions[use].abort()
             self._transactions[use] = self._env.begin()
             if self._transactions[use].id() != moment:
                 cure = "Verify again when no service works on it"
-                raise SettingError(SETTING, f"{self.folder} is damaged, and changes meanwhile", cure) from None
+                raise SettingError(SETTING, f"{self.folder} is corrupt, and changes meanwhile", cure) from None
             raise
 
     def _abort(self) -> None:
@@ -164,28 +163,28 @@ class SpoolReader:
 def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (lmdb.Error, MemoryError) as error:  # a damaged length may ask for any amount of memory
-        raise DamagedError(f"LMDB cannot read {folder}: {error or 'out of memory'}") from None
+    except (lmdb.Error, MemoryError) as error:  # a corrupt length may ask for any amount of memory
+        raise UnreadableError(f"LMDB cannot read {folder}: {error or 'out of memory'}") from None
 
 
 def _no_spool(folder: Path, why: str) -> SettingError:
     return SettingError(SETTING, f"{folder} is no spool: {why}", "A run's are in its folder, spool/0 and so on")
 
 
-def _hold_off_service(folder: Path) -> int | None:
-    """Where LMDB's lock file cannot be written, a service would use pages again that this reads: none may run.
-
-    The returned lock, if there is one, keeps services off until it is closed. Raises SettingError when one runs.
+@contextmanager
+def _no_service(folder: Path) -> Iterator[None]:
+    """Where LMDB's lock file cannot be written, a service would use pages again that this reads: none may run
+    meanwhile. Raises SettingError when one does.
     """
     if not (folder / "service.lock").exists():
-        return None
-    guard = -1
-    try:
-        guard = os.open(folder / "service.lock", os.O_RDONLY)
-        fcntl.flock(guard, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        if guard >= 0:
-            os.close(guard)
-        problem = f"{folder} cannot be written, and without that it can only be read while no service works on it"
-        raise SettingError(SETTING, problem, "Stop the service, or be the user that runs it") from None
-    return guard
+        yield
+        return
+    with ExitStack() as opened:
+        try:
+            lock = os.open(folder / "service.lock", os.O_RDONLY)
+            opened.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            problem = f"{folder} cannot be written, and without that it can only be read while no service works on it"
+            raise SettingError(SETTING, problem, "Stop the service, or be the user that runs it") from None
+        yield

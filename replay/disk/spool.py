@@ -1,4 +1,4 @@
-"""The spool: rows, group records and marks of forgotten groups in one LMDB folder, changed in whole transactions."""
+"""The spool: rows, states of groups, and marks of forgotten ones in one LMDB folder, changed in whole transactions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 import lmdb
 
 from protocols.errors import SettingError
-from protocols.wire import ENTRY, KEY_BYTES, PLAY_BYTES, SCHEMA, Packed, Row, sound
+from protocols.wire import ENTRY, KEY_BYTES, PLAY_BYTES, SCHEMA, Bytes, Packed, Row, sound
 
 FULL = (lmdb.MapFullError, lmdb.DiskError)  # the map or the disk has no room: the transaction changed nothing
 GROWTH_BYTES = 16 << 20
 LEASE = struct.Struct(">i")
 
 
-class TornError(Exception):
-    """A stored record fails its checksum."""
+class CorruptError(Exception):
+    """What is stored is not what was written: a checksum fails, or rows are missing."""
 
 
 class Spool:
@@ -44,8 +44,8 @@ class Spool:
             raise SettingError("replay.folder", f"{folder} cannot be opened: {error}", cure) from None
         self.sweep()
         self._map_bytes = self._env.info()["map_size"]  # an older, larger one stays
-        self._rows, self._records, self._marks, self._meta = (
-            self._env.open_db(name) for name in (b"rows", b"records", b"marks", b"meta")
+        self._rows, self._groups, self._marks, self._meta = (
+            self._env.open_db(name) for name in (b"rows", b"groups", b"marks", b"meta")
         )
         try:
             self._own(folder, run_id)
@@ -56,7 +56,7 @@ class Spool:
     def _own(self, folder: Path, run_id: str) -> None:
         mine = f"{SCHEMA}:{run_id}".encode()
         with self._env.begin(write=True, db=self._meta) as txn:
-            if not txn.put(b"run", mine, overwrite=False) and (found := txn.get(b"run")) != mine:
+            if not txn.put(b"run", mine, overwrite=False) and (found := txn.get(b"run", b"")) != mine:
                 problem = f"{folder} holds schema:run {found.decode()}, not {mine.decode()}"
                 raise SettingError("replay.folder", problem, "Choose another folder for this run")
 
@@ -65,16 +65,16 @@ class Spool:
         """One transaction: committed at the end of the block, undone when the block raises."""
         try:
             with self._env.begin(write=True, buffers=True) as txn:
-                yield Writer(txn, self._rows, self._records, self._marks, self._meta)
+                yield Writer(txn, self._rows, self._groups, self._marks, self._meta)
         except lmdb.Error as error:
             # LMDB calls a write that was cut short, as on a full disk, an input/output error.
             if any(os.strerror(number) in str(error) for number in (errno.EIO, errno.EDQUOT)):
                 raise lmdb.DiskError(str(error)) from None
             raise
 
-    def records(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every held group's id and packed record."""
-        with self._env.begin(db=self._records) as txn:
+    def groups(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every held group's id and packed state."""
+        with self._env.begin(db=self._groups) as txn:
             yield from txn.cursor()
 
     def marks(self) -> Counter[str]:
@@ -114,8 +114,8 @@ class Writer:
     Rows that it returns are views into the map: they end with the transaction.
     """
 
-    def __init__(self, txn: lmdb.Transaction, rows, records, marks, meta):
-        self._txn, self._rows, self._records, self._marks, self._meta = txn, rows, records, marks, meta
+    def __init__(self, txn: lmdb.Transaction, rows, groups, marks, meta):
+        self._txn, self._rows, self._groups, self._marks, self._meta = txn, rows, groups, marks, meta
 
     def put_row(self, packed: Packed) -> bool:
         """False when that row is there already; it is left as it was."""
@@ -153,11 +153,11 @@ class Writer:
             while found and bytes(cursor.key()[: len(prefix)]) == prefix:
                 found = cursor.delete()
 
-    def put_record(self, group: bytes, packed: bytes) -> None:
-        self._txn.put(group, packed, db=self._records)
+    def put_group(self, group: bytes, packed: bytes) -> None:
+        self._txn.put(group, packed, db=self._groups)
 
-    def drop_record(self, group: bytes) -> None:
-        self._txn.delete(group, db=self._records)
+    def drop_group(self, group: bytes) -> None:
+        self._txn.delete(group, db=self._groups)
 
     def put_step(self, step: int) -> None:
         self._txn.put(b"step", str(step).encode(), db=self._meta)
@@ -179,7 +179,7 @@ def reason_of(mark: bytes) -> str:
     return bytes(mark).partition(b" ")[0].decode(errors="replace")
 
 
-def read_row(key: bytes, value: bytes) -> tuple[Row, Packed] | None:
+def read_row(key: Bytes, value: Bytes) -> tuple[Row, Packed] | None:
     """A row as it is stored; None when key, entry or record is not what was written."""
     entry, record = bytes(value[: ENTRY.size]), value[ENTRY.size :]
     if len(entry) < ENTRY.size:

@@ -3,10 +3,11 @@
     open ---whole---> ready ---claim---> claimed ---commit---> used ---checkpoint---> forgotten
      |  ^              |  ^                 |                                             ^
      |  | newer lease  |  +-----release, resume, uses left                                |
-     v  |              +--flat, stale--> aside ---------------checkpoint------------------+
-    abandoned <---torn--- any
+     v  |              +--flat, stale--> filtered ------------checkpoint------------------+
+    abandoned <--corrupt-- any
 
-Of a forgotten group only a mark (its id and the reason) stays.
+Of a forgotten group only a mark (its id and the reason) stays. Here `group` is the id of one, and a HeldGroup what is
+known of it; its turns are rows, which are only counted here.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from protocols.errors import RedraftError
 from protocols.weights import staleness, step_of
 from protocols.wire import CLOSE, NO_VERSION, Packed, Row
 from replay.config import LOST_CLAIM, ReplaySettings
-from replay.disk.spool import TornError, Writer
+from replay.disk.spool import CorruptError, Writer
 
-TRAINED = "trained"  # the mark of a group that was used; others say why it was set aside
-TORN = "torn"
+TRAINED = "trained"  # the mark of a group that was used; others say why nothing trains on it
+CORRUPT = "corrupt"
 FLAT, STALE, EMPTY = "flat", "stale", "empty"
 CRC = struct.Struct(">I")
 NO_PRIORITY = -1.0  # of a group that the learner has not used
@@ -38,21 +39,22 @@ class State(IntEnum):
     READY = 1
     CLAIMED = 2
     USED = 3
-    ABANDONED = 4  # no rows: only rows of a higher lease open it again
-    ASIDE = 5  # counts as used: `reason` says why nothing will train on it
+    ABANDONED = 4  # no rows: only rows under a higher fencing token open it again
+    FILTERED = 5  # counts as used: `reason` says why nothing will train on it
 
 
 PLAYED = (State.OPEN, State.ABANDONED)  # rows may still come
 
 
-class Record(NamedTuple):
-    """One held group. `low` and `high` are the versions of the smallest and largest step that sampled in it.
+class HeldGroup(NamedTuple):
+    """What is known of one group.
 
-    `turns` is what the close row promises (-1 before it came), `rows` counts what is stored with the close row,
-    `highest` is the largest turn number, `size` the bytes of its records. `uses` are the steps that used it.
-    `holder` and `request` name its claim. `priority` is what the learner last gave it, `chance` how likely it was to be
-    claimed, beside an even choice. `reason` says why it is set aside (at `step`), or that it was torn and has to close
-    again.
+    `lease` is the fencing token of its play, `order` the place of its lease among all. `turns` is what the close row
+    promises (-1 before it came), `rows` counts what is stored with the close row, `highest` is the largest turn number,
+    `size` the bytes of its records. `low` and `high` are the versions of the smallest and largest step that sampled in
+    it. `uses` are the steps that used it. `holder` and `request` name its claim.
+    `priority` is what the learner last gave it, `chance` how likely it was to be claimed, relative to an even choice.
+    `reason` says why it is filtered (at `step`), or that it was corrupt and has to close again.
     """
 
     lease: int
@@ -82,7 +84,7 @@ class Record(NamedTuple):
         """Of its oldest token, in steps; 0 where nothing was sampled."""
         return staleness_of(self.low, self.high, step)
 
-    def with_row(self, turn: int, version: int, turns: int, spread: float, size: int) -> Record:
+    def with_row(self, turn: int, version: int, turns: int, spread: float, size: int) -> HeldGroup:
         """This open group with one more row. Written out: `_replace` would double the cost of a row."""
         low, high = self.low, self.high
         if version != low and version != high and version != NO_VERSION:
@@ -94,19 +96,19 @@ class Record(NamedTuple):
             turns, spread = self.turns, self.spread
             highest = turn if turn > self.highest else self.highest
         rows, size = self.rows + 1, self.size + size
-        return Record(
+        return HeldGroup(
             self.lease, self.order, State.OPEN, turns, rows, highest, size, low, high, spread, reason=self.reason
         )
 
     def pack(self) -> bytes:
-        packed = msgpack.packb(self)
+        packed: bytes = msgpack.packb(self)  # pyright: ignore[reportAssignmentType]  None is for a Packer that keeps all
         return CRC.pack(zlib.crc32(packed)) + packed
 
     @classmethod
-    def unpack(cls, stored: bytes) -> Record:
-        """Raises TornError when it is not as it was written."""
+    def unpack(cls, stored: bytes) -> HeldGroup:
+        """Raises CorruptError when it is not as it was written."""
         if len(stored) < CRC.size or zlib.crc32(stored[CRC.size :]) != CRC.unpack_from(stored)[0]:
-            raise TornError("a group's record fails its checksum")
+            raise CorruptError("the state of a group fails its checksum")
         lease, order, state, *rest = msgpack.unpackb(stored[CRC.size :], use_list=False)
         return cls(lease, order, State(state), *rest)
 
@@ -116,58 +118,68 @@ def staleness_of(low: int, high: int, step: int) -> int:
     return max((staleness(step, version) for version in (low, high) if version != NO_VERSION), default=0)
 
 
-class Index(Protocol):
-    def add(self, group: bytes, record: Record) -> None: ...
+class ReadyListener(Protocol):
+    """Is told of each group that becomes ready, and of each that stops being so."""
 
-    def discard(self, group: bytes, record: Record) -> None: ...
+    def add(self, group: bytes, held: HeldGroup) -> None: ...
+
+    def remove(self, group: bytes, held: HeldGroup) -> None: ...
 
 
 class Groups:
-    """Every held group, by id and by state; counts are sums over the records, never kept beside them.
+    """Every held group, by id and by state; counts are sums over them, never kept beside them.
 
-    `ready` is told of each group that becomes ready or stops being so (`add`, `discard`). `damaged` are the ids whose
-    records cannot be read.
+    It starts with what the spool has: ids and packed states, marks by reason, and the last step. `unreadable` are the
+    ids whose states are corrupt.
     """
 
     def __init__(
-        self, ready: Index, records: Iterable[tuple[bytes, bytes]] = (), marks: Counter | None = None, step: int = 0
+        self,
+        ready: ReadyListener,
+        stored: Iterable[tuple[bytes, bytes]] = (),
+        marks: Counter | None = None,
+        step: int = 0,
     ):
         self.step = step  # the last one that used groups
         self._ready = ready
-        self._records: dict[bytes, Record] = {}
+        self._held: dict[bytes, HeldGroup] = {}
         self._ids: dict[State, dict[bytes, None]] = {state: {} for state in State}
         self.rows = self.bytes = 0
         self.marks = marks or Counter()
-        self.damaged: list[bytes] = []
-        found: list[tuple[bytes, Record]] = []
-        for group, packed in records:
+        self.unreadable: list[bytes] = []
+        found: list[tuple[bytes, HeldGroup]] = []
+        for group, packed in stored:
             try:
-                found.append((group, Record.unpack(packed)))
-            except TornError:
-                self.damaged.append(group)
-        self.step = max([step, *(use for _, record in found for use in record.uses)])
-        for group, record in sorted(found, key=lambda held: -held[1].priority):  # a new group gets the largest
-            self.put(group, record)
+                found.append((group, HeldGroup.unpack(packed)))
+            except CorruptError:
+                self.unreadable.append(group)
+        self.step = max([step, *(use for _, held in found for use in held.uses)])
+        for group, held in sorted(found, key=lambda each: -each[1].priority):  # a new group gets the largest
+            self.put(group, held)
 
-    def get(self, group: bytes) -> Record | None:
-        return self._records.get(group)
+    def get(self, group: bytes) -> HeldGroup | None:
+        return self._held.get(group)
 
-    def put(self, group: bytes, record: Record | None) -> None:
-        old = self._records.pop(group, None)
+    def held(self, group: bytes) -> HeldGroup:
+        """One that is known to be held."""
+        return self._held[group]
+
+    def put(self, group: bytes, held: HeldGroup | None) -> None:
+        old = self._held.pop(group, None)
         if old is not None:
             del self._ids[old.state][group]
             if old.state is State.READY:
-                self._ready.discard(group, old)
+                self._ready.remove(group, old)
             self.rows, self.bytes = self.rows - old.rows, self.bytes - old.size
-        if record is not None:
-            self._records[group] = record
-            self._ids[record.state][group] = None
-            if record.state is State.READY:
-                self._ready.add(group, record)
-            self.rows, self.bytes = self.rows + record.rows, self.bytes + record.size
+        if held is not None:
+            self._held[group] = held
+            self._ids[held.state][group] = None
+            if held.state is State.READY:
+                self._ready.add(group, held)
+            self.rows, self.bytes = self.rows + held.rows, self.bytes + held.size
 
-    def of(self, *states: State) -> Iterator[tuple[bytes, Record]]:
-        return ((group, self._records[group]) for state in states for group in self._ids[state])
+    def of(self, *states: State) -> Iterator[tuple[bytes, HeldGroup]]:
+        return ((group, self._held[group]) for state in states for group in self._ids[state])
 
     def count(self, state: State) -> int:
         return len(self._ids[state])
@@ -178,31 +190,38 @@ class Draft:
 
     def __init__(self, groups: Groups, writer: Writer, settings: ReplaySettings):
         self._groups, self._writer, self._settings = groups, writer, settings
-        self._changed: dict[bytes, Record | None] = {}
-        self.aside: Counter[str] = Counter()  # groups that this draft sets aside, by reason
+        self._changed: dict[bytes, HeldGroup | None] = {}
+        self.filtered: Counter[str] = Counter()  # groups that this draft filters, by reason
         self.marked: Counter[str] = Counter()  # groups that it forgets, by reason
-        self.torn = 0
+        self.corrupt = 0  # groups that it discards
         self.step = groups.step
 
-    def get(self, group: bytes) -> Record | None:
+    def get(self, group: bytes) -> HeldGroup | None:
         return self._changed[group] if group in self._changed else self._groups.get(group)
+
+    def held(self, group: bytes) -> HeldGroup:
+        """A group that is known to be held."""
+        held = self.get(group)
+        if held is None:
+            raise LookupError(f"group {group.hex()} is not held")
+        return held
 
     @property
     def empty(self) -> bool:
         return not self._changed
 
     def flush(self) -> None:
-        for group, record in self._changed.items():
-            if record is None:
-                self._writer.drop_record(group)
+        for group, held in self._changed.items():
+            if held is None:
+                self._writer.drop_group(group)
             else:
-                self._writer.put_record(group, record.pack())
+                self._writer.put_group(group, held.pack())
         if self.step != self._groups.step:
             self._writer.put_step(self.step)
 
     def adopt(self) -> None:
-        for group, record in self._changed.items():
-            self._groups.put(group, record)
+        for group, held in self._changed.items():
+            self._groups.put(group, held)
         self._groups.marks.update(self.marked)
         self._groups.step = self.step
 
@@ -219,7 +238,7 @@ class Draft:
         if held is None or lease > held.lease:
             if held is not None:
                 self._writer.drop_rows(group, held.lease)
-            held = Record(lease, row.order, reason=held.reason if held else "")
+            held = HeldGroup(lease, row.order, reason=held.reason if held else "")
         if not self._writer.put_row(packed):
             return "duplicate"
         held = held.with_row(row.turn, row.version, row.turns, row.spread, row.size)
@@ -228,32 +247,33 @@ class Draft:
             self._end(group, held)
         return "stored"
 
-    def _end(self, group: bytes, held: Record) -> None:
+    def _end(self, group: bytes, held: HeldGroup) -> None:
         if held.turns == 0:
             self.forget(group, EMPTY)
         elif self._settings.drop_flat and held.spread == 0:
-            self._set_aside(group, held, FLAT, 0)
+            self._filter(group, held, FLAT, 0)
         else:
             self._changed[group] = held._replace(state=State.READY, reason="")
 
-    def _set_aside(self, group: bytes, held: Record, reason: str, step: int) -> None:
-        self._changed[group] = held._replace(state=State.ASIDE, reason=reason, step=step)
-        self.aside[reason] += 1
+    def _filter(self, group: bytes, held: HeldGroup, reason: str, step: int) -> None:
+        self._changed[group] = held._replace(state=State.FILTERED, reason=reason, step=step)
+        self.filtered[reason] += 1
 
     def rows(self, group: bytes) -> list[Packed]:
-        """The rows of a held group, close row last. Raises TornError when some are missing or cut.
+        """The rows of a held group, close row last. Raises CorruptError when some are missing or cut.
 
-        They end with the transaction. Whoever decodes them checks their checksums, and reports what is torn.
+        They end with the transaction. Whoever decodes them checks their checksums, and reports what is corrupt.
         """
-        held = self.get(group)
+        held = self.held(group)
         rows = self._writer.rows(group, held.lease)
         size = sum(len(record) for _, record in rows)
         if (len(rows), size) != (held.rows, held.size):
-            raise TornError(f"group {group.hex()} has {len(rows)} rows of {size} bytes, not {held.rows} of {held.size}")
+            found, stored = f"{len(rows)} rows of {size} bytes", f"{held.rows} of {held.size}"
+            raise CorruptError(f"group {group.hex()} has {found}, where {stored} were stored")
         return rows
 
     def claim(self, group: bytes, holder: bytes, request: int, chance: float = 1.0) -> None:
-        held = self.get(group)
+        held = self.held(group)
         self._changed[group] = held._replace(state=State.CLAIMED, holder=holder, request=request, chance=chance)
 
     def give_back(self, group: bytes) -> None:
@@ -268,14 +288,18 @@ class Draft:
         Raises RedraftError when the group was used by others meanwhile.
         """
         held = self.get(group)
-        if step in held.uses if held is not None else self._writer.was_used(group, step):
-            return True
-        forgotten = held is None and self._writer.marked(group)
-        if not forgotten and (held is None or held.state in PLAYED):
+        if held is None:
+            if self._writer.was_used(group, step):
+                return True
+            if self._writer.marked(group):
+                raise _lost_claim(group, step, "forgotten")
             return False
-        if forgotten or held.state not in (State.READY, State.CLAIMED):
-            problem = f"which is {'forgotten' if forgotten else held.state.name.lower()}: its claim was lost"
-            raise RedraftError(f"step {step} cannot commit group {group.hex()}, {problem}. {LOST_CLAIM}")
+        if step in held.uses:
+            return True
+        if held.state in PLAYED:
+            return False
+        if held.state not in (State.READY, State.CLAIMED):
+            raise _lost_claim(group, step, held.state.name.lower())
         self.step = max(self.step, step)
         uses = tuple(sorted((*held.uses, step)))
         priority = held.priority if priority is None else priority
@@ -285,10 +309,10 @@ class Draft:
 
     def resume(self, group: bytes, step: int) -> None:
         """Undoes the claim of a closed group and what was decided about it after `step`; open rows are abandoned."""
-        held = self.get(group)
+        held = self.held(group)
         if held.state is State.OPEN:
             self.abandon(group, held.lease)
-        elif held.state is State.ASIDE and (held.reason != STALE or held.step <= step):
+        elif held.state is State.FILTERED and (held.reason != STALE or held.step <= step):
             return
         elif held.state is not State.ABANDONED:
             uses = tuple(use for use in held.uses if use <= step)
@@ -299,13 +323,13 @@ class Draft:
     def _after(self, uses: Collection[int]) -> State:
         return State.USED if len(uses) >= self._settings.max_uses else State.READY
 
-    def set_aside_stale(self, group: bytes, step: int) -> None:
+    def filter_stale(self, group: bytes, step: int) -> None:
         """A stale group that was used before only loses its further uses, so that a resume can still undo the first."""
-        held = self.get(group)
+        held = self.held(group)
         if held.uses:
             self._changed[group] = held._replace(state=State.USED)
         else:
-            self._set_aside(group, held, STALE, step)
+            self._filter(group, held, STALE, step)
 
     def abandon(self, group: bytes, lease: int) -> None:
         """Drops the open rows of plays up to `lease` and refuses what still comes of them."""
@@ -317,29 +341,35 @@ class Draft:
         if held is not None:
             self._writer.drop_rows(group, held.lease)
         order, reason = (held.order, held.reason) if held else (0, "")
-        self._changed[group] = Record(lease, order, State.ABANDONED, reason=reason)
+        self._changed[group] = HeldGroup(lease, order, State.ABANDONED, reason=reason)
 
     def forget(self, group: bytes, reason: str = "") -> None:
-        """Deletes the rows and the record; the mark stays. Without a reason it is that of the record, or TRAINED."""
-        held = self.get(group)
+        """Deletes all but a mark with the reason: the given one, or why it was filtered, or TRAINED."""
+        held = self.held(group)
         reason = reason or held.reason or TRAINED
         self._writer.drop_rows(group, held.lease)
         self._writer.put_mark(group, reason, held.uses)
         self._changed[group] = None
         self.marked[reason] += 1
 
-    def tear_unread(self, group: bytes) -> None:
-        """Tears a group whose record is lost. Where no row tells its place, it is erased: a resumed run plays it."""
+    def discard_corrupt(self, group: bytes) -> None:
+        """Deletes the rows of a corrupt group and remembers that it is to be played again, under a higher token."""
+        held = self.held(group)
+        self._writer.drop_rows(group, held.lease)
+        self._changed[group] = HeldGroup(held.lease, held.order, State.ABANDONED, reason=CORRUPT)
+        self.corrupt += 1
+
+    def discard_unreadable(self, group: bytes) -> None:
+        """The same for a group whose state is corrupt. Where no row tells its order, all of it is erased: a resumed run
+        plays it."""
         row = self._writer.sound_row(group)
         self._writer.drop_rows(group)
-        self._writer.drop_record(group)
+        self._writer.drop_group(group)
         if row is not None:
-            self._changed[group] = Record(row.lease, row.order, State.ABANDONED, reason=TORN)
-        self.torn += 1
+            self._changed[group] = HeldGroup(row.lease, row.order, State.ABANDONED, reason=CORRUPT)
+        self.corrupt += 1
 
-    def tear(self, group: bytes) -> None:
-        """Deletes the rows of a damaged group and remembers that it is to be played again, under a higher lease."""
-        held = self.get(group)
-        self._writer.drop_rows(group, held.lease)
-        self._changed[group] = Record(held.lease, held.order, State.ABANDONED, reason=TORN)
-        self.torn += 1
+
+def _lost_claim(group: bytes, step: int, state: str) -> RedraftError:
+    problem = f"step {step} cannot commit group {group.hex()}, which is {state}: its claim was lost"
+    return RedraftError(f"{problem}. {LOST_CLAIM}")

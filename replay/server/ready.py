@@ -1,13 +1,13 @@
-"""Ready groups: a sampler's index of them, and buckets by version in which those that became too stale are found."""
+"""Ready groups: a sampler over them, and buckets by version in which those that became too stale are found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from replay.server.groups import Record, staleness_of
+from replay.server.groups import HeldGroup, staleness_of
 from replay.server.samplers import Sampler
 
-NEVER = 2**63 - 1  # later than any place in time
+NEVER = 2**63 - 1  # later than any lease
 
 
 class Ready:
@@ -20,16 +20,16 @@ class Ready:
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))
 
-    def add(self, group: bytes, record: Record) -> None:
-        self._buckets.setdefault((record.low, record.high), {})[group] = None
-        self.sampler.add(group, record)
+    def add(self, group: bytes, held: HeldGroup) -> None:
+        self._buckets.setdefault((held.low, held.high), {})[group] = None
+        self.sampler.add(group, held)
 
-    def discard(self, group: bytes, record: Record) -> None:
-        bucket = self._buckets[record.low, record.high]
+    def remove(self, group: bytes, held: HeldGroup) -> None:
+        bucket = self._buckets[held.low, held.high]
         del bucket[group]
         if not bucket:
-            del self._buckets[record.low, record.high]
-        self.sampler.discard(group)
+            del self._buckets[held.low, held.high]
+        self.sampler.remove(group)
 
     def stale(self, step: int, max_staleness: int) -> list[bytes]:
         """The groups staler than that for the trainer at `step`; looks at versions, not at groups."""
@@ -38,7 +38,7 @@ class Ready:
         ]
         return [group for bucket in late for group in bucket]
 
-    def pick(self, opened: Iterable[Record], count: int, step: int, max_staleness: int) -> tuple[list[bytes], str]:
+    def pick(self, opened: Iterable[HeldGroup], count: int, step: int, max_staleness: int) -> tuple[list[bytes], str]:
         """`count` ready groups, or none and the reason: "groups" (too few) or "straggler".
 
         A straggler is an open group that came before one of them and would be too stale after this step. The wait for
@@ -51,7 +51,7 @@ class Ready:
             return [], "straggler"
         return self.sampler.pick(count), ""
 
-    def straggler(self, opened: Iterable[Record], step: int, max_staleness: int) -> int:
-        """The place in time of the first open group that would be too stale after this step; NEVER without one."""
+    def straggler(self, opened: Iterable[HeldGroup], step: int, max_staleness: int) -> int:
+        """The order of the lease of the first open group that would be too stale after this step; NEVER without one."""
         late = (r.order for r in opened if r.staleness(step) <= max_staleness < r.staleness(step + 1))
         return min(late, default=NEVER)

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 
 from protocols import metrics
 from protocols.errors import RedraftError, WireError
+from protocols.keys import GROUP_BYTES
 from protocols.wire import SCHEMA, join, pack, shown, unpack
 from replay.config import RESEND_S, SILENT_S
-from replay.disk.spool import FULL, TornError
+from replay.disk.spool import FULL, CorruptError
 from replay.server.groups import Draft, State
 from replay.server.store import Store
 
 log = logging.getLogger("redraft.replay")
-OPS = ("claim", "offer", "commit", "checkpoint", "resume", "known", "abandon", "release", "torn", "stats", "about")
+OPS = ("claim", "offer", "commit", "checkpoint", "resume", "known", "abandon", "release", "corrupt", "stats", "about")
 MAX_REQUEST_BYTES = 8 << 20
 FORGET_GROUPS = 64  # forgotten in one transaction, so that a checkpoint never blocks ingest for long
 MOST = 2**31  # of any number in a request
-CLOSED = (State.READY, State.CLAIMED, State.USED, State.ASIDE)
+CLOSED = (State.READY, State.CLAIMED, State.USED, State.FILTERED)
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ class RequestHandler:
         self._waiting: dict[bytes, Waiting] = {}
         self._replies: dict[bytes, tuple[int, list[bytes]]] = {}  # the last request of a client and its small reply
         now = time.monotonic()
-        self._heard = {_name(record.holder): now for _, record in store.groups.of(State.CLAIMED)}
+        self._heard = {_name(held.holder): now for _, held in store.groups.of(State.CLAIMED)}
         self._clients: dict[bytes, float] = {}
         self._handed: dict[bytes, tuple[int, float, float]] = {}  # request, when to send again, pause after that
         self._forgetting: list[bytes] = []
@@ -66,7 +67,7 @@ class RequestHandler:
         identity, *rest = frames
         try:
             message = unpack(rest[0] if len(rest) == 1 and len(rest[0]) <= MAX_REQUEST_BYTES else b"")
-            request, op = _field(message, "id", int), _field(message, "op", str)
+            request, op = _int(message, "id"), _text(message, "op")
         except WireError as error:
             self._store.refuse("request", str(error))
             return
@@ -107,10 +108,10 @@ class RequestHandler:
         waiting = Waiting(
             holder=identity,
             request=request,
-            count=_field(message, "count", int, 1),
-            step=_field(message, "step", int),
-            max_staleness=_field(message, "max_staleness", int),
-            until=now + _field(message, "wait_s", float),
+            count=_int(message, "count", 1),
+            step=_int(message, "step"),
+            max_staleness=_int(message, "max_staleness"),
+            until=now + _float(message, "wait_s"),
             heard=now,
         )
         if self._again(identity, request):
@@ -124,7 +125,7 @@ class RequestHandler:
         return None
 
     def _on_commit(self, message: dict, identity: bytes) -> dict:
-        ids, step = _ids(message), _field(message, "step", int)
+        ids, step = _ids(message), _int(message, "step")
         priorities = _priorities(message, len(ids))
 
         def work(draft: Draft) -> list[bytes]:
@@ -134,13 +135,13 @@ class RequestHandler:
         return {"unknown": self._store.change(work)}
 
     def _on_checkpoint(self, message: dict, identity: bytes) -> dict:
-        step = _field(message, "step", int)
-        done = self._store.groups.of(State.USED, State.ASIDE)
-        self._forgetting = [group for group, record in done if max(record.uses, default=record.step) <= step]
+        step = _int(message, "step")
+        done = self._store.groups.of(State.USED, State.FILTERED)
+        self._forgetting = [group for group, held in done if max(held.uses, default=held.step) <= step]
         return {}
 
     def _on_resume(self, message: dict, identity: bytes) -> dict:
-        step = _field(message, "step", int)
+        step = _int(message, "step")
         held = [group for group, _ in self._store.groups.of(*State)]
 
         def work(draft: Draft) -> None:
@@ -158,7 +159,7 @@ class RequestHandler:
         return {"ids": [group for group in _ids(message) if self._closed(group)]}
 
     def _on_abandon(self, message: dict, identity: bytes) -> dict:
-        (group,), lease = _ids({"group": [message.get("group")]}, "group"), _field(message, "lease", int)
+        (group,), lease = _ids({"group": [message.get("group")]}, "group"), _int(message, "lease")
         self._store.change(lambda draft: draft.abandon(group, lease))
         return {}
 
@@ -166,22 +167,22 @@ class RequestHandler:
         self._give_back([group for group in _ids(message) if self._held_by(group, identity)])
         return {}
 
-    def _on_torn(self, message: dict, identity: bytes) -> dict:
+    def _on_corrupt(self, message: dict, identity: bytes) -> dict:
         """A client could not decode these groups of its claim."""
-        self._tear([group for group in dict.fromkeys(_ids(message)) if self._held_by(group, identity)])
+        self._discard_corrupt([group for group in dict.fromkeys(_ids(message)) if self._held_by(group, identity)])
         return {}
 
     def _on_offer(self, message: dict, identity: bytes) -> dict:
         """What a client with several shards shares a claim out by."""
-        count, step = _field(message, "count", int, 1), _field(message, "step", int)
-        bound, ready = _field(message, "max_staleness", int), self._store.ready
-        self._set_aside_stale(step, bound)
-        straggler = ready.straggler((record for _, record in self._store.groups.of(State.OPEN)), step, bound)
-        stats = self._store.stats()
+        count, step = _int(message, "count", 1), _int(message, "step")
+        bound, ready = _int(message, "max_staleness"), self._store.ready
+        self._filter_stale(step, bound)
+        straggler = ready.straggler((held for _, held in self._store.groups.of(State.OPEN)), step, bound)
+        stats = self._store.stats().to_json()
         return {"ready": len(ready), "straggler": straggler, **ready.sampler.offer(count), "stats": stats}
 
     def _on_stats(self, message: dict, identity: bytes) -> dict:
-        return {"stats": self._store.stats()}
+        return {"stats": self._store.stats().to_json()}
 
     def _on_about(self, message: dict, identity: bytes) -> dict:
         return {"run": self._store.run_id, "settings": self._store.settings.model_dump()}
@@ -192,8 +193,9 @@ class RequestHandler:
         """Sends again what this very request was given before, also by an earlier incarnation of the service."""
         if self._still_arriving(identity, request):
             return True
-        claimed = self._store.groups.of(State.CLAIMED)
-        mine = [group for group, record in claimed if (record.holder, record.request) == (identity, request)]
+        of_all = self._store.groups.of(State.CLAIMED)
+        claimed = [(group, held) for group, held in of_all if (held.holder, held.request) == (identity, request)]
+        mine = [group for group, _ in claimed]
         if not mine:  # what it was given is used or given back: a late copy of it must not claim more
             return self._handed.get(identity, (-1,))[0] == request
         parcel = self._store.change(lambda draft: _read(draft, mine))
@@ -201,7 +203,7 @@ class RequestHandler:
             self._give_back([group for group in mine if self._held_by(group, identity)])
             self._handed.pop(identity, None)  # it is a new claim now
             return False
-        chances = [self._store.groups.get(group).chance for group in mine]
+        chances = [held.chance for _, held in claimed]
         self._hand_out(identity, request, parcel, chances)
         return True
 
@@ -211,29 +213,30 @@ class RequestHandler:
         return handed == request and time.monotonic() < again_at
 
     def _try(self, waiting: Waiting) -> None:
-        """Satisfies a waiting claim if it can; sets aside the groups that are too stale for it."""
-        self._set_aside_stale(waiting.step, waiting.max_staleness)
-        opened = (record for _, record in self._store.groups.of(State.OPEN))
+        """Satisfies a waiting claim if it can; filters the groups that are too stale for it."""
+        self._filter_stale(waiting.step, waiting.max_staleness)
+        opened = (held for _, held in self._store.groups.of(State.OPEN))
         ready = self._store.ready
         chosen, waiting.reason = ready.pick(opened, waiting.count, waiting.step, waiting.max_staleness)
         if not chosen:
             return
         chances = ready.sampler.chances(chosen)
-        for group in chosen:
-            metrics.REPLAY_STALENESS.observe(self._store.groups.get(group).staleness(waiting.step))
+        stalenesses = [self._store.groups.held(group).staleness(waiting.step) for group in chosen]
         parcel = self._store.change(lambda draft: _take(draft, chosen, chances, waiting))
         if parcel is not None:
+            for staleness in stalenesses:
+                metrics.REPLAY_STALENESS.observe(staleness)
             del self._waiting[waiting.holder]
             self._hand_out(waiting.holder, waiting.request, parcel, chances)
 
-    def _set_aside_stale(self, step: int, max_staleness: int) -> None:
+    def _filter_stale(self, step: int, max_staleness: int) -> None:
         stale = self._store.ready.stale(step, max_staleness)
         if not stale:
             return
 
         def work(draft: Draft) -> None:
             for group in stale:
-                draft.set_aside_stale(group, step)
+                draft.filter_stale(group, step)
 
         self._store.change(work)
 
@@ -245,7 +248,7 @@ class RequestHandler:
             "chances": chances,
             "importance": self._store.settings.importance_exponent,
             "reason": "",
-            "stats": self._store.stats(),
+            "stats": self._store.stats().to_json(),
         }
         self._send(identity, [pack(header), parcel.index, parcel.blob])
         handed, _, pause = self._handed.get(identity, (-1, 0.0, 0.0))
@@ -253,12 +256,12 @@ class RequestHandler:
         self._handed[identity] = (request, time.monotonic() + pause, pause)
 
     def _closed(self, group: bytes) -> bool:
-        record = self._store.groups.get(group)
-        return record.state in CLOSED if record is not None else self._store.spool.known(group)
+        held = self._store.groups.get(group)
+        return held.state in CLOSED if held is not None else self._store.spool.known(group)
 
     def _held_by(self, group: bytes, identity: bytes) -> bool:
-        record = self._store.groups.get(group)
-        return record is not None and record.state is State.CLAIMED and _name(record.holder) == _name(identity)
+        held = self._store.groups.get(group)
+        return held is not None and held.state is State.CLAIMED and _name(held.holder) == _name(identity)
 
     def _give_back(self, groups: list[bytes]) -> None:
         def work(draft: Draft) -> None:
@@ -268,16 +271,16 @@ class RequestHandler:
         if groups:
             self._store.change(work)
 
-    def _tear(self, groups: list[bytes]) -> None:
+    def _discard_corrupt(self, groups: list[bytes]) -> None:
         if not groups:
             return
 
         def work(draft: Draft) -> None:
             for group in groups:
-                draft.tear(group)
+                draft.discard_corrupt(group)
 
         self._store.change(work)
-        log.error("dropped %d groups that cannot be decoded; they have to be played again", len(groups))
+        log.error("discarded %d groups that cannot be decoded; they have to be played again", len(groups))
 
     # -- what happens without a request
 
@@ -307,7 +310,7 @@ class RequestHandler:
         for waiting in list(self._waiting.values()):
             if now >= waiting.until:
                 del self._waiting[waiting.holder]
-                fields = {"groups": [], "reason": waiting.reason, "stats": self._store.stats()}
+                fields = {"groups": [], "reason": waiting.reason, "stats": self._store.stats().to_json()}
                 self._reply(waiting.holder, waiting.request, fields)
             elif now - waiting.heard > SILENT_S:
                 del self._waiting[waiting.holder]
@@ -333,7 +336,7 @@ class RequestHandler:
         silent = {name for name, heard in self._heard.items() if heard < oldest}
         if not silent:
             return
-        lost = [group for group, record in self._store.groups.of(State.CLAIMED) if _name(record.holder) in silent]
+        lost = [group for group, held in self._store.groups.of(State.CLAIMED) if _name(held.holder) in silent]
         if lost:
             self._give_back(lost)
             metrics.REPLAY_CLAIMS_EXPIRED.inc(len(lost))
@@ -343,7 +346,7 @@ class RequestHandler:
 
 
 def _take(draft: Draft, groups: list[bytes], chances: list[float], waiting: Waiting) -> Parcel | None:
-    """Claims these groups and packs their rows; None when one was torn, after which the claim is tried again."""
+    """Claims these groups and packs their rows; None when one was corrupt, after which the claim is tried again."""
     parcel = _read(draft, groups)
     if parcel is not None:
         for group, chance in zip(groups, chances, strict=True):
@@ -352,18 +355,18 @@ def _take(draft: Draft, groups: list[bytes], chances: list[float], waiting: Wait
 
 
 def _read(draft: Draft, groups: list[bytes]) -> Parcel | None:
-    """The rows of these groups; None when some are torn, which are then to be played again."""
+    """The rows of these groups; None when some are corrupt, which are then to be played again."""
     rows, sizes, whole = [], {}, True
     for group in groups:
         try:
             of_group = draft.rows(group)
-        except TornError as error:
-            log.error("%s; the group is dropped and has to be played again", error)
-            draft.tear(group)
+        except CorruptError as error:
+            log.error("%s; the group is discarded and has to be played again", error)
+            draft.discard_corrupt(group)
             whole = False
             continue
         rows += of_group
-        sizes[group] = (len(of_group), draft.get(group).size)
+        sizes[group] = (len(of_group), draft.held(group).size)
     return Parcel(sizes, *join(rows)) if whole else None
 
 
@@ -372,12 +375,29 @@ def _name(identity: bytes) -> bytes:
     return identity.rsplit(b"/", 1)[0]
 
 
-def _field(message: dict, name: str, kind: type, least: float = 0):
+def _int(message: dict, name: str, least: int = 0) -> int:
     value = message.get(name)
-    right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    if not right or (kind is not str and not least <= value < MOST):
-        raise WireError(f"field {name!r} of the request is {shown(value)}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < MOST:
+        raise _wrong(name, value)
     return value
+
+
+def _float(message: dict, name: str) -> float:
+    value = message.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < MOST:
+        raise _wrong(name, value)
+    return value
+
+
+def _text(message: dict, name: str) -> str:
+    value = message.get(name)
+    if not isinstance(value, str):
+        raise _wrong(name, value)
+    return value
+
+
+def _wrong(name: str, value: object) -> WireError:
+    return WireError(f"field {name!r} of the request is {shown(value)}")
 
 
 def _priorities(message: dict, count: int) -> list[float | None]:
@@ -385,13 +405,14 @@ def _priorities(message: dict, count: int) -> list[float | None]:
     if given is None:
         return [None] * count
     if not isinstance(given, list) or len(given) != count:
-        raise WireError(f"{count} groups are committed, with other than {count} priorities")
-    return [_field({"priority": value}, "priority", float) for value in given]
+        raise WireError(f"{count} groups are committed without one priority for each")
+    return [_float({"priority": value}, "priority") for value in given]
 
 
 def _ids(message: dict, name: str = "ids") -> list[bytes]:
     value = message.get(name)
     values = value if isinstance(value, list) else [value]
-    if not all(isinstance(group, bytes) and len(group) == 16 for group in values):
+    ids = [group for group in values if isinstance(group, bytes) and len(group) == GROUP_BYTES]
+    if len(ids) != len(values):
         raise WireError(f"field {name!r} of the request holds something that is not a group id")
-    return values
+    return ids

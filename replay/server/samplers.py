@@ -1,4 +1,4 @@
-"""Samplers: which of the ready groups a claim gets. Each keeps an index that follows the groups as they come and go."""
+"""Samplers: which of the ready groups a claim gets. Each follows the groups as they become ready and are taken."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from sortedcontainers import SortedSet
 
 from replay.config import ReplaySettings
-from replay.server.groups import NO_PRIORITY, Record
+from replay.server.groups import NO_PRIORITY, HeldGroup
 
 
 class Sampler(Protocol):
     """`pick` returns `count` different groups, of which there must be so many; it takes none out."""
 
-    def add(self, group: bytes, record: Record) -> None: ...
+    def add(self, group: bytes, held: HeldGroup) -> None: ...
 
-    def discard(self, group: bytes) -> None: ...
+    def remove(self, group: bytes) -> None: ...
 
     def pick(self, count: int) -> list[bytes]: ...
 
     def last(self, count: int) -> int:
-        """The largest place in time among the next `count`; -1 where that does not matter."""
+        """The latest order of a lease among the next `count`; -1 where that does not matter."""
         ...
 
     def chances(self, groups: list[bytes]) -> list[float]:
@@ -38,31 +38,31 @@ class Fifo:
     """In the order of the leases."""
 
     def __init__(self):
-        self._places = SortedSet()
+        self._in_order = SortedSet()
         self._orders: dict[bytes, int] = {}
 
-    def add(self, group: bytes, record: Record) -> None:
-        self._orders[group] = record.order
-        self._places.add((record.order, group))
+    def add(self, group: bytes, held: HeldGroup) -> None:
+        self._orders[group] = held.order
+        self._in_order.add((held.order, group))
 
-    def discard(self, group: bytes) -> None:
-        self._places.remove((self._orders.pop(group), group))
+    def remove(self, group: bytes) -> None:
+        self._in_order.remove((self._orders.pop(group), group))
 
     def pick(self, count: int) -> list[bytes]:
-        return [group for _, group in self._places[:count]]
+        return [group for _, group in self._in_order[:count]]
 
     def last(self, count: int) -> int:
-        return self._places[count - 1][0]
+        return self._in_order[count - 1][0]
 
     def chances(self, groups: list[bytes]) -> list[float]:
         return [1.0] * len(groups)
 
     def offer(self, count: int) -> dict:
-        return {"orders": [order for order, _ in self._places[:count]]}
+        return {"orders": [order for order, _ in self._in_order[:count]]}
 
 
 class Slots:
-    """Groups in the places 0.. without gaps, so that a random one is found at once."""
+    """Groups in the slots 0.. without gaps, so that a random one is found at once."""
 
     def __init__(self):
         self.groups: list[bytes] = []
@@ -73,12 +73,12 @@ class Slots:
         self.groups.append(group)
         return self.of[group]
 
-    def discard(self, group: bytes) -> tuple[int, int]:
-        """Moves the last group into the place that becomes free; returns that place and the last one."""
-        place, last = self.of.pop(group), self.groups.pop()
+    def remove(self, group: bytes) -> tuple[int, int]:
+        """Moves the last group into the slot that becomes free; returns that slot and the last one."""
+        slot, last = self.of.pop(group), self.groups.pop()
         if last != group:
-            self.groups[place], self.of[last] = last, place
-        return place, len(self.groups)
+            self.groups[slot], self.of[last] = last, slot
+        return slot, len(self.groups)
 
 
 class Uniform:
@@ -88,11 +88,11 @@ class Uniform:
         self._random = random.Random(seed)
         self._slots = Slots()
 
-    def add(self, group: bytes, record: Record) -> None:
+    def add(self, group: bytes, held: HeldGroup) -> None:
         self._slots.add(group)
 
-    def discard(self, group: bytes) -> None:
-        self._slots.discard(group)
+    def remove(self, group: bytes) -> None:
+        self._slots.remove(group)
 
     def pick(self, count: int) -> list[bytes]:
         return self._random.sample(self._slots.groups, count)
@@ -108,7 +108,7 @@ class Uniform:
 
 
 class SumTree:
-    """Masses of places 0.., summed pairwise in one array: leaves at `size`.., the total in cell 1."""
+    """Masses of slots 0.., summed pairwise in one array: leaves at `size`.., the total in cell 1."""
 
     def __init__(self, size: int = 1024):
         self._size = size
@@ -118,21 +118,21 @@ class SumTree:
     def total(self) -> float:
         return float(self._cells[1])
 
-    def get(self, places: np.ndarray) -> np.ndarray:
-        return self._cells[places + self._size]
+    def get(self, slots: np.ndarray) -> np.ndarray:
+        return self._cells[slots + self._size]
 
-    def set(self, places: np.ndarray, masses: np.ndarray) -> None:
-        """places int[N], all different; masses float[N]."""
-        while places.max() >= self._size:
+    def set(self, slots: np.ndarray, masses: np.ndarray) -> None:
+        """slots int[N], all different; masses float[N]."""
+        while slots.max() >= self._size:
             self._double()
-        cells = places + self._size
+        cells = slots + self._size
         self._cells[cells] = masses
         while cells[0] > 1:
             cells = np.unique(cells // 2)
             self._cells[cells] = self._cells[2 * cells] + self._cells[2 * cells + 1]
 
     def find(self, masses: np.ndarray) -> np.ndarray:
-        """The places where the running sum passes each of `masses` (float[N], from 0 to below the total)."""
+        """The slots where the running sum passes each of `masses` (float[N], from 0 to below the total)."""
         cells, left = np.ones(len(masses), np.int64), masses.copy()
         while cells[0] < self._size:
             cells *= 2
@@ -168,18 +168,18 @@ class Prioritised:
         self._slots, self._tree = Slots(), SumTree()
         self._largest = 0.0
 
-    def add(self, group: bytes, record: Record) -> None:
-        self._largest = max(self._largest, record.priority)
-        priority = record.priority if record.priority != NO_PRIORITY else self._largest or 1.0
+    def add(self, group: bytes, held: HeldGroup) -> None:
+        self._largest = max(self._largest, held.priority)
+        priority = held.priority if held.priority != NO_PRIORITY else self._largest or 1.0
         priority = max(priority, self.SMALLEST)
         self._put(self._slots.add(group), priority**self._exponent)
 
-    def discard(self, group: bytes) -> None:
-        place, last = self._slots.discard(group)
+    def remove(self, group: bytes) -> None:
+        slot, last = self._slots.remove(group)
         moved = float(self._tree.get(np.array([last]))[0])
         self._put(last, 0.0)
-        if place != last:
-            self._put(place, moved)
+        if slot != last:
+            self._put(slot, moved)
 
     def pick(self, count: int) -> list[bytes]:
         """Draws one from each of `count` equal parts of the mass, and again for those that fell on the same group."""
@@ -196,7 +196,7 @@ class Prioritised:
             if len(found):
                 self._tree.set(found, np.zeros(len(found)))
         self._tree.set(taken, masses)
-        return [self._slots.groups[place] for place in taken]
+        return [self._slots.groups[slot] for slot in taken]
 
     def last(self, count: int) -> int:
         return -1
@@ -208,8 +208,8 @@ class Prioritised:
     def offer(self, count: int) -> dict:
         return {"mass": self._tree.total}
 
-    def _put(self, place: int, mass: float) -> None:
-        self._tree.set(np.array([place]), np.array([mass]))
+    def _put(self, slot: int, mass: float) -> None:
+        self._tree.set(np.array([slot]), np.array([mass]))
 
 
 def make_sampler(settings: ReplaySettings) -> Sampler:

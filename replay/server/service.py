@@ -149,7 +149,7 @@ class Service:
         exported, idle = time.monotonic(), 0.0
         while True:
             began = time.monotonic()
-            ready = dict(poller.poll(self._handler.wait_s() * 1000))
+            ready = dict(poller.poll(int(self._handler.wait_s() * 1000)))
             now = time.monotonic()
             idle += now - began
             if self._woken.fileno() in ready:
@@ -216,7 +216,7 @@ class Service:
             until = time.monotonic() + GATHER_S
             while sum(len(frames[2]) for frames in messages if len(frames) > 2) < GATHER_ROWS * ENTRY.size:
                 left_s = until - time.monotonic()
-                if left_s <= 0 or not self._ingest.poll(left_s * 1000):
+                if left_s <= 0 or not self._ingest.poll(int(left_s * 1000)):
                     break
                 messages += _drain(self._ingest, most)
         return messages
@@ -226,9 +226,7 @@ class Service:
             self._store.change(lambda draft: [draft.store(row, packed) for row, packed in rows], may_grow=False)
         )
         metrics.REPLAY_ROWS_PER_COMMIT.observe(len(rows))
-        self._store.outcomes += outcomes
-        for outcome, count in outcomes.items():
-            metrics.REPLAY_ROWS.labels(outcome=outcome).inc(count)
+        self._store.count_rows(outcomes)
 
     def _answer(self, identity: bytes, fields: dict) -> None:
         self._ingest.send_multipart([identity, pack({"schema": SCHEMA, **fields})])

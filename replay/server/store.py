@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import lmdb
 
 from protocols import metrics
+from protocols.replay_stats import CorruptGroup, ReplayStats, metric_of
 from replay.config import WINDOW_ROWS, ReplaySettings
 from replay.disk.spool import Spool
-from replay.server.groups import EMPTY, FLAT, STALE, TORN, TRAINED, Draft, Groups, State
+from replay.server.groups import CORRUPT, EMPTY, FLAT, STALE, TRAINED, Draft, Groups, HeldGroup, State
 from replay.server.ready import Ready
 from replay.server.samplers import make_sampler
 
 log = logging.getLogger("redraft.replay")
 T = TypeVar("T")
-COUNTED = (State.OPEN, State.READY, State.CLAIMED, State.USED)
 
 
 class Store:
@@ -30,21 +30,21 @@ class Store:
         self.run_id, self.settings = run_id, settings
         self.spool = Spool(folder, run_id, settings.map_bytes, settings.durability == "power")
         self.ready = Ready(make_sampler(settings))
-        self.groups = Groups(self.ready, self.spool.records(), self.spool.marks(), self.spool.step())
-        self.torn = 0  # groups, since this service started
-        self.outcomes: Counter[str] = Counter()  # of rows, since this service started
-        self.refused: Counter[str] = Counter()  # messages by reason, since this service started
+        self.groups = Groups(self.ready, self.spool.groups(), self.spool.marks(), self.spool.step())
+        self.corrupt = 0  # groups, since this service started
+        self._outcomes: Counter[str] = Counter()  # of rows, since this service started
+        self._refused: Counter[str] = Counter()  # messages by reason, since this service started
         self.changes = 0
         self.full = False
-        for reason in (EMPTY, FLAT, STALE, TORN):
-            metrics.REPLAY_DROPPED.labels(reason=reason)  # so that it is exported
-        self._drop_damaged()
+        for reason in (EMPTY, FLAT, STALE, CORRUPT):
+            metric_of("dropped", reason=reason)  # so that it is exported
+        self._discard_unreadable()
 
-    def _drop_damaged(self) -> None:
-        """Groups whose records cannot be read have to be played again; a row of theirs says where they belong."""
-        for group in self.groups.damaged:
-            log.error("the record of group %s fails its checksum; it has to be played again", group.hex())
-            self.change(lambda draft, group=group: draft.tear_unread(group))
+    def _discard_unreadable(self) -> None:
+        """Groups whose states cannot be read have to be played again; a row of theirs says where they belong."""
+        for group in self.groups.unreadable:
+            log.error("the state of group %s fails its checksum; it has to be played again", group.hex())
+            self.change(lambda draft, group=group: draft.discard_unreadable(group))
 
     def change(self, work: Callable[[Draft], T], may_grow: bool = True) -> T:
         """Runs `work` in one transaction; what it returned once that is committed. Raises spool.FULL, changing nothing.
@@ -74,10 +74,16 @@ class Store:
 
     def _count(self, draft: Draft, seconds: float) -> None:
         metrics.REPLAY_COMMIT_SECONDS.observe(seconds)
-        self.torn += draft.torn
-        dropped = draft.aside + Counter({EMPTY: draft.marked[EMPTY], TORN: draft.torn})
+        self.corrupt += draft.corrupt
+        dropped = draft.filtered + Counter({EMPTY: draft.marked[EMPTY], CORRUPT: draft.corrupt})
         for reason, groups in dropped.items():
-            metrics.REPLAY_DROPPED.labels(reason=reason).inc(groups)
+            metric_of("dropped", reason=reason).inc(groups)
+
+    def count_rows(self, outcomes: Counter[str]) -> None:
+        """So many rows were stored, duplicate or fenced."""
+        self._outcomes += outcomes
+        for outcome, rows in outcomes.items():
+            metric_of(outcome).inc(rows)
 
     def note_full(self, error: Exception) -> None:
         if not self.full:
@@ -90,52 +96,55 @@ class Store:
         self.full = False
 
     def refuse(self, reason: str, detail: str) -> None:
-        if not self.refused[reason]:
+        if not self._refused[reason]:
             log.warning("refused a message (%s): %s; further ones are only counted", reason, detail)
-        self.refused[reason] += 1
-        metrics.REPLAY_REFUSED.labels(reason=reason).inc()
+        self._refused[reason] += 1
+        metric_of("refused", reason=reason).inc()
 
     @property
     def room(self) -> int:
         """Rows that a producer may have unacknowledged: 0 holds new groups back, rows of open ones still trickle in."""
         return 0 if self.full or self.groups.bytes >= self.settings.max_bytes else WINDOW_ROWS
 
-    def stats(self) -> dict:
-        """Counts of groups by state and of what is held.
-
-        `step` is the last one that used groups, in the history that stands; `trained_total` counts groups whose uses
-        are spent, kept or forgotten; `dropped` those set aside, by reason (torn ones since this service started only);
-        `fullest` is the share of `max_bytes` that is held, over shards the largest; `torn` are [group in hex, lease,
-        order] of those that have to be played again; rows are counted since it started.
-        """
+    def stats(self) -> ReplayStats:
+        """Counts of groups by state, of what is held, and of what came since this service started."""
         groups = self.groups
-        dropped = (
-            groups.marks + Counter(record.reason for _, record in groups.of(State.ASIDE)) + Counter(torn=self.torn)
+        return ReplayStats(
+            open=groups.count(State.OPEN),
+            ready=groups.count(State.READY),
+            claimed=groups.count(State.CLAIMED),
+            used=groups.count(State.USED),
+            step=groups.step,
+            trained_total=groups.count(State.USED) + groups.marks[TRAINED],
+            dropped=dropped(groups.of(State.FILTERED), groups.marks, self.corrupt),
+            corrupt=corrupt_of(groups.of(State.ABANDONED)),
+            rows=groups.rows,
+            bytes=groups.bytes,
+            max_bytes=self.settings.max_bytes,
+            fullest=groups.bytes / self.settings.max_bytes,
+            full=self.full,
+            stored=self._outcomes["stored"],
+            duplicate=self._outcomes["duplicate"],
+            fenced=self._outcomes["fenced"],
+            refused=self._refused.total(),
         )
-        return {
-            **{state.name.lower(): groups.count(state) for state in COUNTED},
-            "step": groups.step,
-            "trained_total": groups.count(State.USED) + groups.marks[TRAINED],
-            "dropped": {reason: n for reason, n in dropped.items() if reason != TRAINED},
-            "torn": [[g.hex(), r.lease, r.order] for g, r in groups.of(State.ABANDONED) if r.reason == TORN],
-            "rows": groups.rows,
-            "bytes": groups.bytes,
-            "max_bytes": self.settings.max_bytes,
-            "fullest": groups.bytes / self.settings.max_bytes,
-            "full": self.full,
-            "stored": self.outcomes["stored"],
-            "duplicates": self.outcomes["duplicate"],
-            "fenced": self.outcomes["fenced"],
-            "refused": self.refused.total(),
-        }
 
     def export(self) -> None:
         """Sets this service's gauges, and does what is due now and then."""
         self.spool.sweep()
-        for state in COUNTED:
-            metrics.REPLAY_GROUPS.labels(state=state.name.lower()).set(self.groups.count(state))
-        metrics.REPLAY_BYTES.set(self.groups.bytes)
-        metrics.REPLAY_MAX_BYTES.set(self.settings.max_bytes)
+        self.stats().export()
 
     def close(self) -> None:
         self.spool.close()
+
+
+def dropped(filtered: Iterable[tuple[bytes, HeldGroup]], marks: Counter[str], corrupt: int) -> dict[str, int]:
+    """How many groups nothing will train on, by reason: those that are filtered, or were, and the corrupt ones."""
+    reasons = marks + Counter(held.reason for _, held in filtered) + Counter({CORRUPT: corrupt})
+    return {reason: groups for reason, groups in reasons.items() if reason != TRAINED}
+
+
+def corrupt_of(abandoned: Iterable[tuple[bytes, HeldGroup]]) -> tuple[CorruptGroup, ...]:
+    """Those of the abandoned groups that have to be played again because they were corrupt."""
+    corrupt = [(group, held) for group, held in abandoned if held.reason == CORRUPT]
+    return tuple(CorruptGroup(group.hex(), held.lease, held.order) for group, held in corrupt)

@@ -1,7 +1,7 @@
 """Groups as Parquet: one row a turn, the turns of a group together and in order.
 
     group                      the group's id in hex
-    lease, order               of the play that was kept: fencing number, place in time
+    lease, order               of the play that was kept: its fencing token, and the order of its lease
     state, uses                at the time of the export: used, ready, ...; the steps that used it
     turns, spread              of the group: how many turns; largest minus smallest reward of the attempts it compares
     turn .. truncated          as in protocols.turns.Turn, rewards final: those of the close row are in them
@@ -34,7 +34,7 @@ from replay.disk.spool import read_row
 from replay.server.groups import PLAYED, Draft, State
 from replay.server.store import Store
 from replay.tools.standalone import usable
-from replay.tools.verify import At, Damage, Whole, going_on, read_chosen
+from replay.tools.verify import Corruption, Progress, Whole, going_on, read_chosen
 
 TOKENS = ("prompt", "response", "logprobs")
 SAME = ("turn", "parent", "after", "index", "episode", *TOKENS, "reward", "terminated", "truncated")  # as in a Turn
@@ -72,33 +72,37 @@ ROW_GROUP_BYTES, ROW_GROUP_TURNS = 32 << 20, 8192  # one is written when it has 
 BATCH_TURNS = 256  # read at once
 
 
-def export(folders: Sequence[Path], run_id: str | None, out: Path, states: Collection[str]) -> Iterator[At | Damage]:
+def export(
+    folders: Sequence[Path], run_id: str | None, out: Path, states: Collection[str]
+) -> Iterator[Progress | Corruption]:
     """Writes the groups in these states to the new file `out`, which appears when it is whole.
 
-    Yields how far it is, a Damage for each group that is left out because it is damaged, and last an At that counts
-    what was written. Raises SettingError when the file cannot be written or the spools cannot be read.
+    Yields how far it is, a Corruption for each group that is left out, and last a Progress that counts what was
+    written. Raises SettingError when the file cannot be written or the spools cannot be read.
     """
     if unknown := set(states) - set(CLOSED):
         problem = f"{min(unknown)!r} is no state of a closed group"
         raise SettingError("--state", problem, f"Choose of {', '.join(CLOSED)}")
     if out.exists():
         raise SettingError("OUT", f"{out} exists", "Choose another name, or remove it")
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         options = {"compression": "zstd", "write_page_checksum": True}
-        with aside.open("wb") as file, pq.ParquetWriter(file, COLUMNS, **options) as writer:
+        with partial.open("wb") as file, pq.ParquetWriter(file, COLUMNS, **options) as writer:
             yield from _write(_Sink(writer), folders, run_id, states)
-        aside.rename(out)
+        partial.rename(out)
     except OSError as error:
         raise SettingError("OUT", f"{out} cannot be written: {error}", "Choose another place") from None
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
-def _write(sink: _Sink, folders: Sequence[Path], run_id: str | None, states: Collection[str]) -> Iterator[At | Damage]:
-    written = At(folders[-1])
+def _write(
+    sink: _Sink, folders: Sequence[Path], run_id: str | None, states: Collection[str]
+) -> Iterator[Progress | Corruption]:
+    written = Progress(folders[-1])
     for folder in folders:
-        for found in going_on(read_chosen, At(folder), run_id, states):
+        for found in going_on(read_chosen, Progress(folder), run_id, states):
             if not isinstance(found, Whole):
                 yield found
                 continue
@@ -107,7 +111,7 @@ def _write(sink: _Sink, folders: Sequence[Path], run_id: str | None, states: Col
                 written = written.past(found.stored)
             except (pa.ArrowException, ValueError, TypeError, LookupError, OverflowError) as error:
                 group = found.stored[0][0][:GROUP_BYTES]
-                yield Damage(folder, group, f"it cannot be written as a table: {error}", found.record)
+                yield Corruption(folder, group, f"it cannot be written as a table: {error}", found.held)
     sink.flush()
     yield written
 
@@ -136,7 +140,8 @@ class _Sink:
 
 
 def _table(found: Whole) -> pa.RecordBatch:
-    record, group = found.record, whole_group([read_row(*row) for row in found.stored])
+    held, rows = found.held, [read_row(*row) for row in found.stored]
+    group = whole_group(row for row in rows if row is not None)
     columns = {name: [getattr(turn, name) for turn in group.turns] for name in SAME}
     columns |= {name: [turn.timing[n] for turn in group.turns] for n, name in enumerate(TIMING)}
     columns |= {
@@ -148,23 +153,23 @@ def _table(found: Whole) -> pa.RecordBatch:
     }
     of_group = {
         "group": group.id.hex(),
-        "lease": record.lease,
-        "order": record.order,
-        "state": record.state.name.lower(),
-        "uses": record.uses,
-        "turns": record.turns,
-        "spread": record.spread,
+        "lease": held.lease,
+        "order": held.order,
+        "state": held.state.name.lower(),
+        "uses": held.uses,
+        "turns": held.turns,
+        "spread": held.spread,
     }
     columns |= {name: [value] * len(group.turns) for name, value in of_group.items()}
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in COLUMNS], schema=COLUMNS)
 
 
-def load(file: Path, folder: Path, run_id: str) -> Iterator[str | Damage]:
+def load(file: Path, folder: Path, run_id: str) -> Iterator[str | Corruption]:
     """Stores the groups of an exported file, ready to be served, in the spool of `run_id` in `folder`.
 
     The spool is made if there is none. Each group is stored whole or not at all. Yields for it "stored", "duplicate"
-    (it is closed there already) or "fenced" (it is open there, under a higher lease), or a Damage when it is not whole.
-    Raises SettingError when the file or the folder cannot be used.
+    (it is closed there already) or "fenced" (it is open there, under a higher fencing token), or a Corruption when it
+    is not whole. Raises SettingError when the file or the folder cannot be used.
     """
     with _opened(file) as table:
         with usable(folder):
@@ -180,7 +185,7 @@ def load(file: Path, folder: Path, run_id: str) -> Iterator[str | Damage]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Raises SettingError when it is no export, or is damaged further on."""
+    """Raises SettingError when it is no export, or is corrupt further on."""
     cure = "Name a file that `redraft replay export` wrote"
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -200,16 +205,16 @@ def _turns(file: pq.ParquetFile) -> Iterator[dict]:
             yield plain | tokens
 
 
-def _load(store: Store, file: Path, name: str, turns: list[dict]) -> str | Damage:
+def _load(store: Store, file: Path, name: str, turns: list[dict]) -> str | Corruption:
     try:
         rows = _rows(bytes.fromhex(name), sorted(turns, key=lambda turn: turn["turn"]))
     except Exception as error:  # a file may hold anything
-        return Damage(file, b"", f"group {name}: {error}")
-    return _store(store, rows) or Damage(file, b"", f"group {name}: other rows of this very play are in the spool")
+        return Corruption(file, b"", f"group {name}: {error}")
+    return _store(store, rows) or Corruption(file, b"", f"group {name}: other rows of this very play are in the spool")
 
 
 def _rows(group: bytes, turns: list[dict]) -> list[tuple[Row, Packed]]:
-    """The rows of a whole group. Raises ValueError when turns are missing, and what follows from damaged values."""
+    """The rows of a whole group. Raises ValueError when turns are missing, and what follows from corrupt values."""
     if len(group) != GROUP_BYTES:
         raise ValueError(f"its id has {len(group)} bytes")
     first = turns[0]
@@ -253,7 +258,7 @@ def _store(store: Store, rows: list[tuple[Row, Packed]]) -> str:
 
     def work(draft: Draft) -> str:
         outcomes = {draft.store(row, packed) for row, packed in rows}
-        held = draft.get(rows[0][0].group)
+        held = draft.held(rows[0][0].group)
         if "stored" in outcomes and held.state in PLAYED:
             raise _Mixed
         return next(outcome for outcome in ("stored", "fenced", "duplicate") if outcome in outcomes)

@@ -4,66 +4,81 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import zmq
 
 from protocols.errors import DeadlineError, SettingError
+from protocols.replay_stats import HeldStats, ReplayStats, figure
 from protocols.weights import step_of
 from protocols.wire import NO_VERSION
-from replay.client import Client, shares
+from replay.client import Client
 from replay.config import ClientKeys, Endpoints
 from replay.disk.reader import SpoolReader
 from replay.disk.spool import reason_of
-from replay.server.groups import TORN, TRAINED, Record, State
+from replay.server.groups import TRAINED, HeldGroup, State
+from replay.server.store import corrupt_of, dropped
 from replay.tools.verify import unpacked
 
 ANSWER_S = 10.0
 
 
-def of_spools(folders: Sequence[Path], run_id: str | None = None) -> Iterator[dict]:
-    """Yields the counts of each spool, named as those of `replay.server.store.Store.stats` where they mean the same.
+@dataclass(frozen=True, slots=True)
+class SpoolStats(HeldStats):
+    """What a spool of `run` holds, read from the disk; corrupt groups are counted that wait to be played again.
 
-    Besides: `abandoned` and `aside` groups, `unreadable` records, and the versions of the smallest and the largest step
-    that sampled in a held group (None without any; of each turn its oldest token counts).
+    `unreadable` are groups whose state is corrupt, so that they are counted nowhere else. `oldest_version` and
+    `newest_version` are those of the smallest and the largest step that sampled in a held group (None without any; of
+    each turn its oldest token counts).
     """
+
+    abandoned: int = figure("sum")
+    filtered: int = figure("sum")
+    unreadable: int = figure("sum")
+    oldest_version: int | None = figure("oldest", default=None)
+    newest_version: int | None = figure("newest", default=None)
+    run: str = figure("max", default="")  # spools of one run: the same
+
+    def to_json(self) -> dict[str, Any]:
+        return {"run": self.run, **HeldStats.to_json(self)}
+
+
+def of_spools(folders: Sequence[Path], run_id: str | None = None) -> Iterator[SpoolStats]:
+    """Yields the counts of each spool."""
     for folder in folders:
         with SpoolReader(folder, run_id) as reader:
-            found = [(group, unpacked(packed)) for group, packed in reader.records()]
-            records = [(group, record) for group, record in found if record is not None]
+            found = [(group, unpacked(packed)) for group, packed in reader.groups()]
+            held = [(group, known) for group, known in found if known is not None]
             marks = Counter(reason_of(mark) for _, mark in reader.marks())
-            facts = {"step": reader.step(), "unreadable": len(found) - len(records)}
-            yield {"run": reader.run_id, **_counts(records, marks), **facts}
+            stats = _of_groups(held, marks)
+            yield replace(stats, run=reader.run_id, step=reader.step(), unreadable=len(found) - len(held))
 
 
-def _counts(records: list[tuple[bytes, Record]], marks: Counter[str]) -> dict:
-    states = Counter(record.state for _, record in records)
-    torn = [[g.hex(), r.lease, r.order] for g, r in records if r.state is State.ABANDONED and r.reason == TORN]
-    aside = Counter(record.reason for _, record in records if record.state is State.ASIDE)
-    versions = [v for _, record in records for v in (record.low, record.high) if v != NO_VERSION]
-    return {
-        **{state.name.lower(): states[state] for state in State},
-        "trained_total": states[State.USED] + marks[TRAINED],
-        "dropped": {reason: n for reason, n in (marks + aside + Counter(torn=len(torn))).items() if reason != TRAINED},
-        "torn": torn,
-        "rows": sum(record.rows for _, record in records),
-        "bytes": sum(record.size for _, record in records),
-        "oldest_version": min(versions, key=step_of, default=None),
-        "newest_version": max(versions, key=step_of, default=None),
-    }
+def _of_groups(groups: list[tuple[bytes, HeldGroup]], marks: Counter[str]) -> SpoolStats:
+    states = {state: [(group, held) for group, held in groups if held.state is state] for state in State}
+    corrupt = corrupt_of(states[State.ABANDONED])
+    versions = [v for _, held in groups for v in (held.low, held.high) if v != NO_VERSION]
+    return SpoolStats(
+        open=len(states[State.OPEN]),
+        ready=len(states[State.READY]),
+        claimed=len(states[State.CLAIMED]),
+        used=len(states[State.USED]),
+        abandoned=len(states[State.ABANDONED]),
+        filtered=len(states[State.FILTERED]),
+        trained_total=len(states[State.USED]) + marks[TRAINED],
+        dropped=dropped(states[State.FILTERED], marks, len(corrupt)),
+        corrupt=corrupt,
+        rows=sum(held.rows for _, held in groups),
+        bytes=sum(held.size for _, held in groups),
+        oldest_version=min(versions, key=step_of, default=None),
+        newest_version=max(versions, key=step_of, default=None),
+    )
 
 
-def total(spools: Sequence[dict]) -> dict:
-    """The counts of several spools of one run as one."""
-    names = {"oldest_version": min, "newest_version": max}
-    kept = [{key: value for key, value in spool.items() if key not in (*names, "run")} for spool in spools]
-    versions = {name: [spool[name] for spool in spools if spool[name] is not None] for name in names}
-    extremes = {name: choose(versions[name], key=step_of, default=None) for name, choose in names.items()}
-    return {"run": spools[0]["run"], **shares.total(kept), **extremes}
-
-
-def ask(endpoint: str, keys: ClientKeys | None) -> dict:
-    """The counts of a live service, see `Store.stats`; SettingError when nobody answers at `endpoint`."""
+def ask(endpoint: str, keys: ClientKeys | None) -> ReplayStats:
+    """The counts of a live service; SettingError when nobody answers at `endpoint`."""
     cure = "Give the serve endpoint of a service that runs, ipc://... or tcp://..., and its keys where it wants some"
     try:
         if not endpoint.startswith(("ipc://", "tcp://")):

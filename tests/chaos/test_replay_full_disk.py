@@ -122,7 +122,7 @@ class House:
 
     def full(self) -> bool:
         try:
-            return self.client.stats()["full"]
+            return self.client.stats().full
         except DeadlineError as error:
             raise AssertionError(f"{error}; the service said:\n{self.service.said()}") from None
 
@@ -184,7 +184,7 @@ def test_a_full_disk_holds_producers_back_and_all_is_stored_when_room_comes(hous
     assert {group.id for group in groups} == set(house.waiting)
     assert not [problem for group in groups if (problem := problem_of(group))]
     rows = sum(turns_of(group) + 1 for group in house.waiting)
-    assert (stats["rows"], stats["stored"], stats["open"]) == (rows, rows, 0)
+    assert (stats.rows, stats.stored, stats.open) == (rows, rows, 0)
     # A small commit may still fit while larger ones do not, and more so on a busy machine: then it is said again.
     assert said == unsaid and 1 <= said < 10, house.service.said()
 

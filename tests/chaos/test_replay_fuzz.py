@@ -136,7 +136,7 @@ def bombard(service, endpoints, count: int, seed: int, odd_share: float = 0.0) -
     fuzz, choice, bad = Fuzz(seed), random.Random(seed), 0
     rows, request = fuzz.last_rows(), fuzz.last_request()
     with closing(client_of(endpoints, "watcher")) as client, zmq.Context() as context:
-        before = client.stats()["refused"]
+        before = client.stats().refused
         ingest = Sender(context, endpoints.ingest, rows, lambda answer: LAST in answer.get("batches", ()))
         serve = Sender(context, endpoints.serve, request, lambda answer: answer["id"] == LAST)
         try:
@@ -151,7 +151,7 @@ def bombard(service, endpoints, count: int, seed: int, odd_share: float = 0.0) -
             raise AssertionError(f"{error}; the service said\n{service.said()[-4000:]}") from None
         ingest.close()
         serve.close()
-        refused = client.stats()["refused"] - before
+        refused = client.stats().refused - before
         assert refused >= bad if odd_share else refused == bad, f"{refused} refused, where {bad} were certainly bad"
     return bad
 
@@ -203,7 +203,7 @@ def comes_up_again(place, service, honest) -> None:
             with closing(client_of(endpoints_in(place), "watcher")) as client:
                 assert client.known(list(honest.played)) == set(honest.played)
                 stats = client.stats()
-                held.append({name: stats[name] for name in ("open", "ready", "claimed", "rows", "bytes")})
+                held.append({name: getattr(stats, name) for name in ("open", "ready", "claimed", "rows", "bytes")})
         finally:
             incarnation.kill()
     assert held[0] == held[1]

@@ -135,7 +135,7 @@ class Run:
         self.resume(max((note["step"] for note in self.read(self.learners) if "step" in note), default=0))
         left = []
         with closing(client_of(self.endpoints, "controller")) as client:
-            while (ready := client.stats()["ready"]) > 0:
+            while (ready := client.stats().ready) > 0:
                 groups = client.claim(min(ready, 50), 10**6, ANY, 0.0).groups
                 problems = [problem for group in groups if (problem := problem_of(group))]
                 assert groups and not problems, problems or f"{ready} ready groups, but none is served"
@@ -207,8 +207,8 @@ def judge(run: Run, left: list[bytes]) -> None:
     assert set(uses) | set(left) == begun and len(left) == len(set(left))
     assert run.known == begun, f"{len(begun - run.known)} groups are not known to replay"
     stats = run.stats
-    assert (stats["open"], stats["ready"], stats["dropped"]) == (0, 0, {})
-    assert (stats["claimed"], stats["trained_total"]) == (len(left), len(uses))
+    assert (stats.open, stats.ready, stats.dropped) == (0, 0, {})
+    assert (stats.claimed, stats.trained_total) == (len(left), len(uses))
 
 
 @pytest.fixture

@@ -77,8 +77,8 @@ class House:
         """All is stored once, and used."""
         rows = sum(turns_of(group) + 1 for group in self.waiting)
         stats = self.client.stats()
-        assert (stats["rows"], stats["stored"], stats["used"]) == (rows, rows, len(self.waiting))
-        assert (stats["open"], stats["ready"], stats["claimed"], stats["fenced"]) == (0, 0, 0, 0)
+        assert (stats.rows, stats.stored, stats.used) == (rows, rows, len(self.waiting))
+        assert (stats.open, stats.ready, stats.claimed, stats.fenced) == (0, 0, 0, 0)
         return stats
 
     def close(self) -> None:
@@ -112,9 +112,7 @@ def test_connections_cut_in_the_middle_of_a_batch(house):
     house.wait_for_all()
     house.use_all()
     stats = house.check()
-    print(
-        f"replay network: {cuts} cuts within batches, {stats['stored']} rows stored, {stats['duplicates']} sent again"
-    )
+    print(f"replay network: {cuts} cuts within batches, {stats.stored} rows stored, {stats.duplicate} sent again")
     assert house.ingest.connections > cuts
 
 
@@ -129,8 +127,8 @@ def test_connections_that_carry_nothing_for_a_while(house, end):
     house.wait_for_all()
     house.use_all()
     stats = house.check()
-    print(f"replay network: silence, then {end}: {stats['stored']} rows stored, {stats['duplicates']} more came late")
-    assert end == "drop" or stats["duplicates"] > 0, "nothing was sent again: it was not silent for long enough"
+    print(f"replay network: silence, then {end}: {stats.stored} rows stored, {stats.duplicate} more came late")
+    assert end == "drop" or stats.duplicate > 0, "nothing was sent again: it was not silent for long enough"
 
 
 def silent_until(moment: float, house: House) -> None:

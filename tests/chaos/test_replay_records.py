@@ -108,7 +108,7 @@ def test_a_record_that_is_none_is_dropped_and_the_others_are_served(endpoints, k
         groups = client.claim(1, 0, ANY, 5.0).groups
         peak = tracemalloc.get_traced_memory()[1]
         assert [group.id for group in groups] == [HONEST], "the honest group comes later and is served"
-        assert client.stats()["dropped"] == {"torn": 1}
+        assert client.stats().dropped == {"corrupt": 1}
         assert peak < LEARNER_BYTES, f"it made the learner take {peak >> 20} MiB"
     finally:
         tracemalloc.stop()

@@ -84,8 +84,8 @@ def test_a_gigabyte_is_there_again_within_five_seconds(place):
     seconds = time.monotonic() - began
     client.close()
     service.kill()
-    print(f"{held / 1e9:.2f} GB in {stats['ready']} groups: served again {seconds:.2f} s after the kill")
-    assert (stats["ready"], stats["bytes"]) == (GROUPS, held)
+    print(f"{held / 1e9:.2f} GB in {stats.ready} groups: served again {seconds:.2f} s after the kill")
+    assert (stats.ready, stats.bytes) == (GROUPS, held)
     assert seconds < 5
 
 

@@ -107,10 +107,10 @@ class Run:
     def check_end(self) -> None:
         """Replay has nothing left: every group was used and is covered by the last checkpoint."""
         deadline = time.monotonic() + 10
-        while (stats := self.client.stats())["used"]:
+        while (stats := self.client.stats()).used:
             assert time.monotonic() < deadline, "used groups are not forgotten"
-        assert (stats["ready"], stats["claimed"], stats["rows"], stats["dropped"]) == (0, 0, 0, {})
-        assert (stats["trained_total"], stats["step"]) == (STEPS * BATCH, STEPS)
+        assert (stats.ready, stats.claimed, stats.rows, stats.dropped) == (0, 0, 0, {})
+        assert (stats.trained_total, stats.step) == (STEPS * BATCH, STEPS)
 
 
 @contextmanager
@@ -159,8 +159,6 @@ def check_death(run: Run, incarnation: int, began: int, last: int, committed: in
     """It died in the chosen step and on the chosen side of its commit, with a batch that was fetched ahead."""
     assert [step for mine, step, _ in run.trained() if mine == incarnation] == list(range(began + 1, last + 1))
     stats = run.client.stats()
-    assert (stats["step"], stats["trained_total"]) == (committed, committed * BATCH)
-    assert stats["claimed"] == (last + 1 - committed) * BATCH
-    print(
-        f"incarnation {incarnation} died in step {last}; replay: {committed} steps, {stats['claimed']} groups claimed"
-    )
+    assert (stats.step, stats.trained_total) == (committed, committed * BATCH)
+    assert stats.claimed == (last + 1 - committed) * BATCH
+    print(f"incarnation {incarnation} died in step {last}; replay: {committed} steps, {stats.claimed} groups claimed")

@@ -376,8 +376,8 @@ def test_a_batch_that_was_fetched_and_not_taken_is_given_back(place):
     prefetch = Prefetch(Client([endpoints], "learner"), settings())
     prefetch.start(0)
     deadline = time.monotonic() + 10
-    while client.stats()["claimed"] < BATCH:
+    while client.stats().claimed < BATCH:
         assert time.monotonic() < deadline, "the batch was not claimed"
     prefetch.close()
-    assert client.stats()["claimed"] == 0 and client.stats()["ready"] == BATCH
+    assert client.stats().claimed == 0 and client.stats().ready == BATCH
     client.close()

@@ -14,7 +14,7 @@ from protocols.weights import step_of
 from protocols.wire import whole_group
 from replay.disk.reader import SpoolReader
 from replay.disk.spool import read_row
-from replay.server.groups import PLAYED, Record
+from replay.server.groups import PLAYED, HeldGroup
 
 LIMIT_S = 300.0  # of each command, also on a busy machine
 ACTOR = {"count": 1, "episodes": 16, "engine": {"max_running": 64, "max_length": 128}}
@@ -117,14 +117,14 @@ def test_a_search_trains_and_says_what_it_sampled_and_what_it_trained(folder):
 def played(folder, name):
     """Every closed group that the run's spool holds now, by the id."""
     with SpoolReader(folder / "runs" / name / "spool" / "0") as spool:
-        closed = [group for group, packed in spool.records() if Record.unpack(packed).state not in PLAYED]
+        closed = [group for group, packed in spool.groups() if HeldGroup.unpack(packed).state not in PLAYED]
         return {group: whole_group(read_row(*row) for row in spool.rows(group)) for group in closed}
 
 
 def remembered(folder, name):
     """The ids of all groups that replay has met in the run's incarnation, also those it has forgotten."""
     with SpoolReader(folder / "runs" / name / "spool" / "0") as spool:
-        return {group for group, _ in spool.records()} | {group for group, _ in spool.marks()}
+        return {group for group, _ in spool.groups()} | {group for group, _ in spool.marks()}
 
 
 def of_groups(folder, name, tasks):

@@ -16,11 +16,11 @@ from test_learner_ranks import BATCH, groups, settings
 from learner.batches import Batch, prepare
 from learner.prefetch import Prefetch
 from protocols.turns import Close, Group
-from replay.client.shares import place
+from replay.client.shares import shard_of
 
 SIZES = (24, 10, 4)  # groups of each shard: as uneven as chance can make them
-SHARED = [n for shard, size in enumerate(SIZES) for n in [n for n in range(200) if place(gid(n), 3) == shard][:size]]
-PRIORITIES = {n: (0.2, 1.0, 5.0)[place(gid(n), 3)] * (1 + n % 3) for n in SHARED}  # the fewer, the weightier
+SHARED = [n for shard, size in enumerate(SIZES) for n in [n for n in range(200) if shard_of(gid(n), 3) == shard][:size]]
+PRIORITIES = {n: (0.2, 1.0, 5.0)[shard_of(gid(n), 3)] * (1 + n % 3) for n in SHARED}  # the fewer, the weightier
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def check_shares(picked: Counter, chances: dict[int, float]) -> None:
     """Chi-square of the counts, by group and by shard: below its mean by five standard deviations more."""
     by_shard, expected = Counter(), Counter()
     for number, chance in chances.items():
-        by_shard[place(gid(number), 3)] += picked[number]
-        expected[place(gid(number), 3)] += chance * picked.total()
+        by_shard[shard_of(gid(number), 3)] += picked[number]
+        expected[shard_of(gid(number), 3)] += chance * picked.total()
     groups = sum((picked[n] - c * picked.total()) ** 2 / (c * picked.total()) for n, c in chances.items())
     shards = sum((by_shard[shard] - count) ** 2 / count for shard, count in expected.items())
     print(
@@ -101,7 +101,7 @@ def test_importance_weights_over_shards_are_those_of_a_single_one(house):
     for chosen, weights in draw(house, 40, 8):
         expected = np.array([bias[number] for number in chosen])
         np.testing.assert_allclose(weights, expected / expected.max(), rtol=1e-5)
-        across += len({place(gid(number), 3) for number in chosen}) > 1
+        across += len({shard_of(gid(number), 3) for number in chosen}) > 1
     assert across > 10, "groups of several places came together"
 
 
@@ -176,7 +176,7 @@ def test_later_claims_favour_what_the_learner_found_worth_another_look(house):
     house.restart()
     check_favour(house, priorities)
     use_all(house, 3, priorities)
-    assert house.claim(1, 3).groups == [] and house.client.stats()["used"] == COUNT, "three uses and no more"
+    assert house.claim(1, 3).groups == [] and house.client.stats().used == COUNT, "three uses and no more"
 
 
 @pytest.mark.parametrize("house", [THRICE], indirect=True)

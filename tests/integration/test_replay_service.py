@@ -140,7 +140,7 @@ def test_a_group_is_served_once_it_is_whole_and_never_before(house):
     house.add(turn(group, 1))
     house.add(Close(group, 0, 2), spread=1.0).result(10)
     claim = house.claim()
-    assert claim.groups == [] and claim.reason == "groups" and claim.stats["open"] == 1
+    assert claim.groups == [] and claim.reason == "groups" and claim.stats.open == 1
     house.add(turn(group, 0))
     assert [g.id for g in house.claim(wait_s=10).groups] == [group], "a waiting claim is served when the group is whole"
 
@@ -157,11 +157,11 @@ def test_resends_and_late_plays_change_nothing(house):
     for lease in (0, 0, 1):
         house.play(gid(1), lease=lease).result(10)
     stats = house.client.stats()
-    assert (stats["duplicates"], stats["ready"], stats["rows"]) == (6, 1, 3)
+    assert (stats.duplicate, stats.ready, stats.rows) == (6, 1, 3)
     house.add(turn(gid(2), 0, lease=3), 3)
     house.play(gid(2), turns=1, lease=2).result(10)
     stats = house.client.stats()
-    assert (stats["fenced"], stats["open"], stats["ready"]) == (2, 1, 1)
+    assert (stats.fenced, stats.open, stats.ready) == (2, 1, 1)
     assert house.client.known([gid(1), gid(2), gid(3)]) == {gid(1)}
 
 
@@ -180,21 +180,21 @@ def test_the_history_of_a_run_with_a_resume_skips_nothing_and_uses_nothing_twice
     for step in range(4):
         train(step)
     house.client.checkpoint(1)
-    until(lambda: house.client.stats()["used"] == 4)
+    until(lambda: house.client.stats().used == 4)
     train(4)
     house.claim(1, 5)
     house.restart()
     house.client.resume(1)
     stats = house.client.stats()
-    assert (stats["ready"], stats["claimed"], stats["used"], stats["trained_total"]) == (8, 0, 0, 4)
+    assert (stats.ready, stats.claimed, stats.used, stats.trained_total) == (8, 0, 0, 4)
     for step in range(2, 6):
         train(step)
     assert sorted(group for groups in history.values() for group in groups) == [gid(n) for n in range(12)]
     assert house.client.known([gid(n) for n in range(13)]) == {gid(n) for n in range(12)}
     house.client.checkpoint(5)
-    until(lambda: house.client.stats()["rows"] == 0)
+    until(lambda: house.client.stats().rows == 0)
     house.play(gid(3)).result(10)
-    assert house.client.stats()["trained_total"] == 12 and house.client.stats()["open"] == 0
+    assert house.client.stats().trained_total == 12 and house.client.stats().open == 0
 
 
 @pytest.mark.parametrize("house", [{"max_uses": 2}], indirect=True)
@@ -214,7 +214,7 @@ def test_stale_groups_are_set_aside_and_stragglers_waited_for(house):
     house.play(gid(3), version=4, order=3).result(10)
     claim = house.claim(1, step=5, max_staleness=2)
     assert claim.groups == [] and claim.reason == "straggler"
-    assert claim.stats["dropped"] == {"stale": 1}
+    assert claim.stats.dropped == {"stale": 1}
     waiting = threading.Thread(target=lambda: got.extend(house.claim(1, 5, 2, wait_s=10).groups))
     got = []
     waiting.start()
@@ -265,7 +265,7 @@ def test_a_resent_claim_gets_the_same_groups_also_after_a_restart(house):
                 house.restart()
     assert answers[0][0] == [gid(0), gid(1)]
     assert answers[1] == answers[0] and answers[2] == answers[0]
-    assert house.client.stats()["claimed"] == 2
+    assert house.client.stats().claimed == 2
 
 
 @pytest.mark.parametrize("at", ["first", "middle", "last"])
@@ -282,7 +282,7 @@ def test_a_torn_record_is_never_served_and_its_group_may_be_played_again(place, 
     env.close()
     house.open()
     assert [group.id for group in house.claim(wait_s=5).groups] == [gid(2)]
-    assert house.client.stats()["dropped"] == {"torn": 1}
+    assert house.client.stats().dropped == {"corrupt": 1}
     assert house.client.known([gid(1)]) == set()
     house.play(gid(1), lease=1).result(10)
     assert [(group.id, group.lease) for group in house.claim(wait_s=5).groups] == [(gid(1), 1)]
@@ -304,14 +304,14 @@ def test_a_record_that_cannot_be_decoded_is_dropped_and_the_others_served(house)
     house.play(gid(2)).result(10)
     house.play(gid(3)).result(10)
     assert [group.id for group in house.claim(2, wait_s=5).groups] == [gid(2), gid(3)]
-    assert house.client.stats()["dropped"] == {"torn": 1}
+    assert house.client.stats().dropped == {"corrupt": 1}
 
 
 @pytest.mark.parametrize("op", ["its_way", "field", "answer", "nothing"])
 def test_a_request_reaches_nothing_but_requests(house, op):
     with pytest.raises(RedraftError, match="unknown request"):
         house.client._links[0].ask(op)
-    assert house.client.stats()["refused"] == 1 and house.service.alive
+    assert house.client.stats().refused == 1 and house.service.alive
 
 
 def test_headers_nested_too_deep_to_be_shown_are_refused(house):
@@ -328,7 +328,7 @@ def test_headers_nested_too_deep_to_be_shown_are_refused(house):
                 dealer.connect(endpoint)
                 for header in headers:
                     dealer.send(header)
-    until(lambda: house.client.stats()["refused"] == 6)
+    until(lambda: house.client.stats().refused == 6)
     assert house.service.alive
 
 
@@ -348,7 +348,7 @@ def test_a_close_fails_when_a_row_of_its_play_was_refused_in_an_earlier_batch(ho
     with pytest.raises(WireError, match="refused"):
         house.add(Close(gid(1), 0, 1), spread=1.0).result(10)
     house.play(gid(2)).result(10)
-    assert house.client.stats()["ready"] == 1
+    assert house.client.stats().ready == 1
 
 
 def test_malformed_messages_are_refused_counted_and_harm_nothing(house):
@@ -377,7 +377,7 @@ def test_malformed_messages_are_refused_counted_and_harm_nothing(house):
         ],
         house.endpoints.serve: [
             lambda: [generator.randbytes(generator.randrange(200)) for _ in range(generator.randrange(1, 4))],
-            lambda: [spoil(ask | {"op": generator.choice(["commit", "abandon", "known", "resume", "torn", "no"])})],
+            lambda: [spoil(ask | {"op": generator.choice(["commit", "abandon", "known", "resume", "corrupt", "no"])})],
             lambda: [pack({"schema": SCHEMA, "id": generator.randrange(99), "op": "__init__"})],
         ],
     }
@@ -388,9 +388,9 @@ def test_malformed_messages_are_refused_counted_and_harm_nothing(house):
                 dealer.connect(endpoint)
                 for n in range(300):
                     dealer.send_multipart(kinds[n % len(kinds)]())
-                stats = until(lambda least=refused: (found := house.client.stats())["refused"] >= least and found)
-    print(f"{stats['refused']} of 600 malformed messages refused (the others were requests without harm)")
-    assert house.service.alive and stats["open"] == 0
+                stats = until(lambda least=refused: (found := house.client.stats()).refused >= least and found)
+    print(f"{stats.refused} of 600 malformed messages refused (the others were requests without harm)")
+    assert house.service.alive and stats.open == 0
     house.play(gid(2)).result(10)
     assert len(house.claim(2, wait_s=5).groups) == 2
 
@@ -398,14 +398,14 @@ def test_malformed_messages_are_refused_counted_and_harm_nothing(house):
 @pytest.mark.parametrize("house", [{"max_bytes": 1 << 20}], indirect=True)
 def test_a_full_spool_holds_producers_back_and_recovers(house):
     size, groups = 2000, 0
-    while not house.client.stats()["full"]:
+    while not house.client.stats().full:
         for _ in range(8):
             last = house.play(gid(groups), turns=4, size=size)
             groups += 1
-        until(lambda last=last: last.done() or house.client.stats()["full"])
+        until(lambda last=last: last.done() or house.client.stats().full)
     with pytest.raises(DeadlineError, match="replay at"):
         asyncio.run(house.producer.room(house.endpoints.ingest, 0.05))
-    print(f"full at {house.client.stats()['bytes'] / 2**20:.1f} MiB held of a {house.settings.map_bytes >> 20} MiB map")
+    print(f"full at {house.client.stats().bytes / 2**20:.1f} MiB held of a {house.settings.map_bytes >> 20} MiB map")
     trained = []
     for step in range(groups):
         claimed = [group.id for group in house.claim(1, step, wait_s=10).groups]
@@ -414,7 +414,7 @@ def test_a_full_spool_holds_producers_back_and_recovers(house):
         house.client.checkpoint(step)
         trained += claimed
     asyncio.run(house.producer.room(house.endpoints.ingest, 10))
-    assert sorted(trained) == [gid(n) for n in range(groups)] and not house.client.stats()["full"]
+    assert sorted(trained) == [gid(n) for n in range(groups)] and not house.client.stats().full
 
 
 def test_back_pressure_and_every_other_wait_end_with_an_error_that_names_replay(place):
@@ -480,8 +480,8 @@ def test_what_was_acknowledged_survives_kill_9_and_nothing_is_there_twice(place)
             close.result(20)
     client = Client([endpoints_in(place)], "learner", timeout_s=10.0)
     stats, total = client.stats(), kills * groups
-    print(f"killed with {killed_at} groups acknowledged; {stats['ready']} of {total} held, {stats['rows']} rows")
-    assert (stats["ready"], stats["open"], stats["rows"]) == (total, 0, total * (turns + 1))
+    print(f"killed with {killed_at} groups acknowledged; {stats.ready} of {total} held, {stats.rows} rows")
+    assert (stats.ready, stats.open, stats.rows) == (total, 0, total * (turns + 1))
     assert client.known([gid(n) for n in range(total)]) == acknowledged
     assert any(at % groups for at in killed_at), "no kill came under load"
     for producer in producers:
@@ -493,7 +493,7 @@ def test_what_was_acknowledged_survives_kill_9_and_nothing_is_there_twice(place)
 
 def _everything_acknowledged_is_stored(spool, acknowledged):
     env = lmdb.open(str(spool), max_dbs=4, readonly=True, lock=False)
-    with env.begin(db=env.open_db(b"records", create=False)) as txn:
+    with env.begin(db=env.open_db(b"groups", create=False)) as txn:
         stored = {bytes(key) for key, value in txn.cursor() if msgpack.unpackb(value[4:])[2] == 1}
     env.close()
     assert acknowledged <= stored

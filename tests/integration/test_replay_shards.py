@@ -18,7 +18,7 @@ from actors.tasks import TaskOrder
 from protocols.errors import RedraftError
 from protocols.turns import Close, Group, Lease
 from redraft.control.leases import LeaseBook
-from replay.client.shares import place
+from replay.client.shares import shard_of
 
 SERVE = """
 import sys
@@ -44,7 +44,7 @@ def test_claims_follow_the_order_of_the_leases_over_all_shards(house):
     house.fill(60)
     held = house.held_by(60)
     assert sorted(number for shard in held for number in shard) == list(range(60)) and all(held), "each on one shard"
-    assert held == [{n for n in range(60) if place(gid(n), 3) == shard} for shard in range(3)]
+    assert held == [{n for n in range(60) if shard_of(gid(n), 3) == shard} for shard in range(3)]
     for first in range(0, 60, 12):
         groups = house.claim(12).groups
         assert sorted(numbers(groups)) == list(range(first, first + 12))
@@ -60,7 +60,7 @@ def test_a_claim_is_all_or_nothing_over_shards(house):
     house.fill(10)
     claim = house.claim(11, wait_s=0.2)
     assert (claim.groups, claim.reason) == ([], "groups")
-    assert (claim.stats["ready"], claim.stats["claimed"]) == (10, 0)
+    assert (claim.stats.ready, claim.stats.claimed) == (10, 0)
     got: list[Group] = []
     waiting = threading.Thread(target=lambda: got.extend(house.claim(11, wait_s=15).groups))
     waiting.start()
@@ -84,19 +84,19 @@ def test_where_a_shard_lacks_its_part_after_all_nobody_keeps_groups(house):
     link.ask = late
     assert house.claim(12).groups == [] and set(numbers(rivals)) == taken
     stats = house.client.stats()
-    assert (stats["claimed"], stats["ready"]) == (len(taken), 12 - len(taken)), "only the rival's are claimed"
+    assert (stats.claimed, stats.ready) == (len(taken), 12 - len(taken)), "only the rival's are claimed"
     rival.release([group.id for group in rivals])
     assert sorted(numbers(house.claim(12).groups)) == list(range(12))
 
 
 def test_a_straggler_on_another_shard_is_waited_for(house):
     """As on one shard: a group that came before, and that only this step can still use, is not overtaken."""
-    straggler = next(n for n in range(1, 50) if place(gid(n), 3) == 0)
-    later = [n for n in range(50, 90) if place(gid(n), 3) == 1][:2]
+    straggler = next(n for n in range(1, 50) if shard_of(gid(n), 3) == 0)
+    later = [n for n in range(50, 90) if shard_of(gid(n), 3) == 1][:2]
     house.producer.add(turn(gid(straggler), 0, version=3), house.lease(straggler))
     for number in later:
         house.play(number, version=4).result(10)
-    until(lambda: house.client.stats()["open"] == 1, "the first row of the straggler")
+    until(lambda: house.client.stats().open == 1, "the first row of the straggler")
     claim = house.claim(2, step=5, max_staleness=2)
     assert (numbers(claim.groups), claim.reason) == ([], "straggler")
 
@@ -116,25 +116,25 @@ def test_the_history_of_a_run_over_shards_skips_nothing_and_uses_nothing_twice(h
     for step in range(1, 5):
         train(step)
     house.client.checkpoint(2)
-    until(lambda: house.client.stats()["used"] == 8, "the groups of two steps are forgotten")
+    until(lambda: house.client.stats().used == 8, "the groups of two steps are forgotten")
     ahead = [group.id for group in house.claim(4, 5).groups]
     house.restart()
     stats = house.client.stats()
-    assert (stats["ready"], stats["claimed"], stats["used"], stats["trained_total"], stats["step"]) == (16, 4, 8, 16, 4)
+    assert (stats.ready, stats.claimed, stats.used, stats.trained_total, stats.step) == (16, 4, 8, 16, 4)
     house.client.resume(2)
     stats = house.client.stats()
-    assert (stats["ready"], stats["claimed"], stats["used"], stats["trained_total"], stats["step"]) == (28, 0, 0, 8, 2)
+    assert (stats.ready, stats.claimed, stats.used, stats.trained_total, stats.step) == (28, 0, 0, 8, 2)
     lost = [set(history.pop(step)) for step in (3, 4)] + [set(ahead)]
     for step in range(3, 10):
         train(step)
     assert [set(history[step]) for step in (3, 4, 5)] == lost, "the same again, in the same order"
     assert sorted(group for groups in history.values() for group in groups) == [gid(n) for n in range(36)]
     house.client.checkpoint(9)
-    until(lambda: house.client.stats()["rows"] == 0, "everything is forgotten")
+    until(lambda: house.client.stats().rows == 0, "everything is forgotten")
     house.play(3).result(10)
     assert house.client.known([gid(n) for n in range(40)]) == {gid(n) for n in range(36)}
     stats = house.client.stats()
-    assert (stats["trained_total"], stats["open"], stats["ready"], stats["duplicates"]) == (36, 0, 0, 3)
+    assert (stats.trained_total, stats.open, stats.ready, stats.duplicate) == (36, 0, 0, 3)
 
 
 def test_release_gives_back_on_every_shard(house):
@@ -142,10 +142,10 @@ def test_release_gives_back_on_every_shard(house):
     groups = house.claim(12).groups
     stranger = house.client_of("stranger")
     stranger.release([group.id for group in groups])
-    assert house.client.stats()["claimed"] == 12, "only to whom a claim belongs"
+    assert house.client.stats().claimed == 12, "only to whom a claim belongs"
     house.client.release([group.id for group in groups[:7]])
     stats = house.client.stats()
-    assert (stats["claimed"], stats["ready"]) == (5, 7)
+    assert (stats.claimed, stats.ready) == (5, 7)
     assert set(numbers(house.claim(7).groups)) == set(numbers(groups[:7]))
 
 
@@ -165,15 +165,15 @@ def test_an_abandoned_play_is_dropped_wherever_it_lies(house):
     for number in range(6):
         house.producer.add(turn(gid(number)), house.lease(number))
     house.producer.flush(10)
-    assert house.client.stats()["open"] == 6
+    assert house.client.stats().open == 6
     for number in range(6):
         house.client.abandon(gid(number), 0)
-    assert (house.client.stats()["open"], house.client.stats()["rows"]) == (0, 0)
+    assert (house.client.stats().open, house.client.stats().rows) == (0, 0)
     for number in range(6):
         house.producer.add(turn(gid(number), 1), house.lease(number))
         house.play(number, lease=1).result(10)
     stats = house.client.stats()
-    assert (stats["ready"], stats["fenced"]) == (6, 6), "late rows are refused, a new play is taken"
+    assert (stats.ready, stats.fenced) == (6, 6), "late rows are refused, a new play is taken"
     assert sorted(numbers(house.claim(6).groups)) == list(range(6))
 
 
@@ -183,10 +183,10 @@ def test_counts_are_those_of_all_shards_together(house):
     house.client.commit([group.id for group in house.claim(5, 3).groups], 3)
     house.claim(4, 4)
     parts, whole = [house.stats_of(shard) for shard in range(3)], house.client.stats()
-    for key in ("ready", "claimed", "used", "rows", "bytes", "max_bytes", "stored", "duplicates", "trained_total"):
-        assert whole[key] == sum(part[key] for part in parts) > 0, key
-    assert (whole["ready"], whole["claimed"], whole["used"], whole["step"]) == (11, 4, 5, 3)
-    assert not whole["full"] and whole["torn"] == [] and whole["dropped"] == {}
+    for key in ("ready", "claimed", "used", "rows", "bytes", "max_bytes", "stored", "duplicate", "trained_total"):
+        assert getattr(whole, key) == sum(getattr(part, key) for part in parts) > 0, key
+    assert (whole.ready, whole.claimed, whole.used, whole.step) == (11, 4, 5, 3)
+    assert not whole.full and whole.corrupt == () and whole.dropped == {}
 
 
 def test_a_client_that_nobody_closed_does_not_hold_its_process(house):
@@ -227,7 +227,7 @@ def test_a_shard_that_joins_gets_its_part_of_the_new_groups_and_nothing_moves(ho
         for number in range(1000):
             if stopped.is_set():
                 break
-            placed[number] = place(gid(number), shards[0])
+            placed[number] = shard_of(gid(number), shards[0])
             closed.append(number)
             house.play(number, shards=shards[0]).result(10)
 
@@ -247,45 +247,45 @@ def test_a_shard_that_joins_gets_its_part_of_the_new_groups_and_nothing_moves(ho
         given = house.lease(number, shards=2)
         house.producer.add(turn(given.group, 1), given)
         house.producer.add(Close(given.group, 0, 2), given).result(10)
-        placed[number] = place(gid(number), 2)
+        placed[number] = shard_of(gid(number), 2)
     assert house.held_by(2000) == [{n for n, shard in placed.items() if shard == which} for which in range(3)]
     new = Counter(shard for number, shard in placed.items() if joined < number < 1000)
     assert 0.15 < new[2] / new.total() < 0.53 and min(number for number, shard in placed.items() if shard == 2) >= 60
     stats = house.client.stats()
-    assert (stats["duplicates"], stats["fenced"], stats["open"]) == (0, 0, 0), "nothing was sent again"
+    assert (stats.duplicate, stats.fenced, stats.open) == (0, 0, 0), "nothing was sent again"
     claimed += numbers(house.claim(len(placed) - 40).groups)
     assert sorted(claimed) == sorted(placed), "over old and new shards, each once"
     print(f"{len(placed)} groups, {joined} before the third shard joined; of {new.total()} after, {new[2]} are there")
 
 
 @pytest.mark.parametrize("house", [{"shards": 2}], indirect=True)
-def test_a_group_torn_before_a_shard_joined_is_played_again_once(house):
+def test_a_group_found_corrupt_before_a_shard_joined_is_played_again_once(house):
     book = LeaseBook(
         TaskOrder([{"id": str(n)} for n in range(40)], 1), "run", 0, 0, 0, house.client.known,
-        lambda group: house.endpoints[place(group, len(house.endpoints))].ingest,
+        lambda group: house.endpoints[shard_of(group, len(house.endpoints))].ingest,
     )  # fmt: skip
     for lease in book.give(0, 40, 0.0):
         _play_lease(house, lease)
-        book.closed([(lease.group, lease.number)])
-    torn = next(g.id for g in house.claim(40).groups if place(g.id, 3) == 2)
+        book.closed([(lease.group, lease.fencing_token)])
+    corrupt = next(g.id for g in house.claim(40).groups if shard_of(g.id, 3) == 2)
     for link in house.client._links:
-        link.ask("torn", ids=[torn])
+        link.ask("corrupt", ids=[corrupt])
     house.join()
     house.client.grow(house.endpoints)
     plays = 0
     for _ in range(3):
-        for group, *where in house.client.stats()["torn"]:
-            assert bytes.fromhex(group) == torn and book.again(torn, *where)
+        for found in house.client.stats().corrupt:
+            assert bytes.fromhex(found.group) == corrupt and book.again(corrupt, found.lease, found.order, found.shard)
             (lease,) = book.give(0, 1, 0.0)
             _play_lease(house, lease)
-            book.closed([(lease.group, lease.number)])
+            book.closed([(lease.group, lease.fencing_token)])
             plays += 1
-    assert plays == 1 and house.client.known([torn]) == {torn}
+    assert plays == 1 and house.client.known([corrupt]) == {corrupt}
 
 
 def _play_lease(house: House, lease: Lease) -> None:
-    house.producer.add(turn(lease.group, 0, lease.number), lease)
-    house.producer.add(Close(lease.group, lease.number, 1), lease, 1.0).result(10)
+    house.producer.add(turn(lease.group, 0, lease.fencing_token), lease)
+    house.producer.add(Close(lease.group, lease.fencing_token, 1), lease, 1.0).result(10)
 
 
 def test_a_group_that_was_abandoned_everywhere_and_played_again_can_be_committed(house):
@@ -294,20 +294,20 @@ def test_a_group_that_was_abandoned_everywhere_and_played_again_can_be_committed
     house.play(1, lease=1).result(10)
     assert numbers(house.claim(1).groups) == [1]
     house.client.commit([gid(1)], 1)
-    assert house.client.stats()["used"] == 1
+    assert house.client.stats().used == 1
 
 
 @pytest.mark.parametrize("house", [{"shards": 1}], indirect=True)
-def test_a_torn_group_whose_second_play_is_lost_with_the_run_is_still_to_be_played(house):
+def test_a_corrupt_group_whose_second_play_is_lost_with_the_run_is_still_to_be_played(house):
     """The checkpoint's cursor is past it, so replay alone knows."""
     house.play(1).result(10)
     house.claim(1)
-    house.client._links[0].ask("torn", ids=[gid(1)])
-    assert [group for group, *_ in house.client.stats()["torn"]] == [gid(1).hex()]
+    house.client._links[0].ask("corrupt", ids=[gid(1)])
+    assert [group.group for group in house.client.stats().corrupt] == [gid(1).hex()]
     house.producer.add(turn(gid(1), 0, lease=1), house.lease(1, lease=1))
     house.producer.flush(10)
     house.client.resume(0)
-    assert [group for group, *_ in house.client.stats()["torn"]] == [gid(1).hex()]
+    assert [group.group for group in house.client.stats().corrupt] == [gid(1).hex()]
 
 
 # -- a shard that dies
@@ -350,17 +350,17 @@ def test_a_claim_waits_for_a_shard_that_was_killed_and_goes_on_when_it_is_back(h
     claiming.start()
     later = {number: house.play(number) for number in range(30, 60)}
     for number, done in later.items():
-        if place(gid(number), 3) != 1:
+        if shard_of(gid(number), 3) != 1:
             done.result(10)
     assert claiming.is_alive() and got == [], "it waits: the groups next in order may lie there"
     waiting = [number for number, done in later.items() if not done.done()]
-    assert waiting == [n for n in later if place(gid(n), 3) == 1] and waiting
+    assert waiting == [n for n in later if shard_of(gid(n), 3) == 1] and waiting
     elsewhere.start()
     claiming.join(20)
     assert sorted(numbers(got)) == list(range(10, 20))
     for done in later.values():
         done.result(10)
-    assert house.client.stats()["claimed"] == 20, "claims outlive the kill"
+    assert house.client.stats().claimed == 20, "claims outlive the kill"
     for step, groups in enumerate((first, got), 1):
         house.client.commit([group.id for group in groups], step)
     rest = numbers(house.claim(40, wait_s=10).groups)
@@ -374,7 +374,7 @@ def test_a_shard_that_stays_away_is_named_and_the_others_keep_their_groups(house
     hasty = house.client_of("hasty", timeout_s=0.5)
     with pytest.raises(RedraftError, match=f"replay at ipc://{house.folder}/1/s"):
         hasty.claim(6, 0, ANY, 0.0)
-    assert [house.stats_of(shard)["claimed"] for shard in (0, 2)] == [0, 0]
+    assert [house.stats_of(shard).claimed for shard in (0, 2)] == [0, 0]
     elsewhere.start()
     assert sorted(numbers(house.claim(12, wait_s=10).groups)) == list(range(12))
 
@@ -385,10 +385,10 @@ def test_a_shard_that_stays_away_is_named_and_the_others_keep_their_groups(house
 @pytest.mark.parametrize("shards", [1, 2, 3, 8])
 def test_one_more_shard_takes_over_its_part_of_the_groups_and_no_other_moves(shards):
     ids = [np.random.default_rng(n).bytes(16) for n in range(6000)]
-    moved = [place(group, shards + 1) for group in ids if place(group, shards + 1) != place(group, shards)]
+    moved = [shard_of(group, shards + 1) for group in ids if shard_of(group, shards + 1) != shard_of(group, shards)]
     assert set(moved) == {shards}, "they go to the new one only"
     share, error = 1 / (shards + 1), np.sqrt(shards / (shards + 1) ** 2 / len(ids))
     print(f"{len(moved) / len(ids):.3f} of the groups moved, {share:.3f} +- {error:.3f} expected")
     assert abs(len(moved) / len(ids) - share) < 5 * error
-    counts = Counter(place(group, shards) for group in ids)
+    counts = Counter(shard_of(group, shards) for group in ids)
     assert all(abs(count - len(ids) / shards) < 5 * np.sqrt(len(ids) / shards) for count in counts.values())

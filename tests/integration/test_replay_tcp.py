@@ -132,19 +132,19 @@ def test_whoever_lacks_the_keys_gets_nothing_in_or_out_and_harms_nobody(tmp_path
         friend = Peer(stack, "friend", where, right)
         check_arrival(friend, range(10))
         friend.play(10).result(20)
-        assert friend.client.stats()["refused"] == 0
+        assert friend.client.stats().refused == 0
         foe = Peer(stack, "foe", where, intruder(kind, right, strange), timeout_s=0.5)
         row = foe.play(99)
-        until(lambda: friend.client.stats()["refused"] > 1, f"a peer with {kind} is counted, for rows and for requests")
+        until(lambda: friend.client.stats().refused > 1, f"a peer with {kind} is counted, for rows and for requests")
         for attempt in (foe.client.stats, lambda: foe.client.claim(1, 0, ANY, 0.0), lambda: foe.producer.flush(0.5)):
             with pytest.raises(DeadlineError, match=f"replay at {where.ingest[:16]}"):
                 attempt()
         assert not row.done()
         check_arrival(friend, range(10, 40), played=1)
         stats = friend.client.stats()
-        assert friend.client.known([gid(99)]) == set() and stats["open"] == 0
-        assert (stats["ready"], stats["stored"], stats["trained_total"]) == (0, 80, 40), "nothing but the friend's"
-        print(f"{kind}: {stats['refused']} handshakes refused")
+        assert friend.client.known([gid(99)]) == set() and stats.open == 0
+        assert (stats.ready, stats.stored, stats.trained_total) == (0, 80, 40), "nothing but the friend's"
+        print(f"{kind}: {stats.refused} handshakes refused")
 
 
 def test_the_right_keys_still_work_after_a_restart_of_the_service(tmp_path, folder):
@@ -163,7 +163,7 @@ def test_without_curve_everyone_gets_through(tmp_path):
     with service(tmp_path, None, curve=False) as (where, stack):
         peer = Peer(stack, "anyone", where, None)
         check_arrival(peer, range(20))
-        assert peer.client.stats()["refused"] == 0
+        assert peer.client.stats().refused == 0
 
 
 @pytest.mark.parametrize("curve", [True, False])

@@ -73,7 +73,7 @@ class Noted(Exchange):
         self.taken: set[tuple[bytes, int]] = set()
 
     def _take(self, number, report):
-        live = {(group, play.lease.number) for group, play in self.parts.book.live.items()}
+        live = {(group, play.lease.fencing_token) for group, play in self.parts.book.live.items()}
         self.ended |= live & {(group, lease) for group, lease, _ in report.closed}
         super()._take(number, report)
 

@@ -80,7 +80,7 @@ class Fuzz:
             "resume": {"step": NOT_INTEGERS},
             "known": {"ids": NOT_IDS},
             "release": {"ids": NOT_IDS},
-            "torn": {"ids": NOT_IDS},
+            "corrupt": {"ids": NOT_IDS},
             "abandon": {"group": [[], *NOT_IDS], "lease": NOT_INTEGERS},
         }  # fmt: skip
         self._bad_requests = [
@@ -280,11 +280,11 @@ class Fuzz:
         return [self._random.randbytes(self._random.randrange(300))]
 
     def _flipped_request(self) -> list[bytes]:
-        op = self._random.choice(["known", "release", "torn", "stats"])
+        op = self._random.choice(["known", "release", "corrupt", "stats"])
         return [self._flip(pack(self._sound_request(op)))]
 
     def _odd_request(self) -> list[bytes]:
-        op = self._random.choice(["known", "release", "torn", "commit", "abandon", "stats"])
+        op = self._random.choice(["known", "release", "corrupt", "commit", "abandon", "stats"])
         return [pack(self._sound_request(op))]
 
     # -- bytes

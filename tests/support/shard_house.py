@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from protocols.replay_stats import ReplayStats
 from protocols.turns import Close, Group, Lease, Role, Turn
 from replay.client import Claim, Client, Producer
-from replay.client.shares import place
+from replay.client.shares import shard_of
 from replay.config import Endpoints, ReplaySettings
 from replay.server.service import Service
 
@@ -84,8 +85,8 @@ class House:
         return client
 
     def lease(self, number: int, lease: int = 0, shards: int = 0) -> Lease:
-        """As the controller makes it: of the group's place among the shards that it knows."""
-        shard = place(gid(number), shards or len(self.endpoints))
+        """As the controller makes it: for the group's shard among those that it knows."""
+        shard = shard_of(gid(number), shards or len(self.endpoints))
         return Lease(gid(number), lease, number, {}, 0, self.endpoints[shard].ingest)
 
     def play(self, number: int, lease: int = 0, version: int = 0, turns: int = 2, shards: int = 0) -> Future:
@@ -113,7 +114,7 @@ class House:
             found.append({int.from_bytes(group, "big") for group in known})
         return found
 
-    def stats_of(self, shard: int) -> dict:
+    def stats_of(self, shard: int) -> ReplayStats:
         return self.client_of("test", shard).stats()
 
     def close(self) -> None:

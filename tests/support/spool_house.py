@@ -18,12 +18,12 @@ from redraft.cli.main import app
 from replay.config import Endpoints, ReplaySettings
 from replay.disk.reader import SpoolReader
 from replay.server.store import Store
-from replay.tools.verify import At, Damage, read_all
+from replay.tools.verify import Corruption, Progress, read_all
 from support.places import ROOT
 
 DEADLINE_S = 20.0
-USED, READY, CLAIMED, STALE, OPEN, TORN, FORGOTTEN = (bytes([65 + n]) * 16 for n in range(7))
-CLOSED = {USED: "used", READY: "ready", CLAIMED: "claimed", STALE: "aside"}
+USED, READY, CLAIMED, STALE, OPEN, CORRUPT, FORGOTTEN = (bytes([65 + n]) * 16 for n in range(7))
+CLOSED = {USED: "used", READY: "ready", CLAIMED: "claimed", STALE: "filtered"}
 
 
 def turns_of(group, lease=1, turns=3, size=8):
@@ -78,14 +78,14 @@ def fill(folder, run="run"):
         put(store, *turns_of(group, size=8 if group != USED else 3000), order=n)
     put(store, *turns_of(FORGOTTEN))
     put(store, *turns_of(OPEN)[1:])
-    put(store, *turns_of(TORN))
+    put(store, *turns_of(CORRUPT))
     for group in (USED, CLAIMED, FORGOTTEN):
         do(store, "claim", group, b"learner/1", 1)
     for group in (USED, FORGOTTEN):
         do(store, "commit", group, 12)
-    do(store, "set_aside_stale", STALE, 12)
+    do(store, "filter_stale", STALE, 12)
     do(store, "forget", FORGOTTEN)
-    do(store, "tear", TORN)
+    do(store, "discard_corrupt", CORRUPT)
     store.close()
     return folder
 
@@ -108,13 +108,13 @@ def redraft(*arguments):
 
 
 def damages(folder, run_id=None):
-    return [found for found in read_all(At(folder), run_id) if isinstance(found, Damage)]
+    return [found for found in read_all(Progress(folder), run_id) if isinstance(found, Corruption)]
 
 
 def stored(folder, group):
     """The values that a group's record and rows are stored as."""
     with SpoolReader(folder) as opened:
-        return [dict(opened.records())[group], *(value for _, value in opened.rows(group))]
+        return [dict(opened.groups())[group], *(value for _, value in opened.rows(group))]
 
 
 def flip(folder, value, place, bits=1):
@@ -132,7 +132,7 @@ def flip(folder, value, place, bits=1):
 def edit(folder, change):
     """Changes the spool as LMDB, past everything that keeps it in order."""
     env = lmdb.open(str(folder), max_dbs=4)
-    names = {name: env.open_db(name.encode()) for name in ("rows", "records", "marks", "meta")}
+    names = {name: env.open_db(name.encode()) for name in ("rows", "groups", "marks", "meta")}
     with env.begin(write=True) as txn:
         change(txn, names)
     env.close()

@@ -87,8 +87,8 @@ def test_errors_cross_processes_with_their_words(error):
 
 
 def test_a_message_of_another_schema_is_refused():
-    with pytest.raises(WireError, match="schema 3"):
-        wire.unpack(wire.pack({"schema": 3}))
+    with pytest.raises(WireError, match=f"schema {wire.SCHEMA + 1}"):
+        wire.unpack(wire.pack({"schema": wire.SCHEMA + 1}))
 
 
 def test_a_group_that_lacks_a_turn_is_not_whole():
@@ -105,8 +105,7 @@ def test_a_close_row_sets_rewards_that_were_known_late():
 def test_the_same_play_has_the_same_id_and_another_has_another():
     assert keys.group_id("a", 1, "t") == keys.group_id("a", 1, "t")
     others = {keys.group_id(*key) for key in [("a", 1, "t"), ("b", 1, "t"), ("a", 2, "t"), ("a", 1, "u")]}
-    others.add(keys.group_id("a", 1, "t", repeat=1))
-    assert len(others) == 5 and all(len(found) == keys.GROUP_BYTES for found in others)
+    assert len(others) == 4 and all(len(found) == keys.GROUP_BYTES for found in others)
 
 
 def test_versions_never_repeat_over_incarnations_and_staleness_is_in_steps():

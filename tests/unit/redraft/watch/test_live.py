@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, BatchReport, FitReport, Responses, RunStatus, StepLine, StepReport
 from redraft.watch.live import LiveView, clock, line, panel, sparkline
 
@@ -39,7 +40,7 @@ STATUS = RunStatus(
         ActorStatus("actor-1", "starting"),
     ),
     actors_target=2,
-    replay={"open": 12, "ready": 40, "claimed": 128, "used": 4096, "bytes": 2_500_000, "dropped": {"stale": 3}},
+    replay=ReplayStats(open=12, ready=40, claimed=128, used=4096, bytes=2_500_000, dropped={"stale": 3}),
     events=tuple(f"12:03:0{n} actor-1 replaced: reason {n}" for n in range(6)),
     last=stepped(),
 )

@@ -20,6 +20,7 @@ from actors.actor import Report
 from learner import transcript
 from learner.config import RecordSettings
 from learner.record import Record
+from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, BatchReport, RunEnded, RunStatus, StepReport
 from protocols.turns import LOGPROBS, TOKENS, Role, Turn
 from redraft import recipe as recipes
@@ -32,15 +33,7 @@ from redraft.watch.newest_turns import NewestTurns
 from redraft.watch.top import Look, Top, now, parts
 
 DEADLINE_S = 30.0
-STATS = {
-    "open": 12,
-    "ready": 40,
-    "claimed": 128,
-    "used": 4096,
-    "bytes": 2_500_000,
-    "dropped": {"stale": 3},
-    "full": False,
-}
+STATS = ReplayStats(open=12, ready=40, claimed=128, used=4096, bytes=2_500_000, dropped={"stale": 3})
 STEP = StepReport(
     step=57,
     version=57,
@@ -148,7 +141,7 @@ def test_a_small_terminal_shows_each_part_and_what_it_waits_for(run, status, siz
 def test_a_part_that_is_not_ready_is_marked(run, status):
     rows = [line for line in watched(run, Look(status)).splitlines() if "actor-" in line and "replaced" not in line]
     assert ["! starting" in row for row in rows] == [False, False, True], rows
-    full = watched(run, Look(replace(status, replay=STATS | {"full": True})))
+    full = watched(run, Look(replace(status, replay=replace(STATS, full=True))))
     assert "! disk full" in full and "1 for a lease (full disk)" in full
     starting = watched(run, Look(RunStatus("quickstart", detail="replay, learner, actors")))
     assert starting.count("! starting") == 3 and "replay, learner, actors" in starting
@@ -159,7 +152,7 @@ def test_any_fact_may_not_be_known_yet(run, status):
     for known in range(1, len(names)):
         partly = RunStatus(**{name: getattr(status, name) for name in names[:known]})
         assert parts(partly) and now(partly)
-    nothing = replace(status, actors=(ActorStatus("actor-0"),), replay={}, waits={}, events=())
+    nothing = replace(status, actors=(ActorStatus("actor-0"),), replay=None, waits={}, events=())
     assert "quickstart  training" in watched(run, Look(nothing))
 
 

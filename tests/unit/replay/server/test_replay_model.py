@@ -136,7 +136,7 @@ class Held:
     rows: set[int] = field(default_factory=set)
     history: list[int] = field(default_factory=list)
     holder: tuple[bytes, int] | None = None
-    aside_at: int = 0
+    filtered_at: int = 0
     why: str = ""
 
     def version(self, number: int) -> int | None:
@@ -177,10 +177,10 @@ class Model:
         held.state, held.why, held.rows = "forgotten", why, set()
 
     def claim(self, count: int, step: int, bound: int) -> list[int]:
-        """Sets stale groups aside; the groups that a fifo claim gets."""
+        """Filters stale groups; the groups that a fifo claim gets."""
         for number, held in self.of("ready").items():
             if abs(step - held.version(number)) > bound:
-                held.state, held.why, held.aside_at = ("used" if held.history else "aside"), "stale", step
+                held.state, held.why, held.filtered_at = ("used" if held.history else "filtered"), "stale", step
         ready = sorted((held.order, number) for number, held in self.of("ready").items())
         if len(ready) < count:
             return []
@@ -209,15 +209,15 @@ class Model:
         return "used" if len(held.history) >= self.max_uses else "ready"
 
     def checkpoint(self, step: int) -> None:
-        for held in self.of("used", "aside").values():
-            if max(held.history, default=held.aside_at) <= step:
-                self.forget(held, "stale" if held.state == "aside" else "trained")
+        for held in self.of("used", "filtered").values():
+            if max(held.history, default=held.filtered_at) <= step:
+                self.forget(held, "stale" if held.state == "filtered" else "trained")
 
     def resume(self, step: int) -> None:
         for held in self.of("open").values():
             held.state, held.rows = "abandoned", set()
-        for held in self.of("ready", "claimed", "used", "aside").values():
-            if held.state != "aside" or held.aside_at > step:
+        for held in self.of("ready", "claimed", "used", "filtered").values():
+            if held.state != "filtered" or held.filtered_at > step:
                 held.history = [use for use in held.history if use <= step]
                 held.holder, held.state = None, self.after(held)
         self.step = min(self.step, step)
@@ -307,7 +307,7 @@ class ReplayMachine(RuleBasedStateMachine):
         return served
 
     def check_uniform(self, served, count, step, bound):
-        self.model.claim(GROUPS + 1, step, bound)  # sets stale groups aside, and takes none
+        self.model.claim(GROUPS + 1, step, bound)  # filters stale groups, and takes none
         ready = set(self.model.of("ready"))
         assert len(served) == len(set(served)) == (count if len(ready) >= count else 0) and set(served) <= ready
 
@@ -362,7 +362,7 @@ class ReplayMachine(RuleBasedStateMachine):
             if held.state == "claimed" and same_consumer(held.holder[0], identity):
                 held.state, held.holder = "ready", None
 
-    @precondition(lambda self: self.model.of("used", "aside"))
+    @precondition(lambda self: self.model.of("used", "filtered"))
     @rule(back=st.integers(0, 2), died=st.booleans())
     def checkpoint(self, back, died):
         """Replay may die between its answer and its forgetting; then it forgets at the next checkpoint."""
@@ -374,7 +374,7 @@ class ReplayMachine(RuleBasedStateMachine):
         else:
             self.model.checkpoint(step)
 
-    @precondition(lambda self: self.model.of("claimed", "used", "aside"))
+    @precondition(lambda self: self.model.of("claimed", "used", "filtered"))
     @rule(back=st.integers(0, 4))
     def resume(self, back):
         step = max(self.model.step - back, self.checkpointed)
@@ -412,20 +412,20 @@ class ReplayMachine(RuleBasedStateMachine):
         groups, stats = self.model.groups.values(), self.subject.store.stats()
         states = Counter(held.state for held in groups)
         forgotten = Counter(held.why for held in groups if held.state == "forgotten")
-        dropped = {"stale": states["aside"] + forgotten["stale"], "empty": forgotten["empty"]}
-        assert [stats[name] for name in ("open", "ready", "claimed", "used")] == [
+        dropped = {"stale": states["filtered"] + forgotten["stale"], "empty": forgotten["empty"]}
+        assert [getattr(stats, name) for name in ("open", "ready", "claimed", "used")] == [
             states[name] for name in ("open", "ready", "claimed", "used")
         ]
-        assert stats["rows"] == sum(len(held.rows) for held in groups)
-        assert stats["step"] == self.model.step
-        assert stats["trained_total"] == states["used"] + forgotten["trained"]
-        assert stats["dropped"] == {why: count for why, count in dropped.items() if count}
+        assert stats.rows == sum(len(held.rows) for held in groups)
+        assert stats.step == self.model.step
+        assert stats.trained_total == states["used"] + forgotten["trained"]
+        assert stats.dropped == {why: count for why, count in dropped.items() if count}
 
     @precondition(lambda self: hasattr(self, "model"))
     @invariant()
     def closed_groups_are_known(self):
         reply = self.ask(b"controller/1", "known", ids=[gid(number) for number in range(GROUPS)])
-        closed = self.model.of("ready", "claimed", "used", "aside", "forgotten")
+        closed = self.model.of("ready", "claimed", "used", "filtered", "forgotten")
         assert set(reply["ids"]) == {gid(number) for number in closed}
 
     def teardown(self):

@@ -32,16 +32,16 @@ from protocols.wire import whole_group
 from replay.config import ReplaySettings
 from replay.disk.reader import SpoolReader
 from replay.disk.spool import read_row
-from replay.server.groups import PLAYED, Record
+from replay.server.groups import PLAYED, HeldGroup
 from replay.server.store import Store
 from replay.tools import parquet
-from replay.tools.verify import Damage
+from replay.tools.verify import Corruption
 
 
 def groups_of(folder):
     """Every closed group, decoded."""
     with SpoolReader(folder) as opened:
-        ready = [group for group, packed in opened.records() if Record.unpack(packed).state not in PLAYED]
+        ready = [group for group, packed in opened.groups() if HeldGroup.unpack(packed).state not in PLAYED]
         return {group: whole_group(read_row(*row) for row in opened.rows(group)) for group in ready}
 
 
@@ -97,9 +97,7 @@ def test_an_export_comes_back_the_same_and_ready_and_a_second_time_as_duplicates
     assert {group: facts(before[group]) for group in before} == {group: facts(after[group]) for group in after}
     assert damages(tmp_path / "back", run_id="other") == []
     store = Store(tmp_path / "back", "other", ReplaySettings())
-    assert store.stats()["ready"] == 4 and store.ready.pick([], 4, 12, 10**9)[0] == list(CLOSED), (
-        "in order, to be served"
-    )
+    assert store.stats().ready == 4 and store.ready.pick([], 4, 12, 10**9)[0] == list(CLOSED), "in order, to be served"
     assert store.groups.get(READY).spread == 0.75
     do(store, "claim", READY, b"learner/1", 1)
     do(store, "commit", READY, 1)
@@ -115,7 +113,7 @@ def test_an_export_comes_back_the_same_and_ready_and_a_second_time_as_duplicates
     assert json.loads(redraft("stats", "back", "--json").stdout)["used"] == 1, "what is there stays as it is"
 
 
-def test_a_damaged_group_is_named_and_left_out_of_an_export(spool):
+def test_a_corrupt_group_is_named_and_left_out_of_an_export(spool):
     flip(spool, stored(spool, READY)[2], 70)
     result = redraft("export", spool, "out.parquet")
     assert result.exit_code == 1 and READY.hex() in result.output and "3 groups, 9 turns" in result.output
@@ -131,7 +129,7 @@ def test_a_damaged_group_is_named_and_left_out_of_an_export(spool):
 def test_an_export_holds_few_groups_in_memory(spool, monkeypatch):
     monkeypatch.setattr(parquet, "ROW_GROUP_TURNS", 4)
     found = list(parquet.export([spool], "run", Path("turns.parquet"), parquet.CLOSED))
-    assert not any(isinstance(one, Damage) for one in found) and (found[-1].groups, found[-1].rows) == (4, 16)
+    assert not any(isinstance(one, Corruption) for one in found) and (found[-1].groups, found[-1].rows) == (4, 16)
     assert [pq.ParquetFile("turns.parquet").metadata.row_group(n).num_rows for n in range(2)] == [6, 6]
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 30_000)
     monkeypatch.setattr(parquet, "ROW_GROUP_TURNS", 1000)
@@ -148,9 +146,9 @@ def test_what_is_not_whole_is_not_imported_and_named(spool, tmp_path):
     rows.to_parquet("less.parquet")
     result = redraft("import", "less.parquet", "back", "--run-id", "run")
     assert result.exit_code == 1 and "1 stored" in result.output
-    damaged = [line for line in result.output.splitlines() if line.startswith("damaged")]
+    corrupt = [line for line in result.output.splitlines() if line.startswith("corrupt")]
     assert (
-        READY.hex() in damaged[0] and "[0, 2]" in damaged[0] and STALE.hex() in damaged[1] and "DREAMER" in damaged[1]
+        READY.hex() in corrupt[0] and "[0, 2]" in corrupt[0] and STALE.hex() in corrupt[1] and "DREAMER" in corrupt[1]
     )
     assert set(groups_of(tmp_path / "back")) == {USED} and damages(tmp_path / "back") == []
 

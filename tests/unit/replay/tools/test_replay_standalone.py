@@ -68,7 +68,7 @@ def taken():
         ({"serve": "nonsense", "settings": ["curve=false"]}, "replay.endpoint: nonsense"),
         ({"port": "{taken}"}, "--metrics-port: port {taken} cannot be used"),
         ({"run_id": ""}, "--run-id: is empty"),
-        ({"run_id": "other"}, "replay.folder: .*schema:run 2:run, not 2:other"),
+        ({"run_id": "other"}, "replay.folder: .*schema:run 3:run, not 3:other"),
         ({"folder": "spool/data.mdb"}, "replay.folder: spool/data.mdb cannot be used"),
         ({"settings": ["max_uses=0"]}, "max_uses: .*0"),
         ({"settings": ["max_usses=2"]}, "max_usses: there is no such key.*max_uses"),
@@ -134,13 +134,13 @@ def test_reading_beside_a_live_service_sees_one_moment_and_disturbs_nothing(tmp_
         going.start()
         try:
             with SpoolReader(Path("spool")) as opened:
-                before, rows, count = dict(opened.records()), opened.rows(READY), len(played)
+                before, rows, count = dict(opened.groups()), opened.rows(READY), len(played)
                 for _ in range(2):
                     result = redraft("verify", "spool")
                     assert result.exit_code == 0, result.output
                 assert redraft("export", "spool", "out.parquet").exit_code == 0
                 assert len(played) > count, "the service was held up"
-                assert (dict(opened.records()), opened.rows(READY)) == (before, rows)
+                assert (dict(opened.groups()), opened.rows(READY)) == (before, rows)
         finally:
             stop.set()
             going.join()

@@ -17,11 +17,11 @@ import pytest
 from support.spool_house import (
     CLAIMED,
     CLOSED,
+    CORRUPT,
     FORGOTTEN,
     OPEN,
     READY,
     STALE,
-    TORN,
     USED,
     Serving,
     damages,
@@ -37,16 +37,16 @@ from protocols.errors import SettingError
 from protocols.wire import ENTRY, Row, row_of
 from replay.config import ReplaySettings
 from replay.disk import reader
-from replay.disk.reader import DamagedError, SpoolReader
+from replay.disk.reader import SpoolReader, UnreadableError
 from replay.server.store import Store
-from replay.tools.verify import At, apart, read_all
+from replay.tools.verify import Progress, apart, read_all
 
 
 def test_a_spool_with_groups_in_all_states_is_whole_and_not_written_to(spool):
     before = (spool / "data.mdb").read_bytes()
     assert damages(spool) == []
-    end = [found for found in read_all(At(spool), None) if isinstance(found, At)][-1]
-    sizes = [len(value) for group in (*CLOSED, OPEN, TORN) for value in stored(spool, group)[1:]]
+    end = [found for found in read_all(Progress(spool), None) if isinstance(found, Progress)][-1]
+    sizes = [len(value) for group in (*CLOSED, OPEN, CORRUPT) for value in stored(spool, group)[1:]]
     assert (end.groups, end.total, end.rows, end.size) == (6, 6, len(sizes), sum(sizes)) and len(sizes) == 19
     result = redraft("verify", spool)
     assert result.exit_code == 0 and len(result.output.splitlines()) == 1
@@ -87,9 +87,9 @@ def test_the_command_names_the_group_and_what_is_wrong_and_exits_with_1(spool):
     result = redraft("verify", spool)
     assert result.exit_code == 1
     first, second, summary = result.output.splitlines()
-    assert READY.hex() in first and "its record fails its checksum" in first
+    assert READY.hex() in first and "its state fails its checksum" in first
     assert f"{CLAIMED.hex()} (claimed, lease 1, order 2): " in second and "of lease 1 fails its checksum" in second
-    assert "2 found damaged" in summary and "6 groups, 19 rows" in summary
+    assert "2 found corrupt" in summary and "6 groups, 19 rows" in summary
 
 
 def delete_row(txn, of):
@@ -98,7 +98,7 @@ def delete_row(txn, of):
 
 
 def delete_record(txn, of):
-    assert txn.delete(READY, db=of["records"])
+    assert txn.delete(READY, db=of["groups"])
 
 
 def add_row_of_another_lease(txn, of):
@@ -107,8 +107,8 @@ def add_row_of_another_lease(txn, of):
 
 
 def swap_records(txn, of):
-    ready, opened = txn.get(READY, db=of["records"]), txn.get(OPEN, db=of["records"])
-    assert ready and opened and txn.put(READY, opened, db=of["records"])
+    ready, opened = txn.get(READY, db=of["groups"]), txn.get(OPEN, db=of["groups"])
+    assert ready and opened and txn.put(READY, opened, db=of["groups"])
 
 
 def put_nonsense_with_a_right_checksum(txn, of):
@@ -130,7 +130,7 @@ def forget_what_is_held(txn, of):
     ("change", "words"),
     [
         (delete_row, "3 rows where 4"),
-        (delete_record, "no record"),
+        (delete_record, "no state"),
         (add_row_of_another_lease, "lease 0"),
         (swap_records, "rows"),
         (put_nonsense_with_a_right_checksum, "turn 0 of group"),
@@ -198,8 +198,8 @@ def test_a_row_that_cannot_be_reached_is_reported_and_the_other_groups_are_read(
     result = redraft("verify", spool)
     found, other, *_, summary = result.output.splitlines()
     assert result.exit_code == 1 and USED.hex() in found and words in found and CLAIMED.hex() in other
-    assert not any(group.hex() in result.output for group in (READY, STALE, OPEN, TORN))
-    assert "found damaged: 6 groups, 15 rows" in summary
+    assert not any(group.hex() in result.output for group in (READY, STALE, OPEN, CORRUPT))
+    assert "found corrupt: 6 groups, 15 rows" in summary
     assert "2 groups, 6 turns" in redraft("export", spool, "out.parquet").output
     assert sorted(path.name for path in Path().iterdir()) == ["out.parquet", "spool"]
 
@@ -208,7 +208,7 @@ def test_a_file_that_is_no_lmdb_is_damage_and_no_traceback(spool):
     (spool / "data.mdb").write_bytes(b"x" * 8192)
     result = redraft("verify", spool)
     assert result.exit_code == 1 and "LMDB cannot read" in result.output
-    with pytest.raises(DamagedError):
+    with pytest.raises(UnreadableError):
         redraft("stats", spool)
 
 
@@ -216,7 +216,7 @@ def test_a_reader_apart_brings_its_errors_home_and_its_death_and_ends_with_who_a
     wrong = "__import__('protocols').errors.SettingError('a.b', 'is wrong', 'Do this')"
     with pytest.raises(SettingError, match="a.b: is wrong. Do this"):
         list(apart(eval, f"(_ for _ in ()).throw({wrong})"))
-    with pytest.raises(DamagedError, match="SIGSEGV"):
+    with pytest.raises(UnreadableError, match="SIGSEGV"):
         list(apart(eval, f"(__import__('os').kill(__import__('os').getpid(), {signal.SIGSEGV:d}) for _ in 'x')"))
     asked = apart(eval, "((__import__('os').getpid(), n) for n in range(10**12))")
     (process, _), (_, second) = next(asked), next(asked)
@@ -250,7 +250,7 @@ def test_where_the_lock_cannot_be_written_no_service_may_run_meanwhile(spool, mo
     writable = os.access
     monkeypatch.setattr(reader.os, "access", lambda path, mode: mode != os.W_OK and writable(path, mode))
     with SpoolReader(spool) as opened:
-        assert len(list(opened.records())) == 6
+        assert len(list(opened.groups())) == 6
         with pytest.raises(SettingError, match="another replay service"):
             Store(spool, "run", ReplaySettings())
     with Serving(spool), pytest.raises(SettingError, match="while no service works on it"):

@@ -29,15 +29,15 @@ from replay.tools import stats
 
 def test_stats_count_what_is_there(spool, tmp_path):
     store = Store(spool, "run", ReplaySettings())
-    known = store.stats()
+    known = store.stats().to_json()
     store.close()
     got = json.loads(redraft("stats", spool, "--json").stdout)
-    same = ("open", "ready", "claimed", "used", "step", "trained_total", "torn", "rows", "bytes")
+    same = ("open", "ready", "claimed", "used", "step", "trained_total", "corrupt", "rows", "bytes")
     assert {key: got[key] for key in same} == {key: known[key] for key in same}
     assert (got["used"], got["trained_total"], got["step"], got["rows"]) == (1, 2, 12, 19)
-    assert (got["aside"], got["abandoned"], got["dropped"]) == (1, 1, {"stale": 1, "torn": 1})
+    assert (got["filtered"], got["abandoned"], got["dropped"]) == (1, 1, {"stale": 1, "corrupt": 1})
     assert (got["oldest_version"], got["newest_version"], got["run"]) == (3, 3, "run")
-    edit(spool, lambda txn, of: txn.put(READY, b"nonsense", db=of["records"]))
+    edit(spool, lambda txn, of: txn.put(READY, b"nonsense", db=of["groups"]))
     got = json.loads(redraft("stats", spool, "--json").stdout)
     assert (got["unreadable"], got["ready"]) == (1, 0)
 
@@ -46,7 +46,7 @@ def test_a_run_is_all_its_shards(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = a_run(tmp_path)
     got = json.loads(redraft("stats", "r", "--json").stdout)
-    assert (got["ready"], got["rows"], got["step"], got["dropped"]) == (2, 38, 12, {"stale": 2, "torn": 2})
+    assert (got["ready"], got["rows"], got["step"], got["dropped"]) == (2, 38, 12, {"stale": 2, "corrupt": 2})
     assert [shard["ready"] for shard in got["shards"]] == [1, 1] and got["oldest_version"] == 3
     table = {line.split("  ")[0].strip(): line.split() for line in redraft("stats", folder).stdout.splitlines()}
     assert table["rows"][1:] == ["19", "19", "38"] and table["oldest version"][2:] == ["3", "3", "3"]
@@ -55,7 +55,7 @@ def test_a_run_is_all_its_shards(tmp_path, monkeypatch):
     assert result.exit_code == 1 and "spool/1: group " + READY.hex() in result.output and "12 groups" in result.output
     assert redraft("export", "r", "out.parquet").exit_code == 1
     assert pq.read_table("out.parquet").num_rows == 7 * 3
-    edit(folder / "spool" / "0", lambda txn, of: txn.put(b"run", b"2:other", db=of["meta"]))
+    edit(folder / "spool" / "0", lambda txn, of: txn.put(b"run", b"3:other", db=of["meta"]))
     with pytest.raises(SettingError, match="spool/0 belongs to run other, not to run"):
         redraft("stats", "r")
     with pytest.raises(SettingError, match="spool/0 belongs to run other"):
