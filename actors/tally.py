@@ -1,4 +1,4 @@
-"""What an actor's play looks like in counts, also where none of it reaches the learner: groups that replay sets aside.
+"""What an actor's play looks like in counts, also where none of it reaches the learner: groups that replay filters.
 
 And what can be seen of a chat template that was not applied: the control tokens of a chat model, in its tokenizer or in
 its answers, and no template that knows them.

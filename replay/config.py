@@ -69,7 +69,7 @@ class ReplaySettings(Settings):
     """Bytes of records that a shard may hold before producers start no new group; open ones go on beyond it."""
 
     drop_flat: bool = False
-    """Set aside groups whose scores do not differ: they carry no signal for group-relative credit. Their turns stay
+    """Filter groups whose scores do not differ: they carry no signal for group-relative credit. Their turns stay
     until the next checkpoint."""
 
     claim_lease_s: float = Field(default=600.0, gt=0)

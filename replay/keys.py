@@ -75,7 +75,7 @@ class Gate:
         allowed = folder / "allowed"
         try:
             if not load_certificates(allowed):
-                raise ValueError(f"no *.key in {allowed}, so nobody could connect")
+                raise ValueError(f"no *.key in {allowed}, so nobody can connect")
         except (OSError, ValueError) as error:
             raise _unusable(folder, str(error)) from None
         self._authenticator = ThreadAuthenticator(context)
@@ -151,10 +151,10 @@ def _pair(path: Path) -> tuple[bytes, bytes]:
     """The public and the secret key in a file that only its owner may read. Raises SettingError."""
     try:
         if path.stat().st_mode & 0o077:
-            raise ValueError(f"others may read {path}; `chmod 600 {path}` will do if nobody has")
+            raise ValueError(f"other users may read {path}: `chmod 600 {path}` if nobody has")
         public, secret = load_certificate(path)
         if secret is None or zmq.curve_public(secret) != public:
-            raise ValueError(f"{path} holds no pair of keys")
+            raise ValueError(f"{path} does not hold a pair of keys")
     except (OSError, ValueError, zmq.ZMQError) as error:
         raise _unusable(path.parent, str(error)) from None
     return public, secret

@@ -60,7 +60,7 @@ def stats(
     from replay.tools.verify import apart
 
     if (source is None) == (at is None):
-        raise SettingError("SOURCE", "give it or --at, one of the two", "Name a run, a spool or a live service")
+        raise SettingError("SOURCE", "give either a source or --at", "Name a run, a spool or a live service")
     columns: dict[str, HeldStats] = {}
     if at is not None:
         columns[at] = counts.ask(at, client_keys(keys) if keys else None)
@@ -90,7 +90,7 @@ def verify(source: Source) -> None:
     began = time.monotonic()
     ends = [_follow("verifying", reading.verify(folder, run_id)) for folder in folders]
     groups, rows, size, corrupt = (sum(numbers) for numbers in zip(*ends, strict=True))
-    said = f"{corrupt} found corrupt" if corrupt else "all is whole"
+    said = f"{corrupt} found corrupt" if corrupt else "all groups are whole"
     typer.echo(f"{said}: {groups} groups, {rows} rows, {size} bytes, {time.monotonic() - began:.1f} s")
     raise typer.Exit(1 if corrupt else 0)
 

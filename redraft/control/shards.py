@@ -20,7 +20,8 @@ LOOK_S = 1.0
 
 
 class Shards:
-    """Starts and ends them. A group belongs to the shard that its lease names; who joins takes new groups only."""
+    """Starts and stops them. A group belongs to the shard that its lease names; one that joins later takes new groups
+    only."""
 
     def __init__(self, run: Run, recipe: Recipe):
         self._run, self._recipe = run, recipe
@@ -35,7 +36,7 @@ class Shards:
         self.keys: keys.ClientKeys | None = None
 
     def start(self) -> None:
-        """One service for each shard of the recipe, or for each spool that the run folder has; or none, where they run
+        """Starts a service for each shard of the recipe, or for each spool in the run folder; none where they run
         elsewhere. Returns before they are up: see `wait`."""
         if self._recipe.replay.services:
             self.keys = services.keys_of(self._recipe.replay)
@@ -60,7 +61,7 @@ class Shards:
             raise DeadlineError("the controller", "replay", limit_s, detail) from None
 
     def grow(self, limit_s: float) -> None:
-        """One more shard, empty; returns when it is up. New groups go there after `open`.
+        """Adds an empty shard; returns when it is up. New groups go there after `open`.
 
         Raises SettingError where the services of the run are not its own.
         """
@@ -70,12 +71,12 @@ class Shards:
         self.wait(limit_s)
 
     def open(self) -> None:
-        """All that claim groups know all shards: new groups are spread over all of them."""
+        """Spreads new groups over all shards, once whoever claims groups knows them all."""
         self._open = self.endpoints
 
     def look(self) -> int:
-        """Every LOOK_S learns which shards are up, and where those serve their metrics; how many have been restarted
-        since. Does not wait."""
+        """Learns every LOOK_S which shards are up and where they serve their metrics; returns how many were restarted
+        since the last look. Does not wait."""
         restarted = 0
         for answer in ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)[0] if self._asked else ():
             shard = self._asked.pop(answer)
@@ -96,7 +97,7 @@ class Shards:
         return self._open[shard_of(group, len(self._open))].ingest
 
     def close(self) -> None:
-        """Ends the services that `start` began, each after what it is doing."""
+        """Stops the services that `start` began, each after what it is doing."""
         if not self._parts:
             return
         ray.wait([part.close.remote() for part in self._parts], num_returns=len(self._parts), timeout=10.0)

@@ -219,13 +219,13 @@ class Diagnosis:
         share = MOST if right < HALF else SOLVED
         if not _needs_variance(recipe) or not self._nearly("groups_flat", play.flat, play.groups, share):
             return None
-        aside = "set aside" if recipe.replay.drop_flat else "worth nothing to the learner"
+        fate = "filtered" if recipe.replay.drop_flat else "worth nothing to the learner"
         cures = [_difficulty(right)]
         cures.append(f"a larger sampling.temperature or more {recipe.rollout.variety}")
         cures += ["partial credit"]
         cures += ["replay.drop_flat: false, with a credit that needs no variance"] if recipe.replay.drop_flat else []
         return (
-            f"{play.flat} of {play.groups} groups {aside}: all their answers scored the same "
+            f"{play.flat} of {play.groups} groups {fate}: all their answers scored the same "
             f"(right: {_percent(right)}).",
             f"{', '.join(cures)}.",
         )

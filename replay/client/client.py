@@ -27,8 +27,9 @@ SHARE_S = 0.02  # between two looks at several shards that have too few groups
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Groups claimed, or none and why: "groups" (too few are ready) or "straggler". `stats` as of `Client.stats`.
+    """Groups claimed, or none and why: "groups" (too few are ready) or "straggler".
 
+    `stats` are the counts at that time, of all shards that were asked.
     `weights` float32[groups] undo the bias of a sampler that prefers some groups; the largest is 1.
     """
 
@@ -39,7 +40,7 @@ class Claim:
 
 
 class Client:
-    """Requests to all shards as if they were one; safe to use from any thread. `name` is whom claims belong to.
+    """Requests to all shards as if they were one; safe to use from any thread. Claims belong to `name`.
 
     A request without an answer is sent again; after `timeout_s` DeadlineError is raised, naming the shard. Who must
     commit while a claim waits uses a second client of the same name.
@@ -54,7 +55,7 @@ class Client:
         self.grow(shards)
 
     def grow(self, shards: Sequence[Endpoints]) -> None:
-        """Takes in the shards of this list that joined since; the others stay as they are."""
+        """Connects to the shards of this list that are new."""
         for shard in shards[len(self._links) :]:
             self._shards.append(shard)
             self._links.append(Link(shard.serve, self._name, self._keys, self._timeout_s))
@@ -101,12 +102,12 @@ class Client:
         return Claim([group for claim in claims for group in claim.groups], "", stats, weights)
 
     def _release_quietly(self, ids: list[bytes]) -> None:
-        """What cannot be given back is, when this client is silent for long enough."""
+        """What cannot be released now comes back when this client was silent for `claim_lease_s`."""
         for link in list(self._links) if ids else ():
             try:
                 link.ask("release", ids=ids)
             except RedraftError as error:
-                log.warning("%d groups could not be given back: %s", len(ids), error)
+                log.warning("%d groups could not be released: %s", len(ids), error)
 
     def _claim(self, link: Link, wait_s: float, chances: float, **wanted) -> Claim:
         """A claim on one shard, whose groups are `chances` times as likely as it knows; weights not yet scaled."""
@@ -115,7 +116,7 @@ class Client:
         stats = ReplayStats.from_json(header["stats"])
         groups, corrupt = _groups(reply)
         if corrupt:
-            log.error("replay holds %d groups that cannot be decoded: %s", len(corrupt), corrupt[0][1])
+            log.error("replay served %d groups that cannot be decoded: %s", len(corrupt), corrupt[0][1])
             link.ask("corrupt", ids=[group for group, _ in corrupt])
             link.ask("release", ids=[group.id for group in groups])
             return Claim([], "groups", stats)
@@ -123,7 +124,7 @@ class Client:
         return Claim(groups, header["reason"], stats, weights)
 
     def commit(self, ids: list[bytes], step: int, priorities: Sequence[float] | None = None) -> None:
-        """These claimed groups were used by `step`, which found them so worth another look as `priorities` say.
+        """These claimed groups were used by `step`, which gives them these `priorities` for further uses.
 
         Raises RedraftError when that claim was lost to another use.
         """
@@ -173,7 +174,7 @@ class Client:
         return combined(found)
 
     def about(self) -> list[tuple[str, dict]]:
-        """Of each shard the run whose turns it keeps, and its settings."""
+        """For each shard: the run whose turns it keeps, and its settings."""
         return [(reply["run"], reply["settings"]) for reply in self._all("about")]
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ class Link:
             self._dealer.close()
 
     def _try(self, request: bytes, until: float) -> Reply | None:
-        """Sends once and waits for the reply of this request; replies to earlier ones are passed over."""
+        """Sends once and waits for the reply of this request; replies to earlier ones are ignored."""
         if not self._dealer.poll(_ms_until(until), zmq.POLLOUT):
             return None
         try:
@@ -70,7 +70,7 @@ class Link:
 
 
 def connected(context: zmq.Context, endpoint: str, name: str, keys: ClientKeys | None) -> zmq.Socket:
-    """A DEALER of the client `name`. Raises SettingError when the endpoint is none."""
+    """A DEALER of the client `name`. Raises SettingError when the endpoint cannot be used."""
     dealer = context.socket(zmq.DEALER)
     dealer.setsockopt(zmq.IDENTITY, f"{name}/{secrets.token_hex(4)}".encode())
     dealer.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues while replay is away: it is sent again
@@ -90,7 +90,7 @@ def connected(context: zmq.Context, endpoint: str, name: str, keys: ClientKeys |
 
 
 def keep_alive(socket: zmq.Socket, endpoint: str) -> None:
-    """Has a lost connection over tcp noticed and made anew; it would hang for as long as the system keeps it."""
+    """Has ZeroMQ notice a lost tcp connection and make a new one, long before the system gives up on it."""
     if endpoint.startswith("tcp://"):
         socket.setsockopt(zmq.HEARTBEAT_IVL, int(HEARTBEAT_S * 1000))
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(4 * HEARTBEAT_S * 1000))

@@ -136,7 +136,7 @@ class Stream:
         packed = row_of(item, order, spread)
         size = len(packed[1])
         if size > MAX_ROW_BYTES:
-            raise WireError(f"a turn of {size} bytes; replay takes {MAX_ROW_BYTES} at most. Make `extra` smaller")
+            raise WireError(f"a turn must have at most {MAX_ROW_BYTES} bytes, got {size}. Make `extra` smaller")
         done = Future() if isinstance(item, Close) else None
         with self._lock:
             if self._closing:
@@ -242,7 +242,7 @@ class Stream:
                 self._ask_room(dealer, now)
 
     def _resend(self, now: float) -> None:
-        """Makes those batches due again that were sent long ago and not answered."""
+        """Makes batches due again that were not answered for RESEND_S."""
         if self._resend_at <= now and not self._due:
             self._due.extend(batch for batch in self._batches.values() if batch.resend_at <= now)
 
@@ -304,7 +304,7 @@ class Stream:
         return taken
 
     def _ask_room(self, dealer: zmq.Socket, now: float) -> None:
-        """Someone waits for room and no acknowledgement will come that tells of it."""
+        """Asks for room, since someone waits for it and no acknowledgement is due that would tell."""
         self._ask_at = now + RESEND_S / 10
         try:
             dealer.send(pack({"schema": SCHEMA, "kind": "room"}), zmq.NOBLOCK)
@@ -355,7 +355,7 @@ class Stream:
             _resolve(waiter, None)
 
     def _end(self) -> None:
-        """Fails what can no longer be acknowledged."""
+        """Fails the futures of all that can no longer be acknowledged."""
         with self._changed:
             self._closing = True
             left = [done for _, done in self._pending if done is not None]

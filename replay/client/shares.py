@@ -27,7 +27,7 @@ class Offer:
 
     @classmethod
     def of(cls, header: dict) -> Offer:
-        """The offer in a reply. Raises WireError when its counts are not those that are spoken here."""
+        """The offer in a reply. Raises WireError when its counts are not those of this schema."""
         stats = ReplayStats.from_json(header["stats"])
         return cls(header["ready"], header["straggler"], stats, header.get("orders"), header.get("mass", 0.0))
 

@@ -26,11 +26,11 @@ class SpoolReader:
     """What the spool in `folder` holds, as bytes, in the order of the keys; see `replay.disk.spool` for what they mean.
 
     All of it is one moment's state: a service may go on, but until `close` it uses no page again that was in use then.
-    Nothing is written but this reader's place in LMDB's lock file. A folder that is open in this process already, as
+    Nothing is written but this reader's slot in LMDB's lock file. A folder that is open in this process already, as
     that of a Store is, cannot be opened again.
 
-    Raises SettingError when the folder is no spool, of another run than `run_id` (None: of any), of another schema, or
-    cannot be read safely; it and all methods raise UnreadableError, after which one may go on with other groups.
+    Raises SettingError when the folder is not a spool, or one of another run than `run_id` (None: any) or of another
+    schema, or cannot be read safely. It and all methods raise UnreadableError; other groups may still be readable.
     """
 
     def __init__(self, folder: Path, run_id: str | None = None):
@@ -64,7 +64,7 @@ class SpoolReader:
             found = txn.get(b"run", b"").decode(errors="replace")
         schema, _, owner = found.partition(":")
         if not owner:
-            raise _no_spool(self.folder, "it names no run")
+            raise _no_spool(self.folder, "it does not name a run")
         if schema != str(SCHEMA):
             cure = "Use the version of Redraft that wrote it"
             raise SettingError(SETTING, f"{self.folder} holds schema {schema}, and this Redraft reads {SCHEMA}", cure)
@@ -106,7 +106,7 @@ class SpoolReader:
         return found
 
     def held(self, group: bytes) -> bool:
-        """Whether its state is kept."""
+        """Whether it is held."""
         with self._read(LOOK) as txn:
             return txn.get(group, db=self._groups) is not None
 
@@ -150,7 +150,7 @@ class SpoolReader:
             self._transactions[use] = self._env.begin()
             if self._transactions[use].id() != moment:
                 cure = "Verify again when no service works on it"
-                raise SettingError(SETTING, f"{self.folder} is corrupt, and changes meanwhile", cure) from None
+                raise SettingError(SETTING, f"{self.folder} is corrupt and still being written to", cure) from None
             raise
 
     def _abort(self) -> None:
@@ -168,7 +168,8 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def _no_spool(folder: Path, why: str) -> SettingError:
-    return SettingError(SETTING, f"{folder} is no spool: {why}", "A run's are in its folder, spool/0 and so on")
+    cure = "The spools of a run are spool/0, spool/1, ... in its folder"
+    return SettingError(SETTING, f"{folder} is not a spool: {why}", cure)
 
 
 @contextmanager
@@ -185,6 +186,6 @@ def _no_service(folder: Path) -> Iterator[None]:
             opened.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            problem = f"{folder} cannot be written, and without that it can only be read while no service works on it"
+            problem = f"{folder} is not writable, so it can only be read while no service works on it"
             raise SettingError(SETTING, problem, "Stop the service, or be the user that runs it") from None
         yield

@@ -77,11 +77,11 @@ class HeldGroup(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Turn numbers are distinct and from 0, so counting them and knowing the largest is knowing them all."""
+        """Whether all rows are here. Turn numbers are distinct, so their count and the largest say it."""
         return self.turns >= 0 and self.rows == self.turns + 1 and self.highest == self.turns - 1
 
     def staleness(self, step: int) -> int:
-        """Of its oldest token, in steps; 0 where nothing was sampled."""
+        """How many steps before `step` its oldest token was sampled; 0 where nothing was."""
         return staleness_of(self.low, self.high, step)
 
     def with_row(self, turn: int, version: int, turns: int, spread: float, size: int) -> HeldGroup:
@@ -127,7 +127,7 @@ class ReadyListener(Protocol):
 
 
 class Groups:
-    """Every held group, by id and by state; counts are sums over them, never kept beside them.
+    """Every held group, by id and by state; counts are derived from them, never kept beside them.
 
     It starts with what the spool has: ids and packed states, marks by reason, and the last step. `unreadable` are the
     ids whose states are corrupt.

@@ -17,7 +17,6 @@ from replay.server.groups import Draft, State
 from replay.server.store import Store
 
 log = logging.getLogger("redraft.replay")
-OPS = ("claim", "offer", "commit", "checkpoint", "resume", "known", "abandon", "release", "corrupt", "stats", "about")
 MAX_REQUEST_BYTES = 8 << 20
 FORGET_GROUPS = 64  # forgotten in one transaction, so that a checkpoint never blocks ingest for long
 MOST = 2**31  # of any number in a request
@@ -52,6 +51,19 @@ class RequestHandler:
 
     def __init__(self, store: Store, send: Callable[[bytes, list[bytes]], None]):
         self._store, self._send = store, send
+        self._answers: dict[str, Callable[[dict, bytes], dict | None]] = {
+            "claim": self._on_claim,
+            "offer": self._on_offer,
+            "commit": self._on_commit,
+            "checkpoint": self._on_checkpoint,
+            "resume": self._on_resume,
+            "known": self._on_known,
+            "abandon": self._on_abandon,
+            "release": self._on_release,
+            "corrupt": self._on_corrupt,
+            "stats": self._on_stats,
+            "about": self._on_about,
+        }
         self._waiting: dict[bytes, Waiting] = {}
         self._replies: dict[bytes, tuple[int, list[bytes]]] = {}  # the last request of a client and its small reply
         now = time.monotonic()
@@ -82,9 +94,9 @@ class RequestHandler:
 
     def _answer(self, identity: bytes, request: int, op: str, message: dict) -> None:
         try:
-            if op not in OPS:
+            if op not in self._answers:
                 raise WireError(f"unknown request {shown(op)}")
-            reply = getattr(self, f"_on_{op}")(message, identity)
+            reply = self._answers[op](message, identity)
         except WireError as error:
             self._store.refuse("request", str(error))
             reply = {"error": str(error)}
@@ -173,7 +185,7 @@ class RequestHandler:
         return {}
 
     def _on_offer(self, message: dict, identity: bytes) -> dict:
-        """What a client with several shards shares a claim out by."""
+        """What a client with several shards needs to divide a claim among them."""
         count, step = _int(message, "count", 1), _int(message, "step")
         bound, ready = _int(message, "max_staleness"), self._store.ready
         self._filter_stale(step, bound)
@@ -190,7 +202,7 @@ class RequestHandler:
     # -- claims
 
     def _again(self, identity: bytes, request: int) -> bool:
-        """Sends again what this very request was given before, also by an earlier incarnation of the service."""
+        """Sends again what this request was already given, also by an earlier incarnation of the service."""
         if self._still_arriving(identity, request):
             return True
         of_all = self._store.groups.of(State.CLAIMED)
@@ -208,7 +220,7 @@ class RequestHandler:
         return True
 
     def _still_arriving(self, identity: bytes, request: int) -> bool:
-        """Whether what this request was given may still be arriving: a slow line must not be filled with copies."""
+        """Whether what this request was given may still be on its way: a slow line must not be filled with copies."""
         handed, again_at, _ = self._handed.get(identity, (-1, 0.0, 0.0))
         return handed == request and time.monotonic() < again_at
 
@@ -340,7 +352,7 @@ class RequestHandler:
         if lost:
             self._give_back(lost)
             metrics.REPLAY_CLAIMS_EXPIRED.inc(len(lost))
-            log.warning("gave back %d groups claimed by %s, silent too long", len(lost), sorted(silent))
+            log.warning("gave back %d groups claimed by %s, which sent nothing for too long", len(lost), sorted(silent))
         for name in silent:
             del self._heard[name]
 
@@ -397,7 +409,7 @@ def _text(message: dict, name: str) -> str:
 
 
 def _wrong(name: str, value: object) -> WireError:
-    return WireError(f"field {name!r} of the request is {shown(value)}")
+    return WireError(f"field {name!r} of the request is not valid: {shown(value)}")
 
 
 def _priorities(message: dict, count: int) -> list[float | None]:

@@ -13,7 +13,7 @@ from replay.server.groups import NO_PRIORITY, HeldGroup
 
 
 class Sampler(Protocol):
-    """`pick` returns `count` different groups, of which there must be so many; it takes none out."""
+    """`pick` returns `count` different groups; at least as many must be ready. It removes none."""
 
     def add(self, group: bytes, held: HeldGroup) -> None: ...
 

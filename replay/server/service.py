@@ -98,8 +98,8 @@ class Service:
 
     def _secure(self, router: zmq.Socket) -> None:
         if self._keys is None:
-            cure = "Make them with `redraft keys new FOLDER`; replay.curve=false opens the endpoint to everyone"
-            raise SettingError("replay.keys", f"{self._endpoints.ingest} speaks CURVE, and no keys are given", cure)
+            cure = "Make them with `redraft keys new FOLDER`; replay.curve=false opens the endpoint to anyone"
+            raise SettingError("replay.keys", f"{self._endpoints.ingest} uses CURVE, and no keys were given", cure)
         if self._gate is None:
             self._gate = Gate(self._context, self._keys)
         self._gate.secure(router)
@@ -174,7 +174,7 @@ class Service:
         self._serve.send_multipart([identity, *frames], copy=False)
 
     def _take_rows(self) -> None:
-        """Stores the waiting messages in one transaction, then acknowledges them; where there is no room, neither."""
+        """Stores the waiting messages in one transaction, then acknowledges them; without room it does neither."""
         batches: dict[bytes, list[int]] = {}
         rows: list[tuple[Row, Packed]] = []
         for identity, *frames in self._arrived():
@@ -237,7 +237,7 @@ def _own(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_mode & 0o077:
         cure = f"Choose a folder of your own, or `chmod 700 {folder}`"
-        raise SettingError("replay.endpoint", f"others may enter {folder}, where ipc endpoints would lie", cure)
+        raise SettingError("replay.endpoint", f"other users may enter {folder}, where the ipc endpoints would be", cure)
 
 
 def _parse(frames: list[zmq.Frame]) -> tuple[list[int], list[tuple[Row, Packed]]]:
@@ -252,18 +252,18 @@ def _parse(frames: list[zmq.Frame]) -> tuple[list[int], list[tuple[Row, Packed]]
     if kind == "room" and len(frames) == 1:
         return [], []
     if kind != "rows" or type(batch) is not int or not 0 <= batch < 2**63 or type(count) is not int:
-        raise _Refused("header", f"a header of other fields: {shown(header)}")
+        raise _Refused("header", f"unexpected fields in the header: {shown(header)}")
     if len(frames) != 3:
-        raise _Refused("frames", f"{len(frames)} frames where 3 belong", batch)
+        raise _Refused("frames", f"expected 3 frames, got {len(frames)}", batch)
     try:
         rows = split(frames[1].bytes, frames[2].buffer)
     except WireError as error:
         raise _Refused("checksum", str(error), batch) from None
     if len(rows) != count:
-        raise _Refused("header", f"{count} rows announced, {len(rows)} sent", batch)
+        raise _Refused("header", f"expected {count} rows, got {len(rows)}", batch)
     for row, _ in rows:
         if row.lease < 0 or row.turn < CLOSE or row.turns < 0:
-            raise _Refused("row", f"a row with impossible values: {row}", batch)
+            raise _Refused("row", f"a row has values out of range: {row}", batch)
     return [batch], rows
 
 

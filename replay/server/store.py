@@ -41,13 +41,15 @@ class Store:
         self._discard_unreadable()
 
     def _discard_unreadable(self) -> None:
-        """Groups whose states cannot be read have to be played again; a row of theirs says where they belong."""
+        """Groups whose states are corrupt have to be played again; one of their rows says in which order."""
         for group in self.groups.unreadable:
             log.error("the state of group %s fails its checksum; it has to be played again", group.hex())
             self.change(lambda draft, group=group: draft.discard_unreadable(group))
 
     def change(self, work: Callable[[Draft], T], may_grow: bool = True) -> T:
-        """Runs `work` in one transaction; what it returned once that is committed. Raises spool.FULL, changing nothing.
+        """Runs `work` in one transaction; returns its result once that is committed.
+
+        Raises spool.FULL when there is no room, and then has changed nothing.
 
         `may_grow` is for all that is not new rows: where the map is full, it is what will free room.
         """
@@ -80,7 +82,7 @@ class Store:
             metric_of("dropped", reason=reason).inc(groups)
 
     def count_rows(self, outcomes: Counter[str]) -> None:
-        """So many rows were stored, duplicate or fenced."""
+        """Counts rows by what became of them: stored, duplicate or fenced."""
         self._outcomes += outcomes
         for outcome, rows in outcomes.items():
             metric_of(outcome).inc(rows)
@@ -130,7 +132,7 @@ class Store:
         )
 
     def export(self) -> None:
-        """Sets this service's gauges, and does what is due now and then."""
+        """Sets this service's gauges, and sweeps the spool; called every second or so."""
         self.spool.sweep()
         self.stats().export()
 

@@ -81,8 +81,8 @@ def export(
     written. Raises SettingError when the file cannot be written or the spools cannot be read.
     """
     if unknown := set(states) - set(CLOSED):
-        problem = f"{min(unknown)!r} is no state of a closed group"
-        raise SettingError("--state", problem, f"Choose of {', '.join(CLOSED)}")
+        problem = f"{min(unknown)!r} is not a state of a closed group"
+        raise SettingError("--state", problem, f"Choose from {', '.join(CLOSED)}")
     if out.exists():
         raise SettingError("OUT", f"{out} exists", "Choose another name, or remove it")
     partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -117,7 +117,7 @@ def _write(
 
 
 class _Sink:
-    """Writes groups as row groups of some size, so that what waits in memory is bounded."""
+    """Collects groups into Parquet row groups of bounded size, so that memory is bounded, too."""
 
     def __init__(self, writer: pq.ParquetWriter):
         self._writer, self._waiting, self._turns, self._size, self._run = writer, [], 0, 0, ""
@@ -185,7 +185,7 @@ def load(file: Path, folder: Path, run_id: str) -> Iterator[str | Corruption]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Raises SettingError when it is no export, or is corrupt further on."""
+    """Raises SettingError when it is not an export, or is found corrupt while it is read."""
     cure = "Name a file that `redraft replay export` wrote"
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -210,19 +210,19 @@ def _load(store: Store, file: Path, name: str, turns: list[dict]) -> str | Corru
         rows = _rows(bytes.fromhex(name), sorted(turns, key=lambda turn: turn["turn"]))
     except Exception as error:  # a file may hold anything
         return Corruption(file, b"", f"group {name}: {error}")
-    return _store(store, rows) or Corruption(file, b"", f"group {name}: other rows of this very play are in the spool")
+    return _store(store, rows) or Corruption(file, b"", f"group {name}: the spool has other rows of the same play")
 
 
 def _rows(group: bytes, turns: list[dict]) -> list[tuple[Row, Packed]]:
-    """The rows of a whole group. Raises ValueError when turns are missing, and what follows from corrupt values."""
+    """The rows of a whole group. Raises ValueError when turns are missing, and what else corrupt values cause."""
     if len(group) != GROUP_BYTES:
-        raise ValueError(f"its id has {len(group)} bytes")
+        raise ValueError(f"its id must have {GROUP_BYTES} bytes, got {len(group)}")
     first = turns[0]
     lease, order, spread = first["lease"], first["order"], first["spread"]
     if [turn["turn"] for turn in turns] != list(range(first["turns"])):
-        raise ValueError(f"of its {first['turns']} turns these are there: {[turn['turn'] for turn in turns]}")
+        raise ValueError(f"it should have {first['turns']} turns, and has the turns {[turn['turn'] for turn in turns]}")
     if lease < 0 or order < 0:
-        raise ValueError(f"lease {lease} and order {order} cannot be")
+        raise ValueError(f"lease and order must be at least 0, got {lease} and {order}")
     packed = [row_of(_turn(group, lease, turn), order) for turn in turns]
     packed.append(row_of(Close(group, lease, len(turns), {}, _facts(first["close_extra"])), order, spread))
     rows = [(Row._make(ENTRY.unpack(entry)), (entry, record)) for entry, record in packed]
@@ -254,7 +254,7 @@ class _Mixed(Exception):
 
 
 def _store(store: Store, rows: list[tuple[Row, Packed]]) -> str:
-    """Stores a whole group in one transaction; its outcome, none where other rows of its very play are in the spool."""
+    """Stores a whole group in one transaction; returns its outcome, "" where other rows of its play are there."""
 
     def work(draft: Draft) -> str:
         outcomes = {draft.store(row, packed) for row, packed in rows}

@@ -73,14 +73,14 @@ def serve(
 
 
 def _listen(endpoints: Endpoints) -> str:
-    """Where metrics are served: for all where replay itself is reached from other machines."""
+    """The address that serves metrics: open to other machines where replay itself is."""
     scheme, _, host = endpoints.serve.rpartition(":")[0].partition("://")
     return metrics.EVERYWHERE if scheme == "tcp" and host not in (metrics.LOOPBACK, "localhost") else metrics.LOOPBACK
 
 
 @contextmanager
 def _stops() -> Iterator[list[int]]:
-    """The signals to stop that came; they interrupt nothing."""
+    """Collects the signals to stop, which then interrupt nothing."""
     heard: list[int] = []
     before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in STOPS}
     try:

@@ -79,10 +79,10 @@ def _of_groups(groups: list[tuple[bytes, HeldGroup]], marks: Counter[str]) -> Sp
 
 def ask(endpoint: str, keys: ClientKeys | None) -> ReplayStats:
     """The counts of a live service; SettingError when nobody answers at `endpoint`."""
-    cure = "Give the serve endpoint of a service that runs, ipc://... or tcp://..., and its keys where it wants some"
+    cure = "Give the serve endpoint of a running service, ipc://... or tcp://..., and its keys if it needs some"
     try:
         if not endpoint.startswith(("ipc://", "tcp://")):
-            raise SettingError("--at", f"{endpoint!r} is no endpoint", cure)
+            raise SettingError("--at", f"{endpoint!r} is not an endpoint", cure)
         with zmq.Context() as context, context.socket(zmq.DEALER) as probe:  # a client that cannot connect cannot end
             probe.connect(endpoint)
     except zmq.ZMQError as error:

@@ -28,9 +28,9 @@ END_S = 5.0  # that a reader has to close the spool
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a reader of `folder` has come: so many groups, their rows and bytes of rows, of `total` groups.
+    """How far a reader of `folder` has come: the groups that it has read, of `total`, and their rows and bytes of rows.
 
-    `group` is being read; where none is, `last` was the last one (none at the start).
+    `group` is the one being read; while none is, `last` is the one before (empty at the start).
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Progress:
     total: int = 0
 
     def past(self, rows: Sequence[tuple[bytes, bytes]] = ()) -> Progress:
-        """The group that was being read has these keys and stored rows."""
+        """After the group that was being read, which has these keys and stored rows."""
         size = self.size + sum(len(stored) for _, stored in rows)
         return Progress(self.folder, self.group, b"", self.groups + 1, self.rows + len(rows), size, self.total)
 
@@ -57,15 +57,15 @@ class Corruption:
     held: HeldGroup | None = None
 
     def __str__(self) -> str:
-        place = f"{self.folder}: group {self.group.hex()}" if self.group else str(self.folder)
+        what = f"{self.folder}: group {self.group.hex()}" if self.group else str(self.folder)
         if (held := self.held) is not None:
-            place += f" ({held.state.name.lower()}, lease {held.lease}, order {held.order})"
-        return f"{place}: {self.problem}"
+            what += f" ({held.state.name.lower()}, lease {held.lease}, order {held.order})"
+        return f"{what}: {self.problem}"
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A closed group of `run` as it is stored, without damage."""
+    """A closed group of `run` as it is stored, with nothing corrupt."""
 
     run: str
     held: HeldGroup
@@ -139,16 +139,16 @@ def going_on(work: Callable[..., Iterator], at: Progress, *arguments) -> Iterato
 
 
 def verify(folder: Path, run_id: str | None = None) -> Iterator[Progress | Corruption]:
-    """Reads all that is stored, in a process of its own; yields how far it is, and a Corruption for what is not whole.
+    """Reads all that is stored, in a process of its own; yields its Progress, and a Corruption for what is wrong.
 
-    Of a spool without damage each row and held is as it was written, closed groups are whole and can be decoded, and
-    no row lies there without a held. Not checked, for want of a checksum: the ids of forgotten groups.
+    Where nothing is corrupt, each row and each state of a group is as it was written, closed groups are whole and can
+    be decoded, and every row belongs to a held group. Not checked, for they have no checksum: ids of forgotten groups.
     """
     return going_on(read_all, Progress(folder), run_id)
 
 
 def read_all(at: Progress, run_id: str | None) -> Iterator[Progress | Corruption]:
-    """As `verify`, from the group after `at.last` on and in this process, which damage may end."""
+    """As `verify`, from the group after `at.last` on and in this process, which corrupt pages may end."""
     try:
         with SpoolReader(at.folder, run_id) as reader:
             at = replace(at, total=reader.counted()["groups"])
@@ -162,7 +162,7 @@ def read_all(at: Progress, run_id: str | None) -> Iterator[Progress | Corruption
 
 
 def read_chosen(at: Progress, run_id: str | None, states: Collection[str]) -> Iterator[Progress | Corruption | Whole]:
-    """The groups after `at.last` in these states, or whose state cannot be read; damage may end the process."""
+    """The groups after `at.last` in these states, or whose state cannot be read; corrupt pages may end the process."""
     try:
         with SpoolReader(at.folder, run_id) as reader:
             at = replace(at, total=sum(_chosen(packed, states) for _, packed in reader.groups()))
@@ -181,7 +181,7 @@ def read_chosen(at: Progress, run_id: str | None, states: Collection[str]) -> It
 
 
 def _chosen(packed: bytes, states: Collection[str]) -> bool:
-    """Whether the held of a group says one of these states, or cannot be read."""
+    """Whether a group is in one of these states, or cannot be read."""
     held = unpacked(packed)
     return held is None or held.state.name.lower() in states
 
@@ -216,18 +216,18 @@ def _verify_marks(reader: SpoolReader, at: Progress) -> Iterator[Corruption]:
     found = 0
     for group, mark in reader.marks():
         if not MARK.fullmatch(mark):
-            yield Corruption(reader.folder, group, f"it was forgotten for a reason that nobody writes: {mark!r:.40}")
+            yield Corruption(reader.folder, group, f"it was forgotten for an unknown reason: {mark!r:.40}")
         found += 1
     yield from _as_counted(reader, "marks", found)
 
 
 def _as_counted(reader: SpoolReader, what: str, found: int) -> Iterator[Corruption]:
     if found != (counted := reader.counted()[what]):
-        yield Corruption(reader.folder, b"", f"{found} {what} can be found, of {counted}")
+        yield Corruption(reader.folder, b"", f"found {found} of {counted} {what}")
 
 
 def examine(reader: SpoolReader, group: bytes, packed: bytes) -> tuple[HeldGroup | None, list[tuple], list[str]]:
-    """A held group's held (None when it cannot be read), its stored rows with their keys, and what is wrong."""
+    """A held group (None when its state cannot be read), its stored rows with their keys, and what is wrong."""
     held = unpacked(packed)
     problems = [] if held is not None else ["its state fails its checksum"]
     try:
@@ -249,7 +249,7 @@ def examine(reader: SpoolReader, group: bytes, packed: bytes) -> tuple[HeldGroup
 
 
 def unpacked(packed: bytes) -> HeldGroup | None:
-    """A stored held; None when it is not as it was written."""
+    """A stored state of a group; None when it is not as it was written."""
     try:
         return HeldGroup.unpack(packed)
     except (CorruptError, TypeError, ValueError):
@@ -259,7 +259,7 @@ def unpacked(packed: bytes) -> HeldGroup | None:
 def _contradictions(held: HeldGroup, rows: list[tuple[Row, Packed]]) -> list[str]:
     """What the rows of a group, each of them sound, say against its state."""
     if other := {row.lease for row, _ in rows} - {held.lease}:
-        return [f"rows of lease {min(other)} lie beside it"]
+        return [f"it also has rows of lease {min(other)}"]
     if len(rows) != held.rows:
         return [f"it has {len(rows)} rows where {held.rows} were stored"]
     if (size := sum(row.size for row, _ in rows)) != held.size:

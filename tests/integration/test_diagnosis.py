@@ -101,7 +101,7 @@ def test_groups_that_are_all_set_aside_are_told_while_the_run_waits_and_by_the_e
     run.wait(240)
     summary = run.summary("stuck")
     finding = next(one for one in summary["findings"] if one["cause"] == "groups_flat")
-    assert "set aside: all their answers scored the same (right: 0 %)" in finding["problem"]
+    assert "filtered: all their answers scored the same (right: 0 %)" in finding["problem"]
     assert "partial credit" in finding["cure"] and "replay.drop_flat: false" in finding["cure"]
     training = summary["seconds"] - 25  # it never had a batch, and the learner waited so long for the first
     assert finding["since_s"] <= training + SOON_S

@@ -285,7 +285,7 @@ def test_after_all_that_resume_goes_on_and_every_step_used_whole_groups_once(cre
     assert all(line["groups"] == 16 and line["turns"] == 16 * 5 for line in again.lines("crew", "metrics.jsonl"))
     kept = json.loads(redraft(folder, "replay", "stats", "crew", "--json"))
     assert kept["trained_total"] == 16 * steps and not any(kept["dropped"].values()), kept
-    assert "all is whole" in redraft(folder, "replay", "verify", "crew")
+    assert "all groups are whole" in redraft(folder, "replay", "verify", "crew")
     spools = sorted((folder / "runs/crew/spool").iterdir())
     trained = [len(list(SpoolReader(shard).marks())) for shard in spools]
     print(f"{steps} steps; groups that each shard kept until they were trained: {trained}")

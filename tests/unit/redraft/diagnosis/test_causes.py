@@ -288,7 +288,7 @@ def test_groups_that_are_set_aside_are_told_as_what_they_are_with_the_cures():
     run = Watched(replay={"drop_flat": True}, learner={"batch_groups": 8, "credit": {"name": "raw"}})
     run.second(play(185, flat=183, flat_right=0.0))
     text = run.text("groups_flat")
-    assert text.startswith("183 of 185 groups set aside: all their answers scored the same (right: 0 %).")
+    assert text.startswith("183 of 185 groups filtered: all their answers scored the same (right: 0 %).")
     for cure in (
         "easier tasks",
         "larger sampling.temperature or more rollout.episodes",

@@ -77,7 +77,7 @@ def test_stats_of_a_live_service_are_asked_with_keys(tmp_path, monkeypatch):
     for wrong in ("nonsense", "tcp://nonsense"):
         with pytest.raises(SettingError, match=f"--at: '?{wrong}"):
             redraft("stats", "--at", wrong)
-    with pytest.raises(SettingError, match="SOURCE: give it or --at"):
+    with pytest.raises(SettingError, match="SOURCE: give either a source or --at"):
         redraft("stats")
 
 

@@ -242,7 +242,7 @@ def test_a_source_that_cannot_be_read_is_named_with_its_cure(spool, tmp_path):
         SpoolReader(spool)
     with lmdb.open(str(tmp_path / "empty"), max_dbs=4) as env:
         env.open_db(b"other")
-    with pytest.raises(SettingError, match="empty is no spool"):
+    with pytest.raises(SettingError, match="empty is not a spool"):
         SpoolReader(tmp_path / "empty")
 
 
