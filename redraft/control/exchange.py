@@ -13,6 +13,7 @@ from typing import Any
 from actors.actor import Orders, Report
 from protocols import metrics
 from protocols.errors import RedraftError, SettingError
+from protocols.replay_stats import ReplayStats
 from protocols.reports import StepReport
 from protocols.weights import WeightRef, step_of
 from redraft.control.admission import Admission

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from learner.responses import told
+from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, Finding, RunEnded, RunStatus
 
 PLAIN_EVERY_S = 10.0

@@ -24,6 +24,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Static
 
 from protocols.errors import RedraftError
+from protocols.replay_stats import ReplayStats
 from protocols.reports import RunEnded, RunStatus
 from redraft import records
 from redraft.control.remote import Remote
