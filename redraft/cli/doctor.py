@@ -44,7 +44,7 @@ def examine(console: Console) -> bool:
 
 def _software() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Finding(sys.version_info[:2] == (3, 11), f"Python {version}", "the pins are for 3.11")
+    yield Finding((3, 11) <= sys.version_info[:2] <= (3, 13), f"Python {version}", "the pins are for 3.11")
     for name in NEEDED:
         found = _version(name)
         yield Finding(found is not None, f"{name} {found or ''}", "" if found else "run `make setup`")
