@@ -45,7 +45,7 @@ def redraft(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         (["status", "nothing"], ["nothing", "no run"]),
         (["stop", "nothing"], ["nothing", "no run"]),
         (["scale", "nothing", "2"], ["nothing", "no run"]),
-        (["scale", "nothing", "0"], ["N: 0", "1 or more"]),
+        (["scale", "nothing", "0"], ["N: must be at least 1", "got 0"]),
     ],
     ids=lambda value: "-".join(value[-2:]) if isinstance(value, list) else None,
 )
