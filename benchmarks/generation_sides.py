@@ -101,7 +101,8 @@ class ActorSide:
     """An `actors.actor.Actor` that is given leases as the controller gives them."""
 
     def __init__(self, setup: Setup):
-        from actors.actor import Actor, Spec
+        from actors.actor import Actor
+        from actors.contract import Spec
 
         exact_length()
         spec = Spec(
@@ -142,7 +143,7 @@ class ActorSide:
         return Lease(group_id(RUN, 0, task["id"]), 0, self._leased, task, self._leased, self._shard)
 
     async def _exchange(self, leases: tuple[Lease, ...] = ()):
-        from actors.actor import Orders
+        from actors.contract import Orders
 
         report = await self._actor.exchange(Orders(leases))
         await asyncio.sleep(LOOK_S)

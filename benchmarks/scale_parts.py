@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from actors.actor import Actor, Report, Spec
+from actors.actor import Actor
+from actors.contract import Report, Spec
 from actors.rollouts import Stage
 from protocols.errors import RedraftError
 from protocols.turns import TOKENS, Role

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from actors.actor import Orders, Report
+from actors.contract import Orders, Report
 from protocols import metrics
 from protocols.errors import RedraftError, SettingError
 from protocols.replay_stats import ReplayStats

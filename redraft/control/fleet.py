@@ -23,8 +23,8 @@ import ray
 from ray._private import state as ray_state
 from ray.exceptions import RayActorError
 
-from actors.actor import Orders, Report
 from actors.config import ActorSettings
+from actors.contract import Orders, Report
 from protocols import metrics
 from protocols.errors import RedraftError, WeightsError
 from redraft.evaluation.measures import Pass

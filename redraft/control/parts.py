@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from actors import environments
-from actors.actor import Orders
+from actors.contract import Orders
 from actors.tasks import TaskOrder
 from protocols.errors import DeadlineError
 from redraft.control import workers

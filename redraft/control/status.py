@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.actor import Report
+from actors.contract import Report
 from protocols import metrics
 from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, Finding, RunStatus, StepLine, StepReport

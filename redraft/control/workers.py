@@ -15,8 +15,9 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.actor import Actor, Spec
+from actors.actor import Actor
 from actors.config import ActorSettings
+from actors.contract import Spec
 from actors.weights import NodeFiles
 from learner.config import LearnerSettings
 from learner.rank import Rank, RankSpec

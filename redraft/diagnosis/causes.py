@@ -31,7 +31,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from actors.actor import Report
+from actors.contract import Report
 from actors.tally import Tally
 from protocols.reports import Finding, StepReport
 from redraft.diagnosis.evidence import ALPHA, RecentPlay, Weights, beyond, in_play, overlap

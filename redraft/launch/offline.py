@@ -110,7 +110,7 @@ def _fleet(
 ) -> Iterator[tuple[Fleet, Status, Callable[[Exam], None]]]:
     """A fleet that plays with a model as it is, beside a run that may go on: it, its status, and `serve(exam)`, which
     returns when the exam is over."""
-    from actors.actor import Orders
+    from actors.contract import Orders
     from redraft.control import workers
     from redraft.control.fleet import Fleet
     from redraft.control.status import Status

@@ -9,7 +9,6 @@ import ray
 from support.places import PYTHONPATH
 from support.run_house import select_nothing
 
-from actors.actor import Orders, Spec
 from actors.config import (
     ActorSettings,
     DataSettings,
@@ -17,6 +16,7 @@ from actors.config import (
     EnvironmentSettings,
     SamplingSettings,
 )
+from actors.contract import Orders, Spec
 from actors.rollout_config import AttemptSettings
 from actors.weights import NodeFiles
 from learner.logprobs import load_model

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from actors.actor import Report
+from actors.contract import Report
 from protocols.errors import RedraftError
 from redraft.control.evaluator import SHARE, TRIES, Exam
 from redraft.evaluation.measures import Pass

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.actor import Report
 from actors.config import ActorSettings
+from actors.contract import Report
 from redraft.control import workers as parts
 from redraft.control.fleet import Fleet
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.actor import Report
+from actors.contract import Report
 from actors.tally import Tally
 from protocols.reports import StepReport
 from redraft import recipe as recipes

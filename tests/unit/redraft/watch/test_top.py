@@ -16,7 +16,7 @@ from textual.app import App
 from textual.widgets import DataTable
 from tokenizers import Tokenizer, decoders, models
 
-from actors.actor import Report
+from actors.contract import Report
 from learner import transcript
 from learner.config import RecordSettings
 from learner.record import Record

@@ -1,0 +1,87 @@
+"""The contract of controller and actors: what an actor is made of, what it is told, and what it says.
+
+They speak through one call, `exchange(orders) -> report`, a few times a second; that call is also the heartbeat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
+from actors.rendering import OnRewrite
+from actors.rollout_config import Rollout
+from actors.tally import Tally
+from protocols.turns import Lease
+from protocols.weights import WeightRef
+from replay.config import ClientKeys
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """All that an actor needs to be made again elsewhere."""
+
+    run_id: str
+    model: str
+    dtype: str
+    seed: int
+    data: DataSettings
+    environment: EnvironmentSettings
+    rollout: Rollout
+    sampling: SamplingSettings
+    actors: ActorSettings
+    keys: ClientKeys | None
+    version: int | None = None
+    """Of the weights in `model`, where no learner will announce any: an evaluation."""
+    listen: str = LOOPBACK
+    """Where it serves its metrics."""
+    on_rewrite: OnRewrite = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """From the controller. `trial` is the perturbed version that an engine must follow before it may play."""
+
+    leases: tuple[Lease, ...] = ()
+    weights: WeightRef | None = None
+    trial: WeightRef | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """To the controller. `state`: starting, ready, failed (with `error`). `closed` were acknowledged by replay."""
+
+    state: str
+    version: int | None = None
+    probe_difference: float = 0.0
+    probe_limit: float = 0.0
+    closed: list[tuple[bytes, int, float | None]] = field(default_factory=list)  # group, fencing token, success rate
+    abandoned: list[tuple[bytes, int, str]] = field(default_factory=list)
+    playing: int = 0
+    running: int = 0
+    turns: int = 0
+    tokens: int = 0
+    generations: int = 0
+    """Responses that were sampled, those that no turn keeps included."""
+    attempts: int = 0
+    """Those of them that were no reflections."""
+    tally: Tally = field(default_factory=Tally)
+    """Of what it played since the last report."""
+    untemplated: str = ""
+    """Why the model looks like a chat model whose template is missing."""
+    share: int = -1
+    """The share of an evaluation that it plays or played last, as `evaluate` was told."""
+    tested: int = 0
+    """Tasks of that share that have ended."""
+    tested_tokens: int = 0
+    """Tokens that were sampled for that share."""
+    error: str = ""
+    fatal: bool = False
+    """Failed for a cause that a new actor would meet, too: the run has to end."""
+    weights_refused: bool = False
+    pid: int = 0
+    node: str = ""
+    node_id: str = ""
+    """Ray's."""
+    address: str = ""
+    """Of the node, for others."""
+    metrics_port: int = 0
