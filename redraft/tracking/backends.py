@@ -12,6 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
+
     from redraft.recipe import Recipe
     from redraft.run import Run
     from redraft.tracking.queue import Entry
@@ -26,13 +28,12 @@ class TensorBoard:
 
     def __init__(self, run: Run, recipe: Recipe, step: int):
         self._folder, self._recipe, self._last = run.folder / "tensorboard", recipe.dump(), step
-        self._file = None
-        self._open()
+        self._file: EventsWriter | None = self._open()
 
-    def _open(self) -> None:
+    def _open(self) -> EventsWriter:
         """A new file, which hides what others say of later steps. Leaves none when the disk is full."""
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue]  generated
         from tensorboardX.summary import text
 
         self._folder.mkdir(exist_ok=True)
@@ -48,20 +49,19 @@ class TensorBoard:
             for path in self._folder.glob(f"*{ending}"):
                 path.unlink()
             raise
-        self._file = file
+        return file
 
     def write(self, entry: Entry) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  generated
 
-        if self._file is None:
-            self._open()
+        file = self._file = self._file or self._open()
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in entry.values.items()]
         try:
-            self._write(self._file, entry.time_s, step=entry.step, summary=Summary(value=values))
-            self._file.flush()
+            self._write(file, entry.time_s, step=entry.step, summary=Summary(value=values))
+            file.flush()
         except OSError:  # the record may be torn: readers stop there, so the next one begins a new file
             with contextlib.suppress(OSError):
-                self._file.close()
+                file.close()
             self._file = None
             raise
         self._last = max(self._last, entry.step)
@@ -72,7 +72,7 @@ class TensorBoard:
 
     @staticmethod
     def _write(file, time_s: float | None = None, **fields) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]  generated
 
         file.write_event(Event(wall_time=time_s or time.time(), **fields))
 
@@ -81,11 +81,13 @@ class Wandb:
     """A run of Weights & Biases under the run's own id, so that a resumed run goes on there."""
 
     def __init__(self, run: Run, recipe: Recipe, step: int):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  an extra
 
+        settings = recipe.tracking.wandb
+        assert settings is not None, "it was asked for"
         self._run = wandb.init(
-            project=recipe.tracking.wandb.project,
-            entity=recipe.tracking.wandb.entity,
+            project=settings.project,
+            entity=settings.entity,
             id=run.id,
             name=run.name,
             resume="allow",
@@ -112,9 +114,10 @@ class Mlflow:
     """A run of MLflow, whose id is kept in RUN/mlflow.json, so that a resumed run goes on there."""
 
     def __init__(self, run: Run, recipe: Recipe, step: int):
-        from mlflow.tracking import MlflowClient
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]  an extra
 
         settings = recipe.tracking.mlflow
+        assert settings is not None, "it was asked for"
         self._client = MlflowClient(tracking_uri=settings.uri)
         where = settings.model_dump()
         kept = run.folder / "mlflow.json"
@@ -135,14 +138,14 @@ class Mlflow:
         return client.create_run(where, run_name=run.name, tags={"redraft.run": run.id}).info.run_id
 
     def _describe(self, recipe: Recipe) -> None:
-        from mlflow.entities import Param
+        from mlflow.entities import Param  # pyright: ignore[reportMissingImports]  an extra
 
         params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in _flat("", recipe.model_dump(mode="json"))]
         for begin in range(0, len(params), PARAMS):
             self._client.log_batch(self._id, params=params[begin : begin + PARAMS])
 
     def write(self, entry: Entry) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]  an extra
 
         if not entry.again:
             at_ms = int(entry.time_s * 1000)

@@ -47,19 +47,21 @@ class Guard:
 
     def _answer(self, request: Request) -> Response | None:
         """What to say instead of the page; None to let the request through."""
-        if self._token is None:
+        token = self._token
+        if token is None:
             named = _host(request.headers.get("host", ""))
             return None if named in LOOPBACK else PlainTextResponse("this name is not answered here", 421)
-        if self._right(request.cookies.get(self._cookie, "")):
+        if _same(request.cookies.get(self._cookie, ""), token):
             return None
-        if self._right(request.query_params.get("token", "")):
+        if _same(request.query_params.get("token", ""), token):
             entered = RedirectResponse("/", 303)
-            entered.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
+            entered.set_cookie(self._cookie, token, httponly=True, samesite="lax")
             return entered
         return PlainTextResponse("open the whole address that `redraft view` printed, with its token", 401)
 
-    def _right(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode(), self._token.encode())
+
+def _same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode(), token.encode())
 
 
 def _host(header: str) -> str | None:

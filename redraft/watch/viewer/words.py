@@ -42,24 +42,26 @@ class Words:
 
     def spell(self, ids: Sequence[int]) -> list[str | None]:
         """The text of each token; None where it is a part of the character that a later one completes."""
-        if self._tokenizer is None:
+        tokenizer = self._tokenizer
+        if tokenizer is None:
             return [f"{number} " for number in ids]
+
+        def decode(part: Sequence[int]) -> str:
+            return tokenizer.decode(list(part), skip_special_tokens=False)
+
         words: list[str | None] = []
         before = start = 0  # ids[before:start] were spelled last: some decoders look back at the token before
         seen = ""
         for place, number in enumerate(ids):
-            text = self._decode(ids[before : place + 1])
+            text = decode(ids[before : place + 1])
             if text.endswith(BROKEN) and place + 1 < len(ids) and place + 1 - start < LONGEST:
                 words.append(None)
                 continue
-            words.append(text[len(seen) :] if self._tokenizer.id_to_token(number) is not None else f"<{number}>")
+            words.append(text[len(seen) :] if tokenizer.id_to_token(number) is not None else f"<{number}>")
             before, start = start, place + 1
-            seen = self._decode(ids[before:start])
+            seen = decode(ids[before:start])
         return words
 
     def special(self, ids: Sequence[int]) -> list[int]:
         """The places of special tokens."""
         return [place for place, number in enumerate(ids) if number in self._special]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -1,0 +1,32 @@
+"""Leases are given by what replay holds, and what holds them back is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from learner.config import LearnerSettings
+from redraft.control.admission import Admission
+
+HELD = {"full": False, "fullest": 0.5, "claimed": 8, "ready": 4, "step": 2}
+
+
+@pytest.mark.parametrize(
+    ("changed", "running", "room", "wait"),
+    [
+        ({}, 1, 3, "groups"),
+        ({}, 4, 0, "staleness"),
+        ({"full": True}, 0, 0, "replay"),
+        ({"fullest": 0.95}, 0, 0, "replay"),
+    ],
+)
+def test_groups_are_admitted_up_to_the_staleness_bound_while_replay_has_room(changed, running, room, wait):
+    told = []
+    admission = Admission(LearnerSettings(batch_groups=8, max_staleness=1), told.append)
+    assert admission.room(version=2, stats=HELD | changed, running=running) == room
+    assert told == [wait]
+
+
+def test_without_a_ready_actor_none_is_admitted_and_the_learner_waits_for_groups():
+    told = []
+    admission = Admission(LearnerSettings(), told.append)
+    assert admission.close() == 0 and told == ["groups"]

@@ -1,0 +1,72 @@
+"""A controller answers from its first moment on, also while its parts start and when they have ended."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+from support.places import RECIPES
+
+from protocols.errors import SettingError
+from protocols.reports import StepReport
+from protocols.weights import Probe, WeightRef
+from redraft import recipe as recipes
+from redraft.control.controller import Controller
+from redraft.control.exchange import Announced
+from redraft.run import Run
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(tmp_path, "0123456789abcdef", "no/model")
+
+
+def controller(run: Run, *overrides: str) -> Controller:
+    (run.folder / "logs").mkdir()
+    return Controller(run, recipes.load(RECIPES / "quickstart.yaml", overrides), resume=False)
+
+
+def weights(version: int) -> WeightRef:
+    return WeightRef(version, f"digest {version}", 4, None, Probe((1, 2), (-1.0,), 0.1), "elements")
+
+
+def test_before_its_parts_are_up_it_says_what_it_knows_and_refuses_what_it_cannot_do_yet(run):
+    made = controller(run)
+    assert (made.status().state, made.status().steps) == ("starting", 160)
+    assert made.cursor() == {"position": 0} and list(made._state.processes()) == []
+    with pytest.raises(SettingError, match="RUN: has no actors now. Wait until it trains"):
+        made.scale(3)
+    with pytest.raises(SettingError, match="RUN: is not training. Wait until it trains"):
+        made.add_shard()
+
+
+def test_a_step_that_is_told_then_is_kept(run):
+    made = controller(run)
+    made.step_done(StepReport(step=1, version=1))
+    assert made.status().step == 1 and run.lines("metrics.jsonl")[0]["version"] == 1
+
+
+def test_a_run_that_is_stopped_before_it_trains_says_so(run):
+    made = controller(run)
+    made.stop()
+    assert made.status().state == "stopping"
+
+
+def test_a_run_that_cannot_start_says_why_in_its_summary(run):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        end = controller(run, f"metrics.port={taken.getsockname()[1]}").run()
+    written = json.loads((run.folder / "summary.json").read_text())
+    assert end.state == written["state"] == "failed" and end.error == written["error"]
+    assert end.error.startswith("metrics.port: port ")
+    assert (written["steps"], written["generations"], written["findings"]) == (0, 0, [])
+
+
+def test_an_actor_is_sent_weights_that_it_lacks_and_the_trial_with_its_first():
+    announced = Announced()
+    assert announced.orders(None) == (None, None)
+    announced.trial, announced.newest = weights(-1), weights(4)
+    assert announced.orders(None) == (announced.newest, announced.trial)
+    assert announced.orders(3) == (announced.newest, None) and announced.orders(4) == (None, None)
