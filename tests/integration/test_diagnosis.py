@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import yaml
-from support.run_house import ENVIRONMENT, ROOT, Command
+from support.places import ROOT
+from support.run_house import ENVIRONMENT, Command
 
 SOON_S = 30.0
 RECIPE = {

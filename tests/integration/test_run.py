@@ -14,7 +14,8 @@ import psutil
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from support.run_house import ENVIRONMENT, ROOT, Command, leftovers
+from support.places import ROOT
+from support.run_house import ENVIRONMENT, Command, leftovers
 from support.watch_house import NAME, Prometheus, listed, panel_queries, rules, wait_for
 
 from protocols import metrics, reports  # noqa: F401  reports declares metrics, too

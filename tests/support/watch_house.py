@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.run_house import ROOT, select_nothing
+from support.places import ROOT
+from support.run_house import select_nothing
 
 INTERVAL_S = 1
 SHIPPED = ROOT / "deploy" / "prometheus"
