@@ -129,9 +129,7 @@ def begun(name: str) -> bool:
 def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
     """Raises SettingError when `create` would, before any work is done for it."""
     if name is not None and not NAME.fullmatch(name):
-        raise SettingError(
-            "--run", f"{name!r} is no name for a folder", "Use letters, digits, dots, dashes, underscores"
-        )
+        raise SettingError("--run", f"{name!r} cannot name a folder", "Use letters, digits, dots, dashes, underscores")
     folder = RUNS / (name or recipe.name)
     if resume:
         _can_go_on(find(str(folder)), recipe)

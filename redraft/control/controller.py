@@ -221,7 +221,7 @@ class Controller:
             members = exchange.parts.fleet.members.values()
             waiting = [f"{member.name} is {member.state}" for member in members if member.waiting]
             hint = ", ".join(waiting) or "see logs/ in the run"
-            raise DeadlineError("the controller", culprit, start_s, f"{what} did not come; {hint}")
+            raise DeadlineError("the controller", culprit, start_s, f"still missing: {what}; {hint}")
 
     # Evaluation.
 

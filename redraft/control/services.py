@@ -34,7 +34,9 @@ def unused(replay: RunReplaySettings) -> str:
         cure = "Go on with that run by --resume, or serve an empty folder under another --run-id"
         raise SettingError(SETTING, f"they keep turns of the run {run_id}", cure)
     if not runs.NAME.fullmatch(run_id):
-        raise SettingError(SETTING, f"--run-id {run_id!r} is no name", "Use letters, digits, dots, dashes, underscores")
+        raise SettingError(
+            SETTING, f"--run-id {run_id!r} cannot name a run", "Use letters, digits, dots, dashes, underscores"
+        )
     return run_id
 
 
