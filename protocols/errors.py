@@ -21,9 +21,8 @@ class DeadlineError(RedraftError):
 
     def __init__(self, waiter: str, culprit: str, seconds: float, detail: str = ""):
         self.culprit, self._made_of = culprit, (waiter, culprit, seconds, detail)
-        super().__init__(
-            f"{waiter} timed out after {seconds:.0f} s waiting for {culprit}" + (f": {detail}" if detail else "")
-        )
+        problem = f"{waiter} timed out after {seconds:.0f} s waiting for {culprit}"
+        super().__init__(f"{problem}: {detail}" if detail else problem)
 
     def __reduce__(self):
         return type(self), self._made_of

@@ -363,7 +363,8 @@ def test_a_learner_without_groups_says_whom_it_waited_for(place):
     prefetch = Prefetch(Client([endpoints], "learner"), settings(claim_deadline_s=0.2))
     prefetch.start(0)
     with pytest.raises(
-        DeadlineError, match=r"learner waited 0 s for actors: too few groups are ready.*4 groups make a batch"
+        DeadlineError,
+        match=r"learner timed out after 0 s waiting for actors: too few groups are ready.*4 groups make a batch",
     ):
         prefetch.take()
     prefetch.close()

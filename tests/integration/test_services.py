@@ -65,7 +65,7 @@ def test_services_whose_settings_are_not_those_of_the_recipe_are_refused(tmp_pat
 
 
 def test_an_identity_that_could_not_name_files_is_refused(tmp_path):
-    with served(tmp_path, run_id="../exp") as replay, pytest.raises(SettingError, match="is no name"):
+    with served(tmp_path, run_id="../exp") as replay, pytest.raises(SettingError, match="cannot name a run"):
         services.unused(replay)
 
 
