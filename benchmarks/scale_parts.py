@@ -18,6 +18,7 @@ from actors.actor import Actor
 from actors.contract import Report, Spec
 from actors.rollouts import Stage
 from protocols.errors import RedraftError
+from protocols.reports import LearnerEnded, LearnerReady
 from protocols.turns import TOKENS, Role
 from protocols.weights import Probe, WeightRef
 from redraft import logs
@@ -128,13 +129,13 @@ class Consumer:
     def held(self, limit: str) -> None:
         """Its wait is told by `busy_s` alone."""
 
-    def setup(self, master: tuple[str, int], resume: bool) -> dict:
-        return {"step": 0, "incarnation": 0, "cursor": {}, "trained": 0}
+    def setup(self, master: tuple[str, int], resume: bool) -> LearnerReady:
+        return LearnerReady(step=0, incarnation=0, trained=0)
 
     def announce(self, controller) -> None:
         self._publish(controller, 0)
 
-    def run(self, controller, until_step: int) -> dict:
+    def run(self, controller, until_step: int) -> LearnerEnded:
         """Until `stop`. The next batch is claimed while this one is committed."""
         step, published = 0, time.monotonic()
         with ThreadPoolExecutor(1) as pool:
@@ -151,7 +152,7 @@ class Consumer:
                     published = began
                 self._busy_s += time.monotonic() - began
             claim.result()
-        return {"step": step, "reason": "stopped"}
+        return LearnerEnded(step, "stopped")
 
     def commit(self, groups: list[bytes], step: int) -> None:
         self._clients[0].commit(groups, step)

@@ -19,6 +19,7 @@ from learner.lora_config import LoraSettings
 from learner.progress import Progress
 from protocols import metrics
 from protocols.errors import RedraftError
+from protocols.reports import LearnerEnded, LearnerReady
 from replay.client import Client
 from replay.config import ClientKeys, Endpoints
 
@@ -95,11 +96,10 @@ class Rank:
         """That of rank 0. Raises TimeoutError before it trains."""
         return self._prefetch.result(0)
 
-    def setup(self, master: tuple[str, int], resume: bool) -> dict:
+    def setup(self, master: tuple[str, int], resume: bool) -> LearnerReady:
         """Joins the ranks and loads the model or, on `resume`, the newest checkpoint if there is one.
 
-        Returns the step and incarnation to go on from, the controller's cursor of the checkpoint, and how many
-        parameters are trained. Blocks until all ranks are up.
+        Returns where it goes on from. Blocks until all ranks are up.
         Raises SettingError when the checkpoint does not fit the settings, or a part cannot be found.
         """
         import torch
@@ -138,7 +138,7 @@ class Rank:
         packing = spec.settings.model_copy(update={"packing": trainer.packed})  # batches are packed by what it found
         orders = Orders(group, spec.world, self._obey)
         self._parts.set_result(Parts(trainer, packing, group, orders, progress, folder, resume))
-        return {"step": progress.step, "cursor": cursor, "incarnation": incarnation, "trained": trainer.trained}
+        return LearnerReady(progress.step, incarnation, trainer.trained, cursor)
 
     def announce(self, controller) -> None:
         """Announces the weights that training starts from; on resume, replay first takes back what came after them."""
@@ -168,8 +168,8 @@ class Rank:
         self._publisher.set_result(publisher)
         parts.orders.end(ANNOUNCED)
 
-    def run(self, controller, until_step: int) -> dict:
-        """Trains until `until_step` steps are done or `stop` is called; returns the step and "done" or "stopped".
+    def run(self, controller, until_step: int) -> LearnerEnded:
+        """Trains until `until_step` steps are done or `stop` is called; returns how it ended.
 
         `controller` is a Ray handle with `announce`, `step_done` and `cursor`. Raises DeadlineError when a batch does
         not come in time, RedraftError when gradients are not finite again and again.
@@ -181,14 +181,14 @@ class Rank:
             torch.set_num_threads(self.spec.settings.threads)  # holds for the calling thread only
         if self.spec.rank:
             reason = parts.orders.follow()
-            return {"step": parts.progress.step, "reason": reason}
+            return LearnerEnded(parts.progress.step, reason)
         try:
             reason = self._lead(controller, until_step)
         except RedraftError:
             parts.orders.end(FAILED)  # the other ranks wait for an order: none of these errors arises in one
             raise
         parts.orders.end(reason)
-        return {"step": parts.progress.step, "reason": reason}
+        return LearnerEnded(parts.progress.step, reason)
 
     def stop(self) -> None:
         """Makes `run` finish its step, write a checkpoint and return; called from another thread."""

@@ -1,5 +1,6 @@
 """What the parts of a run tell each other and people about it: one step, the state of the run, how it ended.
 
+    learner      LearnerReady, LearnerEnded ----> controller
     learner      StepReport ----> controller    adds what it knows: StepLine ----> metrics.jsonl, trackers
     controller   RunStatus  ----> the live view, `redraft top`, `redraft status`
     controller   RunEnded   ----> summary.json, and the same readers from then on
@@ -50,6 +51,25 @@ class Responses(Reported):
         group="responses",
         factory=dict,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerReady:
+    """Where a learner that is up goes on from, and how many parameters it trains. `cursor` is what the controller said
+    when the checkpoint was written, empty without one."""
+
+    step: int
+    incarnation: int
+    trained: int
+    cursor: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerEnded:
+    """After which step a learner has ended, and why: done or stopped."""
+
+    step: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from ray.exceptions import RayTaskError
 
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
-from protocols.reports import RunEnded, RunStatus, StepReport
+from protocols.reports import LearnerEnded, RunEnded, RunStatus, StepReport
 from protocols.weights import WeightRef
 from redraft import logs
 from redraft.control import discovery
@@ -192,8 +192,8 @@ class Controller:
         self._status.phase("training")
         learning = [rank.run.remote(me, self._recipe.steps) for rank in parts.ranks]
         self._serve(exchange, lambda: _have_ended(learning), admission)
-        ended: Any = ray.get(learning[0])
-        if ended["reason"] != "done":
+        ended: LearnerEnded = ray.get(learning[0])
+        if ended.reason != "done":
             return stopped
         self._until(exchange, exchange.arrived, "actors", "the last weights")
         return RunEnded(self._run.name, "done", before=before, after=self._evaluation(exchange, "after"))

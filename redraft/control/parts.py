@@ -16,6 +16,7 @@ from actors import environments
 from actors.contract import Orders
 from actors.tasks import TaskOrder
 from protocols.errors import DeadlineError
+from protocols.reports import LearnerReady
 from redraft.control import workers
 from redraft.control.discovery import Process
 from redraft.control.fleet import Fleet
@@ -108,16 +109,16 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
     shards.wait(recipe.start_s)
     begins = _set_up(ranks, recipe, resume, lambda: files.look(fleet))
     served = _serve(ranks, run, recipe, lambda: files.look(fleet))
-    status.started(begins["step"], begins["trained"])
-    cursor, incarnation = begins["cursor"], begins["incarnation"]
-    order = TaskOrder(tasks, recipe.seed, recipe.curriculum, cursor)
+    status.started(begins.step, begins.trained)
+    cursor, incarnation = begins.cursor, begins.incarnation
+    order = TaskOrder(tasks, recipe.seed, recipe.curriculum, dict(cursor))
     position = cursor.get("position", 0)
     book = LeaseBook(order, run.id, recipe.seed, position, incarnation, client.known, shards.of)
-    log.info("started: step %d, incarnation %d, %d training tasks", begins["step"], incarnation, len(tasks))
-    return Parts(fleet, lost, ranks, served, shards, client, files, book, tests, begins["step"])
+    log.info("started: step %d, incarnation %d, %d training tasks", begins.step, incarnation, len(tasks))
+    return Parts(fleet, lost, ranks, served, shards, client, files, book, tests, begins.step)
 
 
-def _set_up(ranks: Sequence[Any], recipe: Recipe, resume: bool, meanwhile: Callable[[], None]) -> Mapping[str, Any]:
+def _set_up(ranks: Sequence[Any], recipe: Recipe, resume: bool, meanwhile: Callable[[], None]) -> LearnerReady:
     """Has the ranks join each other and load the model; what rank 0 says of where training goes on."""
     (master,) = wait_for_all({ranks[0].address.remote(): "learner rank 0"}, recipe.start_s, meanwhile)
     setups = {rank.setup.remote(master, resume): f"learner rank {number}" for number, rank in enumerate(ranks)}

@@ -17,6 +17,7 @@ from test_learner_ranks import BATCH, SEED, Controller, cluster, fill, groups, m
 
 from learner.checkpoint import newest
 from learner.rank import Rank, RankSpec
+from protocols.reports import LearnerEnded
 from replay.client import Client
 from replay.config import Endpoints
 
@@ -85,13 +86,13 @@ class Run:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        began = ray.get(rank.setup.remote(("127.0.0.1", port), resume), timeout=120)["step"]
+        began = ray.get(rank.setup.remote(("127.0.0.1", port), resume), timeout=120).step
         ray.get([rank.arm.remote(self.notes, fault), rank.announce.remote(controller)], timeout=120)
         try:
             returned = ray.get(rank.run.remote(controller, STEPS), timeout=120)
         except ray.exceptions.RayActorError:
             return began, False
-        assert returned == {"step": STEPS, "reason": "done"}
+        assert returned == LearnerEnded(STEPS, "done")
         ray.kill(rank)
         return began, True
 

@@ -67,7 +67,7 @@ def test_sharded_and_resumed_runs_train_the_same_adapter(whole, model_path, rank
         first.start(2)
         first.finish()
         second = Learner(model_path, endpoints, run_dir, choice, resume=True, lora=LORA)
-        assert {ready["step"] for ready in second.ready} == {2}
+        assert {ready.step for ready in second.ready} == {2}
         second.start(3)
         _, weights, _ = second.finish()
     assert [ref.version for ref, _ in weights] == [version_of(1, 2), version_of(1, 3)]

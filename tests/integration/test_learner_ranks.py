@@ -33,6 +33,7 @@ from learner.publish import bits_of
 from learner.rank import Rank, RankSpec
 from protocols.checksum import element_checksum
 from protocols.errors import DeadlineError
+from protocols.reports import LearnerEnded, LearnerReady
 from protocols.turns import Close, Group, Lease, Role, Turn
 from protocols.weights import version_of
 from replay.client import Client, Producer
@@ -211,7 +212,7 @@ def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path
             assert time.monotonic() < deadline, "three steps did not come"
         ray.get(whole.ranks[0].stop.remote())
         returned, weights, reports = whole.finish()
-        assert returned == [{"step": 3, "reason": "stopped"}]
+        assert returned == [LearnerEnded(3, "stopped")]
         assert newest(run_dir).name == "step-000003"
         assert [ref.version for ref, _ in weights] == [0, 1, 2, 3]
         for step in (0, 2, 3):
@@ -223,10 +224,10 @@ def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path
         fill(endpoints, made)
         first = Learner(model_path, endpoints, run_dir, settings())
         first.start(2)
-        assert first.finish()[0] == [{"step": 2, "reason": "done"}]
+        assert first.finish()[0] == [LearnerEnded(2, "done")]
         second = Learner(model_path, endpoints, run_dir, settings(), resume=True)
         trained = sum(weights.numel() for weights in load_model(model_path, torch.float32, "eager").parameters())
-        assert second.ready == [{"step": 2, "incarnation": 1, "cursor": {"task": 17}, "trained": trained}]
+        assert second.ready == [LearnerReady(2, 1, trained, {"task": 17})]
         second.start(3)
         _, resumed, _ = second.finish()
         assert [ref.version for ref, _ in resumed] == [version_of(1, 2), version_of(1, 3)]
@@ -269,10 +270,10 @@ def test_two_ranks_train_like_plain_torch_and_resume(model_path, place, zero):
     first = Learner(model_path, endpoints, run_dir, choice)
     first.start(2)
     returned, weights, reports = first.finish()
-    assert returned == [{"step": 2, "reason": "done"}] * 2
+    assert returned == [LearnerEnded(2, "done")] * 2
     assert_close(load(weights[2][1]), plain_torch(model_path, made, 2))
     second = Learner(model_path, endpoints, run_dir, choice, resume=True)
-    assert {ready["step"] for ready in second.ready} == {2}
+    assert {ready.step for ready in second.ready} == {2}
     second.start(3)
     _, weights, _ = second.finish()
     assert_close(load(weights[1][1]), plain_torch(model_path, made, 3))
@@ -297,9 +298,9 @@ def test_rounds_begin_from_the_base_and_resume_amid_one_without_changing_a_bit(m
         fill(endpoints, made)
         first = Learner(model_path, endpoints, run_dir, choice)
         first.start(3)
-        assert first.finish()[0] == [{"step": 3, "reason": "done"}] * ranks
+        assert first.finish()[0] == [LearnerEnded(3, "done")] * ranks
         second = Learner(model_path, endpoints, run_dir, choice, resume=True)
-        assert {ready["step"] for ready in second.ready} == {3}
+        assert {ready.step for ready in second.ready} == {3}
         second.start(4)
         _, resumed, reports = second.finish()
     assert [ref.version for ref, _ in resumed] == [version_of(1, 2), version_of(1, 4)]
@@ -340,7 +341,7 @@ def test_a_batch_that_trains_nothing_is_a_step_that_moves_no_weight(model_path, 
     learner = Learner(model_path, endpoints, run_dir, settings(ranks=ranks, zero=zero, **successes))
     learner.start(3)
     returned, weights, reports = learner.finish()
-    assert returned == [{"step": 3, "reason": "done"}] * ranks
+    assert returned == [LearnerEnded(3, "done")] * ranks
     assert [ref.version for ref, _ in weights] == [0, 1, 2, 3]
     moved = [not same_bits(load(weights[n][1]), load(weights[n + 1][1])) for n in range(3)]
     assert moved == [True, False, True], "neither momentum nor weight decay goes on without a token"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from learner.config import LearnerSettings
+from protocols.replay_stats import ReplayStats
 from redraft.control.admission import Admission
 
-HELD = {"full": False, "fullest": 0.5, "claimed": 8, "ready": 4, "step": 2}
+HELD = ReplayStats(fullest=0.5, claimed=8, ready=4, step=2)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +25,7 @@ HELD = {"full": False, "fullest": 0.5, "claimed": 8, "ready": 4, "step": 2}
 def test_groups_are_admitted_up_to_the_staleness_bound_while_replay_has_room(changed, running, room, wait):
     told = []
     admission = Admission(LearnerSettings(batch_groups=8, max_staleness=1), told.append)
-    assert admission.room(version=2, stats=HELD | changed, running=running) == room
+    assert admission.room(version=2, stats=replace(HELD, **changed), running=running) == room
     assert told == [wait]
 
 
