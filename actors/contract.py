@@ -11,6 +11,7 @@ from actors.config import ActorSettings, DataSettings, EnvironmentSettings, Samp
 from actors.rendering import OnRewrite
 from actors.rollout_config import Rollout
 from actors.tally import Tally
+from protocols.metrics import LOOPBACK
 from protocols.turns import Lease
 from protocols.weights import WeightRef
 from replay.config import ClientKeys
