@@ -25,8 +25,8 @@ from support.replay_house import (
     producer_of,
     serve,
     turns_of,
-    until,
 )
+from support.waiting import deadline_s, until
 
 from protocols.errors import DeadlineError
 from replay.config import RESEND_S
@@ -88,7 +88,7 @@ class Mounted:
         self._ballast.unlink()
 
     def unmount(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self._spool)], check=True, timeout=DEADLINE_S)
+        subprocess.run(["umount", "--lazy", str(self._spool)], check=True, timeout=deadline_s(DEADLINE_S))
 
 
 @pytest.fixture
@@ -154,10 +154,10 @@ def house(place, disk):
 def fill_up(house: House, before: int = 20, groups: int = 200) -> None:
     """Some groups are stored `before` the disk is full; then more are given, `groups` in all."""
     house.play(range(before))
-    until(lambda: len(house.acknowledged()) == before, DEADLINE_S, "the first groups are acknowledged")
+    until(lambda: len(house.acknowledged()) == before, "the first groups are acknowledged", DEADLINE_S)
     house.disk.fill()
     house.play(range(before, groups))
-    until(house.full, DEADLINE_S, "the spool is full")
+    until(house.full, "the spool is full", DEADLINE_S)
 
 
 def on(*disks: str, prove: tuple[str, ...] = ()):
@@ -169,12 +169,12 @@ def on(*disks: str, prove: tuple[str, ...] = ()):
 @on("short", "tmpfs", prove=("grow", "all"))
 def test_a_full_disk_holds_producers_back_and_all_is_stored_when_room_comes(house):
     fill_up(house)
-    until(house.held_back, DEADLINE_S, "the producer has no room")
+    until(house.held_back, "the producer has no room", DEADLINE_S)
     assert house.full(), "it is still full after every batch was sent again"
     held = len(house.acknowledged())
     assert held < len(house.waiting)
     house.disk.free()
-    until(lambda: len(house.acknowledged()) == len(house.waiting), DEADLINE_S, "all is acknowledged")
+    until(lambda: len(house.acknowledged()) == len(house.waiting), "all is acknowledged", DEADLINE_S)
     assert not house.full()
     assert not house.held_back()
     stats = house.client.stats()
@@ -211,9 +211,9 @@ def test_a_service_that_starts_on_a_full_disk_recovers_when_room_comes(house):
     fill_up(house)
     house.service.kill()
     house.open()
-    until(house.full, DEADLINE_S, "the new service finds the disk full")
+    until(house.full, "the new service finds the disk full", DEADLINE_S)
     house.disk.free()
-    until(lambda: len(house.acknowledged()) == len(house.waiting), DEADLINE_S, "all is acknowledged")
+    until(lambda: len(house.acknowledged()) == len(house.waiting), "all is acknowledged", DEADLINE_S)
     groups = house.client.claim(len(house.waiting), 0, ANY, DEADLINE_S).groups
     assert {group.id for group in groups} == set(house.waiting)
     assert not [problem for group in groups if (problem := problem_of(group))]
@@ -223,9 +223,11 @@ def test_a_service_that_starts_on_a_full_disk_recovers_when_room_comes(house):
 def test_checkpoints_make_room_on_a_disk_that_stays_full(house):
     """What was forgotten leaves room within the file: enough of it for what waits, where many groups were held."""
     fill_up(house, before=300, groups=500)
-    used, step, deadline = [], 0, time.monotonic() + DEADLINE_S
+    used, step, began = [], 0, time.monotonic()
     while len(used) < len(house.waiting):
-        assert time.monotonic() < deadline, f"{len(used)} of {len(house.waiting)} used; {house.client.stats()}"
+        assert time.monotonic() - began < deadline_s(DEADLINE_S), (
+            f"{len(used)} of {len(house.waiting)} used; {house.client.stats()}"
+        )
         groups = house.client.claim(4, step, ANY, 1.0).groups
         assert not [problem for group in groups if (problem := problem_of(group))]
         ids = [group.id for group in groups]

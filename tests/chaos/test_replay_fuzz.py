@@ -15,6 +15,7 @@ import pytest
 import zmq
 from support.replay_fuzz import LAST, Fuzz, Message
 from support.replay_house import ANY, client_of, endpoints_in, gid, play, problem_of, producer_of, serve
+from support.waiting import deadline_s
 
 from protocols.errors import RedraftError
 from protocols.wire import unpack
@@ -63,7 +64,7 @@ class Honest:
         """Ends in order: all that was played is acknowledged and used, or it is a problem."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(DEADLINE_S)
+            thread.join(deadline_s(DEADLINE_S))
 
     def _play(self, endpoints) -> None:
         producer = producer_of("actor")
@@ -124,7 +125,7 @@ class Sender:
         for dealer in self._sockets:
             dealer.send_multipart(self._last.frames)
             while True:
-                assert dealer.poll(PATIENCE_S * 1000), "no answer to a sound message"
+                assert dealer.poll(1000 * deadline_s(PATIENCE_S)), "no answer to a sound message"
                 if self._last_answer(unpack(dealer.recv_multipart()[0])):
                     break
             dealer.close()
@@ -132,7 +133,7 @@ class Sender:
 
 def bombard(service, endpoints, count: int, seed: int, odd_share: float = 0.0) -> int:
     """Sends `count` messages to both endpoints; how many of them are certainly bad. Returns when all were read."""
-    deadline = time.monotonic() + DEADLINE_S * max(count / MESSAGES, 1)
+    began, normal_s = time.monotonic(), DEADLINE_S * max(count / MESSAGES, 1)
     fuzz, choice, bad = Fuzz(seed), random.Random(seed), 0
     rows, request = fuzz.last_rows(), fuzz.last_request()
     with closing(client_of(endpoints, "watcher")) as client, zmq.Context() as context:
@@ -145,7 +146,7 @@ def bombard(service, endpoints, count: int, seed: int, odd_share: float = 0.0) -
                 message = fuzz.rows(odd) if side else fuzz.request(odd)
                 bad += message.bad
                 (ingest if side else serve).send(message, number)
-                assert time.monotonic() < deadline, f"only {number} messages were sent in time"
+                assert time.monotonic() - began < deadline_s(normal_s), f"only {number} messages were sent in time"
         except AssertionError as error:
             context.destroy(linger=0)
             raise AssertionError(f"{error}; the service said\n{service.said()[-4000:]}") from None
@@ -161,7 +162,7 @@ def strangers(path: str, count: int) -> None:
     generator = random.Random(count)
     for _ in range(count):
         with socket.socket(socket.AF_UNIX) as peer:
-            peer.settimeout(DEADLINE_S)
+            peer.settimeout(deadline_s(DEADLINE_S))
             peer.connect(path)
             try:
                 peer.sendall(generator.randbytes(generator.randrange(1, 200)))

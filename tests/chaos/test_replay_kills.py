@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support.replay_house import ANY, Notes, Process, client_of, endpoints_in, gid, problem_of, serve, turns_of, until
+from support.replay_house import ANY, Notes, Process, client_of, endpoints_in, gid, problem_of, serve, turns_of
+from support.waiting import until
 
 PRODUCERS, LEARNERS = 4, 2
 # What is killed. "run": learners and producers die, and the run is resumed from its last checkpoint, as one does.
@@ -175,7 +176,7 @@ def storm(place: Path, kills: int, seed: int) -> None:
             run.start(name)
         for number in range(kills):
             before = run.progress()
-            until(lambda before=before: run.progress() > before + 20, 30, "acknowledgements after a kill")
+            until(lambda before=before: run.progress() > before + 20, "acknowledgements after a kill", 30)
             threading.Event().wait(run.generator.random() * 0.4)  # the random instant, not a wait for anything
             if run.generator.random() < 0.8:
                 run.wait_for_an_acknowledgement()

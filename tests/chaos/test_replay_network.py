@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.replay_house import ANY, client_of, gid, play, problem_of, producer_of, turns_of, until
+from support.replay_house import ANY, client_of, gid, play, problem_of, producer_of, turns_of
 from support.tcp_proxy import Proxy
+from support.waiting import deadline_s, until
 
 from protocols.errors import DeadlineError
 from replay import keys
@@ -58,13 +59,15 @@ class House:
         return sum(done.done() and done.exception() is None for done in self.waiting.values())
 
     def wait_for_all(self) -> None:
-        until(lambda: self.acknowledged() == len(self.waiting), DEADLINE_S, "all is acknowledged")
+        until(lambda: self.acknowledged() == len(self.waiting), "all is acknowledged", DEADLINE_S)
 
     def use_all(self, before=lambda step: None) -> None:
         """Claims and commits every group; each is right and comes once. `before` is called before each claim."""
-        used, deadline = [], time.monotonic() + DEADLINE_S
+        used, began = [], time.monotonic()
         while len(used) < len(self.waiting):
-            assert time.monotonic() < deadline, f"{len(used)} of {len(self.waiting)} used: {self.client.stats()}"
+            assert time.monotonic() - began < deadline_s(DEADLINE_S), (
+                f"{len(used)} of {len(self.waiting)} used: {self.client.stats()}"
+            )
             before(len(used))
             groups = self.client.claim(min(20, len(self.waiting) - len(used)), 0, ANY, 5.0).groups
             problems = [problem for group in groups if (problem := problem_of(group))]
@@ -108,7 +111,7 @@ def test_connections_cut_in_the_middle_of_a_batch(house):
     for number in range(cuts):
         house.ingest.cut_after(generator.randrange(1, 60_000))
         house.play(60)
-        until(lambda number=number: house.ingest.cuts > number, DEADLINE_S, "a cut")
+        until(lambda number=number: house.ingest.cuts > number, "a cut", DEADLINE_S)
     house.wait_for_all()
     house.use_all()
     stats = house.check()
@@ -133,7 +136,7 @@ def test_connections_that_carry_nothing_for_a_while(house, end):
 
 def silent_until(moment: float, house: House) -> None:
     held = house.acknowledged()
-    until(lambda: time.monotonic() > moment, 2 * HOLE_S, "time passes")
+    until(lambda: time.monotonic() > moment, "time passes", 2 * HOLE_S)
     assert house.acknowledged() == held, "something was acknowledged through a connection that carries nothing"
 
 

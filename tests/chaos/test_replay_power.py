@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from support.power_cut import Disk, entries, environment, shim
-from support.replay_house import ANY, client_of, endpoints_in, gid, held_in, play, producer_of, serve, until
+from support.replay_house import ANY, client_of, endpoints_in, gid, held_in, play, producer_of, serve
+from support.waiting import until
 
 from protocols.errors import DeadlineError
 
@@ -71,7 +72,7 @@ def run_until_the_cut(place: Path, library: Path, durability: str, groups: int, 
             load.play(producer, gid(0, number), endpoints.ingest)
             if number % 10 == 9:
                 least = number - generator.randrange(20)
-                until(lambda least=least: len(load.stored) >= least, DEADLINE_S, f"{least} acknowledged groups")
+                until(lambda least=least: len(load.stored) >= least, f"{least} acknowledged groups", DEADLINE_S)
                 load.use_some(client, number)
         for number in range(groups, groups + LAST):  # so that it dies under load
             load.play(producer, gid(0, number), endpoints.ingest)

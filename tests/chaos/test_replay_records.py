@@ -12,6 +12,7 @@ import pytest
 import zmq
 from support.replay_fuzz import entry_of
 from support.replay_house import ANY, client_of, endpoints_in, gid, play, producer_of, turn_of
+from support.waiting import deadline_s
 
 from protocols.turns import Close
 from protocols.wire import ENTRY, SCHEMA, Row, encode_turn, join, pack, row_of
@@ -94,7 +95,7 @@ def send_group(ingest: str, group: bytes, turn: bytes | None, close: bytes | Non
         dealer.setsockopt(zmq.LINGER, 0)
         dealer.connect(ingest)
         dealer.send_multipart([header, *join(rows)])
-        assert dealer.poll(DEADLINE_S * 1000), "no answer"
+        assert dealer.poll(1000 * deadline_s(DEADLINE_S)), "no answer"
 
 
 @pytest.mark.parametrize("kind", [*hostile_turns(), *hostile_closes()])
@@ -103,7 +104,7 @@ def test_a_record_that_is_none_is_dropped_and_the_others_are_served(endpoints, k
     send_group(endpoints.ingest, BAD, hostile_turns().get(kind), hostile_closes().get(kind))
     producer, client = producer_of("actor"), client_of(endpoints, "learner")
     try:
-        play(producer, HONEST, endpoints.ingest).result(DEADLINE_S)
+        play(producer, HONEST, endpoints.ingest).result(deadline_s(DEADLINE_S))
         tracemalloc.start()
         groups = client.claim(1, 0, ANY, 5.0).groups
         peak = tracemalloc.get_traced_memory()[1]
@@ -112,5 +113,5 @@ def test_a_record_that_is_none_is_dropped_and_the_others_are_served(endpoints, k
         assert peak < LEARNER_BYTES, f"it made the learner take {peak >> 20} MiB"
     finally:
         tracemalloc.stop()
-        producer.close(DEADLINE_S)
+        producer.close(deadline_s(DEADLINE_S))
         client.close()

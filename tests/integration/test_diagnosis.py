@@ -10,6 +10,7 @@ import pytest
 import yaml
 from support.places import ROOT
 from support.run_house import ENVIRONMENT, Command
+from support.waiting import deadline_s
 
 SOON_S = 30.0
 RECIPE = {
@@ -75,7 +76,7 @@ def test_answers_that_are_cut_and_steps_that_train_nothing_are_told_within_half_
     assert run.process.returncode == 0, output[-3000:]
     found, steps = told(run), run.lines("stuck", "metrics.jsonl")
     for cause in ("answers_cut", "answers_unparsed", "nothing_trained", "reward_constant"):
-        assert found[cause]["since_s"] <= steps[0]["time_s"] + SOON_S, cause
+        assert found[cause]["since_s"] <= steps[0]["time_s"] + deadline_s(SOON_S), cause
         assert found[cause]["cure"], cause
     assert "were cut at sampling.max_tokens=2" in found["answers_cut"]["problem"]
     assert "trained nothing" in found["nothing_trained"]["problem"]
@@ -94,7 +95,7 @@ def test_groups_that_are_all_set_aside_are_told_while_the_run_waits_and_by_the_e
     run.until(lambda: "groups_flat" in told(run), 200)
     asked = subprocess.run(
         [sys.executable, "-m", "redraft", "status", "stuck", "--json"],
-        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=deadline_s(60),
     )  # fmt: skip
     status = json.loads(asked.stdout)
     if "summary" not in status:  # else it has ended meanwhile, on a busy machine
@@ -105,7 +106,7 @@ def test_groups_that_are_all_set_aside_are_told_while_the_run_waits_and_by_the_e
     assert "filtered: all their answers scored the same (right: 0 %)" in finding["problem"]
     assert "partial credit" in finding["cure"] and "replay.drop_flat: false" in finding["cure"]
     training = summary["seconds"] - 25  # it never had a batch, and the learner waited so long for the first
-    assert finding["since_s"] <= training + SOON_S
+    assert finding["since_s"] <= training + deadline_s(SOON_S)
     assert "for groups that are not flat" in summary["error"] and "replay.drop_flat: false" in summary["error"]
 
 

@@ -1,13 +1,12 @@
 """An actor whose engine does not follow the weights is found out by the probe, replaced, and its replacement plays."""
 
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 from support.places import PYTHONPATH
-from support.run_house import select_nothing
+from support.waiting import deadline_s, until
 
 from actors.config import (
     ActorSettings,
@@ -114,19 +113,20 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
         return part.options(num_cpus=1, max_restarts=-1, max_concurrency=100).remote(spec, name, files)
 
     lost: list[str] = []
-    fleet = Fleet(make, spec.actors, start_s=120, on_lost=lambda number, why: lost.append(why))
+    fleet = Fleet(make, spec.actors, start_s=deadline_s(120), on_lost=lambda number, why: lost.append(why))
     orders = Orders(weights=published(model, 0), trial=published(model, TRIAL))
-    deadline = time.monotonic() + 180
-    while not fleet.ready():
-        assert time.monotonic() < deadline, f"no verified actor; lost: {lost}"
+
+    def ready() -> bool:
         fleet.receive()
         for number in fleet.idle():
             fleet.send(number, orders)
-        select_nothing(0.05)
+        return bool(fleet.ready())
+
+    until(ready, lambda: f"a verified actor; lost: {lost}", 180)
     print(f"lost: {lost}; probe of the replacement: {fleet.members[0].report.probe_difference:.4f}")
     assert len(lost) == 1 and "version -1" in lost[0] and "does not compute with these weights" in lost[0]
     assert fleet.members[0].report.version == 0
-    ray.get(files.close.remote(), timeout=10)
+    ray.get(files.close.remote(), timeout=deadline_s(10))
     fleet.close(5.0)
 
 
@@ -138,9 +138,9 @@ class Place:
 def test_who_needs_a_resource_of_ray_waits_until_a_node_has_it_free():
     place = ray.remote(Place).options(**parts.needs(ActorSettings(cpus=0, resources={"actor": 1})))
     first, second = place.remote(), place.remote()
-    assert ray.get(first.taken.remote(), timeout=60)
+    assert ray.get(first.taken.remote(), timeout=deadline_s(60))
     waiting = second.taken.remote()
     assert not ray.wait([waiting], timeout=0.5)[0]
     ray.kill(first)
-    assert ray.get(waiting, timeout=60)
+    assert ray.get(waiting, timeout=deadline_s(60))
     ray.kill(second)

@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import ray
+from support.waiting import deadline_s, until
 from test_learner_ranks import BATCH, SEED, Controller, cluster, fill, groups, model_path, replay, settings  # noqa: F401
 
 from learner.checkpoint import newest
@@ -86,10 +86,10 @@ class Run:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        began = ray.get(rank.setup.remote(("127.0.0.1", port), resume), timeout=120).step
-        ray.get([rank.arm.remote(self.notes, fault), rank.announce.remote(controller)], timeout=120)
+        began = ray.get(rank.setup.remote(("127.0.0.1", port), resume), timeout=deadline_s(120)).step
+        ray.get([rank.arm.remote(self.notes, fault), rank.announce.remote(controller)], timeout=deadline_s(120))
         try:
-            returned = ray.get(rank.run.remote(controller, STEPS), timeout=120)
+            returned = ray.get(rank.run.remote(controller, STEPS), timeout=deadline_s(120))
         except ray.exceptions.RayActorError:
             return began, False
         assert returned == LearnerEnded(STEPS, "done")
@@ -107,9 +107,7 @@ class Run:
 
     def check_end(self) -> None:
         """Replay has nothing left: every group was used and is covered by the last checkpoint."""
-        deadline = time.monotonic() + 10
-        while (stats := self.client.stats()).used:
-            assert time.monotonic() < deadline, "used groups are not forgotten"
+        stats = until(lambda: not (found := self.client.stats()).used and found, "used groups are forgotten")
         assert (stats.ready, stats.claimed, stats.rows, stats.dropped) == (0, 0, 0, {})
         assert (stats.trained_total, stats.step) == (STEPS * BATCH, STEPS)
 

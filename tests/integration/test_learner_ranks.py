@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load
 from support.places import PYTHONPATH
+from support.waiting import deadline_s, until
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from learner.batches import prepare
@@ -135,7 +135,7 @@ def settings(**values) -> LearnerSettings:
         "micro_tokens": 64,
         "optimizer": {"lr": 1e-2, "clip": 0.05, "schedule": "linear", "warmup_steps": 1, "weight_decay": 0.1},
         "objective": {"name": "grpo", "kl": 0.0},
-        "claim_deadline_s": 30,
+        "claim_deadline_s": deadline_s(30),
         "checkpoint_every": 2,
     }
     return LearnerSettings(**(base | values))
@@ -175,15 +175,17 @@ class Learner:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.ready = ray.get([rank.setup.remote(("127.0.0.1", port), resume) for rank in self.ranks], timeout=60)
+        self.ready = ray.get(
+            [rank.setup.remote(("127.0.0.1", port), resume) for rank in self.ranks], timeout=deadline_s(60)
+        )
 
     def start(self, until_step: int):
-        ray.get([rank.announce.remote(self.controller) for rank in self.ranks], timeout=60)
+        ray.get([rank.announce.remote(self.controller) for rank in self.ranks], timeout=deadline_s(60))
         self.running = [rank.run.remote(self.controller, until_step) for rank in self.ranks]
 
     def finish(self) -> tuple[list[dict], list, list]:
         """What the ranks returned, the announced weights and the reports; the processes end."""
-        returned = ray.get(self.running, timeout=60)
+        returned = ray.get(self.running, timeout=deadline_s(60))
         refs, reports = self.noted()
         weights = [(ref, ray.get(ref.blob).tobytes()) for ref in refs]
         for rank in self.ranks:
@@ -207,9 +209,7 @@ def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path
         fill(endpoints, made)
         whole = Learner(model_path, endpoints, run_dir, settings())
         whole.start(4)  # more than there are groups for: it trains three steps, then waits
-        deadline = time.monotonic() + 30
-        while len(whole.noted()[1]) < 3:
-            assert time.monotonic() < deadline, "three steps did not come"
+        until(lambda: len(whole.noted()[1]) >= 3, "three steps", 30)
         ray.get(whole.ranks[0].stop.remote())
         returned, weights, reports = whole.finish()
         assert returned == [LearnerEnded(3, "stopped")]
@@ -377,9 +377,7 @@ def test_a_batch_that_was_fetched_and_not_taken_is_given_back(place):
     client = Client([endpoints], "test")
     prefetch = Prefetch(Client([endpoints], "learner"), settings())
     prefetch.start(0)
-    deadline = time.monotonic() + 10
-    while client.stats().claimed < BATCH:
-        assert time.monotonic() < deadline, "the batch was not claimed"
+    until(lambda: client.stats().claimed >= BATCH, "the batch is claimed")
     prefetch.close()
     assert client.stats().claimed == 0 and client.stats().ready == BATCH
     client.close()

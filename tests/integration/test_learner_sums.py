@@ -8,6 +8,7 @@ import ray
 import torch
 from support.places import PYTHONPATH
 from support.summing_house import Summing
+from support.waiting import deadline_s
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 MICROS = 512
@@ -43,7 +44,7 @@ class Ranks:
         self._ranks = [part.remote(rank, world, master, model_path) for rank in range(world)]
 
     def call(self, method: str, *arguments) -> list:
-        return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks], timeout=120)
+        return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks], timeout=deadline_s(120))
 
     def close(self) -> None:
         for rank in self._ranks:

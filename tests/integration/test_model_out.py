@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.made_run import made_run
 from support.run_house import ENVIRONMENT
+from support.waiting import deadline_s
 from transformers import AutoModelForCausalLM
 
 from actors.config import EngineSettings
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 def redraft(folder, *arguments: str, typed: str = "") -> str:
     command = [sys.executable, "-m", "redraft", *arguments]
     ended = subprocess.run(
-        command, cwd=folder, input=typed, capture_output=True, text=True, timeout=240, env=ENVIRONMENT
+        command, cwd=folder, input=typed, capture_output=True, text=True, timeout=deadline_s(240), env=ENVIRONMENT
     )
     assert ended.returncode == 0, ended
     return ended.stdout

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.shard_house import ANY, House, a_house, gid, numbers
+from support.waiting import deadline_s
 from test_learner_ranks import BATCH, groups, settings
 
 from learner.batches import Batch, prepare
@@ -38,7 +39,7 @@ def masses(exponent: float) -> dict[int, float]:
 def played_once(house: House) -> None:
     """All groups are there, were used once and got their priorities."""
     for done in [house.play(number, turns=1) for number in SHARED]:
-        done.result(10)
+        done.result(deadline_s(10))
     used = numbers(house.claim(len(SHARED), 1).groups)
     house.client.commit([gid(number) for number in used], 1, [PRIORITIES[number] for number in used])
 
@@ -185,7 +186,7 @@ def test_a_group_that_was_not_used_yet_has_the_largest_priority_seen(house):
     priorities = {number: 1.0 + number for number in range(COUNT)}
     use_all(house, 1, priorities)
     for number in range(COUNT, COUNT + 8):
-        house.play(number).result(10)
+        house.play(number).result(deadline_s(10))
         priorities[number] = float(COUNT)
     for chosen, weights in draw(house, 50, 8):
         np.testing.assert_allclose(weights, weights_of(chosen, priorities), rtol=1e-5)
@@ -202,11 +203,11 @@ def test_a_group_of_priority_zero_is_hardly_ever_picked_again(house):
 @pytest.mark.parametrize("house", [THRICE], indirect=True)
 def test_a_restart_keeps_the_priority_of_groups_that_were_not_used_yet(house):
     for number in range(COUNT, 2 * COUNT):
-        house.play(number).result(10)
+        house.play(number).result(deadline_s(10))
     priorities = {number: 10.0 + number for number in range(COUNT, 2 * COUNT)}
     use_all(house, 1, priorities)
     for number in range(8):
-        house.play(number).result(10)
+        house.play(number).result(deadline_s(10))
         priorities[number] = 10.0 + 2 * COUNT - 1
     house.restart()
     for chosen, weights in draw(house, 50, 8):
@@ -226,7 +227,7 @@ def test_advantages_become_priorities_and_weights_reach_the_loss(house):
         lease = house.lease(order)
         for turn in group.turns:
             house.producer.add(turn, lease)
-        house.producer.add(Close(group.id, 0, len(group.turns)), lease, 1.0).result(10)
+        house.producer.add(Close(group.id, 0, len(group.turns)), lease, 1.0).result(deadline_s(10))
     choice, priorities, lightest = settings(credit={"name": "raw"}), dict.fromkeys(made, 1.0), []
     with closing(Prefetch(house.client_of("learner"), choice)) as prefetch:
         for step in range(8):

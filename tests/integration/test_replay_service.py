@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import zlib
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
+from support.waiting import deadline_s, until
 
 from protocols.errors import DeadlineError, RedraftError, SettingError, WireError
 from protocols.turns import Close, Lease, Role, Turn
@@ -65,14 +65,6 @@ def play(producer, endpoints, group, turns=2, lease=0, version=0, order=None, si
     return producer.add(Close(group, lease, turns), leased, 1.0)
 
 
-def until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true"
-        threading.Event().wait(0.01)
-    return value
-
-
 @pytest.fixture
 def place():
     """A folder with a short path: ipc paths end at 107 characters."""
@@ -92,7 +84,7 @@ class House:
         self.settings = ReplaySettings(**settings)
         self.open()
         self.producer = Producer("actor")
-        self.client = Client([self.endpoints], "learner", timeout_s=10.0)
+        self.client = Client([self.endpoints], "learner", timeout_s=deadline_s(10.0))
 
     def open(self):
         self.service = Service(self.place / "spool", self.endpoints, self.settings, "run")
@@ -125,7 +117,7 @@ def house(place, request):
 
 
 def test_ids_and_logprobs_arrive_byte_for_byte(house):
-    house.play(gid(7), turns=40, size=300).result(10)
+    house.play(gid(7), turns=40, size=300).result(deadline_s(10))
     (group,) = house.claim().groups
     assert (group.id, group.lease, len(group.turns)) == (gid(7), 0, 40)
     for number, got in enumerate(group.turns):
@@ -138,7 +130,7 @@ def test_ids_and_logprobs_arrive_byte_for_byte(house):
 def test_a_group_is_served_once_it_is_whole_and_never_before(house):
     group = gid(1)
     house.add(turn(group, 1))
-    house.add(Close(group, 0, 2), spread=1.0).result(10)
+    house.add(Close(group, 0, 2), spread=1.0).result(deadline_s(10))
     claim = house.claim()
     assert claim.groups == [] and claim.reason == "groups" and claim.stats.open == 1
     house.add(turn(group, 0))
@@ -147,7 +139,7 @@ def test_a_group_is_served_once_it_is_whole_and_never_before(house):
 
 def test_a_claim_is_all_or_nothing_in_the_order_of_the_leases(house):
     for number in (3, 1, 2):
-        house.play(gid(number)).result(10)
+        house.play(gid(number)).result(deadline_s(10))
     assert house.claim(4).groups == []
     assert [g.id for g in house.claim(2).groups] == [gid(1), gid(2)]
     assert house.claim(2).groups == []
@@ -155,11 +147,11 @@ def test_a_claim_is_all_or_nothing_in_the_order_of_the_leases(house):
 
 def test_resends_and_late_plays_change_nothing(house):
     for lease in (0, 0, 1):
-        house.play(gid(1), lease=lease).result(10)
+        house.play(gid(1), lease=lease).result(deadline_s(10))
     stats = house.client.stats()
     assert (stats.duplicate, stats.ready, stats.rows) == (6, 1, 3)
     house.add(turn(gid(2), 0, lease=3), 3)
-    house.play(gid(2), turns=1, lease=2).result(10)
+    house.play(gid(2), turns=1, lease=2).result(deadline_s(10))
     stats = house.client.stats()
     assert (stats.fenced, stats.open, stats.ready) == (2, 1, 1)
     assert house.client.known([gid(1), gid(2), gid(3)]) == {gid(1)}
@@ -168,7 +160,7 @@ def test_resends_and_late_plays_change_nothing(house):
 def test_the_history_of_a_run_with_a_resume_skips_nothing_and_uses_nothing_twice(house):
     for number in range(12):
         last = house.play(gid(number))
-    last.result(10)
+    last.result(deadline_s(10))
     history = {}
 
     def train(step):
@@ -180,7 +172,7 @@ def test_the_history_of_a_run_with_a_resume_skips_nothing_and_uses_nothing_twice
     for step in range(4):
         train(step)
     house.client.checkpoint(1)
-    until(lambda: house.client.stats().used == 4)
+    until(lambda: house.client.stats().used == 4, "four groups are used")
     train(4)
     house.claim(1, 5)
     house.restart()
@@ -192,14 +184,14 @@ def test_the_history_of_a_run_with_a_resume_skips_nothing_and_uses_nothing_twice
     assert sorted(group for groups in history.values() for group in groups) == [gid(n) for n in range(12)]
     assert house.client.known([gid(n) for n in range(13)]) == {gid(n) for n in range(12)}
     house.client.checkpoint(5)
-    until(lambda: house.client.stats().rows == 0)
-    house.play(gid(3)).result(10)
+    until(lambda: house.client.stats().rows == 0, "all is forgotten")
+    house.play(gid(3)).result(deadline_s(10))
     assert house.client.stats().trained_total == 12 and house.client.stats().open == 0
 
 
 @pytest.mark.parametrize("house", [{"max_uses": 2}], indirect=True)
 def test_with_two_uses_a_group_is_served_to_two_steps(house):
-    house.play(gid(1)).result(10)
+    house.play(gid(1)).result(deadline_s(10))
     for step in (0, 1):
         assert len(house.claim(1, step).groups) == 1
         house.client.commit([gid(1)], step)
@@ -209,9 +201,9 @@ def test_with_two_uses_a_group_is_served_to_two_steps(house):
 
 
 def test_stale_groups_are_set_aside_and_stragglers_waited_for(house):
-    house.play(gid(1), version=0, order=1).result(10)
+    house.play(gid(1), version=0, order=1).result(deadline_s(10))
     house.add(turn(gid(2), 0, version=3))
-    house.play(gid(3), version=4, order=3).result(10)
+    house.play(gid(3), version=4, order=3).result(deadline_s(10))
     claim = house.claim(1, step=5, max_staleness=2)
     assert claim.groups == [] and claim.reason == "straggler"
     assert claim.stats.dropped == {"stale": 1}
@@ -228,13 +220,13 @@ def test_stale_groups_are_set_aside_and_stragglers_waited_for(house):
 def test_groups_without_sampled_tokens_are_never_stale(house):
     silent = Turn(gid(1), 0, 0, -1, np.zeros(2), np.zeros(0), np.zeros(0), (), Role.ERROR)
     house.add(silent)
-    house.add(Close(gid(1), 0, 1)).result(10)
+    house.add(Close(gid(1), 0, 1)).result(deadline_s(10))
     assert len(house.claim(1, step=900, max_staleness=0).groups) == 1
 
 
 @pytest.mark.parametrize("house", [{"claim_lease_s": 0.3}], indirect=True)
 def test_claims_of_a_silent_consumer_are_given_back(house):
-    house.play(gid(1)).result(10)
+    house.play(gid(1)).result(deadline_s(10))
     assert len(house.claim().groups) == 1
     other = Client([house.endpoints], "second", timeout_s=5.0)
     assert [group.id for group in other.claim(1, 0, ANY, 10).groups] == [gid(1)]
@@ -246,7 +238,7 @@ def test_claims_of_a_silent_consumer_are_given_back(house):
 def test_a_resent_claim_gets_the_same_groups_also_after_a_restart(house):
     for number in range(4):
         last = house.play(gid(number))
-    last.result(10)
+    last.result(deadline_s(10))
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.IDENTITY, b"learner/raw")
         dealer.setsockopt(zmq.LINGER, 0)
@@ -257,7 +249,7 @@ def test_a_resent_claim_gets_the_same_groups_also_after_a_restart(house):
             dealer.send(pack(ask))
             if again == 1:
                 assert not dealer.poll(200), "what may still be arriving is not sent twice"
-                until(lambda: dealer.send(pack(ask)) or dealer.poll(200))
+                until(lambda: dealer.send(pack(ask)) or dealer.poll(200), "an answer")
             assert dealer.poll(5000)
             header, index, blob = dealer.recv_multipart()
             answers.append(([group for group, _, _ in msgpack.unpackb(header)["groups"]], index, blob))
@@ -272,7 +264,7 @@ def test_a_resent_claim_gets_the_same_groups_also_after_a_restart(house):
 def test_a_torn_record_is_never_served_and_its_group_may_be_played_again(place, at):
     house = House(place)
     for number in (1, 2):
-        house.play(gid(number), order=number).result(10)
+        house.play(gid(number), order=number).result(deadline_s(10))
     house.service.stop()
     env = lmdb.open(str(place / "spool"), max_dbs=4)
     with env.begin(write=True, db=env.open_db(b"rows")) as txn:
@@ -284,7 +276,7 @@ def test_a_torn_record_is_never_served_and_its_group_may_be_played_again(place, 
     assert [group.id for group in house.claim(wait_s=5).groups] == [gid(2)]
     assert house.client.stats().dropped == {"corrupt": 1}
     assert house.client.known([gid(1)]) == set()
-    house.play(gid(1), lease=1).result(10)
+    house.play(gid(1), lease=1).result(deadline_s(10))
     assert [(group.id, group.lease) for group in house.claim(wait_s=5).groups] == [(gid(1), 1)]
     house.close()
 
@@ -301,8 +293,8 @@ def test_a_record_that_cannot_be_decoded_is_dropped_and_the_others_served(house)
         header = pack({"schema": SCHEMA, "kind": "rows", "batch": 1, "count": 2})
         dealer.send_multipart([header, *join([(entry, junk), close])])
         assert dealer.poll(5000)
-    house.play(gid(2)).result(10)
-    house.play(gid(3)).result(10)
+    house.play(gid(2)).result(deadline_s(10))
+    house.play(gid(3)).result(deadline_s(10))
     assert [group.id for group in house.claim(2, wait_s=5).groups] == [gid(2), gid(3)]
     assert house.client.stats().dropped == {"corrupt": 1}
 
@@ -328,7 +320,7 @@ def test_headers_nested_too_deep_to_be_shown_are_refused(house):
                 dealer.connect(endpoint)
                 for header in headers:
                     dealer.send(header)
-    until(lambda: house.client.stats().refused == 6)
+    until(lambda: house.client.stats().refused == 6, "six are refused")
     assert house.service.alive
 
 
@@ -346,14 +338,14 @@ def test_a_close_fails_when_a_row_of_its_play_was_refused_in_an_earlier_batch(ho
     house.add(turn(gid(1), 0))
     house.producer.flush(10)
     with pytest.raises(WireError, match="refused"):
-        house.add(Close(gid(1), 0, 1), spread=1.0).result(10)
-    house.play(gid(2)).result(10)
+        house.add(Close(gid(1), 0, 1), spread=1.0).result(deadline_s(10))
+    house.play(gid(2)).result(deadline_s(10))
     assert house.client.stats().ready == 1
 
 
 def test_malformed_messages_are_refused_counted_and_harm_nothing(house):
     generator = random.Random(1)
-    house.play(gid(1)).result(10)
+    house.play(gid(1)).result(deadline_s(10))
     header = {"schema": SCHEMA, "kind": "rows", "batch": 1, "count": 2}
     index, blob = join([row_of(turn(gid(9), n), 0) for n in range(2)])
     ask = {"schema": SCHEMA, "id": 1, "op": "claim", "count": 1, "step": 0, "max_staleness": 9, "wait_s": 0.0}
@@ -388,10 +380,13 @@ def test_malformed_messages_are_refused_counted_and_harm_nothing(house):
                 dealer.connect(endpoint)
                 for n in range(300):
                     dealer.send_multipart(kinds[n % len(kinds)]())
-                stats = until(lambda least=refused: (found := house.client.stats()).refused >= least and found)
+                stats = until(
+                    lambda least=refused: (found := house.client.stats()).refused >= least and found,
+                    "all are refused",
+                )
     print(f"{stats.refused} of 600 malformed messages refused (the others were requests without harm)")
     assert house.service.alive and stats.open == 0
-    house.play(gid(2)).result(10)
+    house.play(gid(2)).result(deadline_s(10))
     assert len(house.claim(2, wait_s=5).groups) == 2
 
 
@@ -402,7 +397,7 @@ def test_a_full_spool_holds_producers_back_and_recovers(house):
         for _ in range(8):
             last = house.play(gid(groups), turns=4, size=size)
             groups += 1
-        until(lambda last=last: last.done() or house.client.stats().full)
+        until(lambda last=last: last.done() or house.client.stats().full, "it is stored, or the disk is full")
     with pytest.raises(DeadlineError, match="replay at"):
         asyncio.run(house.producer.room(house.endpoints.ingest, 0.05))
     print(f"full at {house.client.stats().bytes / 2**20:.1f} MiB held of a {house.settings.map_bytes >> 20} MiB map")
@@ -430,7 +425,7 @@ def test_back_pressure_and_every_other_wait_end_with_an_error_that_names_replay(
     with pytest.raises(DeadlineError):
         producer.close(0.1)
     with pytest.raises(RedraftError, match="before replay acknowledged"):
-        done.result(1)
+        done.result(deadline_s(1))
     client.close()
 
 
@@ -469,7 +464,7 @@ def test_what_was_acknowledged_survives_kill_9_and_nothing_is_there_twice(place)
             group = gid(number)
             closes[group] = play(producers[number % 2], endpoints_in(place), group, turns=turns, size=400)
             closes[group].add_done_callback(lambda done, group=group: done.exception() or acknowledged.add(group))
-        until(lambda kill=kill: len(acknowledged) > kill * groups + groups // 4)
+        until(lambda kill=kill: len(acknowledged) > kill * groups + groups // 4, "acknowledgements")
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed_at.append(len(acknowledged))
@@ -477,8 +472,8 @@ def test_what_was_acknowledged_survives_kill_9_and_nothing_is_there_twice(place)
             _everything_acknowledged_is_stored(place / "spool", acknowledged)
         process = serve_elsewhere(place)
         for close in closes.values():
-            close.result(20)
-    client = Client([endpoints_in(place)], "learner", timeout_s=10.0)
+            close.result(deadline_s(20))
+    client = Client([endpoints_in(place)], "learner", timeout_s=deadline_s(10.0))
     stats, total = client.stats(), kills * groups
     print(f"killed with {killed_at} groups acknowledged; {stats.ready} of {total} held, {stats.rows} rows")
     assert (stats.ready, stats.open, stats.rows) == (total, 0, total * (turns + 1))

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from support.shard_house import ANY, House, a_house, gid, numbers, turn, until
+from support.shard_house import ANY, House, a_house, gid, numbers, turn
+from support.waiting import deadline_s, until
 
 from actors.tasks import TaskOrder
 from protocols.errors import RedraftError
@@ -95,7 +96,7 @@ def test_a_straggler_on_another_shard_is_waited_for(house):
     later = [n for n in range(50, 90) if shard_of(gid(n), 3) == 1][:2]
     house.producer.add(turn(gid(straggler), 0, version=3), house.lease(straggler))
     for number in later:
-        house.play(number, version=4).result(10)
+        house.play(number, version=4).result(deadline_s(10))
     until(lambda: house.client.stats().open == 1, "the first row of the straggler")
     claim = house.claim(2, step=5, max_staleness=2)
     assert (numbers(claim.groups), claim.reason) == ([], "straggler")
@@ -131,7 +132,7 @@ def test_the_history_of_a_run_over_shards_skips_nothing_and_uses_nothing_twice(h
     assert sorted(group for groups in history.values() for group in groups) == [gid(n) for n in range(36)]
     house.client.checkpoint(9)
     until(lambda: house.client.stats().rows == 0, "everything is forgotten")
-    house.play(3).result(10)
+    house.play(3).result(deadline_s(10))
     assert house.client.known([gid(n) for n in range(40)]) == {gid(n) for n in range(36)}
     stats = house.client.stats()
     assert (stats.trained_total, stats.open, stats.ready, stats.duplicate) == (36, 0, 0, 3)
@@ -171,7 +172,7 @@ def test_an_abandoned_play_is_dropped_wherever_it_lies(house):
     assert (house.client.stats().open, house.client.stats().rows) == (0, 0)
     for number in range(6):
         house.producer.add(turn(gid(number), 1), house.lease(number))
-        house.play(number, lease=1).result(10)
+        house.play(number, lease=1).result(deadline_s(10))
     stats = house.client.stats()
     assert (stats.ready, stats.fenced) == (6, 6), "late rows are refused, a new play is taken"
     assert sorted(numbers(house.claim(6).groups)) == list(range(6))
@@ -179,7 +180,7 @@ def test_an_abandoned_play_is_dropped_wherever_it_lies(house):
 
 def test_counts_are_those_of_all_shards_together(house):
     house.fill(20)
-    house.play(0).result(10)
+    house.play(0).result(deadline_s(10))
     house.client.commit([group.id for group in house.claim(5, 3).groups], 3)
     house.claim(4, 4)
     parts, whole = [house.stats_of(shard) for shard in range(3)], house.client.stats()
@@ -207,7 +208,7 @@ gc.collect()
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=paths) as process:
         assert process.stdout.readline() == b"dropped\n"
         try:
-            assert process.wait(3) == 0
+            assert process.wait(deadline_s(3)) == 0
         finally:
             process.kill()
 
@@ -229,7 +230,7 @@ def test_a_shard_that_joins_gets_its_part_of_the_new_groups_and_nothing_moves(ho
                 break
             placed[number] = shard_of(gid(number), shards[0])
             closed.append(number)
-            house.play(number, shards=shards[0]).result(10)
+            house.play(number, shards=shards[0]).result(deadline_s(10))
 
     streaming = threading.Thread(target=stream)
     streaming.start()
@@ -246,7 +247,7 @@ def test_a_shard_that_joins_gets_its_part_of_the_new_groups_and_nothing_moves(ho
     for number in unfinished:
         given = house.lease(number, shards=2)
         house.producer.add(turn(given.group, 1), given)
-        house.producer.add(Close(given.group, 0, 2), given).result(10)
+        house.producer.add(Close(given.group, 0, 2), given).result(deadline_s(10))
         placed[number] = shard_of(gid(number), 2)
     assert house.held_by(2000) == [{n for n, shard in placed.items() if shard == which} for which in range(3)]
     new = Counter(shard for number, shard in placed.items() if joined < number < 1000)
@@ -284,14 +285,14 @@ def test_a_group_found_corrupt_before_a_shard_joined_is_played_again_once(house)
 
 
 def _play_lease(house: House, lease: Lease) -> None:
-    house.producer.add(turn(lease.group, 0, lease.fencing_token), lease)
-    house.producer.add(Close(lease.group, lease.fencing_token, 1), lease, 1.0).result(10)
+    house.producer.add(turn(lease.group, 0, lease.number), lease)
+    house.producer.add(Close(lease.group, lease.number, 1), lease, 1.0).result(deadline_s(10))
 
 
 def test_a_group_that_was_abandoned_everywhere_and_played_again_can_be_committed(house):
     """A shard that only knows it as abandoned is not who decides."""
     house.client.abandon(gid(1), 0)
-    house.play(1, lease=1).result(10)
+    house.play(1, lease=1).result(deadline_s(10))
     assert numbers(house.claim(1).groups) == [1]
     house.client.commit([gid(1)], 1)
     assert house.client.stats().used == 1
@@ -300,7 +301,7 @@ def test_a_group_that_was_abandoned_everywhere_and_played_again_can_be_committed
 @pytest.mark.parametrize("house", [{"shards": 1}], indirect=True)
 def test_a_corrupt_group_whose_second_play_is_lost_with_the_run_is_still_to_be_played(house):
     """The checkpoint's cursor is past it, so replay alone knows."""
-    house.play(1).result(10)
+    house.play(1).result(deadline_s(10))
     house.claim(1)
     house.client._links[0].ask("corrupt", ids=[gid(1)])
     assert [group.group for group in house.client.stats().corrupt] == [gid(1).hex()]
@@ -350,16 +351,16 @@ def test_a_claim_waits_for_a_shard_that_was_killed_and_goes_on_when_it_is_back(h
     claiming.start()
     later = {number: house.play(number) for number in range(30, 60)}
     for number, done in later.items():
-        if shard_of(gid(number), 3) != 1:
-            done.result(10)
+        if place(gid(number), 3) != 1:
+            done.result(deadline_s(10))
     assert claiming.is_alive() and got == [], "it waits: the groups next in order may lie there"
     waiting = [number for number, done in later.items() if not done.done()]
     assert waiting == [n for n in later if shard_of(gid(n), 3) == 1] and waiting
     elsewhere.start()
-    claiming.join(20)
+    claiming.join(deadline_s(20))
     assert sorted(numbers(got)) == list(range(10, 20))
     for done in later.values():
-        done.result(10)
+        done.result(deadline_s(10))
     assert house.client.stats().claimed == 20, "claims outlive the kill"
     for step, groups in enumerate((first, got), 1):
         house.client.commit([group.id for group in groups], step)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.waiting import deadline_s, until
 
 from protocols.errors import DeadlineError
 from protocols.turns import Close, Lease, Role, Turn
@@ -41,15 +41,6 @@ def play(producer: Producer, shard: str, number: int):
     lease = Lease(gid(number), 0, number, {}, 0, shard)
     producer.add(turn(number), lease)
     return producer.add(Close(gid(number), 0, 1), lease, 1.0)
-
-
-def until(condition: Callable, what: str, seconds: float = 20.0):
-    """Waits until the condition holds; fails by saying what did not happen."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        threading.Event().wait(0.01)
-    return value
 
 
 def endpoints() -> Endpoints:
@@ -106,7 +97,7 @@ def service(place: Path, folder: Path | None, **settings) -> Iterator[tuple[Endp
 def check_arrival(peer: Peer, numbers: range, played: int = 0) -> None:
     """What the peer sends comes back to it byte for byte, and can be committed. The first ones are `played` already."""
     for done in [peer.play(number) for number in numbers[played:]]:
-        done.result(20)
+        done.result(deadline_s(20))
     groups = peer.client.claim(len(numbers), 0, ANY, 10).groups
     assert [group.id for group in groups] == [gid(number) for number in numbers]
     for group, number in zip(groups, numbers, strict=True):
@@ -131,7 +122,7 @@ def test_whoever_lacks_the_keys_gets_nothing_in_or_out_and_harms_nobody(tmp_path
     with service(tmp_path, folder) as (where, stack):
         friend = Peer(stack, "friend", where, right)
         check_arrival(friend, range(10))
-        friend.play(10).result(20)
+        friend.play(10).result(deadline_s(20))
         assert friend.client.stats().refused == 0
         foe = Peer(stack, "foe", where, intruder(kind, right, strange), timeout_s=0.5)
         row = foe.play(99)
@@ -155,7 +146,7 @@ def test_the_right_keys_still_work_after_a_restart_of_the_service(tmp_path, fold
             check_arrival(friend, range(5))
         rows = friend.play(5)
         with Service(tmp_path / "spool", where, settings, "run", folder):
-            rows.result(20)
+            rows.result(deadline_s(20))
             check_arrival(friend, range(5, 9), played=1)
 
 

@@ -16,7 +16,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from support.places import ROOT
 from support.run_house import ENVIRONMENT, Command, leftovers
-from support.watch_house import NAME, Prometheus, listed, panel_queries, rules, wait_for
+from support.waiting import deadline_s, until
+from support.watch_house import NAME, Prometheus, listed, panel_queries, rules
 
 from protocols import metrics, reports  # noqa: F401  reports declares metrics, too
 from redraft.control.remote import Remote
@@ -107,7 +108,9 @@ def test_a_checkpoint_can_be_evaluated_later(folder):
 def redraft(folder: Path, *arguments: str) -> str:
     """What a command beside the run prints."""
     command = [sys.executable, "-m", "redraft", *arguments]
-    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    answer = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=deadline_s(120), env=ENVIRONMENT
+    )
     assert answer.returncode == 0, answer
     return answer.stdout
 
@@ -135,11 +138,11 @@ def watched(folder):
 def test_every_process_of_a_run_is_found_and_serves_metrics_of_ours(watched):
     run, prometheus, sd = watched
     processes = {"controller", "replay-0", "learner-0", "actor-0", "actor-1"}
-    found = wait_for(lambda: (up := prometheus.healthy()) == listed(sd) and up, 60)
+    found = until(lambda: (up := prometheus.healthy()) == listed(sd) and up, "all that is listed is scraped", 60)
     assert {name for name in found if not name.startswith("ray-")} == processes
     known = {metric.name.removesuffix("_total") for metric in metrics.METRICS}
     for name in processes:
-        with urllib.request.urlopen(f"http://{found[name]}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://{found[name]}/metrics", timeout=deadline_s(10)) as page:
             families = {family.name for family in text_string_to_metric_families(page.read().decode())}
         ours = {family for family in families if family.startswith("redraft_")}
         assert ours and ours <= known, f"{name}: {ours - known}"
@@ -150,7 +153,7 @@ def test_a_view_that_stays_open_is_answered_again_and_again(watched):
     run, _, _ = watched
     with contextlib.closing(Remote(str(run.folder / "runs" / "watched"))) as remote:
         first = remote.status()
-        later = wait_for(lambda: (found := remote.status()).step > first.step and found, 60)
+        later = until(lambda: (found := remote.status()).step > first.step and found, "a later step", 60)
         assert later.run == "watched" and len(later.actors) == 2
 
 
@@ -185,11 +188,11 @@ def test_an_actor_that_is_killed_is_replaced_and_scraped_again_and_the_run_goes_
     run, prometheus, sd = watched
     before = listed(sd)
     run.part("ray::ActorPart").send_signal(signal.SIGKILL)
-    wait_for(lambda: listed(sd).keys() < before.keys(), 30)
-    after = wait_for(lambda: (now := listed(sd)).keys() == before.keys() and now, 60)
+    until(lambda: listed(sd).keys() < before.keys(), "the actor is no longer listed", 30)
+    after = until(lambda: (now := listed(sd)).keys() == before.keys() and now, "its replacement is listed", 60)
     (replaced,) = (name for name in before if before[name] != after[name])
     began = time.monotonic()
-    wait_for(lambda: prometheus.healthy().get(replaced) == after[replaced], SCRAPED_AGAIN_S)
+    until(lambda: prometheus.healthy().get(replaced) == after[replaced], "it is scraped again", SCRAPED_AGAIN_S)
     print(f"{replaced} was scraped again {time.monotonic() - began:.1f} s after it was listed")
     log = run.folder / "runs" / "watched" / "logs" / "controller.log"
     assert f"{replaced} replaced: its process died" in log.read_text()
@@ -204,7 +207,7 @@ def stopped(run: Command, name: str, number: signal.Signals) -> int:
     output = run.wait(120)
     summary = run.summary(name)
     assert summary["state"] == "stopped" and "--resume" in output, output[-3000:]
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=deadline_s(30))
     assert not alive, f"left behind: {alive}"
     assert not leftovers()
     assert run.steps(name) == list(range(1, summary["steps"] + 1)), "no step is lost, none is done twice"
@@ -255,7 +258,9 @@ def test_a_run_that_goes_on_is_neither_resumed_nor_renamed(crew, folder, how):
     kept = ("run.json", "recipe.yaml", "checkpoints/incarnation")
     before = [(folder / "runs" / "crew" / file).read_text() for file in kept]
     second = [sys.executable, "-m", "redraft", "train", "tiny.yaml", "steps=3000", "--run", "crew", how]
-    refused = subprocess.run(second, cwd=folder, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    refused = subprocess.run(
+        second, cwd=folder, capture_output=True, text=True, timeout=deadline_s(60), env=ENVIRONMENT
+    )
     assert refused.returncode == 2 and f"process {crew.process.pid} on " in refused.stderr.splitlines()[-1], refused
     assert [(folder / "runs" / "crew" / file).read_text() for file in kept] == before
     assert not (folder / "runs" / "crew" / "summary.json").exists()

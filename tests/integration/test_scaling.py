@@ -15,7 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support import waiting
 from support.places import PYTHONPATH
+from support.waiting import deadline_s
 
 from benchmarks.scale_parts import Consumer, start_consumer
 from protocols.reports import RunStatus
@@ -143,16 +145,18 @@ def controller(cluster, tmp_path, monkeypatch):
 def ask(controller, method: str, *arguments):
     import ray
 
-    return ray.get(getattr(controller, method).remote(*arguments), timeout=30)
+    return ray.get(getattr(controller, method).remote(*arguments), timeout=deadline_s(30))
 
 
-def until(controller, condition, what: str, limit_s: float = 60.0) -> dict:
+def until(controller, condition, what: str, limit_s: float = 60.0) -> RunStatus:
     """Waits until the status is as it should be; returns it."""
-    deadline = time.monotonic() + limit_s
-    while not condition(status := ask(controller, "status")):
-        assert status.state != "failed" and time.monotonic() < deadline, f"{what}: {status}"
-        time.sleep(0.1)
-    return status
+
+    def looked() -> RunStatus | None:
+        status = ask(controller, "status")
+        assert status.state != "failed", f"{what}: {status}"
+        return status if condition(status) else None
+
+    return waiting.until(looked, lambda: f"{what}: {ask(controller, 'status')}", limit_s)
 
 
 def states(status: RunStatus) -> dict[str, str]:
@@ -172,15 +176,15 @@ def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, c
     until(controller, lambda status: status.state == "training", "training")
     assert ask(controller, "scale", 2) == 1
     began = time.monotonic()
-    waiting = {"actor-0": "ready", "actor-1": "waiting for resources"}
-    until(controller, lambda status: states(status) == waiting, "no room for a second actor")
+    no_room = {"actor-0": "ready", "actor-1": "waiting for resources"}
+    until(controller, lambda status: states(status) == no_room, "no room for a second actor")
     status = until(controller, lambda status: time.monotonic() - began > START_S + 1, "longer than a start may take")
-    assert states(status) == waiting and not any("replaced" in event for event in status.events)
+    assert states(status) == no_room and not any("replaced" in event for event in status.events)
     closed = len(ask(controller, "plays")[0])
     assert closed > 4, "the run goes on meanwhile"
 
     cluster.add_node(num_cpus=1, include_dashboard=False)
-    until(controller, lambda status: states(status) == dict.fromkeys(waiting, "ready"), "the node's actor")
+    until(controller, lambda status: states(status) == dict.fromkeys(no_room, "ready"), "the node's actor")
     assert len(owners()) == 2
     until(controller, lambda status: all(actor.playing for actor in status.actors), "both play")
     assert ask(controller, "scale", 1) == 2
@@ -195,7 +199,7 @@ def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, c
     until(controller, lambda status: given_again(), "what was taken from the actor is played by the other")
     until(controller, lambda status: len(owners()) == 1, "nothing keeps Ray from taking the node away")
     ask(controller, "stop")
-    assert ray.get(ended, timeout=60).state == "stopped"
+    assert ray.get(ended, timeout=deadline_s(60)).state == "stopped"
     used, held, ingest = ask(controller, "balance")
     plays, taken = ask(controller, "plays")
     print(f"{len(plays)} plays ended, {len(taken)} taken back, {len(used)} groups used")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.shard_house import gid, turn
+from support.waiting import deadline_s
 
 from protocols.errors import RedraftError, SettingError
 from protocols.turns import Close, Lease
@@ -41,7 +42,7 @@ def play(replay: RunReplaySettings) -> None:
     producer = Producer("actor", services.keys_of(replay))
     lease = Lease(gid(1), 0, 1, {}, 0, replay.services[0].ingest)
     producer.add(turn(gid(1)), lease)
-    producer.add(Close(gid(1), 0, 1), lease, 1.0).result(timeout=20)
+    producer.add(Close(gid(1), 0, 1), lease, 1.0).result(timeout=deadline_s(20))
     producer.close(5.0)
 
 

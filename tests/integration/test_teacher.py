@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
+from support.waiting import deadline_s
 
 from actors.config import EnvironmentSettings
 from actors.engines.teacher import LOST, Teacher, TeacherBudget
@@ -135,14 +136,14 @@ def test_a_server_that_is_killed_ends_episodes_within_the_deadline(server):  # t
     async def killed(teacher):
         answered = asyncio.Event()
         episodes = [asyncio.ensure_future(episode(teacher, answered)) for _ in range(16)]
-        await asyncio.wait_for(answered.wait(), 20)
+        await asyncio.wait_for(answered.wait(), deadline_s(20))
         await asyncio.to_thread(server.kill)
         began = time.monotonic()
         return await asyncio.gather(*episodes), time.monotonic() - began
 
     failures, seconds = asked(settings, killed)
     assert len(failures) == 16 and {failure.kind for failure in failures} == {"teacher"}
-    assert seconds < settings.deadline_s + SLACK_S
+    assert seconds < settings.deadline_s + deadline_s(SLACK_S)
 
 
 # --- an endpoint of the test's own
@@ -227,7 +228,7 @@ def test_too_many_requests_are_tried_again_when_the_endpoint_says_so():
 
 def test_a_try_that_gets_no_answer_is_made_again():
     def reply(number, handler):
-        return completion() if number else handler.server.ended.wait(30) and None
+        return completion() if number else handler.server.ended.wait(deadline_s(30)) and None
 
     with endpoint(reply) as server:
         assert asked(at(server, timeout_s=0.5, retries=1), once) == "4+3+2+1"
@@ -293,7 +294,7 @@ def test_what_the_endpoint_says_of_a_bad_request_is_logged_once_without_the_key(
 
 
 def test_an_endpoint_that_never_answers_ends_episodes_within_the_deadline_those_that_queue_too():
-    with endpoint(lambda number, handler: handler.server.ended.wait(30) and None) as server:
+    with endpoint(lambda number, handler: handler.server.ended.wait(deadline_s(30)) and None) as server:
         settings = at(server, timeout_s=0.3, retries=1, concurrency=2)
 
         async def many(teacher):
@@ -304,7 +305,7 @@ def test_an_endpoint_that_never_answers_ends_episodes_within_the_deadline_those_
         failures, seconds = asked(settings, many)
     assert [(type(failure), failure.kind) for failure in failures] == [(EpisodeFailure, "teacher")] * 6
     assert settings.deadline_s == pytest.approx(0.3 * 2 + 0.5)
-    assert seconds < settings.deadline_s + SLACK_S
+    assert seconds < settings.deadline_s + deadline_s(SLACK_S)
 
 
 def test_an_endpoint_that_answers_a_byte_at_a_time_is_given_up_at_the_deadline():
@@ -321,7 +322,7 @@ def test_an_endpoint_that_answers_a_byte_at_a_time_is_given_up_at_the_deadline()
         began = time.monotonic()
         with pytest.raises(EpisodeFailure, match="no answer within 0.5 s"):
             asked(at(server, timeout_s=0.5), once)
-        assert time.monotonic() - began < 0.5 + SLACK_S
+        assert time.monotonic() - began < 0.5 + deadline_s(SLACK_S)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_no_more_requests_are_under_way_than_the_recipe_allows():
             under_way.append(number)
             if len(under_way) == 3:
                 three.set()
-            free.wait(20)
+            free.wait(deadline_s(20))
         return completion()
 
     with endpoint(reply) as server:
@@ -393,5 +394,5 @@ def test_a_url_that_is_none_or_holds_a_secret_is_refused(url):
 
 def test_settings_and_the_module_import_without_the_client():
     program = "import sys, actors.teacher_config, actors.engines.teacher; print('openai' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=deadline_s(60))
     assert answer.stdout.strip() == "False", answer.stdout + answer.stderr

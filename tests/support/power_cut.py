@@ -8,16 +8,15 @@ sector's edge. A file's name is taken to be durable once the file is written.
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
+from support import needs
+from support.waiting import deadline_s
 
 PAGE, SECTOR = 4096, 512
 HEAD = struct.Struct("<cBHIQQ")
@@ -27,14 +26,11 @@ IGNORED = ("lock.mdb", "service.lock")  # mean nothing after a restart of the ma
 
 def shim(folder: Path) -> Path:
     """The compiled library. Where there is no compiler: a skip, but a failure in CI."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        problem = "no C compiler (cc): the power cut and the full disk cannot be played"
-        pytest.fail(problem) if os.environ.get("CI") == "true" else pytest.skip(problem)
+    compiler = needs.command("cc", "apt-get install gcc libc6-dev")
     library = folder / "power_cut.so"
     if not library.exists():
         command = [compiler, "-O2", "-shared", "-fPIC", "-o", library, SOURCE, "-lpthread"]
-        subprocess.run(command, check=True, timeout=60)
+        subprocess.run(command, check=True, timeout=deadline_s(60))
     return library
 
 

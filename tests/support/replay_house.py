@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from protocols.turns import Close, Group, Lease, Role, Turn
 from replay.client import Client, Producer
 from replay.config import Endpoints
 from replay.keys import ClientKeys
+from support.waiting import deadline_s
 
 ANY = 2**30  # a staleness that nothing exceeds
 HERE = Path(__file__).resolve().parent
@@ -86,15 +86,6 @@ def _bytes(value):
     return (value.dtype, value.tobytes()) if isinstance(value, np.ndarray) else value
 
 
-def until(condition, seconds: float, what: str):
-    """Waits until the condition is true and returns what it returned; fails by saying what did not happen."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        threading.Event().wait(0.01)
-    return value
-
-
 # -- the replay API, in one place
 
 
@@ -107,7 +98,7 @@ def producer_of(name: str, keys: ClientKeys | None = None) -> Producer:
 
 
 def client_of(endpoints: Endpoints, name: str, timeout_s: float = 30.0, keys: ClientKeys | None = None) -> Client:
-    return Client([endpoints], name, keys, timeout_s)
+    return Client([endpoints], name, keys, deadline_s(timeout_s))
 
 
 def add(producer: Producer, item: Turn | Close, shard: str):
@@ -188,10 +179,10 @@ class Process:
     def finish(self, seconds: float) -> None:
         """Waits for an end asked for before; fails with what the process said unless it ended well."""
         try:
-            code = self.popen.wait(seconds)
-        except subprocess.TimeoutExpired:
+            code = self.popen.wait(deadline_s(seconds))
+        except subprocess.TimeoutExpired as late:
             self.kill()
-            raise AssertionError(f"{self.role} did not end within {seconds:.0f} s:\n{self.said()}") from None
+            raise AssertionError(f"{self.role} did not end within {late.timeout:.0f} s:\n{self.said()}") from None
         self._end()
         assert code == 0, f"{self.role} ended with {code}:\n{self.said()}"
 
@@ -219,7 +210,7 @@ def held_in(place: Path, folders: list[Path], groups: set[bytes]) -> dict[Path, 
     while left := [folder for folder in folders if folder not in found]:
         spec = {"folders": [str(f) for f in left], "groups": [g.hex() for g in groups], "notes": str(notes)}
         process = Process("verify", spec, place / "verify.log")
-        process.popen.wait(60)
+        process.popen.wait(deadline_s(60))
         process.kill()
         read = Notes.read(notes)
         found |= {Path(note["folder"]): note for note in read if note["kind"] == "held"}

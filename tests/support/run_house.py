@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 
 from support.places import PYTHONPATH
+from support.waiting import deadline_s, until
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH}  # also for environments of the tests' own
 
@@ -24,7 +23,7 @@ def interruptible() -> None:
 
 
 class Command:
-    """`redraft ...` in a folder of its own, with a deadline for everything."""
+    """`redraft ...` in a folder of its own, with a deadline for everything, in seconds on a quiet machine."""
 
     def __init__(self, folder: Path, *arguments: str):
         self.folder = folder
@@ -42,21 +41,21 @@ class Command:
 
     def wait(self, limit_s: float) -> str:
         try:
-            self.process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            raise AssertionError(f"still running after {limit_s} s:\n{self.log.read_text()[-3000:]}") from None
+            self.process.wait(deadline_s(limit_s))
+        except subprocess.TimeoutExpired as late:
+            self.kill()
+            raise AssertionError(f"still running after {late.timeout:.0f} s:\n{self.log.read_text()[-3000:]}") from None
         return self.log.read_text()
 
     def until(self, condition, limit_s: float):
         """Waits for a condition on the running command; returns what it found."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            if found := condition():
-                return found
-            assert self.process.poll() is None, f"ended too early:\n{self.log.read_text()[-3000:]}"
-            select_nothing(0.05)
-        raise AssertionError(f"not within {limit_s} s:\n{self.log.read_text()[-3000:]}")
+
+        def looked():
+            found = condition()
+            assert found or self.process.poll() is None, f"ended too early:\n{self.log.read_text()[-3000:]}"
+            return found
+
+        return until(looked, lambda: f"the log ends with\n{self.log.read_text()[-3000:]}", limit_s)
 
     def lines(self, name: str, file: str) -> list[dict]:
         path = self.folder / "runs" / name / file
@@ -74,11 +73,6 @@ class Command:
     def part(self, title: str) -> psutil.Process | None:
         """The worker process that Ray has named after a class, once it runs."""
         return next((child for child in self.children() if title in " ".join(child.cmdline())), None)
-
-
-def select_nothing(seconds: float) -> None:
-    """Gives the processor away between two looks at a condition that has a deadline."""
-    select.select([], [], [], seconds)
 
 
 def leftovers() -> list[Path]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -19,6 +17,7 @@ from replay.client import Claim, Client, Producer
 from replay.client.shares import shard_of
 from replay.config import Endpoints, ReplaySettings
 from replay.server.service import Service
+from support.waiting import deadline_s
 
 ANY = 1000  # a staleness that nothing exceeds
 
@@ -29,15 +28,6 @@ def gid(number: int) -> bytes:
 
 def numbers(groups: list[Group]) -> list[int]:
     return [int.from_bytes(group.id, "big") for group in groups]
-
-
-def until(condition, what: str, seconds: float = 15.0):
-    """Waits until the condition holds; fails by saying what did not happen."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        threading.Event().wait(0.01)
-    return value
 
 
 def turn(group: bytes, number: int = 0, lease: int = 0, version: int = 0) -> Turn:
@@ -79,7 +69,7 @@ class House:
     def client_of(self, name: str, shard: int | None = None, timeout_s: float = 10.0) -> Client:
         """Over all shards, or of one; closed with the house."""
         chosen = self.endpoints if shard is None else [self.endpoints[shard]]
-        client = Client(chosen, name, timeout_s=timeout_s)
+        client = Client(chosen, name, timeout_s=deadline_s(timeout_s))
         client._random = np.random.default_rng(1)  # which shard gives how many
         self.clients.append(client)
         return client
@@ -101,7 +91,7 @@ class House:
         order = list(range(count))
         random.Random(1).shuffle(order)
         for done in [self.play(number) for number in order]:
-            done.result(10)
+            done.result(deadline_s(10))
 
     def claim(self, count: int = 1, step: int = 0, max_staleness: int = ANY, wait_s: float = 0.0) -> Claim:
         return self.client.claim(count, step, max_staleness, wait_s)

@@ -20,6 +20,7 @@ from replay.disk.reader import SpoolReader
 from replay.server.store import Store
 from replay.tools.verify import Corruption, Progress, read_all
 from support.places import ROOT
+from support.waiting import deadline_s
 
 DEADLINE_S = 20.0
 USED, READY, CLAIMED, STALE, OPEN, CORRUPT, FORGOTTEN = (bytes([65 + n]) * 16 for n in range(7))
@@ -166,14 +167,14 @@ class Serving:
 
     def __exit__(self, *_):
         self.process.kill()
-        self.process.communicate(timeout=DEADLINE_S)
+        self.process.communicate(timeout=deadline_s(DEADLINE_S))
         self._place.cleanup()
 
     def end(self, number=None):
         """The exit code, and what was said on stdout and stderr since it was ready."""
         if number is not None:
             self.process.send_signal(number)
-        said = self.process.communicate(timeout=DEADLINE_S)
+        said = self.process.communicate(timeout=deadline_s(DEADLINE_S))
         return self.process.returncode, *said
 
 

@@ -6,6 +6,8 @@ import socket
 import struct
 import threading
 
+from support.waiting import deadline_s
+
 TICK_S = 0.05
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close sends RST, and what was not sent is lost
 CHUNK = 16384
@@ -81,7 +83,7 @@ class Proxy:
             except TimeoutError:
                 continue
             try:
-                far = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+                far = socket.create_connection(("127.0.0.1", self._target), timeout=deadline_s(5))
             except OSError:
                 near.close()
                 continue

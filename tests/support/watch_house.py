@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
 
-import pytest
 import yaml
 
+from support import needs
 from support.places import ROOT
-from support.run_house import select_nothing
+from support.waiting import deadline_s, until
 
 INTERVAL_S = 1
 SHIPPED = ROOT / "deploy" / "prometheus"
@@ -30,9 +27,7 @@ class Prometheus:
     """Scrapes what `sd` lists, each second. Use it as a context manager."""
 
     def __init__(self, folder: Path, sd: str):
-        if shutil.which("prometheus") is None:
-            problem = "no prometheus: install Debian's package"
-            pytest.fail(problem) if os.environ.get("CI") == "true" else pytest.skip(problem)
+        needs.command("prometheus", "apt-get install prometheus")
         config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": f"{INTERVAL_S}s", "evaluation_interval": f"{INTERVAL_S}s"}
         config["rule_files"] = [str(SHIPPED / name) for name in config["rule_files"]]
@@ -53,27 +48,27 @@ class Prometheus:
     def __enter__(self) -> Prometheus:
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        wait_for(self._ready, 60)
+        until(self._ready, "Prometheus is ready", 60)
         return self
 
     def _ready(self) -> bool:
         """It answers; before that it refuses connections, or says that it is still starting."""
         assert self._process.poll() is None, self._log.read_text()[-3000:]
         try:
-            with urllib.request.urlopen(f"http://{self._at}/-/ready", timeout=10):
+            with urllib.request.urlopen(f"http://{self._at}/-/ready", timeout=deadline_s(10)):
                 return True
         except OSError:
             return False
 
     def __exit__(self, *_) -> None:
         self._process.terminate()
-        self._process.wait(30)
+        self._process.wait(deadline_s(30))
 
     def ask(self, path: str, **fields: str):
         """The data of an API answer; what Prometheus says of a wrong query fails the test."""
         url = f"http://{self._at}/api/v1/{path}?{urllib.parse.urlencode(fields)}"
         try:
-            with urllib.request.urlopen(url, timeout=30) as page:
+            with urllib.request.urlopen(url, timeout=deadline_s(30)) as page:
                 return json.loads(page.read())["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{fields}: {error.read().decode()}") from None
@@ -92,17 +87,8 @@ class Prometheus:
 
 def listed(sd: str) -> dict[str, str]:
     """The names of the processes at /sd, with their addresses."""
-    with urllib.request.urlopen(sd, timeout=30) as page:
+    with urllib.request.urlopen(sd, timeout=deadline_s(30)) as page:
         return {found["labels"]["name"]: found["targets"][0] for found in json.loads(page.read())}
-
-
-def wait_for(condition, limit_s: float):
-    """What the condition found within that time."""
-    deadline = time.monotonic() + limit_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {limit_s} s"
-        select_nothing(0.1)
-    return found
 
 
 def panel_queries(run: str) -> dict[str, list[str]]:

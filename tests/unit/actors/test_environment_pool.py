@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 from support.rollout_house import House
+from support.waiting import deadline_s
 
 from actors import environments
 from actors.config import DataSettings, EngineSettings, EnvironmentSettings, SamplingSettings
@@ -34,7 +35,7 @@ class Hangs(Raises):
     release = threading.Event()
 
     def act(self, text):
-        self.release.wait(20)
+        self.release.wait(deadline_s(20))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ class Meets(Raises):
     together = threading.Barrier(40)
 
     def act(self, text):
-        self.together.wait(5)
+        self.together.wait(deadline_s(5))
         return "met\n", 1.0, True, False, {}
 
 

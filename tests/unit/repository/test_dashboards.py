@@ -1,15 +1,14 @@
 """What Prometheus and Grafana are given is sound: rules, dashboards, metric names, the page about them."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 
-import pytest
 import yaml
+from support import needs
 from support.places import ROOT
+from support.waiting import deadline_s
 
 from protocols import metrics, reports  # noqa: F401  reports declares metrics, too
 
@@ -22,10 +21,8 @@ NAME = re.compile(r"(?<![\w:])redraft_\w+")  # not those that a recording rule m
 
 
 def promtool(*arguments: str) -> str:
-    if shutil.which("promtool") is None:
-        problem = "no promtool: install Debian's prometheus"
-        pytest.fail(problem) if os.environ.get("CI") == "true" else pytest.skip(problem)
-    answer = subprocess.run(["promtool", *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
+    command = [needs.command("promtool", "apt-get install prometheus"), *arguments]
+    answer = subprocess.run(command, cwd=PROMETHEUS, capture_output=True, text=True, timeout=deadline_s(60))
     assert answer.returncode == 0, answer.stdout + answer.stderr
     return answer.stdout
 
@@ -60,7 +57,7 @@ def test_each_alert_says_what_is_wrong_and_where_to_read_on():
 
 def test_the_dashboards_are_what_their_code_generates():
     command = [sys.executable, "deploy/grafana/generate.py", "--check"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=deadline_s(60))
     assert answer.returncode == 0, answer.stderr
 
 

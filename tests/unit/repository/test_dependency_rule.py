@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.places import ROOT
+from support.waiting import deadline_s
 
 PARTS = ("protocols", "actors", "replay", "learner", "redraft")
 MAY_IMPORT = {
@@ -116,7 +117,9 @@ def test_the_contract_and_replay_need_no_heavy_library(part):
 @pytest.mark.parametrize("module", ["redraft.cli.main", "redraft.recipe", "redraft.launch.train"])
 def test_the_command_line_answers_without_heavy_imports(module):
     program = f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))"
-    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=deadline_s(60)
+    )
     assert answer.stdout.strip() == "[]", answer.stdout + answer.stderr
 
 

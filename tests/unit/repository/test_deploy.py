@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,9 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from support import needs
 from support.places import ROOT
+from support.waiting import deadline_s
 from typer.testing import CliRunner
 
 from redraft import recipe as recipes
@@ -36,11 +37,8 @@ OVERLAYS = ["base", *(f"overlays/{folder.name}" for folder in sorted((KUBERAY / 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def manifests(request) -> list[dict]:
     """All objects of one overlay, as `kubectl apply --kustomize` would send them."""
-    if shutil.which("kubectl") is None:
-        problem = "kubectl is not installed: overlays cannot be rendered"
-        pytest.fail(problem) if os.environ.get("CI") == "true" else pytest.skip(problem)
-    command = ["kubectl", "kustomize", str(KUBERAY / request.param)]
-    rendered = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    command = [needs.command("kubectl", "apt-get install kubernetes-client"), "kustomize", str(KUBERAY / request.param)]
+    rendered = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s(60))
     assert rendered.returncode == 0, rendered.stderr
     return list(yaml.load_all(rendered.stdout, yaml.CSafeLoader))
 
@@ -183,7 +181,7 @@ def test_ray_gets_the_whole_command_also_through_the_shell_of_kuberays_submitter
         said = tmp_path / "said"
         said.unlink(missing_ok=True)
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STUBS": str(said)}
-        subprocess.run(["bash", "-c", command], env=path, check=True, timeout=60)
+        subprocess.run(["bash", "-c", command], env=path, check=True, timeout=deadline_s(60))
         return said.read_text().splitlines()
 
     words = ["redraft", "train", "/etc/redraft/recipe.yaml", "--resume-if-begun", "metrics.port=9464"]
@@ -223,7 +221,7 @@ def test_every_alert_has_its_section_of_what_to_do():
 def test_the_compose_file_is_one_and_mounts_what_is_there():
     path = DEPLOY / "compose" / "compose.yaml"
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
-    checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s(60))
     assert checked.returncode == 0, checked.stdout
     for service in yaml.safe_load(path.read_text())["services"].values():
         assert re.search(r":v?\d+\.\d+\.\d+", service["image"]), "tags are pinned"
@@ -235,12 +233,12 @@ def test_the_compose_file_is_one_and_mounts_what_is_there():
 def test_the_dockerfile_has_nothing_that_hadolint_minds():
     hadolint = Path(sys.executable).parent / "hadolint"
     command = [hadolint, "--no-color", DEPLOY / "docker" / "Dockerfile"]
-    checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s(60))
     assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.parametrize("script", sorted(DEPLOY.rglob("*.s*[ht]*")), ids=lambda path: path.name)
 def test_shell_scripts_are_shell(script: Path):
-    checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True, timeout=60)
+    checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True, timeout=deadline_s(60))
     assert checked.returncode == 0, checked.stderr
     assert "set -" in script.read_text()

@@ -4,12 +4,13 @@ import shutil
 import subprocess
 
 from support.places import ROOT
+from support.waiting import deadline_s
 
 
 def debian(*pairs: str, path: str) -> subprocess.CompletedProcess:
     bash = shutil.which("bash")
     command = [bash, "tools/debian.sh", *pairs]
-    return subprocess.run(command, cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, cwd=ROOT, env={"PATH": path}, capture_output=True, text=True, timeout=deadline_s(30))
 
 
 def test_where_debian_packages_cannot_be_installed_the_tests_still_begin(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.places import ROOT
+from support.waiting import deadline_s
 
 QUICKSTART, GSM8K = (str(ROOT / "recipes" / f"{name}.yaml") for name in ("quickstart", "gsm8k-grpo"))
 COUNTDOWN = ("environment={name: countdown}", "data={train_size: 9, test_size: 9}")
@@ -20,7 +21,7 @@ def redraft(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=AT_ONCE_S,
+        timeout=deadline_s(AT_ONCE_S),
         env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
     )
 

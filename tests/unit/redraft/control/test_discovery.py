@@ -5,6 +5,7 @@ import socket
 import urllib.request
 
 import pytest
+from support.waiting import deadline_s
 
 from protocols import metrics
 from protocols.errors import SettingError
@@ -13,7 +14,7 @@ from redraft.control import discovery
 
 
 def fetched(url: str) -> tuple[str, bytes]:
-    with urllib.request.urlopen(url, timeout=10) as page:
+    with urllib.request.urlopen(url, timeout=deadline_s(10)) as page:
         return page.headers["Content-Type"], page.read()
 
 
@@ -61,9 +62,9 @@ def test_metrics_of_a_single_node_are_closed_to_others_until_they_are_opened(hos
     another = ("127.0.0.2", port)  # an address of this machine that is not the one of LOOPBACK
     if closed:
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(another, timeout=10)
+            socket.create_connection(another, timeout=deadline_s(10))
     else:
-        socket.create_connection(another, timeout=10).close()
+        socket.create_connection(another, timeout=deadline_s(10)).close()
 
 
 def test_a_port_in_use_is_refused_by_the_name_of_its_setting():

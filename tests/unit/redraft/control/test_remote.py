@@ -6,6 +6,7 @@ import threading
 
 import psutil
 import pytest
+from support.waiting import deadline_s
 
 from protocols.errors import DeadlineError, RedraftError
 from protocols.reports import Finding, RunEnded
@@ -57,5 +58,5 @@ def test_closing_ends_a_question_that_waits(run):
     while asking.is_alive() and not children():
         asking.join(0.01)
     remote.close()
-    asking.join(30)
+    asking.join(deadline_s(30))
     assert raised and not children()

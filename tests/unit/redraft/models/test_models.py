@@ -10,6 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
+from support.waiting import deadline_s
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors import environments
@@ -79,7 +80,7 @@ def test_processes_that_prepare_at_once_agree_on_one_whole_folder(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=deadline_s(60))
     assert len(found) == 3 and len(set(found)) == 1
     assert [path.name for path in tmp_path.iterdir()] == [found[0].name]
 

@@ -20,6 +20,7 @@ from support.spool_house import (
     play,
     redraft,
 )
+from support.waiting import deadline_s
 
 from protocols.errors import SettingError
 from replay.client import Client, Producer
@@ -34,12 +35,14 @@ def test_the_service_alone_says_when_it_is_ready_and_ends_cleanly_with_all_that_
         assert all(word in serving.ready for word in ("run run", serving.endpoints.ingest, serving.endpoints.serve))
         port = re.search(r"metrics on port (\d+)", serving.ready).group(1)
         producer = Producer("actor")
-        play(producer, serving, READY).result(DEADLINE_S)
-        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S).read().decode()
+        play(producer, serving, READY).result(deadline_s(DEADLINE_S))
+        page = (
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=deadline_s(DEADLINE_S)).read().decode()
+        )
         assert 'redraft_replay_rows_total{outcome="stored"} 4.0' in page
         live = json.loads(redraft("stats", "--at", serving.endpoints.serve, "--json").stdout)
         assert (live["ready"], live["rows"]) == (1, 4)
-        producer.close(DEADLINE_S)
+        producer.close(deadline_s(DEADLINE_S))
         code, said, log = serving.end(signal.SIGTERM)
     assert (
         (code, said) == (0, "")
@@ -117,7 +120,7 @@ def test_reading_beside_a_live_service_sees_one_moment_and_disturbs_nothing(tmp_
     monkeypatch.chdir(tmp_path)
     with Serving("spool", "max_bytes=50000000") as serving:
         producer, client = Producer("actor"), Client([serving.endpoints], "learner")
-        play(producer, serving, READY).result(DEADLINE_S)
+        play(producer, serving, READY).result(deadline_s(DEADLINE_S))
         stop, played = threading.Event(), []
 
         def go_on():
@@ -125,7 +128,7 @@ def test_reading_beside_a_live_service_sees_one_moment_and_disturbs_nothing(tmp_
             while not stop.is_set():
                 groups = [random.Random(len(played) + n).randbytes(16) for n in range(8)]
                 for done in [play(producer, serving, group, size=500) for group in groups]:
-                    done.result(DEADLINE_S)
+                    done.result(deadline_s(DEADLINE_S))
                 played.extend(groups)
                 client.commit(groups, len(played))
                 client.checkpoint(len(played))
@@ -146,6 +149,6 @@ def test_reading_beside_a_live_service_sees_one_moment_and_disturbs_nothing(tmp_
             going.join()
         live = json.loads(redraft("stats", "--at", serving.endpoints.serve, "--json").stdout)
         assert live["stored"] == 4 * (len(played) + 1) and live["step"] == len(played)
-        producer.close(DEADLINE_S)
+        producer.close(deadline_s(DEADLINE_S))
         client.close()
         assert serving.end(signal.SIGTERM)[0] == 0
