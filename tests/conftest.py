@@ -3,22 +3,68 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from support import needs, processes
+from support.places import ROOT
+from support.waiting import deadline_s
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # as redraft.control.cluster: Ray reads it when a test first imports it
 settings.register_profile("redraft", deadline=None)  # a busy machine may be slow
 settings.load_profile("redraft")
-ROOT = Path(__file__).resolve().parent.parent
+
+
+LONGEST_S = 900.0  # of one test, on a quiet machine: a hang ends with the stacks of all threads
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        needs.mark(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needs.check(item)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """The limit of a test that names none follows how busy the machine is when it begins."""
+    if item.get_closest_marker("timeout") is None:
+        item.add_marker(pytest.mark.timeout(deadline_s(LONGEST_S)))
+    return (yield)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def processes_end_with_their_file() -> Iterator[None]:
+    """Ends what the fixtures of a file started, where they failed to."""
+    begun = processes.mark()
+    yield
+    processes.end(begun)
+
+
+@pytest.fixture(autouse=True)
+def processes_end_with_their_test(processes_end_with_their_file: None) -> Iterator[None]:
+    """Ends what a test started, where it failed to."""
+    begun = processes.mark()
+    yield
+    processes.end(begun)
 
 
 @pytest.fixture(scope="session")
-def data_folder() -> Path:
-    """The folder of test data (REDRAFT_DATA, else ../shared/data). Where it is missing: a skip, but a failure in CI."""
-    folder = Path(os.environ.get("REDRAFT_DATA") or ROOT.parent / "shared" / "data")
-    if not folder.is_dir():
-        problem = f"no test data at {folder}: set REDRAFT_DATA"
-        pytest.fail(problem) if os.environ.get("CI") == "true" else pytest.skip(problem)
-    return folder
+def data_folder() -> Callable[[str], Path]:
+    """A function that finds a data set by its name; where it is missing the test is skipped (see tests/README.md)."""
+    root = Path(os.environ.get("REDRAFT_DATA") or ROOT.parent / "shared" / "data")
+
+    def find(name: str) -> Path:
+        if not (root / name).is_dir():
+            needs.missing(
+                f"no data set {name}: tests/README.md says how to get it; set REDRAFT_DATA to its parent folder"
+            )
+        return root / name
+
+    return find

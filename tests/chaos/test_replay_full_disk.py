@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import needs
 from support.power_cut import environment, shim
 from support.replay_house import (
     ANY,
@@ -73,10 +74,10 @@ class Mounted:
         self._spool.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "replay-test", str(self._spool)]
         if shutil.which("mount") is None:
-            pytest.skip("no mount command: a full tmpfs cannot be tried")
+            needs.missing("there is no mount here: apt-get install mount")
         tried = subprocess.run(command, capture_output=True, text=True)
         if tried.returncode:
-            pytest.skip(f"no tmpfs may be mounted here: {tried.stderr.strip()}")
+            pytest.skip(f"run as root to try a full tmpfs: {tried.stderr.strip()}")
 
     def fill(self) -> None:
         with self._ballast.open("wb") as out:
@@ -162,8 +163,10 @@ def fill_up(house: House, before: int = 20, groups: int = 200) -> None:
 
 def on(*disks: str, prove: tuple[str, ...] = ()):
     """On these disks; on those in `prove` only when the long proofs run."""
-    long = [pytest.param(disk, marks=pytest.mark.prove) for disk in prove]
-    return pytest.mark.parametrize("disk", [*disks, *long], indirect=True)
+    needed = {disk: [] if disk == "tmpfs" else [pytest.mark.compiler] for disk in (*disks, *prove)}
+    short = [pytest.param(disk, marks=needed[disk]) for disk in disks]
+    long = [pytest.param(disk, marks=[*needed[disk], pytest.mark.prove]) for disk in prove]
+    return pytest.mark.parametrize("disk", [*short, *long], indirect=True)
 
 
 @on("short", "tmpfs", prove=("grow", "all"))

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import processes
 from support.replay_house import client_of, endpoints_in, serve
 from support.waiting import deadline_s
 
@@ -52,7 +53,7 @@ def place():
 def filled(folder: Path, groups: int, size: int) -> int:
     """Fills a spool from a process that is then killed; returns the bytes that it held."""
     folder.mkdir(parents=True)
-    process = subprocess.Popen(
+    process = processes.start(
         [sys.executable, "-c", FILL, str(folder), str(groups), str(TURNS), str(size)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -12,6 +12,8 @@ from support.places import ROOT
 from support.run_house import ENVIRONMENT, Command
 from support.waiting import deadline_s
 
+pytestmark = pytest.mark.ray
+
 SOON_S = 30.0
 RECIPE = {
     "name": "stuck",

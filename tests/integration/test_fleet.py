@@ -27,6 +27,8 @@ from redraft.control import workers as parts
 from redraft.control.fleet import Fleet
 from redraft.models.make import prepare
 
+pytestmark = pytest.mark.ray
+
 HEAD = "model.embed_tokens.weight"
 
 

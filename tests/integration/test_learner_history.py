@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
 import ray
 from support.waiting import deadline_s, until
 from test_learner_ranks import BATCH, SEED, Controller, cluster, fill, groups, model_path, replay, settings  # noqa: F401
@@ -20,6 +21,8 @@ from learner.rank import Rank, RankSpec
 from protocols.reports import LearnerEnded
 from replay.client import Client
 from replay.config import Endpoints
+
+pytestmark = pytest.mark.ray
 
 STEPS, EVERY = 6, 2  # a checkpoint after each second step
 NEVER = ("", 0)

@@ -14,6 +14,8 @@ from learner.logprobs import load_model
 from learner.lora_config import LoraSettings
 from protocols.weights import version_of
 
+pytestmark = pytest.mark.ray
+
 LORA = LoraSettings(rank=4)
 OBJECTIVE = {"name": "grpo", "kl": 0.1}
 

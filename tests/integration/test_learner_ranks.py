@@ -40,6 +40,8 @@ from replay.client import Client, Producer
 from replay.config import Endpoints, ReplaySettings
 from replay.server.service import Service
 
+pytestmark = pytest.mark.ray
+
 VOCABULARY, SEED, BATCH = 40, 3, 4
 
 

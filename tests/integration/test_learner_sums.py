@@ -11,6 +11,8 @@ from support.summing_house import Summing
 from support.waiting import deadline_s
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+pytestmark = pytest.mark.ray
+
 MICROS = 512
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support.places import ROOT
 
+pytestmark = pytest.mark.ray
+
 
 def train(folder: Path, *arguments: str, limit_s: float) -> dict:
     """The summary of a run in `folder`; models are cached there."""

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from actors.config import EngineSettings
 from actors.engines import vllm_common
 
+pytestmark = pytest.mark.vllm
+
 CLOSE = 1e-4  # float32 on both sides
 IDS = [5, 9, 200, 3, 17, 80, 4, 4, 31]
 

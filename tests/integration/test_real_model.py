@@ -18,6 +18,8 @@ from protocols.checksum import element_checksum
 from protocols.errors import WeightsError
 from protocols.weights import TRIAL, Probe, WeightRef
 
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.real_model]
+
 SEEDS = (0, 1, 2)
 NORMS = ("input_layernorm", "post_attention_layernorm", "model.norm")
 

@@ -19,6 +19,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
+from support import processes
 from support.waiting import deadline_s, until
 
 from protocols.errors import DeadlineError, RedraftError, SettingError, WireError
@@ -444,7 +445,7 @@ def test_an_endpoint_in_use_and_a_foreign_folder_are_named(place):
 
 def serve_elsewhere(place):
     endpoints = endpoints_in(place)
-    process = subprocess.Popen(
+    process = processes.start(
         [sys.executable, "-c", SERVE, str(place / "spool"), endpoints.ingest, endpoints.serve],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},

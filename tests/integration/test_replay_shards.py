@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from support import processes
 from support.shard_house import ANY, House, a_house, gid, numbers, turn
 from support.waiting import deadline_s, until
 
@@ -205,7 +206,7 @@ gc.collect()
 """
     command = [sys.executable, "-c", drop, house.endpoints[0].ingest, house.endpoints[0].serve]
     paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=paths) as process:
+    with processes.start(command, stdout=subprocess.PIPE, env=paths) as process:
         assert process.stdout.readline() == b"dropped\n"
         try:
             assert process.wait(deadline_s(3)) == 0
@@ -285,8 +286,8 @@ def test_a_group_found_corrupt_before_a_shard_joined_is_played_again_once(house)
 
 
 def _play_lease(house: House, lease: Lease) -> None:
-    house.producer.add(turn(lease.group, 0, lease.number), lease)
-    house.producer.add(Close(lease.group, lease.number, 1), lease, 1.0).result(deadline_s(10))
+    house.producer.add(turn(lease.group, 0, lease.fencing_token), lease)
+    house.producer.add(Close(lease.group, lease.fencing_token, 1), lease, 1.0).result(deadline_s(10))
 
 
 def test_a_group_that_was_abandoned_everywhere_and_played_again_can_be_committed(house):
@@ -326,7 +327,7 @@ class Elsewhere:
     def start(self) -> None:
         where = self.house.endpoints[self.number]
         spool = self.house.folder / f"spool-{self.number}"
-        self.process = subprocess.Popen(
+        self.process = processes.start(
             [sys.executable, "-c", SERVE, str(spool), where.ingest, where.serve],
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -351,7 +352,7 @@ def test_a_claim_waits_for_a_shard_that_was_killed_and_goes_on_when_it_is_back(h
     claiming.start()
     later = {number: house.play(number) for number in range(30, 60)}
     for number, done in later.items():
-        if place(gid(number), 3) != 1:
+        if shard_of(gid(number), 3) != 1:
             done.result(deadline_s(10))
     assert claiming.is_alive() and got == [], "it waits: the groups next in order may lie there"
     waiting = [number for number, done in later.items() if not done.done()]

@@ -24,6 +24,8 @@ from redraft.control.remote import Remote
 from redraft.watch.viewer.index import Index
 from replay.disk.reader import SpoolReader
 
+pytestmark = pytest.mark.ray
+
 RECIPE = {
     "name": "tiny",
     "steps": 4,
@@ -300,7 +302,7 @@ def test_after_all_that_resume_goes_on_and_every_step_used_whole_groups_once(cre
 
 def test_gsm8k_trains_with_two_actors_and_two_ranks_under_zero_3(folder, data_folder):
     recipe = ROOT / "recipes" / "gsm8k-grpo.yaml"
-    run = Command(folder, "train", str(recipe), f"data.path={data_folder / 'gsm8k'}", "--run", "gsm8k")
+    run = Command(folder, "train", str(recipe), f"data.path={data_folder('gsm8k')}", "--run", "gsm8k")
     output = run.wait(300)
     assert run.process.returncode == 0, output[-3000:]
     assert run.steps("gsm8k") == [1, 2, 3]

@@ -13,6 +13,8 @@ from redraft.models.make import prepare
 from redraft.recipe import build
 from redraft.report.compare import read
 
+pytestmark = pytest.mark.ray
+
 LORA = {"rank": 4, "targets": ["gate_proj", "up_proj", "down_proj"]}
 
 

@@ -31,6 +31,8 @@ from redraft.owner import Owner
 from redraft.recipe import build
 from replay.tools.verify import Damage, verify
 
+pytestmark = pytest.mark.ray
+
 START_S = 25.0
 RECIPE = {
     "name": "scaled",

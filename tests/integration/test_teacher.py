@@ -31,6 +31,8 @@ from protocols.errors import SettingError
 from redraft.config import MakeSettings, ModelSettings
 from redraft.models.make import prepare
 
+pytestmark = pytest.mark.vllm
+
 DIALOGUE = [
     {"role": "user", "content": "1234>10\n"},
     {"role": "assistant", "content": "1+2+3+4"},

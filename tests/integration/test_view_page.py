@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
-from support import needs
+from support import processes
 from support.run_house import ENVIRONMENT, interruptible
 from support.view_house import RunFolder, dialogue, kept, said
 from support.waiting import deadline_s
@@ -39,7 +40,7 @@ EVIL = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>"
 @contextmanager
 def viewer(folder: Path, *arguments: str) -> Iterator[str]:
     """`redraft view` in a process of its own; yields the address that it prints."""
-    process = subprocess.Popen(
+    process = processes.start(
         [sys.executable, "-m", "redraft", "view", str(folder), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -58,9 +59,8 @@ def viewer(folder: Path, *arguments: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser():
-    chromium = needs.command("chromium", "apt-get install chromium")
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        started = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         yield started
         started.close()
 

@@ -18,6 +18,8 @@ from protocols.weights import Probe, WeightRef
 from redraft.config import MakeSettings, ModelSettings
 from redraft.models.make import prepare
 
+pytestmark = pytest.mark.vllm
+
 CLOSE = 1e-4
 TOKENS = np.random.default_rng(0).integers(0, 40, 48).astype(np.int32)
 

@@ -1,4 +1,4 @@
-"""What a test needs of the machine: where it is missing the test is skipped, but fails where CI=true."""
+"""What a test needs of the machine, by its markers: where it is missing the test is skipped, or fails if CI=true."""
 
 from __future__ import annotations
 
@@ -8,12 +8,36 @@ from typing import NoReturn
 
 import pytest
 
+COMMANDS = {
+    "browser": ("chromium", "apt-get install chromium"),
+    "prometheus": ("promtool", "apt-get install prometheus"),
+    "kubectl": ("kubectl", "apt-get install kubernetes-client"),
+    "compiler": ("cc", "apt-get install gcc libc6-dev"),
+}
+"""The command that a marker stands for, and how to get it."""
+BY_FIXTURE = {
+    "browser": "browser",
+    "data_folder": "data",
+    "library": "compiler",
+    "manifests": "kubectl",
+    "watched": "prometheus",
+}
+"""What who uses a fixture needs: its marker is given to the test."""
+
+
+def mark(item: pytest.Item) -> None:
+    """Gives a test the markers of what its fixtures need, so that `-m "not browser"` means all who need one."""
+    for fixture in BY_FIXTURE.keys() & set(item.fixturenames):
+        item.add_marker(BY_FIXTURE[fixture])
+
+
+def check(item: pytest.Item) -> None:
+    """Skips a test whose command is missing, with the words that say how to get it."""
+    for marker, (command, cure) in COMMANDS.items():
+        if item.get_closest_marker(marker) and shutil.which(command) is None:
+            missing(f"there is no {command} here: {cure}")
+
 
 def missing(problem: str) -> NoReturn:
     """Skips the test with what is missing and how to get it; with CI=true in the environment it fails."""
     pytest.fail(problem) if os.environ.get("CI") == "true" else pytest.skip(problem)
-
-
-def command(name: str, cure: str) -> str:
-    """The path of a command, or `missing`, which says the cure: `apt-get install chromium`."""
-    return shutil.which(name) or missing(f"no command {name}: {cure}")

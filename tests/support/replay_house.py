@@ -18,6 +18,7 @@ from protocols.turns import Close, Group, Lease, Role, Turn
 from replay.client import Client, Producer
 from replay.config import Endpoints
 from replay.keys import ClientKeys
+from support import processes
 from support.waiting import deadline_s
 
 ANY = 2**30  # a staleness that nothing exceeds
@@ -147,7 +148,7 @@ class Process:
     def __init__(self, role: str, spec: dict, log: Path, environment: dict | None = None):
         self.role, self.log = role, log
         self._log = log.open("ab")
-        self.popen = subprocess.Popen(
+        self.popen = processes.start(
             [sys.executable, str(PROCESS), role, json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

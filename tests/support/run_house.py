@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from support import processes
 from support.places import PYTHONPATH
 from support.waiting import deadline_s, until
 
@@ -29,7 +30,7 @@ class Command:
         self.folder = folder
         self.log = folder / "output.txt"
         with open(self.log, "ab") as output:
-            self.process = subprocess.Popen(
+            self.process = processes.start(
                 [sys.executable, "-m", "redraft", *arguments],
                 cwd=folder,
                 stdout=output,
@@ -43,7 +44,7 @@ class Command:
         try:
             self.process.wait(deadline_s(limit_s))
         except subprocess.TimeoutExpired as late:
-            self.kill()
+            processes.stop(self.process)
             raise AssertionError(f"still running after {late.timeout:.0f} s:\n{self.log.read_text()[-3000:]}") from None
         return self.log.read_text()
 

@@ -19,6 +19,7 @@ from replay.config import Endpoints, ReplaySettings
 from replay.disk.reader import SpoolReader
 from replay.server.store import Store
 from replay.tools.verify import Corruption, Progress, read_all
+from support import processes
 from support.places import ROOT
 from support.waiting import deadline_s
 
@@ -152,7 +153,7 @@ class Serving:
         self.endpoints = Endpoints(ingest, endpoints.get("serve", f"ipc://{self._place.name}/s"))
         command = ["replay", "serve", "--folder", str(folder), "--run-id", run]
         command += ["--ingest", self.endpoints.ingest, "--serve", self.endpoints.serve, *map(str, arguments)]
-        self.process = subprocess.Popen(
+        self.process = processes.start(
             [sys.executable, *program, *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from support import needs
+from support import processes
 from support.places import ROOT
 from support.waiting import deadline_s, until
 
@@ -24,10 +23,9 @@ NAME = re.compile(r"(?<![\w:])redraft_\w+")
 
 
 class Prometheus:
-    """Scrapes what `sd` lists, each second. Use it as a context manager."""
+    """Scrapes what `sd` lists, each second. Use it as a context manager, under the marker `prometheus`."""
 
     def __init__(self, folder: Path, sd: str):
-        needs.command("prometheus", "apt-get install prometheus")
         config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": f"{INTERVAL_S}s", "evaluation_interval": f"{INTERVAL_S}s"}
         config["rule_files"] = [str(SHIPPED / name) for name in config["rule_files"]]
@@ -47,7 +45,7 @@ class Prometheus:
 
     def __enter__(self) -> Prometheus:
         with open(self._log, "wb") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = processes.start(self._command, stdout=log, stderr=log)
         until(self._ready, "Prometheus is ready", 60)
         return self
 

@@ -223,7 +223,7 @@ def test_countdown_wants_each_number_exactly_once():
 
 
 def test_countdown_reads_a_folder_and_every_row_there_is_solvable(data_folder):
-    settings, data = EnvironmentSettings(name="countdown"), DataSettings(path=str(data_folder / "countdown"))
+    settings, data = EnvironmentSettings(name="countdown"), DataSettings(path=str(data_folder("countdown")))
     assert len(environments.tasks(settings, data, "train")) == 2500
     assert len(environments.tasks(settings, data, "test")) == 500
 
@@ -278,10 +278,10 @@ def test_gsm8k_rewards_and_feedback(feedback):
 
 
 def test_gsm8k_reads_a_folder_and_each_reference_solves_its_task(data_folder):
-    settings, data = EnvironmentSettings(name="gsm8k"), DataSettings(path=str(data_folder / "gsm8k"), train_size=10)
+    settings, data = EnvironmentSettings(name="gsm8k"), DataSettings(path=str(data_folder("gsm8k")), train_size=10)
     train, test = (environments.tasks(settings, data, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (10, 1319)
-    for line, task in zip((data_folder / "gsm8k" / "test.jsonl").read_text().splitlines(), test, strict=True):
+    for line, task in zip((data_folder("gsm8k") / "test.jsonl").read_text().splitlines(), test, strict=True):
         environment, _ = begin(task, "gsm8k")
         assert environment.step(json.loads(line)["answer"])[1] == 1.0
 

@@ -28,7 +28,7 @@ def judge(task: dict, calls) -> float:
 
 @pytest.fixture(scope="module")
 def cases(data_folder):
-    data = DataSettings(path=str(data_folder / "bfcl"))
+    data = DataSettings(path=str(data_folder("bfcl")))
     return {split: environments.tasks(SETTINGS, data, split) for split in ("train", "test")}
 
 
@@ -335,7 +335,7 @@ def test_a_folder_that_lacks_a_file_or_an_answer_names_data_path(tmp_path, data_
     for kind in functions.KINDS:
         for folder in ("", "possible_answer") if kind != "irrelevance" else ("",):
             file = f"{folder}/BFCL_v4_{kind}.json".lstrip("/")
-            (tmp_path / file).write_text((data_folder / "bfcl" / file).read_text())
+            (tmp_path / file).write_text((data_folder("bfcl") / file).read_text())
     data = DataSettings(path=str(tmp_path))
     assert environments.tasks(SETTINGS, data, "test")
     answers = tmp_path / "possible_answer" / "BFCL_v4_multiple.json"

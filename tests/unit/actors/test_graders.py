@@ -123,8 +123,8 @@ def test_countdown_answers_any_text_at_once(text):
 
 @pytest.mark.parametrize(("split", "count", "coincidences"), [("train", 7473, 75), ("test", 1319, 15)])
 def test_gsm8k_agrees_with_every_reference_and_rejects_the_next_one(data_folder, split, count, coincidences):
-    tasks = environments.tasks(EnvironmentSettings(name="gsm8k"), DataSettings(path=str(data_folder / "gsm8k")), split)
-    texts = [row["answer"] for row in files.rows(data_folder / "gsm8k" / f"{split}.jsonl")]
+    tasks = environments.tasks(EnvironmentSettings(name="gsm8k"), DataSettings(path=str(data_folder("gsm8k"))), split)
+    texts = [row["answer"] for row in files.rows(data_folder("gsm8k") / f"{split}.jsonl")]
     numbers = [Fraction(text.rpartition("####")[2].replace(",", "").strip()) for text in texts]
     judge = grader("gsm8k").judge
     assert len(tasks) == count
@@ -146,8 +146,8 @@ MATH = {"id": "", "problem": "", "type": "", "target": "5"}
 @pytest.fixture(scope="module")
 def problems(data_folder):
     """Every task, with the solution that its row gives."""
-    data, settings = DataSettings(path=str(data_folder / "math")), EnvironmentSettings(name="math")
-    solutions = {row["problem"]: row["solution"] for row in files.rows(data_folder / "math" / "problems_4000.jsonl")}
+    data, settings = DataSettings(path=str(data_folder("math"))), EnvironmentSettings(name="math")
+    solutions = {row["problem"]: row["solution"] for row in files.rows(data_folder("math") / "problems_4000.jsonl")}
     found = {split: environments.tasks(settings, data, split) for split in ("train", "test")}
     return found, solutions
 

@@ -244,6 +244,7 @@ def test_a_model_without_a_tokenizer_is_refused_in_one_line(tmp_path, kind):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.real_model
 def test_a_real_tokenizer_gives_the_ids_that_transformers_gives():
     from support.smollm2 import smollm2
 

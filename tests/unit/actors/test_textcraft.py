@@ -55,7 +55,7 @@ def play(environment: Textcraft, actions: list[str]) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def folder(data_folder) -> Path:
-    return data_folder / "textcraft"
+    return data_folder("textcraft")
 
 
 @pytest.fixture(scope="module")

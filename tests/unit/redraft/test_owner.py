@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import processes
 from support.places import ROOT
 
 from protocols.errors import RedraftError, SettingError
@@ -52,7 +53,7 @@ def another():
 
     def start(then: str = "pass") -> subprocess.Popen:
         code = OWNS.format(recipe=SETTINGS, then=then)
-        process = subprocess.Popen(
+        process = processes.start(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -102,7 +103,7 @@ def test_the_folder_of_a_process_that_was_killed_is_free_at_once(another):
 @pytest.mark.parametrize(
     "then",
     [
-        "import subprocess; subprocess.Popen(['sleep', '600'])",
+        "import subprocess; processes.start(['sleep', '600'])",
         "import os, signal; os.fork() or print('owned', flush=True); signal.pause()",  # the child says that it is there
     ],
     ids=["started", "forked"],

@@ -27,16 +27,19 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(smollm2())
 
 
+@pytest.mark.real_model
 def test_the_tokenizer_spells_any_text_and_gives_it_back(tokenizer):
     for text in ("Größe: 再试  <x>\n\t🙂 It's 3.14!", "  def f(x):\n        return x\n", "\u0bb5\u0ba3\u0b95\u0bcd"):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
+@pytest.mark.real_model
 def test_each_digit_is_a_token_of_its_own(tokenizer):
     ids = tokenizer.encode("In 2024: 1234567", add_special_tokens=False)
     assert [text for text in map(tokenizer.decode, ids) if text.strip().isdigit()] == list("20241234567")
 
 
+@pytest.mark.real_model
 def test_a_control_token_is_one_id_and_the_template_ends_answers_with_it(tokenizer):
     assert tokenizer.encode("<|im_end|>", add_special_tokens=False) == [tokenizer.eos_token_id]
     renderer = Renderer(tokenizer)
@@ -46,6 +49,7 @@ def test_a_control_token_is_one_id_and_the_template_ends_answers_with_it(tokeniz
     assert prompt.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
 
 
+@pytest.mark.real_model
 def test_the_model_answers_a_simple_question(tokenizer):
     model = AutoModelForCausalLM.from_pretrained(smollm2())
     assert model.dtype == torch.bfloat16
@@ -59,11 +63,13 @@ def test_the_model_answers_a_simple_question(tokenizer):
     assert "Paris" in answer and answer.endswith("<|im_end|>")
 
 
+@pytest.mark.real_model
 def test_others_may_read_what_is_kept():
     for file in smollm2().iterdir():
         assert stat.S_IMODE(file.stat().st_mode) & 0o444 == 0o444, file.name
 
 
+@pytest.mark.real_model
 def test_a_recipe_that_names_it_finds_it_without_fetching_again(monkeypatch):
     folder = smollm2()
     monkeypatch.setattr(sys, "executable", "/nowhere")
