@@ -103,7 +103,7 @@ def test_the_folder_of_a_process_that_was_killed_is_free_at_once(another):
 @pytest.mark.parametrize(
     "then",
     [
-        "import subprocess; processes.start(['sleep', '600'])",
+        "import subprocess; subprocess.Popen(['sleep', '600'])",
         "import os, signal; os.fork() or print('owned', flush=True); signal.pause()",  # the child says that it is there
     ],
     ids=["started", "forked"],
