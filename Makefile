@@ -1,8 +1,8 @@
-# For everyone: `make demo`, `make demo-real`, `make test`. They set up .venv when it is missing or out of date.
+# For everyone: `make demo`, `make quick`, `make test`. They set up .venv when it is missing or out of date.
 PYTHON_IN_VENV := .venv/bin/python
 .DEFAULT_GOAL := help
 
-.PHONY: help setup demo demo-real test prove lint docs lock clean
+.PHONY: help setup demo demo-real quick test prove lint docs lock clean
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -15,19 +15,18 @@ demo: setup ## Train a tiny agent that learns to correct itself, and show that i
 demo-real: setup ## Train a real model of 135M parameters to do as it is told; a quarter of an hour
 	@.venv/bin/redraft train recipes/smollm2-words-rise.yaml --again
 
-test: setup ## All tests, under 20 minutes on two cores
+quick: setup ## Style, types and unit tests, under 3 minutes on two cores; no apt
+	@tools/check.sh style types unit
+
+test: setup ## quick, the docs and all other tests but the long proofs: 24 minutes; asks before it installs with apt
 	@tools/debian.sh promtool=prometheus chromium=chromium
-	@$(PYTHON_IN_VENV) -m ruff check .
-	@NO_MKDOCS_2_WARNING=1 $(PYTHON_IN_VENV) -m mkdocs build --quiet
-	@OMP_NUM_THREADS=1 $(PYTHON_IN_VENV) -m pytest -m "not prove" tests/unit -n 2 --dist loadfile
-	@$(PYTHON_IN_VENV) -m pytest -m "not prove" tests/integration tests/chaos -n 2 --dist loadfile --no-loadscope-reorder
+	@tools/check.sh style types docs unit integration
 
 prove: setup ## The long proofs: many kills, many seeds
 	@$(PYTHON_IN_VENV) -m pytest -m prove -s
 
-lint: setup ## Style
-	@$(PYTHON_IN_VENV) -m ruff check .
-	@$(PYTHON_IN_VENV) -m ruff format --check .
+lint: setup ## Style and types
+	@tools/check.sh style types
 
 docs: setup ## The documentation as a site, in site/
 	@$(PYTHON_IN_VENV) -m tools.reference
