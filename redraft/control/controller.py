@@ -23,6 +23,9 @@ after each step. Everything else flows past it.
     ranks 1..             an order of rank 0            the order                              the learner's + 300 s
 
 When a wait runs out, the run stops with an error that names who was waited for; `redraft train --resume` goes on.
+
+parts.py starts all parts, exchange.py has one round of the loop, admission.py says how many groups may be leased,
+leases.py which ones, fleet.py who lives. What is told to people and files is in protocols/reports.py.
 """
 
 from __future__ import annotations
