@@ -20,16 +20,68 @@ want=$(cat "$pins" requirements/docs.txt pyproject.toml tools/venv.sh | sha256su
     echo "Redraft needs Python 3.11 to 3.13; set PYTHON to one (found: $("$python" --version))" >&2
     exit 1
 }
+log=.venv/pip.log
+tick_s=5
+[ -t 1 ] && tick_s=1
+
+# One line: renewed on a terminal, a new one in a log.
+say() { if [ -t 1 ]; then printf '\r\033[K%4d s  %s' "$SECONDS" "$1"; else printf '%4d s  %s\n' "$SECONDS" "$1"; fi; }
+
+packages() { find .venv/lib -path '*/site-packages/*.dist-info' -prune -print 2>/dev/null | wc -l || true; }
+
+# How far pip is, by its log: $1 is how many packages there were before it.
+how_far() {
+    local found
+    found=$(grep -cE '^(Collecting|Processing) ' "$log") || true
+    if grep -q '^Installing collected' "$log"; then
+        echo "$(($(packages) - $1)) of $found packages installed"
+    else
+        echo "$found packages fetched"
+    fi
+}
+
+# install WHAT ARGUMENTS...: what pip says goes to a log (of an index, say, that has nothing for us); what is told
+# meanwhile is how far it is. Fails as pip does.
+install() {
+    local what=$1 before code=0
+    shift
+    before=$(packages)
+    : >"$log"
+    say "$what: looking for it"
+    (while sleep "$tick_s" && kill -0 $$ 2>/dev/null; do say "$what: $(how_far "$before")"; done) &
+    ticker=$!
+    .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1 || code=$?
+    stop_ticker
+    [ "$code" -eq 0 ] && say "$what: $(how_far "$before")"
+    [ -t 1 ] && echo
+    return "$code"
+}
+
+stop_ticker() { [ -n "${ticker:-}" ] && { kill "$ticker" && wait "$ticker"; ticker=; } 2>/dev/null || true; }
+
+# The same for what cannot be done without: pip's own words end the script.
+needed() {
+    install "$@" && return
+    { grep -v "^WARNING: Location '.*' is ignored" "$log" || true; } | tail -n 20 >&2
+    exit 1
+}
+trap stop_ticker EXIT
+
 echo "setting up .venv from $pins (two to three minutes, 4 GB)"
+say "an empty environment"
 "$python" -m venv --clear .venv
-install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+[ -t 1 ] && echo
 if [ "$kind" = cpu ]; then
-    install --no-deps "torch==$torch" 2>/dev/null || install --no-deps "torch==$torch" --index-url "$torch_cpu_index"
-    install --no-deps --requirement "$pins"
+    install "torch" --no-deps "torch==$torch" ||
+        needed "torch, from its own index" --no-deps "torch==$torch" --index-url "$torch_cpu_index"
+    needed "the pinned packages" --no-deps --requirement "$pins"
 else
-    install --requirement "$pins"
+    needed "the pinned packages" --requirement "$pins"
 fi
 [ "${1:-}" = requirements ] && exit
-install --no-deps --requirement requirements/docs.txt
-install --no-deps --no-build-isolation --editable .
+needed "what builds the documentation" --no-deps --requirement requirements/docs.txt
+needed "Redraft itself" --no-deps --no-build-isolation --editable .
 echo "$want" >"$stamp"
+say "ready"
+[ -t 1 ] && echo
+exit 0
