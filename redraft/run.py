@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import re
@@ -10,10 +11,12 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from protocols.errors import SettingError
+from redraft import machine
 from redraft.owner import Owner, shared
 from redraft.recipe import Recipe, load
 
@@ -38,6 +41,12 @@ class Run:
     """Of the address `ray`: whether it was there before the run, so that nodes may join."""
     sd: str = ""
     """Where Prometheus finds the processes of the run, while it goes on."""
+    began: str = ""
+    """When it was started first, in ISO 8601 with the offset from UTC."""
+    version: str = ""
+    """Redraft's, then."""
+    machine: str = ""
+    """That of the command, then."""
 
     @property
     def name(self) -> str:
@@ -116,7 +125,12 @@ def create(
     with owner.begin(_free(folder) if again else None) as fresh:
         (fresh / "logs").mkdir()
         (fresh / "recipe.yaml").write_text(recipe.dump())
-        run = Run(fresh, identity or secrets.token_hex(16), str(Path(model).resolve()))
+        origin = {
+            "began": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "version": importlib.metadata.version("redraft"),
+            "machine": machine.described(),
+        }
+        run = Run(fresh, identity or secrets.token_hex(16), str(Path(model).resolve()), **origin)
         run.save()
     return replace(run, folder=folder.resolve())
 

@@ -27,12 +27,12 @@ tick_s=5
 # One line: renewed on a terminal, a new one in a log.
 say() { if [ -t 1 ]; then printf '\r\033[K%4d s  %s' "$SECONDS" "$1"; else printf '%4d s  %s\n' "$SECONDS" "$1"; fi; }
 
-packages() { find .venv/lib -path '*/site-packages/*.dist-info' -prune -print 2>/dev/null | wc -l || true; }
+packages() { find .venv/lib/python*/site-packages -maxdepth 1 -name '*.dist-info' 2>/dev/null | wc -l || true; }
 
 # How far pip is, by its log: $1 is how many packages there were before it.
 how_far() {
     local found
-    found=$(grep -cE '^(Collecting|Processing) ' "$log") || true
+    found=$(grep -cE '^(Collecting|Processing|Obtaining) ' "$log") || true
     if grep -q '^Installing collected' "$log"; then
         echo "$(($(packages) - $1)) of $found packages installed"
     else

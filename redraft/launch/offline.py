@@ -44,6 +44,7 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
     from learner import checkpoint
     from protocols.weights import version_of
     from redraft.control.evaluator import Occasion
+    from redraft.report.page import relative, write_report
     from redraft.report.tables import table
 
     recipe = recipes.load(run.folder / "recipe.yaml", overrides)
@@ -57,6 +58,7 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
         summary = exam(recipe, run, model, occasion, tests, console)
     run.append("evaluations.jsonl", occasion.line(round(time.monotonic() - began, 1), summary))
     console.print(table(None, summary, recipe.environment.feedback, console.width))
+    console.print(f"report: {relative(write_report(run.folder))}", soft_wrap=True)
 
 
 def exam(

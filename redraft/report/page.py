@@ -10,6 +10,7 @@ from redraft import records
 from redraft.records import at, duration
 from redraft.report import dialogues, tables
 from redraft.report import html as page
+from redraft.report.headline import headline
 
 # Keys of the recipe that say what a run was, in the order in which people ask.
 FACTS = {
@@ -29,6 +30,7 @@ FACTS = {
     "ZeRO": "learner.zero",
     "seed": "seed",
 }
+ORIGIN = {"began": "began", "machine": "machine", "Redraft": "version"}
 
 POINTS = 1000  # of a curve, or up to twice as many: a page with each of 5,000 steps had 4 MB
 
@@ -45,9 +47,10 @@ def write_report(run_dir: Path) -> Path:
     first, last = records.first(evaluations), records.last(evaluations)
     last_name = f"step {last['step']}" if last and last["label"] != "after" else "after"
     body = [
-        _header(name, recipe, summary, steps),
+        _header(name, headline(first, last), recipe, summary, steps, records.json_object(run_dir / "run.json")),
         _findings(records.findings(run_dir)),
         _results(first, last, last_name, recipe),
+        _checkpoints(evaluations),
         dialogues.section(dialogues.pairs(run_dir), last_name),
         _plots(first, last, last_name, evaluations, steps[:: max(1, len(steps) // POINTS)]),
         _recipe(recipe_text),
@@ -57,18 +60,26 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def _header(name: str, recipe: dict, summary: dict, steps: Sequence[dict]) -> str:
+def relative(path: Path) -> Path:
+    """The path as people read it: from the current folder, where it lies in that."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _header(name: str, came: str, recipe: dict, summary: dict, steps: Sequence[dict], run: dict) -> str:
+    """`came` is the headline, `run` what run.json says: where and when the run began."""
     state = str(summary.get("state", "running or interrupted"))
     done = steps[-1]["step"] if steps else summary.get("steps", 0)
     seconds = summary.get("seconds") or (steps[-1].get("time_s") if steps else None)
     facts = [("steps", f"{done} of {recipe['steps']}" if "steps" in recipe else f"{done}")]
     facts += [("wall time", duration(seconds))] if seconds else []
     facts += [("model", _model(recipe, summary))] if recipe.get("model") else []
+    facts += [(label, str(run[key])) for label, key in ORIGIN.items() if run.get(key)]
     facts += [(label, _plain(value)) for label, key in FACTS.items() if (value := at(recipe, key)) is not None]
     listed = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
     error = f'<p class="error">{escape(str(summary["error"]))}</p>' if summary.get("error") else ""
     badge = f'<span class="state {escape(state.split()[0])}">{escape(state)}</span>'
-    return f'<header><h1>{escape(name)} {badge}</h1><p class="lead">{LEAD}</p>{error}<dl>{listed}</dl></header>'
+    told = f'<p class="headline">{escape(came)}</p>' if came else ""
+    return f'<header><h1>{escape(name)} {badge}</h1>{told}<p class="lead">{LEAD}</p>{error}<dl>{listed}</dl></header>'
 
 
 def _findings(found: Sequence[dict]) -> str:
@@ -125,6 +136,32 @@ def _results(first: dict | None, last: dict | None, last_name: str, recipe: dict
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(shown)}</tbody>"
         f"</table>{told}</section>"
     )
+
+
+def _checkpoints(evaluations: Sequence[dict]) -> str:
+    """What `redraft eval` has found, in the order in which it was asked; "" where it was not."""
+    asked = [found for found in evaluations if found["label"] == "eval"]
+    if not asked:
+        return ""
+    figures = ("success",) if tables.acts(asked[0]) else ("turns", "first answer", "last answer")
+    head = "".join(f"<th>{text}</th>" for text in ("checkpoint", "tasks", *figures, f"greedy: {figures[-1]}"))
+    rows = "".join(_checkpoint(found) for found in asked)
+    how = "Each by <code>redraft eval</code>, with the settings that it was given; ± one standard error."
+    return (
+        f'<section class="plain"><h2>Evaluations of checkpoints</h2><p class="how">{how}</p>'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></section>"
+    )
+
+
+def _checkpoint(found: dict) -> str:
+    main = tables.main(found)
+    figures = [main.of(found), main.of(found.get("greedy"))]
+    cells = [str(found["n"])]
+    if not tables.acts(found):
+        cells.append(str(found["turns"]))
+        figures.insert(0, tables.names(found)[0].of(found))
+    cells += map(tables.shown, figures)
+    return f"<tr><th>step {found['step']}</th>{''.join(f'<td>{escape(text)}</td>' for text in cells)}</tr>"
 
 
 def _row(row: tables.Row, first: bool, last: bool) -> str:

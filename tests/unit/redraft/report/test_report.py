@@ -8,7 +8,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from support.browser import width_of
 
+from redraft.report.headline import headline
 from redraft.report.page import write_report
 from redraft.report.tables import WITH_FEEDBACK
 
@@ -190,7 +192,38 @@ def test_until_training_ends_the_latest_checkpoint_that_was_evaluated_stands_bes
     lines = [{"step": n, "label": label, **summary(n / 10)} for n, label in ((0, "before"), (8, "eval"), (5, "eval"))]
     write(run_dir, "evaluations.jsonl", *lines)
     page = page_of(run_dir)
-    assert "step 8" in page and "0.800 ± 0.010" in page and "0.500 ± 0.010" not in page
+    results = page.partition("Evaluations of checkpoints")[0]
+    assert "step 8" in results and "0.800 ± 0.010" in results and "0.500 ± 0.010" not in results
+
+
+def test_the_headline_is_the_last_answer_before_and_after_with_the_first_beside_it(run_dir: Path):
+    page = page_of(run_dir)
+    assert '<p class="headline">last answer right: 15 % -&gt; 30 % (first answer: 30 % -&gt; 60 %)</p>' in page
+    assert headline(summary(0.3), None) == "last answer right: 15 % (first answer: 30 %)"
+    assert headline(acted(0.3), acted(0.5)) == "success: 30 % -> 50 %"
+    once = summary(0.4) | {"turns": 1, "accuracy_by_turn": [0.4], "se": {"accuracy_by_turn": [0.01]}}
+    assert headline(once, once) == "answer right: 40 % -> 40 %"
+    assert headline(None, None) == ""
+
+
+def test_a_report_says_when_where_and_by_which_version_it_was_run(run_dir: Path):
+    origin = {"began": "2031-02-03T04:05:06+01:00", "version": "1.2.3", "machine": "Xeon, 2 cores, 24 GiB, no GPU"}
+    write(run_dir, "run.json", origin)
+    page = page_of(run_dir)
+    assert all(f"<dd>{fact}</dd>" in page for fact in origin.values())
+
+
+def test_evaluations_that_were_asked_for_later_are_listed_each(run_dir: Path):
+    assert "Evaluations of checkpoints" not in page_of(run_dir)
+    with open(run_dir / "evaluations.jsonl", "a") as stream:
+        for right in (0.5, 0.7):
+            stream.write(json.dumps({"step": 3, "label": "eval", **summary(right)}) + "\n")
+    page = page_of(run_dir)
+    results, _, later = page.partition("Evaluations of checkpoints")
+    assert "0.600 ± 0.010" in results and "0.700" not in results, "what was measured after training stays the result"
+    for right in (0.5, 0.7):
+        cells = f"<td>50</td><td>2</td><td>{right:.3f} ± 0.010</td><td>{right / 2:.3f} ± 0.020</td>"
+        assert f"<tr><th>step 3</th>{cells}" in later
 
 
 def test_steps_that_trained_nothing_leave_gaps_and_no_zero(run_dir: Path):
@@ -200,3 +233,11 @@ def test_steps_that_trained_nothing_leave_gaps_and_no_zero(run_dir: Path):
     for lines in ((nothing,), (step(1), nothing | {"step": 2})):
         write(run_dir, "metrics.jsonl", *lines)
         assert page_of(run_dir).count("<svg") == 8
+
+
+def test_on_a_telephone_nothing_of_the_page_lies_beside_the_screen(run_dir: Path):
+    long = {"name": "tries-with-a-name-that-is-longer-than-any-line-on-a-telephone", "state": "failed"}
+    write(run_dir, "summary.json", long | {"error": "/a/folder/of/a/name/that/is/long/and/that/has/no/blank/in/it"})
+    with open(run_dir / "evaluations.jsonl", "a") as stream:
+        stream.write(json.dumps({"step": 3, "label": "eval", **summary(0.5)}) + "\n")
+    assert width_of(write_report(run_dir), screen=360) == 360
