@@ -125,12 +125,14 @@ def create(
     with owner.begin(_free(folder) if again else None) as fresh:
         (fresh / "logs").mkdir()
         (fresh / "recipe.yaml").write_text(recipe.dump())
-        origin = {
-            "began": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "version": importlib.metadata.version("redraft"),
-            "machine": machine.described(),
-        }
-        run = Run(fresh, identity or secrets.token_hex(16), str(Path(model).resolve()), **origin)
+        run = Run(
+            fresh,
+            identity or secrets.token_hex(16),
+            str(Path(model).resolve()),
+            began=datetime.now().astimezone().isoformat(timespec="seconds"),
+            version=importlib.metadata.version("redraft"),
+            machine=machine.described(),
+        )
         run.save()
     return replace(run, folder=folder.resolve())
 

@@ -51,6 +51,7 @@ from redraft.control import discovery
 from redraft.control.admission import Admission
 from redraft.control.evaluator import Exam, Occasion, chosen
 from redraft.control.exchange import Announced, Exchange, Starting
+from redraft.control.fleet import Fleet
 from redraft.control.parts import start
 from redraft.control.status import Status
 from redraft.evaluation.measures import plays
@@ -61,7 +62,10 @@ from redraft.tracking.queue import Trackers
 log = logging.getLogger("redraft.controller")
 TICK_S = 0.05
 HEAR_OUT_S = 1.0  # for the reports of actors when the run has failed
-PHASES = {"before": ("evaluating", "before"), "after": ("ending", "evaluation of what was learned")}
+PHASES = {
+    "before": ("evaluating", "before training, to compare with"),
+    "after": ("ending", "evaluation of what was learned"),
+}
 FACTS = ("label", "step", "version", "seconds")  # what a line of evaluations.jsonl says beside the figures
 
 
@@ -186,7 +190,7 @@ class Controller:
         me, parts = ray.get_runtime_context().current_actor, exchange.parts
         parts.wait({rank.announce.remote(me): "learner" for rank in parts.ranks}, self._recipe.start_s)
         parts.fleet.begin()
-        self._until(exchange, lambda: bool(parts.fleet.ready()), "actors", "an engine with verified weights")
+        self._until(exchange, lambda: self._can_play(parts.fleet), "actors", "an engine with verified weights")
         before = self._before() or self._evaluation(exchange, "before")
         stopped = RunEnded(self._run.name, "stopped", before=before)
         if self._stopping.is_set():
@@ -200,6 +204,12 @@ class Controller:
             return stopped
         self._until(exchange, exchange.arrived, "actors", "the last weights")
         return RunEnded(self._run.name, "done", before=before, after=self._evaluation(exchange, "after"))
+
+    def _can_play(self, fleet: Fleet) -> bool:
+        """Whether an actor is ready. Until one is, the status says what each lacks."""
+        ready = bool(fleet.ready())
+        self._status.missing([] if ready else fleet.lacking())
+        return ready
 
     def _serve(
         self,

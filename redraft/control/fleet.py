@@ -58,6 +58,17 @@ class Member:
         return self.report.state == "ready" and self.report.version is not None
 
     @property
+    def lacks(self) -> str:
+        """What it still waits for until it is ready; "" when it is."""
+        if self.ready:
+            return ""
+        if self.waiting:
+            return "resources"
+        if not self.report.pid:
+            return "process"
+        return "weights" if self.report.state == "ready" else "engine"
+
+    @property
     def late(self) -> bool:
         """What it still plays is given to others."""
         return self.draining is not None and time.monotonic() > self.draining
@@ -165,6 +176,19 @@ class Fleet:
                 "exchange", EXCHANGES, kwargs=[dict(orders=orders)], remote_actor_ids=[number]
             )
         )
+
+    def hear(self) -> None:
+        """Learns how far actors are, and which have failed to start, while there is nothing yet that they could do."""
+        self.begin()
+        self.receive()
+        for number in self.idle():
+            self.send(number, Orders())
+
+    def lacking(self, weights: bool = True) -> list[str]:
+        """Who is not ready, and what each lacks: "actor-0: engine". Without `weights`, those that lack only weights are
+        left out: they wait for the learner."""
+        lacks = [(member.name, member.lacks) for member in self.members.values()]
+        return [f"{name}: {what}" for name, what in lacks if what and (weights or what != "weights")]
 
     def idle(self) -> list[int]:
         """Actors that can be sent orders."""

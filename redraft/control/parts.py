@@ -29,6 +29,7 @@ from replay.client import Client
 
 log = logging.getLogger("redraft.controller")
 WAIT_S = 1.0  # between two looks while something is waited for
+Meanwhile = Callable[[Sequence[str]], None]
 CLOSE_S = 5.0  # for the actors, and for the owners of weight files, to end
 
 
@@ -61,19 +62,20 @@ class Parts:
 
     def wait(self, references: Mapping[Any, str], limit_s: float) -> list[Any]:
         """What these calls return, in their order; the names are those of whom is waited for. See `wait_for_all`."""
-        return wait_for_all(references, limit_s, lambda: self.files.look(self.fleet))
+        return wait_for_all(references, limit_s, lambda _: self.files.look(self.fleet))
 
 
-def wait_for_all(references: Mapping[Any, str], limit_s: float, meanwhile: Callable[[], None]) -> list[Any]:
-    """Waits until all references have come, in any order: one that fails may be what the others wait for. Looks
-    `meanwhile`. Raises what a call raised, or DeadlineError naming who did not answer."""
+def wait_for_all(references: Mapping[Any, str], limit_s: float, meanwhile: Meanwhile) -> list[Any]:
+    """Waits until all references have come, in any order: one that fails may be what the others wait for. Tells
+    `meanwhile` who is still waited for. Raises what a call raised, or DeadlineError naming who did not answer."""
     waiting, deadline = dict(references), time.monotonic() + limit_s
     while waiting:
         ended = ray.wait(list(waiting), timeout=WAIT_S)[0]
         for reference in ended:
             ray.get(reference)
             del waiting[reference]
-        meanwhile()
+        if waiting:
+            meanwhile(list(waiting.values()))
         if waiting and not ended and time.monotonic() > deadline:
             culprit = next(iter(waiting.values()))
             raise DeadlineError("the controller", culprit, limit_s, "it did not start; see logs/ in the run")
@@ -88,7 +90,7 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
     status.phase("starting", "tasks")
     tasks = environments.tasks(recipe.environment, recipe.data, "train")
     tests = environments.tasks(recipe.environment, recipe.data, "test")
-    status.phase("starting", "replay, learner, actors")
+    status.missing(["replay", "learner", "actors"])
     shards = Shards(run, recipe)
     closing.callback(shards.close)
     shards.start()
@@ -107,8 +109,14 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
         fleet.send(number, Orders())  # so that their engines start while the learner does
     status.tasks(tasks, tests)
     shards.wait(recipe.start_s)
-    begins = _set_up(ranks, recipe, resume, lambda: files.look(fleet))
-    served = _serve(ranks, run, recipe, lambda: files.look(fleet))
+
+    def meanwhile(waiting: Sequence[str]) -> None:
+        files.look(fleet)
+        fleet.hear()
+        status.missing([*waiting, *fleet.lacking(weights=False)])
+
+    begins = _set_up(ranks, recipe, resume, meanwhile)
+    served = _serve(ranks, run, recipe, meanwhile)
     status.started(begins.step, begins.trained)
     cursor, incarnation = begins.cursor, begins.incarnation
     order = TaskOrder(tasks, recipe.seed, recipe.curriculum, dict(cursor))
@@ -118,14 +126,14 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
     return Parts(fleet, lost, ranks, served, shards, client, files, book, tests, begins.step)
 
 
-def _set_up(ranks: Sequence[Any], recipe: Recipe, resume: bool, meanwhile: Callable[[], None]) -> LearnerReady:
+def _set_up(ranks: Sequence[Any], recipe: Recipe, resume: bool, meanwhile: Meanwhile) -> LearnerReady:
     """Has the ranks join each other and load the model; what rank 0 says of where training goes on."""
     (master,) = wait_for_all({ranks[0].address.remote(): "learner rank 0"}, recipe.start_s, meanwhile)
     setups = {rank.setup.remote(master, resume): f"learner rank {number}" for number, rank in enumerate(ranks)}
     return wait_for_all(setups, recipe.start_s, meanwhile)[0]
 
 
-def _serve(ranks: Sequence[Any], run: Run, recipe: Recipe, meanwhile: Callable[[], None]) -> list[Process]:
+def _serve(ranks: Sequence[Any], run: Run, recipe: Recipe, meanwhile: Meanwhile) -> list[Process]:
     """Has the ranks serve their metrics; where they do."""
     listen = recipe.metrics.listen(run.cluster)
     calls = {rank.serves.remote(listen): f"learner rank {number}" for number, rank in enumerate(ranks)}

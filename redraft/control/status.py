@@ -27,6 +27,7 @@ EVENTS = 50
 HISTORY = 200
 CAUSES = 1000  # of events that are told once each: groups may be abandoned for causes that are all worded differently
 LOOK_S = 1.0  # between two looks for causes why the run cannot learn
+MISSING = 4  # parts that are named while the run waits for more
 MADE = ("generations", "attempts")
 
 
@@ -71,6 +72,16 @@ class Status:
             self._now = replace(self._now, state=state, detail=detail, progress=None, **rates)
             self._last_step = time.monotonic()
         log.info("%s%s", state, f": {detail}" if detail else "")
+
+    def missing(self, parts: Sequence[str]) -> None:
+        """Parts for which the start of the run waits."""
+        more = f" and {len(parts) - MISSING} more" if len(parts) > MISSING else ""
+        detail = f"waiting for {', '.join(parts[:MISSING])}{more}" if parts else ""
+        if detail == self._now.detail:
+            return
+        self._update(detail=detail)
+        if detail:
+            log.info("%s", detail)
 
     def progress(self, done: int, total: int, tokens_per_s: float | None = None) -> None:
         """Of an evaluation: tasks that have ended, of how many, and how fast all actors sample for it."""

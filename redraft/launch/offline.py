@@ -55,21 +55,21 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
     model = models.of_checkpoint(folder, run.model, cache)
     began = time.monotonic()
     with ray_for(recipe):
-        summary = exam(recipe, run, model, occasion, tests, console)
+        summary = exam(recipe, run, model, occasion, tests, LiveView(console, run.name))
     run.append("evaluations.jsonl", occasion.line(round(time.monotonic() - began, 1), summary))
     console.print(table(None, summary, recipe.environment.feedback, console.width))
     console.print(f"report: {relative(write_report(run.folder))}", soft_wrap=True)
 
 
 def exam(
-    recipe: Recipe, run: Run, model: Path, occasion: Occasion, tests: Sequence[dict], console: Console
+    recipe: Recipe, run: Run, model: Path, occasion: Occasion, tests: Sequence[dict], view: LiveView
 ) -> dict[str, Any]:
     """The figures of the model in a folder."""
     from redraft.control.evaluator import Exam, chosen
     from redraft.evaluation.measures import plays
 
     passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
-    with _fleet(recipe, run, model, occasion.version, console) as (fleet, status, serve):
+    with _fleet(recipe, run, model, occasion.version, view) as (fleet, status, serve):
         exam = Exam(chosen(tests, recipe.evaluation.n), passes, fleet, status)
         serve(exam)
         if recipe.learner.record.groups:
@@ -94,7 +94,7 @@ def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, c
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
     fits.check(model, recipe)
     run = runs.create(recipe, str(model), owner, again=True)
-    with ray_for(recipe), _fleet(recipe, run, model, 0, console) as (fleet, status, serve):
+    with ray_for(recipe), _fleet(recipe, run, model, 0, LiveView(console, run.name)) as (fleet, status, serve):
 
         def play(left: Sequence[dict]):
             exam = Exam(left, failures.passes(recipe), fleet, status)
@@ -108,7 +108,7 @@ def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, c
 
 @contextlib.contextmanager
 def _fleet(
-    recipe: Recipe, run: Run, model: Path, version: int, console: Console
+    recipe: Recipe, run: Run, model: Path, version: int, view: LiveView
 ) -> Iterator[tuple[Fleet, Status, Callable[[Exam], None]]]:
     """A fleet that plays with a model as it is, beside a run that may go on: it, its status, and `serve(exam)`, which
     returns when the exam is over."""
@@ -133,7 +133,7 @@ def _fleet(
             time.sleep(LOOK_S)
 
     try:
-        with LiveView(console, run.name) as view:
+        with view:
             yield fleet, status, serve
     finally:
         fleet.close(5.0)

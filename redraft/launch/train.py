@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from protocols.errors import RedraftError
-from protocols.reports import RunEnded
+from protocols.reports import RunEnded, RunStatus
 from redraft import logs
 from redraft import run as runs
 from redraft.control import client, services
@@ -25,6 +28,7 @@ from redraft.recipe import Recipe
 from redraft.run import Run
 from redraft.tracking import queue as trackers
 from redraft.watch.live import LiveView, show_findings
+from redraft.watch.story import Story
 
 log = logging.getLogger("redraft.launch")
 POLL_S = 0.5
@@ -32,34 +36,41 @@ POLL_S = 0.5
 
 def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Path, console: Console) -> RunEnded:
     """Runs a recipe to its end, with a live view; returns how it ended. Ctrl-C stops the run, a second one kills it."""
+    story = Story(console)
+    does = f"trains {recipe.steps} steps on" if recipe.steps else "only evaluates a model on"
+    story.tell(f"{name or recipe.name} {does} {recipe.environment.name}; first what the recipe names is looked for")
     logs.to_terminal(name or recipe.name)
     for warning in recipe.warnings():
         log.warning("%s", warning)
     with runs.owned(recipe, name, resume, again) as owner:
-        return _train(recipe, owner, resume, again, cache, console)
+        return _train(recipe, owner, resume, again, cache, console, story)
 
 
-def _train(recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console) -> RunEnded:
+def _train(
+    recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console, story: Story
+) -> RunEnded:
     trackers.check(recipe.tracking)
     preflight.check_environment(recipe)
     if recipe.steps:
         preflight.check_learner(recipe)
-    model = models.prepare(recipe.model, recipe.environment, cache, console.print)
+    model = models.prepare(recipe.model, recipe.environment, cache, story.tell)
     identity = None if resume or not recipe.replay.services else services.unused(recipe.replay)
     pool = ThreadPoolExecutor(1)
     fit = pool.submit(fits.check, model, recipe)  # it imports for seconds, in which Ray starts
     pool.shutdown(wait=False)
+    story.tell("Ray: it runs each part in a process of its own; meanwhile, whether the model and the recipe fit")
     with ray_for(recipe) as address:
         fit.result()
         run = runs.create(recipe, str(model), owner, resume, again, identity)
         run = replace(run, ray=address, cluster=bool(os.environ.get("RAY_ADDRESS")))
         run.save()
-        summary = _watch(recipe, run, resume, console) if recipe.steps else _only_evaluate(recipe, run, console)
+        view = LiveView(console, run.name, story)
+        summary = _watch(recipe, run, resume, view) if recipe.steps else _only_evaluate(recipe, run, view)
     _show(run, recipe, summary, console)
     return summary
 
 
-def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> RunEnded:
+def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
     """Starts the controller and shows what it says until it ends. SIGTERM, as schedulers send it, is like Ctrl-C."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError
@@ -73,7 +84,8 @@ def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> RunEnded
     controller = part.remote(run, recipe, resume)
     ended = controller.run.remote()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with LiveView(console, run.name) as view:
+    with view:
+        view.update(RunStatus(run.name, recipe.steps, detail="waiting for the controller"))
         while True:
             try:
                 while not ray.wait([ended], timeout=POLL_S)[0]:
@@ -88,7 +100,7 @@ def _watch(recipe: Recipe, run: Run, resume: bool, console: Console) -> RunEnded
                 raise RedraftError(f"the controller's process died: {error}. Go on with --resume") from None
 
 
-def _only_evaluate(recipe: Recipe, run: Run, console: Console) -> RunEnded:
+def _only_evaluate(recipe: Recipe, run: Run, view: LiveView) -> RunEnded:
     """A run of no steps: the model as it is plays the test tasks; its figures are those before training."""
     from actors import environments
     from redraft.control.evaluator import Occasion
@@ -96,7 +108,7 @@ def _only_evaluate(recipe: Recipe, run: Run, console: Console) -> RunEnded:
     began = time.monotonic()
     tests = environments.tasks(recipe.environment, recipe.data, "test")
     occasion = Occasion("before", step=0, version=0)
-    before = offline.exam(recipe, run, Path(run.model), occasion, tests, console)
+    before = offline.exam(recipe, run, Path(run.model), occasion, tests, view)
     seconds = round(time.monotonic() - began, 1)
     run.append("evaluations.jsonl", occasion.line(seconds, before))
     told = trackers.Trackers(run, recipe, lambda text, once: log.warning("%s", text))
@@ -127,21 +139,38 @@ def _interrupted(controller, ended, view: LiveView, limit_s: float) -> RunEnded:
 
 
 def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None:
+    """How a run ended: all figures, the headline, one dialogue, where the report is, and how to go on."""
     from redraft.report import dialogues
-    from redraft.report.page import write_report
+    from redraft.report.headline import headline
+    from redraft.report.page import relative, write_report
     from redraft.report.tables import table
 
     if summary.before:
         console.print(table(summary.before, summary.after, recipe.environment.feedback, console.width))
+    show_findings(summary.findings, console)
+    console.print(f"{run.name}: {summary.state} after {summary.steps} steps, {summary.seconds:.0f} s")
+    if summary.before:
+        console.print(Text(headline(summary.before, summary.after), "bold"), soft_wrap=True)
     if (example := dialogues.example(dialogues.pairs(run.folder))) is not None:
         console.print(example)
-    show_findings(summary.findings, console)
-    path = write_report(run.folder)
-    console.print(f"{run.name}: {summary.state} after {summary.steps} steps, {summary.seconds:.0f} s")
-    console.print(f"report: {_relative(path)}")
+    console.print(f"report: {relative(write_report(run.folder))}", soft_wrap=True)
     if summary.state == "stopped":
         console.print("Go on with --resume.")
+    if summary.state == "done":
+        console.print("\n".join(next_commands(run)), markup=False, highlight=False, soft_wrap=True)
 
 
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def next_commands(run: Run) -> list[str]:
+    """The commands with which people go on from a run, as they may type them."""
+    from learner import checkpoint
+    from redraft.report.page import relative
+
+    called = Path(sys.argv[0]).absolute()
+    command = "redraft" if shutil.which("redraft") == str(called) else str(relative(called))
+    command = command if called.name == "redraft" else "python -m redraft"
+    known = [("view", "reads what was said, turn by turn"), ("report", "writes the report anew")]
+    if checkpoint.newest(run.folder) is not None:
+        known.append(("chat", "talks to the trained model"))
+    lines = [(f"{command} {verb} {run.name}", what) for verb, what in known]
+    width = max(len(line) for line, _ in lines)
+    return [f"  {line:{width}}  {what}" for line, what in lines]

@@ -21,6 +21,7 @@ from redraft.models import own_template, pretrained
 
 log = logging.getLogger("redraft.models")
 CHARACTERS = "0123456789+-*/()>?=.,;:!@ abcdefghijklmnopqrstuvwxyz"
+PRETRAINED = "pretraining teaches it the form of the dialogues, and not which correction helps"
 RECIPE_OF_MAKING = 2
 """Raised when the same settings would make another model, so that older ones in a cache are not used."""
 RECIPE_OF_FETCHING = 1
@@ -166,6 +167,7 @@ def _digest(make: MakeSettings, environment: EnvironmentSettings) -> str:
 
 
 def _make(make: MakeSettings, environment: EnvironmentSettings, folder: Path, progress: Callable[[str], None]) -> None:
+    progress("the model: a tiny one is made here, once" + (f"; {PRETRAINED}" if make.pretrain else ""))
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging as transformers_logging

@@ -16,6 +16,7 @@ from rich.text import Text
 from learner.responses import told
 from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, Finding, RunEnded, RunStatus
+from redraft.watch.story import Story
 
 PLAIN_EVERY_S = 10.0
 EVENTS = 4  # the newest that are shown
@@ -28,13 +29,17 @@ COLORS = {"training": "green", "done": "green", "failed": "red", "stopping": "ye
 
 
 class LiveView:
-    """Shows the newest status given to `update`. To be used as a context manager."""
+    """Shows the newest status given to `update`, and above it what each phase is for, as `story` tells it. To be used
+    as a context manager."""
 
-    def __init__(self, console: Console, run: str, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, console: Console, run: str, story: Story | None = None, clock: Callable[[], float] = time.monotonic
+    ):
         self._console, self._run, self._clock = console, run, clock
+        self._story = story or Story(console, clock)
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._pace = Pace()
-        self._printed: tuple[str, str | None] = ("", None)  # state and newest event of the last plain line
+        self._printed: tuple[str, str | None] = ("", None)  # what went on, and the newest event, last time
         self._next_line = 0.0
 
     def __enter__(self) -> LiveView:
@@ -48,21 +53,23 @@ class LiveView:
 
     def update(self, status: RunStatus) -> None:
         self._pace.see(status)
+        self._story.phase(status.state)
         if self._live:
             self._live.update(panel(self._run, status, self._pace.left_s(status)), refresh=True)
         else:
             self._print(status)
 
     def _print(self, status: RunStatus) -> None:
-        """A line every PLAIN_EVERY_S, and at once for a new state or new events."""
+        """A line every PLAIN_EVERY_S, and at once for a new state, new events, or when another part is missing."""
         events, last = status.events, self._printed[1]
+        now = f"{status.state} {status.detail}" if status.state == "starting" else status.state
         first = len(events) - 1 if last is None else events.index(last) + 1 if last in events else 0
         for event in events[max(first, 0) :]:
             self._console.print(Text(event), soft_wrap=True)
-        if status.state != self._printed[0] or self._clock() >= self._next_line:
+        if now != self._printed[0] or self._clock() >= self._next_line:
             self._console.print(Text(line(self._run, status)), soft_wrap=True)
             self._next_line = self._clock() + PLAIN_EVERY_S
-        self._printed = (status.state, events[-1] if events else last or "")
+        self._printed = (now, events[-1] if events else last or "")
 
 
 class Pace:

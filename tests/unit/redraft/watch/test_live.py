@@ -11,6 +11,7 @@ from rich.console import Console
 from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, BatchReport, FitReport, Responses, RunStatus, StepLine, StepReport
 from redraft.watch.live import LiveView, clock, line, panel, sparkline
+from redraft.watch.story import PHASES, Story
 
 
 def stepped(**batch) -> StepLine:
@@ -135,7 +136,8 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_at_once_for_news():
     assert [text for text in lines if "replaced" in text] == ["12:03:05 actor-1 replaced: reason 5"]
     assert sum("training | step" in text for text in lines) == 4
     assert lines[-2:][0] == "12:09:00 stopped" and "done" in lines[-1]
-    assert "learner waits groups 1.2 s/step" in lines[1] and "staleness 0.8 mean, 2 most" in lines[1]
+    assert lines[0] == f" 0:00  {PHASES['training']}"
+    assert "learner waits groups 1.2 s/step" in lines[2] and "staleness 0.8 mean, 2 most" in lines[2]
 
 
 def test_on_a_terminal_the_time_left_counts_from_the_first_step_seen():
@@ -164,3 +166,30 @@ def test_a_fleet_that_is_not_as_it_should_be_says_what_is_missing():
     assert "1 of 1 ready, actor-1: draining" in text
     text = line("quickstart", RunStatus("x", actors=(ready, *waiting), actors_target=4))
     assert "1 of 4 ready, actor-2: waiting for resources, actor-3: waiting for resources and 1 more" in text
+
+
+def test_each_phase_is_told_once_with_what_it_is_for_and_the_time_since_the_command_began():
+    out, now = io.StringIO(), [0.0]
+    console = Console(file=out, width=400)
+    story = Story(console, lambda: now[0])
+    now[0] = 65.0
+    with LiveView(console, "quickstart", story, clock=lambda: now[0]) as view:
+        for state in ("starting", "starting", "evaluating", "training", "training", "ending", "done"):
+            view.update(RunStatus("x", state=state))
+    told = [text for text in out.getvalue().splitlines() if text.startswith(" 1:05  ")]
+    assert [text.removeprefix(" 1:05  ") for text in told] == [
+        PHASES[state] for state in ("starting", "evaluating", "training", "ending")
+    ]
+
+
+def test_while_parts_start_each_that_comes_is_told_at_once():
+    out = io.StringIO()
+    with LiveView(Console(file=out, width=400), "quickstart", clock=lambda: 0.0) as view:
+        for missing in ("replay, learner rank 0", "learner rank 0", "learner rank 0", "actor-0: weights"):
+            view.update(RunStatus("x", detail=f"waiting for {missing}"))
+    told = [text.partition(" | ")[0] for text in out.getvalue().splitlines() if "waiting for" in text]
+    assert told == [
+        "quickstart: starting (waiting for replay, learner rank 0)",
+        "quickstart: starting (waiting for learner rank 0)",
+        "quickstart: starting (waiting for actor-0: weights)",
+    ]
