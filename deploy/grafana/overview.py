@@ -65,6 +65,15 @@ def accuracy():
     )
 
 
+def findings():
+    return lines(
+        "Why it cannot learn",
+        "1 while the run sees this cause, else 0. `redraft status` has the figures and the cure.",
+        "none",
+        ('max by (cause) (redraft_finding{run="$run"})', "{{cause}}"),
+    )
+
+
 def overview() -> Dashboard:
     return board(
         "overview",
@@ -111,7 +120,7 @@ def overview() -> Dashboard:
                 ),
             ),
         ),
-        ("Does it learn?", (reward(), accuracy())),
+        ("Does it learn?", (reward(), accuracy(), findings())),
         ("Is it busy?", (learner_time(), actor_time(), leases())),
         (
             "Is it well?",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from overview import accuracy, reward
+from overview import accuracy, findings, reward
 from panels import board, lines, quantiles
 
 
@@ -281,6 +281,7 @@ def learning() -> Dashboard:
         "learning",
         "Learning",
         "Whether the model gets better, and better at correcting itself.",
+        ("Can it learn?", (findings(),)),
         ("Turn after turn", (reward(), accuracy())),
         (
             "What a second look is worth",

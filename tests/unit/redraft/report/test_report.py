@@ -235,6 +235,7 @@ def test_steps_that_trained_nothing_leave_gaps_and_no_zero(run_dir: Path):
         assert page_of(run_dir).count("<svg") == 8
 
 
+@pytest.mark.browser
 def test_on_a_telephone_nothing_of_the_page_lies_beside_the_screen(run_dir: Path):
     long = {"name": "tries-with-a-name-that-is-longer-than-any-line-on-a-telephone", "state": "failed"}
     write(run_dir, "summary.json", long | {"error": "/a/folder/of/a/name/that/is/long/and/that/has/no/blank/in/it"})
