@@ -30,6 +30,10 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
+def _from_errors_up(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def _install(handler: logging.Handler, run: str, part: str) -> None:
     handler.setFormatter(logging.Formatter(FORMAT.format(run=run, part=part)))
     root = logging.getLogger()
@@ -38,6 +42,7 @@ def _install(handler: logging.Handler, run: str, part: str) -> None:
     logging.getLogger("redraft").setLevel(logging.INFO)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_from_errors_up)  # when it is imported it sets its own level
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|vllm|transformers|deepspeed|ray)\b")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -90,7 +90,11 @@ def setup(tmp_path):
         known = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "python.sh"), "TOLD": str(told), "PIP_FAILS": ""}
         with open(told, "wb") as output:
             done = subprocess.run(
-                [tmp_path / "tools" / "venv.sh"], env=known | variables, stdout=output, stderr=output, timeout=120
+                [tmp_path / "tools" / "venv.sh"],
+                env=known | variables,
+                stdout=output,
+                stderr=output,
+                timeout=deadline_s(120),
             )
         return done.returncode, told.read_text()
 

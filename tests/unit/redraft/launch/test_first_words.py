@@ -6,6 +6,7 @@ import sys
 
 from support.places import RECIPES, ROOT
 from support.run_house import ENVIRONMENT
+from support.waiting import deadline_s
 
 from redraft.launch.train import next_commands
 from redraft.run import Run
@@ -30,7 +31,9 @@ train(recipe.load(Path(sys.argv[1])), None, False, False, Path("cache"), Heard()
 
 def test_the_first_word_comes_before_anything_that_takes_seconds_to_import(tmp_path):
     command = [sys.executable, "-c", FIRST, str(RECIPES / "quickstart.yaml")]
-    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    answer = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=deadline_s(120), env=ENVIRONMENT
+    )
     heard = json.loads(answer.stdout)
     assert "quickstart trains 160 steps on signs" in heard["said"]
     assert not set(HEAVY) & set(heard["modules"])
