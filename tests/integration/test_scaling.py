@@ -29,7 +29,7 @@ from redraft.control.exchange import Exchange
 from redraft.models import make as models
 from redraft.owner import Owner
 from redraft.recipe import build
-from replay.tools.verify import Damage, verify
+from replay.tools.verify import Corruption, verify
 
 pytestmark = pytest.mark.ray
 
@@ -207,6 +207,6 @@ def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, c
     print(f"{len(plays)} plays ended, {len(taken)} taken back, {len(used)} groups used")
     groups = {group for group, _ in plays}
     assert len(groups) == len(plays) and len(used) == len(set(used)), "none is played to its end, or used, twice"
-    assert set(used) <= groups and len(groups - set(used)) <= held["ready"] + held["claimed"]
+    assert set(used) <= groups and len(groups - set(used)) <= held.ready + held.claimed
     assert ingest.startswith("tcp://"), "a node that joins can reach replay"
-    assert not [found for found in verify(tmp_path / "runs/scaled/spool/0") if isinstance(found, Damage)]
+    assert not [found for found in verify(tmp_path / "runs/scaled/spool/0") if isinstance(found, Corruption)]
