@@ -54,7 +54,7 @@ RECIPE = {
     "sampling": {"max_tokens": 9},
     "actors": {
         "count": 1,
-        "episodes": 2,
+        "groups": 2,
         "cpus": 0,
         "engine": {"name": "scripted", "first_token_s": 0.22, "token_s": 0.01, "max_length": 128},
     },

@@ -19,7 +19,7 @@ from replay.server.groups import PLAYED, HeldGroup
 pytestmark = pytest.mark.ray
 
 LIMIT_S = 300.0  # of each command, also on a busy machine
-ACTOR = {"count": 1, "episodes": 16, "engine": {"max_running": 64, "max_length": 128}}
+ACTOR = {"count": 1, "groups": 16, "engine": {"max_running": 64, "max_length": 128}}
 LEARNER = {"batch_groups": 4, "row_tokens": 128, "micro_tokens": 512, "attention": "eager", "optimizer": {"lr": 0.002}}
 MODEL = {"dtype": "float32", "make": {"seed": 0}}
 REFLECT = {

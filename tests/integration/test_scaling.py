@@ -44,7 +44,7 @@ RECIPE = {
     "sampling": {"max_tokens": 9},
     "actors": {
         "count": 1,
-        "episodes": 4,
+        "groups": 4,
         "drain_s": 0.5,
         "engine": {"name": "scripted", "first_token_s": 1.0, "max_length": 128},
     },
