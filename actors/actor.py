@@ -12,15 +12,20 @@ import logging
 import os
 import socket
 import time
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from actors import engines, rendering, rollouts, weights
 from actors.clock import StateClock, state_of
 from actors.config import Feedback, SamplingSettings
 from actors.contract import Orders, Report, Spec
+from actors.engines import Engine
 from actors.engines.teacher import Teacher, TeacherBudget
 from actors.environment_pool import EnvironmentPool, EpisodeFailure
 from actors.group import GroupWriter
+from actors.rendering import Renderer
 from actors.rollout_config import Rollout
 from actors.tally import foreign_ids, untemplated
 from protocols import metrics
@@ -28,9 +33,24 @@ from protocols.errors import DeadlineError, SettingError, WeightsError
 from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
 from protocols.weights import WeightRef
 
+if TYPE_CHECKING:
+    from replay.client import Producer
+
 log = logging.getLogger("redraft.actor")
 ROOM_S = 120.0
 CAUSES = 1000  # of failures that are logged: an environment may word each of them differently
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an actor plays with, once it has started. `foreign` are ids that no answer should hold."""
+
+    engine: Engine
+    renderer: Renderer
+    foreign: frozenset[int]
+    environments: EnvironmentPool
+    producer: Producer
+    teacher: Teacher | None
 
 
 class Actor:
@@ -45,10 +65,11 @@ class Actor:
         self._loading = False
         self._clock = StateClock()
         self._logged: set[str] = set()
-        self._announced: WeightRef | None = None
-        self._starting: asyncio.Task | None = None
-        self._updating: asyncio.Task | None = None
-        self._teacher: Teacher | None = None
+        self._begun = False
+        self._parts: Future[Parts] = Future()
+        self._started = asyncio.Event()  # or failed to start
+        self._announced: list[WeightRef] = []  # that are not loaded, the newest last
+        self._updating: set[asyncio.Task] = set()
 
     async def apply(self, func, *arguments, **named):
         """The call that Ray's FaultTolerantActorManager makes: `func(self)`, awaited when it has to be."""
@@ -62,15 +83,18 @@ class Actor:
         """Takes orders and reports what has changed since the last call. Returns at once."""
         self._report_engine_failure()
         self._look()
-        if self._starting is None:
-            self._starting = self._background(self._start())
+        if not self._begun:
+            self._begun = True
+            self._background(self._start())
         for lease in orders.leases:
             self._playing += 1
             self._background(self._play(lease))
         if orders.weights is not None:
-            self._announced = orders.weights
-            if self._updating is None or self._updating.done():
-                self._updating = self._background(self._update(orders.trial))
+            self._announced.append(orders.weights)
+            if not self._updating:
+                task = self._background(self._update(orders.trial))
+                self._updating.add(task)
+                task.add_done_callback(self._updating.discard)
         return self._take_report()
 
     async def evaluate(
@@ -84,32 +108,40 @@ class Actor:
         """Plays tasks outside of training: the turns of each task, which go nowhere else. `feedback` stands in place of
         the environment's. Reports meanwhile say how far `share`, the caller's number of it, has come."""
         self._share, self._tested, self._tested_tokens = share, 0, 0
-        lent = self._environments if feedback is None else self._lender(feedback)
+        lent = self._made.environments if feedback is None else self._lender(feedback)
         return await asyncio.gather(*(self._evaluate(task, settings, sampling, lent) for task in tasks))
 
     async def close(self) -> None:
         """Ends everything and frees the engine's memory and files."""
         for task in self._tasks:
             task.cancel()
-        if self._starting is not None and self._starting.done() and self._report.state == "ready":
-            await self._engine.abort()
-            await self._engine.close()
-            if self._teacher is not None:
-                await self._teacher.close()
-            await asyncio.to_thread(self._producer.close, 5.0)
+        if self._report.state == "ready":
+            made = self._made
+            await made.engine.abort()
+            await made.engine.close()
+            if made.teacher is not None:
+                await made.teacher.close()
+            await asyncio.to_thread(made.producer.close, 5.0)
+
+    @property
+    def _made(self) -> Parts:
+        """Raises TimeoutError before it has started."""
+        return self._parts.result(0)
 
     # Starting and weights.
 
     async def _start(self) -> None:
         try:
-            await self._build()
+            self._parts.set_result(await self._build())
         except Exception as error:
             log.exception("%s cannot start", self._name)
             self._fail(f"cannot start: {error}")
         else:
             self._report.state, self._report.version = "ready", self._spec.version
+        finally:
+            self._started.set()
 
-    async def _build(self) -> None:
+    async def _build(self) -> Parts:
         began = time.monotonic()
         from replay.client import Producer
 
@@ -117,13 +149,14 @@ class Actor:
         base, number = spec.actors.metrics_port, int(self._name.rpartition("-")[2])
         self._report.metrics_port = metrics.serve(base + number if base else 0, "actors.metrics_port", spec.listen)
         metrics.ENGINE_MAX_RUNNING.set(spec.actors.engine.max_running)
-        self._engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
+        engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
         log.info("the engine is up, after %.1f s", time.monotonic() - began)
-        self._renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
-        self._foreign = foreign_ids(self._renderer)
-        self._report.untemplated = untemplated(self._renderer, Path(spec.model))
-        self._environments = self._lender(spec.environment.feedback)
-        self._producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
+        renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
+        self._report.untemplated = untemplated(renderer, Path(spec.model))
+        lent, taught = self._lender(spec.environment.feedback), getattr(spec.rollout, "teacher", None)
+        producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
+        teacher = None if taught is None else Teacher(taught)
+        return Parts(engine, renderer, foreign_ids(renderer), lent, producer, teacher)
 
     def _lender(self, feedback: Feedback) -> EnvironmentPool:
         from actors import environments
@@ -133,14 +166,17 @@ class Actor:
 
     async def _update(self, trial: WeightRef | None) -> None:
         """Brings the engine to the newest announced version, again while newer ones come."""
-        await self._starting
+        await self._started.wait()
         if self._report.state != "ready":
             return
         try:
             if trial is not None and self._report.version is None:
                 await self._try(trial)
-            while self._report.state == "ready" and self._report.version != self._announced.version:
-                ref = self._announced
+            while self._report.state == "ready" and self._announced:
+                ref = self._announced[-1]
+                self._announced.clear()
+                if ref.version == self._report.version:
+                    continue
                 self._report.probe_difference = await self._try(ref)
                 self._report.probe_limit = self._limit(ref)
                 self._report.version = ref.version
@@ -149,7 +185,7 @@ class Actor:
             self._report.weights_refused = True
             self._fail(str(error))
         except TimeoutError:
-            self._fail(f"version {self._announced.version} was not loaded within {self._spec.actors.silence_s:g} s")
+            self._fail(f"new weights were not loaded within {self._spec.actors.silence_s:g} s")
         except Exception as error:
             log.exception("%s cannot load weights", self._name)
             self._fail(f"cannot load weights: {error}")
@@ -164,7 +200,7 @@ class Actor:
                 path = await files.place.remote(ref, self._name)
                 self._look()
                 self._loading = True
-                return await weights.apply(self._engine, ref, path, self._limit(ref))
+                return await weights.apply(self._made.engine, ref, path, self._limit(ref))
             finally:
                 self._look()
                 self._loading = False
@@ -180,12 +216,13 @@ class Actor:
         limit = self._spec.actors.lease_s
         try:
             async with asyncio.timeout(limit):
-                await self._for_replay(self._producer.room(lease.shard, ROOM_S))
+                await self._for_replay(self._made.producer.room(lease.shard, ROOM_S))
                 writer = GroupWriter(lease, self._emit)
                 await self._group(
-                    lease, writer, self._spec.rollout, self._spec.sampling, self._environments, self._count
+                    lease, writer, self._spec.rollout, self._spec.sampling, self._made.environments, self._count
                 )
-                await self._for_replay(asyncio.wrap_future(writer.close()))
+                kept = cast(Future, writer.close())  # what the producer promises
+                await self._for_replay(asyncio.wrap_future(kept))
         except TimeoutError:
             self._abandon(lease, f"not closed within actors.lease_s={limit:g}")
         except (DeadlineError, rollouts.Aborted) as error:
@@ -214,8 +251,8 @@ class Actor:
         if isinstance(item, Turn):
             self._report.turns += 1
             self._report.tokens += len(item.response)
-            self._report.tally.turn(item, self._foreign)
-        return self._producer.add(item, lease, spread)
+            self._report.tally.turn(item, self._made.foreign)
+        return self._made.producer.add(item, lease, spread)
 
     async def _group(
         self,
@@ -227,8 +264,8 @@ class Actor:
         count=lambda role: None,
     ) -> None:
         stage = rollouts.Stage(
-            self._engine,
-            self._renderer,
+            self._made.engine,
+            self._made.renderer,
             lent,
             writer,
             lease.task,
@@ -243,10 +280,8 @@ class Actor:
 
     def _write(self, settings: Rollout):
         """What has the rollout's teacher write a message; None where it has none. Evaluations never have one."""
-        teacher = getattr(settings, "teacher", None)
-        if teacher is not None and self._teacher is None:
-            self._teacher = Teacher(teacher)
-        return None if teacher is None else self._teacher.write
+        teacher = self._made.teacher if getattr(settings, "teacher", None) is not None else None
+        return None if teacher is None else teacher.write
 
     async def _evaluate(
         self, task: dict, settings: Rollout, sampling: SamplingSettings, lent: EnvironmentPool
@@ -254,7 +289,9 @@ class Actor:
         lease = Lease(bytes(16), 0, 0, task, self._spec.seed)
         turns: list[Turn] = []
 
-        def keep(turn: Turn, lease: Lease, spread: float) -> None:
+        def keep(turn: Turn | Close, lease: Lease, spread: float) -> None:
+            if isinstance(turn, Close):
+                return
             turns.append(turn)
             self._tested_tokens += sampled_tokens(turn)
 
@@ -277,7 +314,7 @@ class Actor:
     def _look(self) -> None:
         """Adds the time since the last look to what the actor is doing now."""
         ready = self._report.state == "ready"
-        running = self._engine.running if ready else 0
+        running = self._made.engine.running if ready else 0
         playing = self._playing + self._evaluating
         self._clock.see(state_of(ready, self._loading, running, playing, self._at_replay))
 
@@ -286,7 +323,7 @@ class Actor:
         report.playing = self._playing
         report.share, report.tested, report.tested_tokens = self._share, self._tested, self._tested_tokens
         if report.state == "ready":
-            report.running = self._engine.running
+            report.running = self._made.engine.running
             metrics.ENGINE_RUNNING.set(report.running)
         self._report = Report(
             report.state,
@@ -308,9 +345,9 @@ class Actor:
     def _report_engine_failure(self) -> None:
         if self._report.state != "ready":
             return
-        if self._engine.error is not None:
-            self._fail(f"the engine has stopped: {self._engine.error}")
-        elif not self._producer.alive:
+        if self._made.engine.error is not None:
+            self._fail(f"the engine has stopped: {self._made.engine.error}")
+        elif not self._made.producer.alive:
             self._fail("the replay producer's thread has stopped; see the log")
 
     def _fail(self, error: str) -> None:

@@ -16,9 +16,9 @@ class DataSettings(Settings):
 
     path: str | None = None
     """Hugging Face hub name or local folder, for environments that read data."""
-    train_size: int | None = Field(None, ge=1)
+    train_size: int | None = Field(default=None, ge=1)
     """Use only so many training tasks (None = all)."""
-    test_size: int | None = Field(None, ge=1)
+    test_size: int | None = Field(default=None, ge=1)
     """Use only so many test tasks (None = all)."""
     failures: str | None = None
     """A file that `redraft failures` wrote: its tasks, with their failed answers, are the training tasks."""
@@ -31,9 +31,9 @@ class EnvironmentSettings(Settings):
     """signs, words, minicraft, textcraft, countdown, gsm8k, math, functions, or package.module:Class of your own."""
     feedback: Feedback = "binary"
     """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""
-    time_limit_s: float = Field(30.0, gt=0)
+    time_limit_s: float = Field(default=30.0, gt=0)
     """A step that takes longer ends its episode with role `error`."""
-    threads: int = Field(32, ge=1)
+    threads: int = Field(default=32, ge=1)
     """Steps of blocking environments that one actor waits for at once; give it more where they sleep or are remote."""
     options: dict[str, Any] = {}
     """The environment's own settings, see its class."""
@@ -42,11 +42,11 @@ class EnvironmentSettings(Settings):
 class SamplingSettings(Settings):
     """How responses are drawn."""
 
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(default=1.0, ge=0)
     """0 is greedy."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Below 1 the ratios of importance corrections are biased."""
-    max_tokens: int = Field(16, ge=1)
+    max_tokens: int = Field(default=16, ge=1)
     """Longest response of one turn."""
 
 
@@ -57,66 +57,66 @@ class EngineSettings(Settings):
     """scripted answers from a script with a latency model: simulation and tests only."""
     process: Literal["auto", "in_process", "separate"] = "auto"
     """Where vLLM's core runs: in the actor (auto on CPU), or in processes of its own (auto on GPU)."""
-    max_running: int = Field(256, ge=1)
+    max_running: int = Field(default=256, ge=1)
     """Most requests in the engine's batch at once."""
-    max_length: int = Field(1024, ge=16)
+    max_length: int = Field(default=1024, ge=16)
     """Longest prompt with its response, in tokens."""
-    kv_cache_gb: float = Field(0.5, gt=0)
+    kv_cache_gb: float = Field(default=0.5, gt=0)
     """Key-value cache on a CPU."""
-    gpu_memory: float = Field(0.85, gt=0, le=1)
+    gpu_memory: float = Field(default=0.85, gt=0, le=1)
     """Share of a GPU's memory for weights and cache."""
-    tensor_parallel: int = Field(1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of one engine."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """Compute threads on a CPU."""
     stats: bool | None = None
     """Export vLLM's own metrics (`vllm:...`), too. None: where its core runs in processes of its own; in process they
     take time from generation."""
-    token_s: float = Field(0.0, ge=0)
+    token_s: float = Field(default=0.0, ge=0)
     """scripted: seconds a token."""
-    first_token_s: float = Field(0.0, ge=0)
+    first_token_s: float = Field(default=0.0, ge=0)
     """scripted: seconds to the first token."""
 
 
 class AutoscaleSettings(Settings):
     """Bounds and aim of the number of actors, where the run chooses it."""
 
-    min: int = Field(1, ge=1)
+    min: int = Field(default=1, ge=1)
     """Fewest actors."""
     max: int = Field(ge=1)
     """Most actors."""
-    target_learner_wait: float = Field(0.1, gt=0, lt=1)
+    target_learner_wait: float = Field(default=0.1, gt=0, lt=1)
     """Share of its time that the learner may wait for groups before one more actor is asked for."""
 
 
 class ActorSettings(Settings):
     """How many actors play, with what, and for how long they are waited for."""
 
-    count: int = Field(1, ge=1)
+    count: int = Field(default=1, ge=1)
     """Actors, one engine each; `redraft scale` changes it while a run goes on."""
     autoscale: AutoscaleSettings | None = None
     """Have the run itself ask for more actors, or fewer, by what the learner waits for; `count` is where it begins."""
-    groups: int = Field(192, ge=1)
+    groups: int = Field(default=192, ge=1)
     """Groups that one actor plays at once."""
     engine: EngineSettings = EngineSettings()
-    cpus: float = Field(1.0, ge=0)
+    cpus: float = Field(default=1.0, ge=0)
     """Ray CPUs of one actor."""
-    gpus: float = Field(0.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
     """Ray GPUs of one actor."""
     resources: dict[str, PositiveFloat] = {}
     """Ray resources of one actor that only some nodes have, so that actors land there: {actor: 1}."""
-    lease_s: float = Field(600.0, gt=0)
+    lease_s: float = Field(default=600.0, gt=0)
     """A group that is not closed so long after its lease is abandoned and leased again."""
-    silence_s: float = Field(60.0, gt=0)
+    silence_s: float = Field(default=60.0, gt=0)
     """An actor that does not answer for so long is replaced."""
-    drain_s: float = Field(60.0, ge=0)
+    drain_s: float = Field(default=60.0, ge=0)
     """An actor that is to go may finish its groups for so long; then others play them anew."""
-    probe_tolerance: float | None = Field(None, gt=0)
+    probe_tolerance: float | None = Field(default=None, gt=0)
     """Largest median difference of the probe's log-probs, of every version (None: each version brings its own limit,
     from the noise that the learner measures on its weights)."""
-    failures: int = Field(3, ge=1)
+    failures: int = Field(default=3, ge=1)
     """Failed weight checks, or failed starts, of actors before the run stops."""
-    metrics_port: int = Field(0, ge=0, le=65535)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
     """Prometheus port of actor 0; actor n takes the port n above (0 = any free one). No number is given twice."""
 
     @model_validator(mode="after")
@@ -132,9 +132,9 @@ class ActorSettings(Settings):
 class CurriculumSettings(Settings):
     """Tasks of a level are played once the one below is mastered."""
 
-    threshold: float = Field(0.6, gt=0, le=1)
+    threshold: float = Field(default=0.6, gt=0, le=1)
     """The level rises when its mean success reaches this."""
-    window: int = Field(256, ge=1)
+    window: int = Field(default=256, ge=1)
     """Over so many of its last groups, and not before there are so many."""
     only_newest: bool = False
     """Play only tasks of the newest level (false: of all levels up to it)."""

@@ -27,7 +27,7 @@ from typing import Literal
 
 import numpy as np
 
-from actors.messages import Message, Question, flat, has_system, message
+from actors.messages import Message, Question, flat, has_system, listed, message
 from actors.spelling import Speller, frozen
 from actors.templates import SYSTEM, Shape, Template
 from protocols.errors import SettingError
@@ -124,7 +124,7 @@ class Renderer:
         history; else `next` continues it. Raises SettingError where neither is allowed."""
         if self._template is None:
             return False
-        system = question[0]["content"] if has_system(question) else self._system
+        system = listed(question)[0]["content"] if has_system(question) else self._system
         shape = self._shape(system)
         if shape.rewrites and (self.on_rewrite == "refuse" or shape.headed):
             raise _rewriting(shape)
@@ -214,6 +214,8 @@ class Renderer:
 
     def _shape(self, system: str | None) -> Shape:
         """What the template does where that is the system prompt: some rewrite only then."""
+        if self._template is None:
+            raise ValueError("the tokenizer has no chat template")
         if system not in self._shapes:
             if len(self._shapes) >= KEPT:
                 self._shapes.clear()
@@ -221,7 +223,7 @@ class Renderer:
         return self._shapes[system]
 
     def _check_system(self, setting: str, wanted: bool) -> None:
-        if wanted and not self._template.knows_system:
+        if wanted and (self._template is None or not self._template.knows_system):
             raise SettingError(setting, "the model's chat template has no system role", "Write it into the question")
 
 

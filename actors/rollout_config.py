@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,9 +22,20 @@ class Rollout(Settings):
     """What every rollout says of itself: how it is evaluated, what it asks of an environment, and the facts by which a
     recipe is checked. Nothing outside actors/ knows which one runs."""
 
-    system: str | None = Field(None, min_length=1)
+    system: str | None = Field(default=None, min_length=1)
     """The system prompt of every dialogue, in evaluations too; the chat template must have that role. A task whose
     messages begin with a system prompt of their own keeps that."""
+
+    if TYPE_CHECKING:  # each kind has them, as settings or as constants
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def kind(self) -> Kind: ...
+        @property
+        def turns(self) -> int: ...
+        @property
+        def episodes(self) -> int: ...
 
     hooks: ClassVar[tuple[str, ...]] = ()
     """Methods that the environment must have."""
@@ -72,7 +83,7 @@ class AttemptSettings(Rollout):
     """One answer."""
 
     name: Literal["attempt"] = "attempt"
-    episodes: int = Field(1, ge=1)
+    episodes: int = Field(default=1, ge=1)
     """Episodes in a group: plays of one task that are compared with each other."""
     plan: PlanSettings | None = None
     """Before the answer the model writes a plan, as a turn of role reflection."""
@@ -85,7 +96,7 @@ class AttemptSettings(Rollout):
         return frozenset({Role.ATTEMPT}) | _planned(self.plan)
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
-        if (turns or 1) > 1:
+        if turns is not None and turns > 1:
             return RetrySettings(turns=turns, episodes=episodes, plan=self.plan, system=self.system)
         return AttemptSettings(episodes=episodes, plan=self.plan, system=self.system)
 
@@ -94,9 +105,9 @@ class RetrySettings(Rollout):
     """Answer, hear what the environment says, answer again."""
 
     name: Literal["retry"] = "retry"
-    turns: int = Field(2, ge=2)
+    turns: int = Field(default=2, ge=2)
     """Answers in an episode."""
-    episodes: int = Field(1, ge=1)
+    episodes: int = Field(default=1, ge=1)
     """Episodes in a group."""
     plan: PlanSettings | None = None
     """Before the first answer the model writes a plan, as a turn of role reflection."""
@@ -108,13 +119,13 @@ class RetrySettings(Rollout):
     """The user's message that asks for the retry after a reflection."""
     fixed_reflection: str | None = None
     """Stands in place of the model's reflections: a control."""
-    context: int | None = Field(None, ge=1)
+    context: int | None = Field(default=None, ge=1)
     """An answer sees the question and only so many of the last answers with what followed them (None = all)."""
     stop_at_success: bool = False
     """End an episode at its first right answer. Evaluation never does."""
     stop_at_repeat: bool = False
     """End an episode when an answer is the same wrong one as before (Reflexion)."""
-    best_of: int = Field(1, ge=1)
+    best_of: int = Field(default=1, ge=1)
     """Of so many samples of the last turn the best one is kept, the first of equals (RISE: 16)."""
     teacher: TeacherSettings | None = None
     """A model behind an endpoint that writes the last turn (RISE by distillation). It sees the whole dialogue."""
@@ -123,7 +134,7 @@ class RetrySettings(Rollout):
 
     @property
     def writes(self) -> frozenset[Role]:
-        return frozenset({Role.ATTEMPT, *([Role.REFLECTION] if self.reflect else [])}) | _planned(self.plan)
+        return frozenset({Role.ATTEMPT} | ({Role.REFLECTION} if self.reflect else set())) | _planned(self.plan)
 
     @property
     def authored(self) -> str:
@@ -148,9 +159,9 @@ class ActSettings(Rollout):
     """Actions in an environment until it ends the episode."""
 
     name: Literal["act"] = "act"
-    turns: int = Field(100, ge=1)
+    turns: int = Field(default=100, ge=1)
     """Most actions in an episode."""
-    episodes: int = Field(1, ge=1)
+    episodes: int = Field(default=1, ge=1)
     """Episodes in a group."""
 
     kind: ClassVar[Kind] = "actions"
@@ -167,12 +178,12 @@ class ReflectSettings(Rollout):
     """A failed answer, then several reflections on it, each with a retry (Reflect, Retry, Reward)."""
 
     name: Literal["reflect"] = "reflect"
-    episodes: int = Field(8, ge=2)
+    episodes: int = Field(default=8, ge=2)
     """Reflections on one failure: they are compared with each other."""
     plan: PlanSettings | None = None
     """Before the first answer the model writes a plan, as a turn of role reflection. Only the reflections on the answer
     are compared, so a plan is not trained; it gains where planning and reflecting are alike."""
-    tries: int = Field(1, ge=1)
+    tries: int = Field(default=1, ge=1)
     """Answers that are sampled until one is wrong. A task that brings its failed answer needs none."""
     solved: bool = False
     """Also reflect on a right answer, where no wrong one came, so that right answers go on being kept."""
@@ -212,7 +223,7 @@ class HintSettings(Rollout):
     """An answer; where it is wrong, one more that is told the right one, kept without the hint (STaR)."""
 
     name: Literal["hint"] = "hint"
-    episodes: int = Field(1, ge=1)
+    episodes: int = Field(default=1, ge=1)
     """Episodes in a group."""
 
     kind: ClassVar[Kind] = "answers"
@@ -236,29 +247,29 @@ class SearchSettings(Rollout):
     """A tree search, then corrected trajectories spliced from its good and bad branches (Agent-R)."""
 
     name: Literal["search"] = "search"
-    turns: int = Field(10, ge=1)
+    turns: int = Field(default=10, ge=1)
     """Depth of the tree: most actions in an episode."""
-    simulations: int = Field(4, ge=1)
+    simulations: int = Field(default=4, ge=1)
     """Descents from the root to an end."""
-    expansions: int = Field(4, ge=1)
+    expansions: int = Field(default=4, ge=1)
     """Actions sampled at a node; equal ones become one child."""
-    exploration: float = Field(0.25, ge=0)
+    exploration: float = Field(default=0.25, ge=0)
     """c of UCT: Q/n + c sqrt(ln N / n)."""
     alpha: float | dict[int, float] = 0.0
     """A good branch is worth more than this. Or {step: alpha, ...}: rising from those training steps on."""
-    beta: float = Field(0.0, ge=0)
+    beta: float = Field(default=0.0, ge=0)
     """A good branch is worth more than a bad one by more than this."""
-    pairs: int = Field(2, ge=0)
+    pairs: int = Field(default=2, ge=0)
     """Most corrected trajectories of one tree; 0 = good branches only."""
     cut: Literal["first_error", "end"] = "first_error"
     """Where a bad branch is left: after its first error, or at its end (Direct-Revision)."""
     judge: Literal["environment", "actor"] = "environment"
     """Who finds the first error: the environment (an action that it refused), or the model itself."""
-    judge_tokens: int = Field(256, ge=1)
+    judge_tokens: int = Field(default=256, ge=1)
     """Longest judgement of one action."""
     splice: Literal["replayed", "verbatim"] = "replayed"
     """After the revision: play the good actions anew and keep what still succeeds, or copy them with what followed."""
-    demonstrations: int = Field(0, ge=0)
+    demonstrations: int = Field(default=0, ge=0)
     """Demonstrations of the environment added to each tree that has something to train."""
 
     kind: ClassVar[Kind] = "actions"
@@ -298,9 +309,9 @@ class OwnRollout(OwnSettings, Rollout):
 
     kind: Kind = "answers"
     """What its turns are: answers, or actions of which an episode needs many."""
-    turns: int = Field(1, ge=1)
+    turns: int = Field(default=1, ge=1)
     """Turns in an episode."""
-    episodes: int = Field(1, ge=1)
+    episodes: int = Field(default=1, ge=1)
     """Episodes in a group."""
 
     offers: ClassVar[frozenset[Compared]] = frozenset({"episodes", "turns", "retries"})  # who wrote it knows

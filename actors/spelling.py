@@ -16,6 +16,7 @@ import numpy as np
 from protocols.errors import SettingError
 from protocols.turns import TOKENS
 
+NEVER = r"(?!)"  # matches nothing
 MASK = 0xF0000
 """The first of the characters of Unicode's private use that stand for spellings while a template is rendered."""
 
@@ -39,7 +40,7 @@ class Speller:
         self._controls, self._masked = _any_of(self._masks), _any_of(self._spellings)
 
     def spells_control(self, text: str) -> bool:
-        return self._controls is not None and self._controls.search(text) is not None
+        return self._controls.search(text) is not None
 
     def mask(self, text: str, only: set[int] | None = None) -> str:
         """The text with a character in the place of each spelling of a control token (of those ids), for `unmasked`."""
@@ -69,7 +70,7 @@ class Speller:
         if not text:
             return []
         ids = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        if self._every is None or self._ids.isdisjoint(ids):
+        if self._ids.isdisjoint(ids):
             return ids
         # The model of this tokenizer holds the control token as a word of its own: cut each after its first character.
         cuts = [0, *(found.start() + 1 for found in self._every.finditer(text)), len(text)]
@@ -111,7 +112,7 @@ def frozen(ids: list[int]) -> np.ndarray:
     return array
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern | None:
-    """Finds any of the texts, the longest first; None where there is none."""
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the texts, the longest first; nothing where there is none."""
     longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+    return re.compile("|".join(map(re.escape, longest_first)) or NEVER)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,7 +64,7 @@ class Tally:
     unreached: int = 0
     failure: str = ""
 
-    def turn(self, turn: Turn, foreign: Collection[int] = ()) -> None:
+    def turn(self, turn: Turn, foreign: frozenset[int] = frozenset()) -> None:
         """Counts one turn; `foreign` are the ids of `foreign_ids`."""
         if turn.role is Role.ERROR:
             self.broken += 1

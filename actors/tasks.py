@@ -79,7 +79,7 @@ class TaskOrder:
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
             self._epoch, self._permutation = epoch, generator.permutation(len(stage.places))
-        return epoch, self.tasks[stage.places[self._permutation[place]]]
+        return epoch, self.tasks[int(stage.places[self._permutation[place]])]
 
     def closed(self, task: dict, success: float | None, position: int) -> bool:
         """Counts a group of `task` that ended; `success` is the share of its episodes that succeeded.
@@ -98,7 +98,11 @@ class TaskOrder:
         return True
 
     def _begin(self, first: int, level: int) -> None:
-        played = self._levels == level if self._curriculum.only_newest else self._levels <= level
+        played = (
+            self._levels == level
+            if self._curriculum is not None and self._curriculum.only_newest
+            else self._levels <= level
+        )
         epoch = 0
         if self._stages:
             last = self._stages[-1]

@@ -22,19 +22,19 @@ class TeacherSettings(Settings):
     """Base URL, such as http://host:8000/v1."""
     model: str = Field(min_length=1)
     """The name that the endpoint gives the model."""
-    key_env: str = Field("OPENAI_API_KEY", min_length=1)
+    key_env: str = Field(default="OPENAI_API_KEY", min_length=1)
     """Environment variable that holds the key, on every node that plays. An endpoint on a loopback needs none."""
-    temperature: float = Field(0.7, ge=0)
+    temperature: float = Field(default=0.7, ge=0)
     """0 is greedy."""
-    max_tokens: int = Field(512, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
     """Longest answer. One that is cut there is taken as it is: leave room."""
-    timeout_s: float = Field(60.0, gt=0)
+    timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for one try."""
-    retries: int = Field(4, ge=0)
+    retries: int = Field(default=4, ge=0)
     """Further tries after a timeout, a lost connection, or status 408, 409, 429 or 5xx."""
-    concurrency: int = Field(16, ge=1, le=1000)
+    concurrency: int = Field(default=16, ge=1, le=1000)
     """Requests that one actor has under way at once."""
-    budget_tokens: int | None = Field(None, ge=1)
+    budget_tokens: int | None = Field(default=None, ge=1)
     """Tokens of prompts and answers that one actor may use, as the endpoint counts them (None: no limit). What is under
     way when they are used up still counts."""
 
@@ -70,7 +70,9 @@ class TeacherSettings(Settings):
         return key or NO_KEY
 
 
-def _is_loopback(host: str) -> bool:
+def _is_loopback(host: str | None) -> bool:
+    if host is None:
+        return False
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

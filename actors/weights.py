@@ -53,7 +53,7 @@ class NodeFiles:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _fetch(self, ref: WeightRef) -> str:
-        data = await ref.blob
+        data = await ref.blob  # pyright: ignore[reportGeneralTypeIssues]  a Ray reference
         path = self._folder / f"{ref.version}.safetensors"
         await asyncio.to_thread(_write, path, data)
         return str(path)
@@ -70,7 +70,7 @@ def _write(path: Path, data: np.ndarray) -> None:
     """Writes aside and renames, so that nobody maps half a file."""
     aside = path.with_suffix(".tmp")
     with open(aside, "wb") as file:
-        file.write(data)
+        file.write(data.data)
     aside.rename(path)
 
 

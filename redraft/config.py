@@ -25,17 +25,17 @@ GIVEN = {"messages", "add_generation_prompt", "tools", "documents"}
 class PretrainSettings(Settings):
     """Supervised training on demonstrations of the environment."""
 
-    steps: int = Field(450, ge=1)
+    steps: int = Field(default=450, ge=1)
     """Optimizer steps."""
     batch: tuple[tuple[int, int, float], ...] = ((1, 256, 0.5), (2, 128, 0.3), (5, 64, 0.2))
     """Kinds of batches: (turns of a dialogue, dialogues in the batch, how often)."""
-    hidden_lr: float = Field(5e-3, gt=0)
+    hidden_lr: float = Field(default=5e-3, gt=0)
     """Muon, for the matrices between the embeddings."""
-    other_lr: float = Field(4e-3, gt=0)
+    other_lr: float = Field(default=4e-3, gt=0)
     """AdamW, for embeddings, norms and biases."""
-    warmup: int = Field(20, ge=1)
+    warmup: int = Field(default=20, ge=1)
     """Steps of rising learning rate; it then falls linearly to a tenth."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """Compute threads."""
 
     @model_validator(mode="after")
@@ -50,15 +50,15 @@ class MakeSettings(Settings):
 
     tokenizer: Literal["characters", "bytes"] = "characters"
     """characters: one token each for digits, signs and lower-case letters. bytes: any text."""
-    hidden: int = Field(96, ge=1)
+    hidden: int = Field(default=96, ge=1)
     """Width."""
-    layers: int = Field(3, ge=1)
+    layers: int = Field(default=3, ge=1)
     """Blocks."""
-    heads: int = Field(3, ge=1)
+    heads: int = Field(default=3, ge=1)
     """Attention heads; hidden / heads must be 32, 64 or 128."""
-    feed_forward: int = Field(288, ge=1)
+    feed_forward: int = Field(default=288, ge=1)
     """Width inside a block."""
-    max_length: int = Field(256, ge=16)
+    max_length: int = Field(default=256, ge=16)
     """Longest sequence, in tokens."""
     seed: int = 0
     """Of the initial weights and the demonstrations."""
@@ -120,13 +120,13 @@ class ModelSettings(Settings):
 class EvaluationSettings(Settings):
     """How a run is measured before, during and after training."""
 
-    n: int = Field(500, ge=1)
+    n: int = Field(default=500, ge=1)
     """Test tasks."""
-    independent: int = Field(5, ge=1)
+    independent: int = Field(default=5, ge=1)
     """First answers of a task that m5@t1 and p5@t1 look at; where an episode is many actions, whole episodes."""
     greedy: bool = True
     """Also play every task once at temperature 0."""
-    turns: int | None = Field(None, ge=1)
+    turns: int | None = Field(default=None, ge=1)
     """Answers, or most actions, in an episode (None = as in rollout)."""
     feedbacks: tuple[Feedback, ...] = ()
     """Controls: play every task once more with each of these kinds of feedback in place of the environment's. With
@@ -136,7 +136,7 @@ class EvaluationSettings(Settings):
 class MetricsSettings(Settings):
     """Where the controller serves its metrics and /sd, and whether others reach those of all processes."""
 
-    port: int = Field(0, ge=0, le=65535)
+    port: int = Field(default=0, ge=0, le=65535)
     """0 = any free one; `redraft status` and run.json say which."""
     host: str | None = None
     """The name of this node for a Prometheus elsewhere. None: 127.0.0.1, and closed to others, where the run has one

@@ -35,7 +35,7 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     """Names the run folder, unless --run does."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of everything that draws: tasks, sampling, the order of batches."""
     steps: int = Field(ge=0)
     """Optimizer steps of the whole run; 0 only evaluates the model."""
@@ -53,9 +53,9 @@ class Recipe(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     metrics: MetricsSettings = MetricsSettings()
     tracking: TrackingSettings = TrackingSettings()
-    start_s: float = Field(300.0, gt=0)
+    start_s: float = Field(default=300.0, gt=0)
     """Longest wait for all processes to be up before the run stops and says which is missing."""
-    stop_s: float = Field(600.0, gt=0)
+    stop_s: float = Field(default=600.0, gt=0)
     """Longest wait for a step and its checkpoint when the run is told to stop, before it is killed."""
 
     @model_validator(mode="after")

@@ -34,19 +34,25 @@ class PromptTooLong(ValueError):
 class Engine(Protocol):
     """A running model. `version` is that of its weights; `running` counts requests under way."""
 
-    version: int
-    running: int
-    error: BaseException | None
-    """What stopped the engine for good, if anything did."""
+    @property
+    def version(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def error(self) -> BaseException | None:
+        """What stopped the engine for good, if anything did."""
+        ...
 
     async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
         """Samples one response. Raises PromptTooLong."""
+        ...
 
     async def load(self, path: Path, version: int) -> None:
         """Replaces the weights by the safetensors at `path` between two steps, while generations run on."""
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """Log-probs float32[len - 1] of ids[1:], at temperature 1, computed anew by the weights now in force."""
+        ...
 
     async def elements(self) -> str | None:
         """Order-free checksum of the live parameters, or None where they cannot be read back. Not beside a load."""
@@ -57,16 +63,16 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
-async def start(model: Path, dtype: str, settings: EngineSettings, seed: int, version: int = 0) -> Engine:
+async def start(model: str, dtype: str, settings: EngineSettings, seed: int, version: int = 0) -> Engine:
     """The engine that the recipe asks for, ready to generate."""
     if settings.name == "scripted":
         from actors.engines.scripted import ScriptedEngine
 
-        return ScriptedEngine(model, settings, seed, version)
+        return ScriptedEngine(Path(model), settings, seed, version)
     from actors.engines import vllm_common
 
     if vllm_common.in_process(settings):
         from actors.engines.vllm_local import LocalEngine as VllmEngine
     else:
         from actors.engines.vllm_async import AsyncEngine as VllmEngine
-    return await VllmEngine.start(model, dtype, settings, seed, version)
+    return await VllmEngine.start(Path(model), dtype, settings, seed, version)

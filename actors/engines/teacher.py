@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any, cast
 
 from actors.environment_pool import EpisodeFailure
 from actors.teacher_config import TeacherSettings
@@ -59,8 +60,9 @@ class Teacher:
         limit = self._settings.deadline_s
         try:
             async with asyncio.timeout(limit), self._slots:
-                if self._spent():
-                    raise TeacherBudget(self.used, self._settings.budget_tokens)
+                budget = self._settings.budget_tokens
+                if budget is not None and self.used >= budget:
+                    raise TeacherBudget(self.used, budget)
                 return await self._answer(messages)
         except TimeoutError:
             raise self._failure("timeout", f"gave no answer within {limit:g} s") from None
@@ -68,9 +70,6 @@ class Teacher:
     async def close(self) -> None:
         """Closes the connections; what is under way fails."""
         await self._client.close()
-
-    def _spent(self) -> bool:
-        return self._settings.budget_tokens is not None and self.used >= self._settings.budget_tokens
 
     async def _answer(self, messages: list[dict]) -> str:
         metrics.TEACHER_REQUESTS.inc()
@@ -87,14 +86,14 @@ class Teacher:
         self._failed = 0
         return text
 
-    async def _ask(self, messages: list[dict]) -> object:
+    async def _ask(self, messages: list[dict]) -> Any:
         """What the client makes of the response: a ChatCompletion, unless the endpoint sent something else."""
         import openai
 
         try:
             return await self._client.chat.completions.create(
                 model=self._settings.model,
-                messages=messages,
+                messages=cast(Any, messages),
                 temperature=self._settings.temperature,
                 max_tokens=self._settings.max_tokens,
             )
@@ -133,11 +132,12 @@ class Teacher:
         problem = f"{self._settings.host} {what}, and so on {self._failed} times in a row"
         return SettingError("rollout.teacher.url", problem, "See that it runs and answers, then --resume")
 
-    def _count(self, answer: object) -> bool:
+    def _count(self, answer: Any) -> bool:
         """Adds the tokens that the endpoint counted; False where it counted none."""
         usage = getattr(answer, "usage", None)
-        counts = {kind: getattr(usage, f"{kind}_tokens", None) for kind in ("prompt", "completion")}
-        if not all(isinstance(count, int) and count >= 0 for count in counts.values()):
+        said = {kind: getattr(usage, f"{kind}_tokens", None) for kind in ("prompt", "completion")}
+        counts = {kind: count for kind, count in said.items() if isinstance(count, int) and count >= 0}
+        if len(counts) < len(said):
             return False
         for kind, count in counts.items():
             metrics.TEACHER_TOKENS.labels(kind=kind).inc(count)
@@ -145,7 +145,7 @@ class Teacher:
         return True
 
 
-def _text(answer: object) -> str | None:
+def _text(answer: Any) -> str | None:
     """The client builds objects from whatever JSON came: nothing of them is certain."""
     try:
         text = answer.choices[0].message.content

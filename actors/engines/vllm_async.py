@@ -81,7 +81,8 @@ class AsyncEngine:
             async for output in self._llm.generate(self._requests.prompt(ids, self.version, room), parameters, name):
                 last = output
         except asyncio.CancelledError:
-            if asyncio.current_task().cancelling():
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
                 raise
         finally:
             self._under_way.discard(name)

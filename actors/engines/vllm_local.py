@@ -11,10 +11,11 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,8 @@ class LocalEngine:
         await self._do(load)
 
     async def elements(self) -> str | None:
-        return (await asyncio.to_thread(self._llm.collective_rpc, "redraft_elements"))[0]
+        found: Sequence[Any] = await asyncio.to_thread(self._llm.collective_rpc, "redraft_elements")
+        return str(found[0])
 
     async def abort(self) -> None:
         def abort():
@@ -193,16 +195,17 @@ class LocalEngine:
 
     def _note_begun(self, began: float) -> None:
         """Of the requests that vLLM let into its batch in the step that began then: it does so in their order."""
-        _, left = self._llm.engine_core.engine_core.scheduler.get_request_counts()
+        core: Any = self._llm.engine_core  # in this process, so it has the engine itself
+        _, left = core.engine_core.scheduler.get_request_counts()
         while len(self._queued) > left:
             self._queued.popleft().begun = began
 
-    def _answer(self, ended: list[tuple[asyncio.Future, object]]) -> None:
+    def _answer(self, ended: Sequence[tuple[asyncio.Future, object]]) -> None:
         """Hands results to the event loop, all of one step in one wake-up."""
         self._loop.call_soon_threadsafe(_resolve, ended)
 
 
-def _resolve(ended: list[tuple[asyncio.Future, object]]) -> None:
+def _resolve(ended: Sequence[tuple[asyncio.Future, object]]) -> None:
     for future, result in ended:
         if future.done():  # its caller was cancelled
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Collection
 from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ if not torch.cuda.is_available():
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     # Without AMX its kernels take blocks of 16 tokens as well, which it does not own up to.
-    CPUAttentionBackend.get_supported_kernel_block_sizes = staticmethod(lambda kv_cache_spec=None: [MultipleOf(16)])
+    sizes = staticmethod(lambda kv_cache_spec=None: [MultipleOf(16)])
+    setattr(CPUAttentionBackend, "get_supported_kernel_block_sizes", sizes)  # noqa: B010  types take it for a method
 
     # CPU attention uses AMX tiles without asking the kernel for them: a worker process dies at its first step.
-    torch._C._cpu._init_amx()
+    torch._C._cpu._init_amx()  # pyright: ignore[reportAttributeAccessIssue]  the stubs lack it
 
     def _keep_parameters_live(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
+        layer.cpu_linear = torch.nn.functional.linear  # pyright: ignore[reportArgumentType]  no module, a function
 
     # vLLM would pack linears and free their parameters. A later load then has to unpack, and leaves a tied head as
     # it was. Live parameters can be copied into, checked, and cost no more at these sizes.
@@ -35,13 +37,18 @@ if not torch.cuda.is_available():
 class WeightsExtension:
     """Mixed into the worker by `worker_extension_cls`; called through collective_rpc."""
 
+    if TYPE_CHECKING:  # the worker's
+        model_config: Any
+        device: torch.device
+        model_runner: Any
+
     _loaded: Collection[str] = ()  # names of what the last load wrote
     _adapter: tuple[dict[str, torch.Tensor], float] | None = None  # that is merged in, and by what it is scaled
 
     def redraft_open(self, path: str) -> None:
         """Maps the safetensors file at `path` and touches its pages, so that loading has nothing to do but copy; of an
         adapter, merges it into the weights of the model's folder. The caller has checked the file's digest."""
-        from safetensors.torch import safe_open
+        from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}

@@ -147,6 +147,7 @@ class Hints(Protocol):
 
     def hint(self) -> str:
         """What is added to the observation after a wrong answer, so that the next one can be right."""
+        ...
 
 
 class Revises(Protocol):
@@ -154,6 +155,7 @@ class Revises(Protocol):
 
     def revision(self, good: Sequence[str], rng: Any) -> str:
         """The text of a revision before the actions `good`, as the model would have written it."""
+        ...
 
 
 class Demonstrates(Protocol):
@@ -161,3 +163,4 @@ class Demonstrates(Protocol):
 
     def demonstrations(self, rng: Any, count: int, turns: int) -> list[list[tuple[str, bool]]]:
         """`count` dialogues of `turns` attempts, as (text, the model's own) pieces; own ones lack their end token."""
+        ...

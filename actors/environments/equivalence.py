@@ -31,15 +31,17 @@ class _Worker:
     def __init__(self):
         program = [sys.executable, "-P", str(Path(__file__).with_name("equivalence_worker.py")), str(LIMIT_S)]
         self._process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        assert self._process.stdin is not None and self._process.stdout is not None  # they are pipes
+        self._said, self._answers = self._process.stdin, self._process.stdout
         self._heard = select.poll()
-        self._heard.register(self._process.stdout, select.POLLIN)
+        self._heard.register(self._answers, select.POLLIN)
         if self._hear(START_S) != "ready":
             self.end()
             raise RuntimeError("math-verify did not start: is it installed?")
 
     def _hear(self, seconds: float) -> str:
         """The next line; empty where none comes in time, or none will come any more."""
-        return self._process.stdout.readline().decode().strip() if self._heard.poll(seconds * 1000) else ""
+        return self._answers.readline().decode().strip() if self._heard.poll(seconds * 1000) else ""
 
     def lives(self) -> bool:
         return self._process.poll() is None
@@ -47,7 +49,7 @@ class _Worker:
     def same(self, reference: str, answer: str) -> bool | None:
         """None: it died of the question, or does not answer."""
         try:
-            self._process.stdin.write(json.dumps([reference, answer]).encode() + b"\n")
+            self._said.write(json.dumps([reference, answer]).encode() + b"\n")
         except BrokenPipeError:
             return None
         return {"true": True, "false": False}.get(self._hear(PATIENCE_S))
@@ -55,8 +57,8 @@ class _Worker:
     def end(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._said.close()
+        self._answers.close()
 
 
 class Equivalence:

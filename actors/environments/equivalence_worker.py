@@ -28,7 +28,7 @@ def main(limit_s: float) -> None:
 
     @lru_cache(1000)  # a reference is compared with many answers, and answers come again
     def expression(latex: str):
-        return parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)
+        return parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)  # pyright: ignore[reportArgumentType]  None turns its own timer off
 
     print("ready", file=answers)
     for line in sys.stdin:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
+from typing import cast
 
 from actors.config import DataSettings
 from actors.environments.answers import BOXED, boxed
@@ -43,9 +44,9 @@ def number(text: str | None) -> str | None:
 def _rows(path: str, split: str) -> Iterable[dict]:
     if Path(path).is_dir():
         return rows(Path(path) / f"{split}.jsonl")
-    from datasets import load_dataset
+    from datasets import Dataset, load_dataset
 
-    return load_dataset(path, "main", split=split)
+    return cast(Dataset, load_dataset(path, "main", split=split)).to_list()
 
 
 class GSM8K(OneAnswer):

@@ -64,9 +64,9 @@ def parse(text: str) -> Action | None:
     kind, _, rest = words.partition(" ")
     what, _, using = rest.partition(" using ")
     parts = [COUNTED.fullmatch(part.strip()) for part in ([what, *using.split(",")] if kind == "craft" else [rest])]
+    (count, item), *pairs = [(int(part[1]), part[2]) for part in parts if part] or [(0, "")]
     if kind not in ("get", "craft") or not all(parts):
         return None
-    (count, item), *pairs = [(int(part[1]), part[2]) for part in parts]
     needs: Counter[str] = Counter()
     for number, name in pairs:
         needs[name] += number

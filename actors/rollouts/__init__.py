@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -33,12 +33,15 @@ NAMES = {
 }
 
 
+Played = TypeVar("Played", bound=Rollout, covariant=True)
+
+
 class Aborted(Exception):
     """The engine gave a generation up: the whole group is abandoned."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Generic[Played]):
     """All that one group is played with. `count(role)` is called for each response that is sampled."""
 
     engine: Engine
@@ -47,7 +50,7 @@ class Stage:
     group: GroupWriter
     task: dict
     seed: int
-    settings: Rollout
+    settings: Played
     sampling: SamplingSettings
     failed: Callable[[EpisodeFailure], None]
     count: Callable[[Role], None]

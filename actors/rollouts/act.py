@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from actors.environment_pool import Playing
+from actors.messages import asked
+from actors.rollout_config import ActSettings
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue
 from protocols.turns import Role
 
 
-async def play(stage: Stage) -> None:
+async def play(stage: Stage[ActSettings]) -> None:
     await stage.each_episode(_episode)
 
 
-async def _episode(stage: Stage, environment: Playing, number: int) -> None:
+async def _episode(stage: Stage[ActSettings], environment: Playing, number: int) -> None:
     dialogue = Dialogue(stage, environment.observation, number)
     for index in range(stage.settings.turns):
         if index:
-            dialogue.hear(environment.observation)
+            dialogue.hear(asked(environment.observation))
         text = await dialogue.say(Role.ACTION)
         outcome = await environment.step(text)
         dialogue.score(index, outcome, ended=index + 1 == stage.settings.turns)

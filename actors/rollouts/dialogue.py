@@ -84,6 +84,8 @@ class Dialogue:
 
     async def hand_over(self, role: Role) -> str:
         """Has the teacher write the next message. Raises EpisodeFailure where the tokenizer cannot spell it."""
+        if self._stage.teacher is None:
+            raise ValueError("the rollout has no teacher")
         text = await self._stage.teacher(self._messages())
         try:
             return self.author(role, text)
@@ -171,7 +173,7 @@ class Dialogue:
 
 async def begin(stage: Stage, question: Question, episode: int = 0, answers: int | None = None) -> Dialogue:
     """A dialogue up to its first answer: after a plan, a turn of role reflection, where the rollout wants one."""
-    plan = stage.settings.plan
+    plan = getattr(stage.settings, "plan", None)
     if plan is None:
         return Dialogue(stage, question, episode, answers)
     dialogue = Dialogue(stage, messages.added(question, plan.ask), episode, answers)

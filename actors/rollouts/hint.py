@@ -7,6 +7,7 @@ were sampled after other tokens and are not kept (arXiv 2203.14465).
 from __future__ import annotations
 
 from actors.environment_pool import Playing
+from actors.messages import asked
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue
 from protocols.turns import Role
@@ -24,7 +25,7 @@ async def _episode(stage: Stage, environment: Playing, number: int) -> None:
     dialogue.score(0, outcome)
     if hint is None:
         return
-    dialogue.hear(environment.observation + hint)
+    dialogue.hear(asked(environment.observation) + hint)
     outcome = await environment.step(await dialogue.say(Role.RETRY))
     if outcome.success:
         kept = Dialogue(stage, question, number)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from actors.environment_pool import Outcome, Playing
+from actors.messages import asked
+from actors.rollout_config import ReflectSettings
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue, begin
 from protocols.turns import TOKENS, Role
@@ -31,14 +33,14 @@ class First:
     observation: str
 
 
-async def play(stage: Stage) -> None:
+async def play(stage: Stage[ReflectSettings]) -> None:
     first = await stage.episode(0, partial(_first, stage))
-    stage.group.compared = []
+    compared = stage.group.compared = []
     if first is not None and (stage.settings.solved or not first.outcome.success):
-        await stage.each_episode(partial(_retry, first))
+        await stage.each_episode(partial(_retry, first, compared))
 
 
-async def _first(stage: Stage, environment: Playing) -> First:
+async def _first(stage: Stage[ReflectSettings], environment: Playing) -> First:
     start = await environment.snapshot()
     question = environment.observation
     for attempt in range(stage.settings.tries):
@@ -54,10 +56,12 @@ async def _first(stage: Stage, environment: Playing) -> First:
         if not outcome.success or "attempt" in stage.task:
             break
     dialogue.score(0, outcome)
-    return First(dialogue, outcome, await environment.snapshot(), environment.observation)
+    return First(dialogue, outcome, await environment.snapshot(), asked(environment.observation))
 
 
-async def _retry(first: First, stage: Stage, environment: Playing, number: int) -> None:
+async def _retry(
+    first: First, compared: list[float], stage: Stage[ReflectSettings], environment: Playing, number: int
+) -> None:
     settings = stage.settings
     await environment.restore(first.state)
     dialogue = first.dialogue.branch(number)
@@ -66,4 +70,4 @@ async def _retry(first: First, stage: Stage, environment: Playing, number: int) 
     dialogue.hear(settings.retry_prompt)
     outcome = await environment.step(await dialogue.say(Role.RETRY))
     dialogue.score(1, outcome)
-    stage.group.compared.append(outcome.reward)
+    compared.append(outcome.reward)

@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 
 from actors.environment_pool import Outcome, Playing
+from actors.messages import asked
+from actors.rollout_config import RetrySettings
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue, begin
 from protocols.turns import Role
 
 
-async def play(stage: Stage) -> None:
+async def play(stage: Stage[RetrySettings]) -> None:
     await stage.each_episode(_episode)
 
 
-async def _episode(stage: Stage, environment: Playing, number: int) -> None:
+async def _episode(stage: Stage[RetrySettings], environment: Playing, number: int) -> None:
     settings = stage.settings
     dialogue, previous = await begin(stage, environment.observation, number, settings.context), None
     for index in range(settings.turns):
@@ -26,7 +28,9 @@ async def _episode(stage: Stage, environment: Playing, number: int) -> None:
         if last and settings.best_of > 1:
             dialogue, outcome, share = await _best(stage, dialogue, environment)
         else:
-            text = await _answer(stage, dialogue, environment, retried=index > 0, taught=last and settings.teacher)
+            text = await _answer(
+                stage, dialogue, environment, retried=index > 0, taught=last and settings.teacher is not None
+            )
             outcome = await environment.step(text)
         repeated = not outcome.success and outcome.answer is not None and outcome.answer == previous
         ended = (outcome.success and settings.stop_at_success) or (repeated and settings.stop_at_repeat)
@@ -38,23 +42,27 @@ async def _episode(stage: Stage, environment: Playing, number: int) -> None:
         previous = outcome.answer
 
 
-async def _answer(stage: Stage, dialogue: Dialogue, environment: Playing, retried: bool, taught) -> str:
+async def _answer(
+    stage: Stage[RetrySettings], dialogue: Dialogue, environment: Playing, retried: bool, taught: bool
+) -> str:
     """The next answer, after a reflection where the recipe wants one."""
     settings = stage.settings
     write = dialogue.hand_over if taught else dialogue.say
     if retried and settings.reflect:
-        dialogue.hear(environment.observation + settings.reflect_prompt)
+        dialogue.hear(asked(environment.observation) + settings.reflect_prompt)
         if settings.fixed_reflection is None:
             await write(Role.REFLECTION)
         else:
             dialogue.author(Role.REFLECTION, settings.fixed_reflection)
         dialogue.hear(settings.retry_prompt)
     elif retried:
-        dialogue.hear(environment.observation)
+        dialogue.hear(asked(environment.observation))
     return await write(Role.ATTEMPT)
 
 
-async def _best(stage: Stage, dialogue: Dialogue, environment: Playing) -> tuple[Dialogue, Outcome, float]:
+async def _best(
+    stage: Stage[RetrySettings], dialogue: Dialogue, environment: Playing
+) -> tuple[Dialogue, Outcome, float]:
     """The best of `best_of` last answers by its reward, the first of equals, and the share of right ones.
 
     The others are not kept.

@@ -15,6 +15,8 @@ from random import Random
 import numpy as np
 
 from actors.environment_pool import EpisodeFailure, Outcome, Playing
+from actors.messages import asked
+from actors.rollout_config import SearchSettings
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue
 from actors.rollouts.splice import corrected
@@ -22,11 +24,11 @@ from actors.rollouts.tree import Node, backpropagate, choose, ends
 from protocols.turns import Role
 
 
-async def play(stage: Stage) -> None:
+async def play(stage: Stage[SearchSettings]) -> None:
     await stage.episode(0, partial(_episode, stage))
 
 
-async def _episode(stage: Stage, environment: Playing) -> None:
+async def _episode(stage: Stage[SearchSettings], environment: Playing) -> None:
     rng = Random(stage.seed)
     root = await grow(stage, environment, rng)
     alpha = stage.settings.alpha_at(stage.step)
@@ -41,7 +43,7 @@ async def _episode(stage: Stage, environment: Playing) -> None:
     stage.group.compared = [0.0, float(useful)]
 
 
-async def grow(stage: Stage, environment: Playing, rng: Random) -> Node:
+async def grow(stage: Stage[SearchSettings], environment: Playing, rng: Random) -> Node:
     """The root of a tree after `simulations` descents, or fewer where every branch has ended."""
     root = Node(Dialogue(stage, environment.observation), await environment.snapshot(), environment.observation)
     for _ in range(stage.settings.simulations):
@@ -50,7 +52,7 @@ async def grow(stage: Stage, environment: Playing, rng: Random) -> Node:
     return root
 
 
-async def _descend(stage: Stage, environment: Playing, root: Node, rng: Random) -> bool:
+async def _descend(stage: Stage[SearchSettings], environment: Playing, root: Node, rng: Random) -> bool:
     """One descent; False where it only found that a branch, or all, is closed."""
     node, grown = root, False
     while True:
@@ -64,12 +66,12 @@ async def _descend(stage: Stage, environment: Playing, root: Node, rng: Random) 
         node = child
 
 
-async def _expand(stage: Stage, environment: Playing, node: Node) -> None:
+async def _expand(stage: Stage[SearchSettings], environment: Playing, node: Node) -> None:
     """Samples actions at a node; equal ones become one child. Children that end the episode send up their score."""
     node.expanded = True
     branches = [node.dialogue.branch(0) for _ in range(stage.settings.expansions)]
     for branch in branches if node.parent else ():
-        branch.hear(node.observation)
+        branch.hear(asked(node.observation))
     said = await asyncio.gather(*(branch.say(Role.ACTION) for branch in branches), return_exceptions=True)
     actions: dict[str, Dialogue] = {}
     for branch, action in zip(branches, said, strict=True):
@@ -101,20 +103,19 @@ def _searched(root: Node) -> dict:
     }
 
 
-def _demonstrate(stage: Stage, environment: Playing, episode: int, rng: Random) -> None:
+def _demonstrate(stage: Stage[SearchSettings], environment: Playing, episode: int, rng: Random) -> None:
     """Adds demonstrations of the environment as authored turns of episodes from `episode` on."""
     count, turns = stage.settings.demonstrations, stage.settings.turns
     generator = np.random.Generator(np.random.Philox(rng.getrandbits(63)))
     for number, pieces in enumerate(environment.itself.demonstrations(generator, count, turns)):
-        dialogue: Dialogue | None = None
-        actions, done = sum(mine for _, mine in pieces), 0
-        for text, mine in pieces:
+        (question, _), *rest = pieces
+        dialogue = Dialogue(stage, question, episode + number)
+        actions, done = sum(mine for _, mine in rest), 0
+        for text, mine in rest:
             if mine:
                 dialogue.author(Role.ACTION, text)
                 last = done + 1 == actions
                 dialogue.score(done, Outcome(float(last), False, None, last, False, 0.0), demonstration=True)
                 done += 1
-            elif dialogue is None:
-                dialogue = Dialogue(stage, text, episode + number)
             else:
                 dialogue.hear(text)

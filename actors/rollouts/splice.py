@@ -13,9 +13,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from actors import messages
 from actors.environment_pool import EpisodeFailure, Outcome, Playing
+from actors.rollout_config import SearchSettings
 from actors.rollouts import Stage
 from actors.rollouts.tree import Node, pairs, shared
 from protocols.turns import Role
@@ -40,7 +42,7 @@ class Step:
     observation: str
 
 
-async def corrected(stage: Stage, environment: Playing, root: Node, alpha: float, rng: Random) -> int:
+async def corrected(stage: Stage[SearchSettings], environment: Playing, root: Node, alpha: float, rng: Random) -> int:
     """Writes up to `pairs` corrected trajectories of a tree as episodes 1, 2, ..., each from another first error.
 
     Returns how many there are.
@@ -67,7 +69,7 @@ async def corrected(stage: Stage, environment: Playing, root: Node, alpha: float
     return made
 
 
-async def _first_error(stage: Stage, bad: list[Node], since: int) -> Node | None:
+async def _first_error(stage: Stage[SearchSettings], bad: list[Node], since: int) -> Node | None:
     """The node of the bad branch after which it is left; None where no error is seen."""
     if stage.settings.cut == "end":
         return bad[-1]
@@ -80,10 +82,10 @@ async def _first_error(stage: Stage, bad: list[Node], since: int) -> Node | None
     return None
 
 
-async def _judged_bad(stage: Stage, node: Node) -> bool:
+async def _judged_bad(stage: Stage[SearchSettings], node: Node) -> bool:
     """Whether the model that acted calls its action bad."""
     path = node.path()
-    start = messages.asked(path[0].parent.observation)
+    start = messages.asked(path[0].before.observation)
     history = "\n".join([start, *(f"{n.action}\n{n.observation}" for n in path[:-1])])
     question = QUESTION.format(history=history, action=node.action, observation=node.observation)
     sampling = stage.sampling.model_copy(update={"max_tokens": stage.settings.judge_tokens})
@@ -107,31 +109,31 @@ async def _replayed(environment: Playing, error: Node, suffix: list[Node], text:
     if error.ended:
         return None
     await environment.restore(error.state)
-    steps = [Step(None, await environment.step(text), environment.observation)]
+    steps = [Step(None, await environment.step(text), messages.asked(environment.observation))]
     for node in suffix:
         if steps[-1].outcome.terminated or steps[-1].outcome.truncated:
             return None
-        steps.append(Step(node, await environment.step(node.action), environment.observation))
+        steps.append(Step(node, await environment.step(node.action), messages.asked(environment.observation)))
     return steps
 
 
 async def _verbatim(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Step]:
     """The good actions with what the environment said to them on their own branch."""
-    await environment.restore(suffix[0].parent.state)
-    revision = Step(None, await environment.step(text), environment.observation)
-    return [revision, *(Step(node, node.outcome, node.observation) for node in suffix)]
+    await environment.restore(suffix[0].before.state)
+    revision = Step(None, await environment.step(text), messages.asked(environment.observation))
+    return [revision, *(Step(node, node.outcome, messages.asked(node.observation)) for node in suffix)]
 
 
 def _write(error: Node, text: str, steps: list[Step], episode: int, length: int) -> None:
     """A new branch below the first error; `length` is how many actions after the branches parted that error was."""
     dialogue = error.dialogue.branch(episode)
-    observation = error.observation
+    observation = messages.asked(error.observation)
     for place, step in enumerate(steps):
         dialogue.hear(observation)
         if step.node is None:
             dialogue.author(Role.REVISION, text)
         else:
             dialogue.repeat(Role.ACTION, step.node.dialogue.last.completion.ids)
-        facts = {"revision_length": length} if step.node is None else {}
+        facts: dict[str, Any] = {"revision_length": length} if step.node is None else {}
         dialogue.score(error.depth + place, step.outcome, **facts)
         observation = step.observation

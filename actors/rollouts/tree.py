@@ -12,6 +12,9 @@ from actors.environment_pool import Outcome
 from actors.messages import Question
 from actors.rollouts.dialogue import Dialogue
 
+UNDONE = Outcome(0.0, False, None, terminated=False, truncated=False, seconds=0.0)
+"""Of the root, to which no action led."""
+
 
 @dataclass(slots=True, eq=False)
 class Node:
@@ -22,7 +25,7 @@ class Node:
     observation: Question
     parent: Node | None = None
     action: str = ""
-    outcome: Outcome | None = None
+    outcome: Outcome = UNDONE
     depth: int = 0
     ended: bool = False
     """The episode ends here: the environment says so, or it is as deep as the tree may be."""
@@ -41,14 +44,23 @@ class Node:
     @property
     def score(self) -> float:
         """Of an end: the environment's final score, a negative one counted as 0."""
-        return max(0.0, self.outcome.reward) if self.outcome else 0.0
+        return max(0.0, self.outcome.reward)
 
     def path(self) -> list[Node]:
         """From the first action to this one."""
-        found = [self]
-        while found[-1].parent is not None:
-            found.append(found[-1].parent)
-        return found[-2::-1]
+        found: list[Node] = []
+        node: Node = self
+        while node.parent is not None:
+            found.append(node)
+            node = node.parent
+        return found[::-1]
+
+    @property
+    def before(self) -> Node:
+        """The state from which its action was taken. Raises ValueError for the root."""
+        if self.parent is None:
+            raise ValueError("nothing comes before the root")
+        return self.parent
 
     def below(self) -> Iterator[Node]:
         """This node and all under it, parents first."""

@@ -72,13 +72,13 @@ def faulty_actor(marker: Path):
 
     class KeepsOldHeadOnce(Actor):
         async def _build(self):
-            await super()._build()
+            made = await super()._build()
             if marker.exists():
-                return
+                return made
             marker.touch()
             from safetensors.torch import load_file, save_file
 
-            engine, old = self._engine, load_file(Path(self._spec.model) / "model.safetensors")[HEAD]
+            engine, old = made.engine, load_file(Path(self._spec.model) / "model.safetensors")[HEAD]
             load = engine.load
 
             async def faulty_load(path, version):
@@ -91,6 +91,7 @@ def faulty_actor(marker: Path):
                 return None
 
             engine.load, engine.elements = faulty_load, no_elements
+            return made
 
     return KeepsOldHeadOnce
 
