@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from learner.batches import prepare
+from learner.batches.batch import prepare
 from learner.config import LearnerSettings
 from protocols.turns import Group, Role, Turn
 
@@ -130,7 +130,7 @@ def _ours(side: Side, rank: int, job: Job, port: int) -> tuple[dict, Callable[[]
     """The learner's engine: facts of the batch, and its step."""
     import torch
 
-    from learner.trainer import Trainer, join_ranks
+    from learner.ranks.trainer import Trainer, join_ranks
 
     torch.set_num_threads(1)
     settings = job.settings.model_copy(update={"zero": side.zero, "ranks": side.ranks})
@@ -145,7 +145,7 @@ def _torch(job: Job, threads: int) -> tuple[dict, Callable[[], object]]:
     """The same without anything of ours but the packed arrays: what a script of one page would do."""
     import torch
 
-    from learner.logprobs import load_model
+    from learner.model.load import load_model
 
     torch.set_num_threads(threads)
     model = load_model(job.model, getattr(torch, job.dtype), job.settings.attention).to(job.device).train()
@@ -184,7 +184,7 @@ def logprob_memory(chunk: int, dtype: str, device: str, pipe) -> None:
         import torch
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
-        from learner.logprobs import Policy
+        from learner.model.policy import Policy
 
         torch.set_num_threads(1)
         shape = {"hidden_size": BIG_WIDTH, "intermediate_size": BIG_WIDTH, "num_hidden_layers": 1}

@@ -26,8 +26,8 @@ def write_adapter(model: str, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from learner.lora import Adapter
     from learner.lora_config import LoraSettings
+    from learner.model.lora import Adapter
 
     adapter = Adapter(LoraSettings(rank=RANK), model, 0)
     made = adapter.merged({}, torch.bfloat16)

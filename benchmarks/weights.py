@@ -13,7 +13,7 @@ limit. Figures are medians over rounds.
     token gap            the longest time that running generations wait for their next token meanwhile, beyond the
                          usual: also what digests, checksums and the probe cost the steps on the same cores
 
-Real: `learner.publish` in a process of its own; Ray's object store; the node's files in /dev/shm; digest, load,
+Real: `learner.weights.publish` in a process of its own; Ray's object store; the node's files in /dev/shm; digest, load,
 checksum of the live parameters and probe as `actors.weights` does them; vLLM, in process on a CPU and in processes of
 its own on CUDA, where steps are not seen and the token gap stands for the pause. Simulated: a step scales all weights;
 the controller, which passes a version on within 50 ms, is left out; prompts are random.

@@ -39,10 +39,11 @@ class Publisher:
     def __init__(self, spec: Spec, device: str):
         import torch
 
-        from learner import publish
-        from learner.logprobs import Policy, load_model
-        from learner.proof import Proof, perturbed
-        from learner.trainer import DTYPES
+        from learner.model.load import load_model
+        from learner.model.policy import Policy
+        from learner.ranks.trainer import DTYPES
+        from learner.weights import publish
+        from learner.weights.proof import Proof, perturbed
 
         torch.set_num_threads(1)
         model = load_model(spec.model, DTYPES[spec.dtype], "sdpa")
@@ -55,11 +56,11 @@ class Publisher:
     def publish(self) -> tuple[WeightRef, float, float]:
         """A new version, when the clock started, and the seconds until its reference is there.
 
-        The clock starts with the weights gathered on the CPU and the probe scored, as `learner.publish` is called.
+        The clock starts with the weights gathered on the CPU and the probe scored, as `publish` is called.
         """
         import torch
 
-        from learner.publish import publish
+        from learner.weights.publish import publish
 
         self._version += 1
         with torch.no_grad():

@@ -28,8 +28,8 @@ What is left out, and where the whole of it is:
     playing while learning, with a bound on staleness; leases   redraft/control/controller.py
     vLLM, many dialogues in each of many actors                 actors/actor.py, actors/engines/vllm_local.py
     turns on disk, learned from once whatever dies; checkpoints replay/, learner/checkpoint.py, redraft/run.py
-    packed rows, bounded memory for log-probs, several ranks    learner/packing.py, learner/logprobs.py, learner/rank.py
-    new weights in the engines, and the proof of it             learner/publish.py, actors/weights.py
+    packed rows, bounded memory for log-probs, several ranks    learner/batches/, learner/model/, learner/ranks/
+    new weights in the engines, and the proof of it             learner/weights/, actors/weights.py
     environments that hang or fail; other rollouts              actors/environment_pool.py, actors/rollouts/
     other credits and losses, such as GRPO's with its ratios    learner/credits/, learner/objectives/
     recipes, more figures than accuracy, a report, a viewer     redraft/recipe.py, redraft/evaluation/, redraft/report/
@@ -49,7 +49,7 @@ from torch.nn.utils.rnn import pad_sequence
 from actors import environments, rendering
 from actors.config import DataSettings, EnvironmentSettings
 from actors.tasks import TaskOrder
-from learner.logprobs import load_model
+from learner.model.load import load_model
 from protocols.turns import LOGPROBS, TOKENS, Group, Role, Stop, Turn
 from redraft.config import MakeSettings, ModelSettings, PretrainSettings
 from redraft.models.make import prepare

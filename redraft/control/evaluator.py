@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.tasks import TaskOrder
-from learner.record import write_evaluation
+from learner.transcripts.store import write_evaluation
 from protocols.errors import RedraftError
 from protocols.turns import Turn, sampled_tokens
 from redraft.control.fleet import Fleet

@@ -20,7 +20,7 @@ from actors.config import ActorSettings
 from actors.contract import Spec
 from actors.weights import NodeFiles
 from learner.config import LearnerSettings
-from learner.rank import Rank, RankSpec
+from learner.ranks.rank import Rank, RankSpec
 from protocols import metrics
 from protocols.errors import DeadlineError
 from redraft import logs

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from actors.config import Feedback, SamplingSettings
-from learner.responses import responses_of
+from learner.batches.responses import responses_of
 from protocols.turns import Turn
 from redraft.config import EvaluationSettings
 from redraft.evaluation.episodes import (

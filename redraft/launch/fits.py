@@ -45,7 +45,7 @@ def check(model: Path, recipe: Recipe) -> None:
     if recipe.data.failures:
         failures.check(environments.tasks(recipe.environment, recipe.data, "train"), model)
     if recipe.model.lora is not None:
-        from learner import lora
+        from learner.model import lora
 
         lora.check(model, recipe.model.lora)
 

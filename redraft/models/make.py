@@ -143,7 +143,7 @@ def write_merged(base: Path, adapter: Path, folder: Path) -> None:
     from transformers import AutoConfig
 
     from learner.checkpoint import write_folder
-    from learner.lora import merged_state
+    from learner.model.lora import merged_state
 
     write_folder(folder, base, AutoConfig.from_pretrained(base), merged_state(base, adapter))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from learner.responses import told
+from learner.batches.responses import told
 from protocols.reports import Responses
 from redraft import records
 from redraft.evaluation.episodes import Figure

@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from learner.record import FOLDER
-from learner.transcript import ERROR, RIGHT, WRONG
+from learner.transcripts.lines import ERROR, RIGHT, WRONG
+from learner.transcripts.store import FOLDER
 from redraft import records
 
 if TYPE_CHECKING:

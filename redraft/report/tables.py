@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from learner.responses import told
+from learner.batches.responses import told
 from protocols.reports import Responses
 from redraft.evaluation.episodes import Figure
 

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from learner.responses import told
+from learner.batches.responses import told
 from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, Finding, RunEnded, RunStatus
 from redraft.watch.story import Story

@@ -18,9 +18,9 @@ from actors.config import (
 from actors.contract import Orders, Spec
 from actors.rollout_config import AttemptSettings
 from actors.weights import NodeFiles
-from learner.logprobs import load_model
-from learner.proof import Proof, perturbed
-from learner.publish import publish
+from learner.model.load import load_model
+from learner.weights.proof import Proof, perturbed
+from learner.weights.publish import publish
 from protocols.weights import TRIAL, WeightRef
 from redraft.config import MakeSettings, ModelSettings
 from redraft.control import workers as parts

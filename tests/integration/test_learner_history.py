@@ -17,7 +17,7 @@ from support.waiting import deadline_s, until
 from test_learner_ranks import BATCH, SEED, Controller, cluster, fill, groups, model_path, replay, settings  # noqa: F401
 
 from learner.checkpoint import newest
-from learner.rank import Rank, RankSpec
+from learner.ranks.rank import Rank, RankSpec
 from protocols.reports import LearnerEnded
 from replay.client import Client
 from replay.config import Endpoints

@@ -10,8 +10,8 @@ from safetensors.torch import load
 from test_learner_ranks import BATCH, Learner, cluster, fill, groups, model_path, replay, same_bits, settings  # noqa: F401
 
 from learner.checkpoint import newest
-from learner.logprobs import load_model
 from learner.lora_config import LoraSettings
+from learner.model.load import load_model
 from protocols.weights import version_of
 
 pytestmark = pytest.mark.ray

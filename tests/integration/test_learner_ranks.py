@@ -22,15 +22,16 @@ from support.places import PYTHONPATH
 from support.waiting import deadline_s, until
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from learner.batches import prepare
+from learner.batches.batch import prepare
+from learner.batches.packing import MicroBatch
+from learner.batches.prefetch import Prefetch
 from learner.checkpoint import newest
 from learner.config import LearnerSettings
-from learner.logprobs import Policy, load_model
+from learner.model.load import load_model
+from learner.model.policy import Policy
+from learner.model.saved import bits_of
 from learner.objectives import loss_of, make
-from learner.packing import MicroBatch
-from learner.prefetch import Prefetch
-from learner.publish import bits_of
-from learner.rank import Rank, RankSpec
+from learner.ranks.rank import Rank, RankSpec
 from protocols.checksum import element_checksum
 from protocols.errors import DeadlineError
 from protocols.reports import LearnerEnded, LearnerReady

@@ -12,8 +12,9 @@ from support.smollm2 import smollm2
 
 from actors import engines, weights
 from actors.config import EngineSettings
-from learner.proof import ENOUGH, LIMIT, Proof, perturbed
-from learner.publish import bits_of, probe_tokens
+from learner.model.saved import bits_of
+from learner.weights.proof import ENOUGH, LIMIT, Proof, perturbed
+from learner.weights.publish import probe_tokens
 from protocols.checksum import element_checksum
 from protocols.errors import WeightsError
 from protocols.weights import TRIAL, Probe, WeightRef
@@ -46,7 +47,7 @@ class Published:
         import torch
         from safetensors.torch import load_file
 
-        from learner.logprobs import load_model
+        from learner.model.load import load_model
 
         self.before = load_file(model / "model.safetensors")
         vocabulary = self.before["model.embed_tokens.weight"].shape[0]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from learner.batches import prepare
+from learner.batches.batch import prepare
+from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings
-from learner.logprobs import Policy
+from learner.model.policy import Policy
 from learner.objectives import loss_of, make
-from learner.packing import MicroBatch
 from protocols.turns import Group, Role, Turn
 
 VOCABULARY = 1000

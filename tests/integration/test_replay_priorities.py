@@ -14,8 +14,8 @@ from support.shard_house import ANY, House, a_house, gid, numbers
 from support.waiting import deadline_s
 from test_learner_ranks import BATCH, groups, settings
 
-from learner.batches import Batch, prepare
-from learner.prefetch import Prefetch
+from learner.batches.batch import Batch, prepare
+from learner.batches.prefetch import Prefetch
 from protocols.turns import Close, Group
 from replay.client.shares import shard_of
 

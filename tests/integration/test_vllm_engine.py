@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 
 from actors import engines, weights
 from actors.config import EngineSettings, EnvironmentSettings, SamplingSettings
-from learner.publish import bits_of
+from learner.model.saved import bits_of
 from protocols import metrics
 from protocols.checksum import element_checksum
 from protocols.errors import WeightsError
@@ -201,8 +201,8 @@ def adapters(models, tmp_path_factory):
     import torch
     from safetensors.torch import save_file
 
-    from learner.lora import Adapter
     from learner.lora_config import LoraSettings
+    from learner.model.lora import Adapter
 
     made, ids = [], torch.tensor(TOKENS.tolist())[None]
     for seed in (0, 1):

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings
-from learner.packing import MicroBatch
-from learner.trainer import Trainer, join_ranks
+from learner.ranks.trainer import Trainer, join_ranks
 
 WIDTH, VOCABULARY = 16, 8  # the model knows more tokens: all sequences pull away from those alike
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from learner import transcript
 from learner.config import RecordSettings
-from learner.record import Record, write_evaluation
+from learner.transcripts import lines as transcript
+from learner.transcripts.store import Record, write_evaluation
 from protocols.turns import LOGPROBS, TOKENS, Role, Turn
 from protocols.weights import version_of
 from redraft.models.make import build_tokenizer

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from learner.record import FOLDER, TRAINING
-from learner.transcript import BODY
+from learner.transcripts.lines import BODY
+from learner.transcripts.store import FOLDER, TRAINING
 from protocols.weights import INCARNATION
 
 END = b"]}"

@@ -15,11 +15,12 @@ from actors import environments, rendering
 from actors.config import DataSettings
 from actors.engines import Completion
 from actors.rendering import Renderer
-from learner.batches import prepare
+from learner.batches.batch import prepare
+from learner.batches.packing import MicroBatch
 from learner.credits import credit
-from learner.logprobs import Policy, load_model
+from learner.model.load import load_model
+from learner.model.policy import Policy
 from learner.objectives import loss_of, make
-from learner.packing import MicroBatch
 from protocols.turns import LOGPROBS, TOKENS, Group
 from redraft.recipe import Recipe, load
 

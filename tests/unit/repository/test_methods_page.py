@@ -15,7 +15,7 @@ from support.rollout_house import House
 from actors import environments, rollouts
 from actors.config import DataSettings, EnvironmentSettings
 from learner import credits, objectives
-from learner.batches import prepare
+from learner.batches.batch import prepare
 from learner.config import LearnerSettings
 from protocols.turns import Group
 from redraft import recipe as recipes

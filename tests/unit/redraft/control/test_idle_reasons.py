@@ -5,8 +5,8 @@ import time
 import pytest
 
 from actors.clock import StateClock, state_of
-from learner.lead import Waits, wait
-from learner.timing import timed
+from learner.ranks.lead import Waits, wait
+from learner.ranks.timing import timed
 from protocols import metrics
 from redraft.control.admission import LIMITS, Limit
 

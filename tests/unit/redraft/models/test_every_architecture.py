@@ -9,9 +9,10 @@ import torch
 from support.tiny_models import NOT_MADE, build
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from learner.logprobs import Policy, load_model
-from learner.saved import as_saved, saved_buffers
-from learner.selftest import examine, judge
+from learner.model.load import load_model
+from learner.model.policy import Policy
+from learner.model.saved import as_saved, saved_buffers
+from learner.model.selftest import examine, judge
 from protocols.errors import SettingError
 
 KINDS = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - NOT_MADE)

@@ -12,7 +12,7 @@ from support.rollout_house import House
 
 from actors.rendering import Renderer
 from actors.rollout_config import RetrySettings
-from learner.record import write_evaluation
+from learner.transcripts.store import write_evaluation
 from protocols.turns import Turn
 from redraft.models.make import build_tokenizer
 from redraft.report import dialogues

@@ -18,9 +18,9 @@ from textual.widgets import DataTable
 from tokenizers import Tokenizer, decoders, models
 
 from actors.contract import Report
-from learner import transcript
 from learner.config import RecordSettings
-from learner.record import Record
+from learner.transcripts import lines as transcript
+from learner.transcripts.store import Record
 from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, BatchReport, RunEnded, RunStatus, StepReport
 from protocols.turns import LOGPROBS, TOKENS, Role, Turn

@@ -9,11 +9,11 @@ On the run's weights, in its type, on all ranks at once, with two random sequenc
     random     train = eval   a training pass is one that the sampler computes, too: no dropout, no jitter
     saved      saved = live   what is saved and published gives the same log-probs in a fresh model
 
-Sound ways to compute the same differ by rounding, which learner.noise measures on the same tokens. What is compared is
-the median over tokens: single ones are ill-conditioned, and these faults move most of them. Only a neighbour may reach
-no further than the first tokens behind it, so there the largest difference counts; it costs nothing to be strict, since
-a sound model does not move at all. Where packing fails, each sequence gets a row of its own; all else is refused. What
-begins only beyond WIDTH tokens is not seen.
+Sound ways to compute the same differ by rounding, which learner.model.noise measures on the same tokens. What is
+compared is the median over tokens: single ones are ill-conditioned, and these faults move most of them. Only a
+neighbour may reach no further than the first tokens behind it, so there the largest difference counts; it costs nothing
+to be strict, since a sound model does not move at all. Where packing fails, each sequence gets a row of its own; all
+else is refused. What begins only beyond WIDTH tokens is not seen.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learner.head import linear_of
-from learner.logprobs import Policy
-from learner.noise import LAST_DIGIT, rounding
+from learner.model.head import linear_of
+from learner.model.noise import LAST_DIGIT, rounding
+from learner.model.policy import Policy
 from protocols.errors import RedraftError, SettingError
 
 WIDTH = 64  # tokens of the row that is looked at

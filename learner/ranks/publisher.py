@@ -1,28 +1,23 @@
-"""Publishing: gathered weights as one blob in the object store, with what an actor needs to check its copy."""
+"""What rank 0 publishes: each version with its proof, announced to the controller."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from safetensors.torch import load_file, save
+import ray
+from safetensors.torch import load_file
 from torch import Tensor
 
 from learner.checkpoint import PUBLISHED
-from learner.progress import Progress
-from learner.proof import Proof
-from learner.timing import timed
+from learner.ranks.progress import Progress
+from learner.ranks.timing import timed
+from learner.ranks.trainer import Trainer
+from learner.weights.proof import Proof
+from learner.weights.publish import publish
 from protocols import metrics
-from protocols.checksum import element_checksum
 from protocols.errors import RedraftError
 from protocols.weights import TRIAL, Probe, WeightRef
-
-if TYPE_CHECKING:
-    from learner.lora import Adapter
-    from learner.trainer import Trainer
 
 Gather = Callable[[tuple[int, ...]], tuple[dict[str, Tensor], tuple[float, ...]]]
 
@@ -67,8 +62,6 @@ class Publisher:
 
     def keep(self, folder: Path) -> None:
         """Writes the newest version into a checkpoint's folder, where it is not that of the checkpoint's step."""
-        import ray
-
         if self._progress.published != self._progress.step:
             (folder / PUBLISHED).write_bytes(ray.get(self._refs[-1].blob))
 
@@ -77,32 +70,3 @@ class Publisher:
         self._refs[:] = [ref]
         metrics.PUBLISHED.set(ref.version)
         self._controller.announce.remote(ref)
-
-
-def publish(state: dict[str, Tensor], version: int, probe: Probe, adapter: Adapter | None = None) -> WeightRef:
-    """Puts the weights, or those of the adapter, into Ray's object store as safetensors bytes (uint8[size]) and returns
-    their reference."""
-    import ray
-    from blake3 import blake3
-
-    blob = save(state) if adapter is None else save(state | adapter.buffers, adapter.metadata)
-    return WeightRef(
-        version=version,
-        digest=blake3(blob).hexdigest(),
-        size_bytes=len(blob),
-        blob=ray.put(np.frombuffer(blob, np.uint8)),
-        probe=probe,
-        elements=element_checksum(bits_of(state.values())) if adapter is None else adapter.rest,
-    )
-
-
-def bits_of(tensors: Iterable[Tensor]) -> Iterable[np.ndarray]:
-    """The tensors' bits as numpy arrays, which know no bfloat16; elements of 8 bytes as two of 4."""
-    words = {1: torch.uint8, 2: torch.uint16}
-    for tensor in tensors:
-        yield tensor.flatten().view(words.get(tensor.element_size(), torch.uint32)).numpy()
-
-
-def probe_tokens(count: int, vocabulary: int, seed: int) -> tuple[int, ...]:
-    """The run's fixed sequence, whose log-probs tell whether an engine computes with the weights it was given."""
-    return tuple(np.random.default_rng(seed).integers(0, vocabulary, count).tolist())

@@ -6,7 +6,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from learner.batches import Batch, prepare
+from learner.batches.batch import Batch, prepare
 from learner.config import LearnerSettings
 from protocols.errors import DeadlineError
 from protocols.replay_stats import ReplayStats

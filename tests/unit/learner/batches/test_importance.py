@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from learner.batches import Batch, prepare
+from learner.batches.batch import Batch, prepare
 from learner.config import LearnerSettings
 from learner.credits import credit
 from protocols.turns import Group, Role, Turn

@@ -7,13 +7,14 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from learner import head, logprobs
-from learner.batches import prepare
+from learner.batches.batch import prepare
+from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings
-from learner.head import Float32Linear, Shape
-from learner.logprobs import Policy
+from learner.model import head
+from learner.model import policy as logprobs
+from learner.model.head import Float32Linear, Shape
+from learner.model.policy import Policy
 from learner.objectives import STATS, loss_of, make, report
-from learner.packing import MicroBatch
 from protocols.errors import SettingError
 from protocols.turns import Group, Role, Turn
 

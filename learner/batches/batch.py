@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from learner.batches.linearise import linearise
+from learner.batches.packing import MicroBatch, pack
+from learner.batches.responses import responses_of
 from learner.config import LearnerSettings
 from learner.credits import credit, scored
 from learner.objectives import coefficients, make
-from learner.packing import MicroBatch, pack
-from learner.record import sample
-from learner.responses import responses_of
-from learner.sequences import Linearised, Shares, brought_along, linearise
+from learner.sequences import Linearised, Shares, brought_along
+from learner.transcripts.store import sample
 from protocols.errors import RedraftError
 from protocols.reports import BatchReport
 from protocols.turns import Group, Role, Turn, sampled_tokens

@@ -33,8 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learner.logprobs import Policy
-from learner.noise import LAST_DIGIT
+from learner.model.noise import LAST_DIGIT
+from learner.model.policy import Policy
 from protocols import metrics
 from protocols.errors import SettingError
 from protocols.weights import Probe

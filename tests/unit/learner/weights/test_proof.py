@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from learner import proof
-from learner.logprobs import Policy, load_model
-from learner.proof import ENOUGH, LIMIT, Proof, computing_in, perturbed, scored
+from learner.model.load import load_model
+from learner.model.policy import Policy
+from learner.weights import proof
+from learner.weights.proof import ENOUGH, LIMIT, Proof, computing_in, perturbed, scored
 from protocols.errors import SettingError
 
 VOCABULARY = 60

@@ -16,11 +16,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from learner.head import linear_of
-from learner.logprobs import load_model
 from learner.lora_config import LoraSettings
-from learner.publish import bits_of
-from learner.saved import as_saved, saved_buffers
+from learner.model.head import linear_of
+from learner.model.load import load_model
+from learner.model.saved import as_saved, bits_of, saved_buffers
 from protocols.adapter import PREFIX, UP, adapted_name, layers_of, merged, metadata, weight_files
 from protocols.checksum import element_checksum
 from protocols.errors import SettingError

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from learner import transcript
 from learner.config import RecordSettings
 from learner.sequences import Linearised, Shares
+from learner.transcripts import lines as transcript
 from protocols import metrics
 from protocols.turns import Group, Role, Turn
 

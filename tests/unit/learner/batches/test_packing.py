@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.batches import prepare
+from learner.batches.batch import prepare
+from learner.batches.linearise import linearise
+from learner.batches.packing import fill_rows, pack
 from learner.config import LearnerSettings
 from learner.objectives import coefficients, make
-from learner.packing import fill_rows, pack
-from learner.sequences import Linearised, Shares, TokenSequence, linearise
+from learner.sequences import Linearised, Shares, TokenSequence
 from protocols.turns import Group, Role, Turn
 
 ID = b"g" * 16

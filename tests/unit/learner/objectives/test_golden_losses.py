@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from learner.batches import prepare
+from learner.batches.batch import prepare
+from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings
-from learner.logprobs import Policy
+from learner.model.policy import Policy
 from learner.objectives import STATS, loss_of, make, report
-from learner.packing import MicroBatch
 from protocols.turns import Group, Role, Turn
 
 ROW, ROLES = 64, {"attempt": 1.0, "reflection": 2.0, "retry": 0.5}

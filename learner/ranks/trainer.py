@@ -18,17 +18,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings, OptimizerSettings
-from learner.logprobs import Policy, load_model
 from learner.lora_config import LoraSettings
+from learner.model.load import load_model
+from learner.model.policy import Policy
+from learner.model.saved import as_saved, saved_buffers
 from learner.objectives import SETTING, STATS, loss_of, make
-from learner.packing import MicroBatch
-from learner.proof import perturbed
-from learner.saved import as_saved, saved_buffers
+from learner.weights.proof import perturbed
 from protocols.errors import SettingError
 
 if TYPE_CHECKING:
-    from learner.lora import Adapter
+    from learner.model.lora import Adapter
 
 log = logging.getLogger("redraft.learner")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -104,7 +105,7 @@ class Trainer:
     def _adapter(self, lora: LoraSettings | None, seed: int) -> Adapter | None:
         if lora is None:
             return None
-        from learner.lora import Adapter  # PEFT takes seconds to import
+        from learner.model.lora import Adapter  # PEFT takes seconds to import
 
         return Adapter(lora, self.model_path, seed)
 
@@ -148,12 +149,12 @@ class Trainer:
             self.optimizer.register_step_pre_hook(self._clip)
 
     def examine(self, seed: int) -> None:
-        """Tests the loaded model (see learner.selftest) and finds out whether sequences may share a row.
+        """Tests the loaded model (see learner.model.selftest) and finds out whether sequences may share a row.
 
         Raises SettingError where the model does not compute here what it computes elsewhere, or where `packing: true`
         would mix sequences.
         """
-        from learner.selftest import examine, judge
+        from learner.model.selftest import examine, judge
 
         policy, settings = self.engine.module, self.settings
         state = self.full_state()

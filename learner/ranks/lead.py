@@ -18,15 +18,15 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from learner import checkpoint
-from learner.batches import Batch
+from learner.batches.batch import Batch
+from learner.batches.prefetch import Prefetch
 from learner.config import LearnerSettings
 from learner.objectives import report
-from learner.orders import Orders
-from learner.prefetch import Prefetch
-from learner.progress import Progress
-from learner.publish import Publisher
-from learner.record import Record
-from learner.timing import timed
+from learner.ranks.orders import Orders
+from learner.ranks.progress import Progress
+from learner.ranks.publisher import Publisher
+from learner.ranks.timing import timed
+from learner.transcripts.store import Record
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
 from protocols.reports import StepReport

@@ -11,11 +11,12 @@ from support.families import FAMILIES, write
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, Qwen3_5Config
 
-from learner import selftest
 from learner.config import LearnerSettings
-from learner.logprobs import Policy, load_model
-from learner.selftest import CHECKS, Examiner, examine, judge
-from learner.trainer import Trainer, join_ranks
+from learner.model import selftest
+from learner.model.load import load_model
+from learner.model.policy import Policy
+from learner.model.selftest import CHECKS, Examiner, examine, judge
+from learner.ranks.trainer import Trainer, join_ranks
 from protocols.errors import SettingError
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learner import record, transcript
-from learner.batches import prepare
+from learner.batches.batch import prepare
+from learner.batches.linearise import linearise
 from learner.config import LearnerSettings, RecordSettings
 from learner.objectives import coefficients, make
-from learner.record import Record, picks, sample, write_evaluation
-from learner.sequences import linearise
+from learner.transcripts import lines as transcript
+from learner.transcripts import store as record
+from learner.transcripts.store import Record, picks, sample, write_evaluation
 from protocols.turns import Group, Role, Stop, Turn
 from protocols.weights import version_of
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from prometheus_client import REGISTRY
 
-from learner.batches import report_of
+from learner.batches.batch import report_of
 from learner.objectives import STATS, report
 from protocols.reports import StepReport
 from protocols.turns import Group, Role, Stop, Turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from learner.batches import prepare, report_of
+from learner.batches.batch import prepare, report_of
 from learner.config import LearnerSettings
 from protocols.turns import Group, Role, Stop, Turn
 

@@ -1,4 +1,4 @@
-"""A rank of the learner: one training process. Rank 0 leads (see learner.lead), the others do what it orders.
+"""A rank of the learner: one training process. Rank 0 leads (see learner.ranks.lead), the others do what it orders.
 
 Rank 0 waits for groups no longer than `claim_deadline_s`, the others for an order no longer than `ORDER_GRACE_S` more.
 Without `learner.rounds` each step is a round of its own.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from learner import checkpoint
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
-from learner.progress import Progress
+from learner.ranks.progress import Progress
 from protocols import metrics
 from protocols.errors import RedraftError
 from protocols.reports import LearnerEnded, LearnerReady
@@ -26,10 +26,10 @@ from replay.config import ClientKeys, Endpoints
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-    from learner.orders import Orders
-    from learner.prefetch import Prefetch
-    from learner.publish import Publisher
-    from learner.trainer import Trainer
+    from learner.batches.prefetch import Prefetch
+    from learner.ranks.orders import Orders
+    from learner.ranks.publisher import Publisher
+    from learner.ranks.trainer import Trainer
 
 log = logging.getLogger("redraft.learner")
 
@@ -75,7 +75,7 @@ class Rank:
     """`redraft` wraps it as a Ray actor whose methods run in threads: first `setup`, then `announce`, then `run`."""
 
     def __init__(self, spec: RankSpec):
-        from learner.lead import Waits
+        from learner.ranks.lead import Waits
 
         self.spec = spec
         self._parts: Future[Parts] = Future()
@@ -105,8 +105,8 @@ class Rank:
         import torch
 
         from learner.credits import find
-        from learner.orders import Orders, same
-        from learner.trainer import Trainer, join_ranks
+        from learner.ranks.orders import Orders, same
+        from learner.ranks.trainer import Trainer, join_ranks
 
         spec = self.spec
         find(spec.settings.credit)
@@ -146,7 +146,8 @@ class Rank:
         if spec.rank:
             parts.orders.follow()
             return
-        from learner.publish import Publisher, probe_tokens
+        from learner.ranks.publisher import Publisher
+        from learner.weights.publish import probe_tokens
 
         if parts.resumed:
             client = self._client()
@@ -214,8 +215,8 @@ class Rank:
         return self._port.result()
 
     def _lead(self, controller, until_step: int) -> str:
-        from learner.lead import Lead
-        from learner.prefetch import Prefetch
+        from learner.batches.prefetch import Prefetch
+        from learner.ranks.lead import Lead
 
         spec, parts = self.spec, self.parts
         client, claiming = self._clients = [self._client(), self._client()]

@@ -11,9 +11,9 @@ from peft.tuners.lora import layer as lora_layer
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from learner.logprobs import load_model
-from learner.lora import Adapted, Adapter, check, merged_state, targets
 from learner.lora_config import LoraSettings
+from learner.model.load import load_model
+from learner.model.lora import Adapted, Adapter, check, merged_state, targets
 from protocols.adapter import UP, merged
 from protocols.errors import SettingError
 
@@ -150,7 +150,7 @@ def test_in_bfloat16_a_layer_and_the_merged_one_keep_what_is_below_the_last_digi
     base.weight.data = merged(weight, down, up, 2.0)
     shares["merged"] = share(base)
     print(f"B A of {size:g} of W: of the change is left {shares}")
-    assert abs(shares["learner.lora"] - 1) < 0.1 and abs(shares["merged"] - 1) < 0.1
+    assert abs(shares["learner.model.lora"] - 1) < 0.1 and abs(shares["merged"] - 1) < 0.1
 
 
 def test_a_saved_adapter_is_one_of_peft_and_readable_by_others(folder, tmp_path):

@@ -1,0 +1,1 @@
+"""Batches: claimed groups as micro-batches of every rank: claimed ahead, credited, linearised, weighed, packed."""
