@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
@@ -116,7 +116,10 @@ KNOWN: tuple[type[CreditSettings], ...] = (
     ReflectionCredit,
     TrajectoryCredit,
 )
-Credit = one_of(*KNOWN, own=OwnCredit)
+if TYPE_CHECKING:
+    Credit = GroupCredit | TurnwiseCredit | RawCredit | ReflectionCredit | TrajectoryCredit | OwnCredit
+else:
+    Credit = one_of(*KNOWN, own=OwnCredit)
 
 
 def comparing(offered: Collection[str]) -> str:

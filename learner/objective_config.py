@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
@@ -91,6 +91,9 @@ class OwnObjective(OwnSettings, ObjectiveSettings):
 
 
 KNOWN: tuple[type[ObjectiveSettings], ...] = (GrpoSettings, AwrSettings, SftSettings)
-Objective = one_of(*KNOWN, own=OwnObjective)
+if TYPE_CHECKING:
+    Objective = GrpoSettings | AwrSettings | SftSettings | OwnObjective
+else:
+    Objective = one_of(*KNOWN, own=OwnObjective)
 AUTHORED = either([name_of(kind) for kind in KNOWN if not kind.only_sampled])
 """The known objectives that also train what the model did not sample, for a person to choose from."""

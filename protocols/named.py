@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Union, get_args
+from typing import Annotated, Any, Protocol, Union, get_args
 
 from pydantic import Discriminator, Field, Tag
 
 from protocols.errors import SettingError
 from protocols.settings import Settings
+
+
+class Named(Protocol):
+    """Settings that say of which part they are."""
+
+    @property
+    def name(self) -> str: ...
 
 
 class OwnSettings(Settings):

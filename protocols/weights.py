@@ -8,6 +8,7 @@ difference of steps, also between incarnations.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 INCARNATION = 1_000_000
 TRIAL = -1  # the version of perturbed weights that prove an engine follows; nothing is sampled from it
@@ -50,6 +51,6 @@ class WeightRef:
     version: int
     digest: str
     size_bytes: int
-    blob: object
+    blob: Any
     probe: Probe
     elements: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgpack
@@ -54,8 +54,8 @@ Bytes = bytes | memoryview  # what was received or read is a view, so that nothi
 Packed = tuple[Bytes, Bytes]  # entry and record of a row
 
 
-def pack(message: dict) -> bytes:
-    return msgpack.packb(message, use_bin_type=True)
+def pack(message: Any) -> bytes:
+    return msgpack.packb(message, use_bin_type=True)  # pyright: ignore[reportReturnType]  None only of a Packer
 
 
 def shown(value) -> str:
@@ -81,7 +81,7 @@ def unpack(frame: bytes) -> dict:
 def encode_turn(turn: Turn) -> bytes:
     if not len(turn.response) == len(turn.logprobs):
         raise WireError(f"turn {turn.turn}: {len(turn.response)} tokens but {len(turn.logprobs)} log-probs")
-    return msgpack.packb(
+    return pack(
         (
             turn.parent,
             turn.after,
@@ -117,6 +117,7 @@ def decode_turn(group: bytes, lease: int, turn: int, record: Bytes) -> Turn:
             and type(extra) is dict
         ):
             raise TypeError("a field has another type than it should, or its parent comes later")
+        queued_s, generating_s, environment_s = map(float, timing)
         return Turn(
             group=group,
             lease=lease,
@@ -134,7 +135,7 @@ def decode_turn(group: bytes, lease: int, turn: int, record: Bytes) -> Turn:
             response=np.frombuffer(response, TOKENS),
             logprobs=np.frombuffer(logprobs, LOGPROBS),
             versions=versions,
-            timing=tuple(map(float, timing)),
+            timing=(queued_s, generating_s, environment_s),
             extra=extra,
         )
     except Exception as error:
@@ -142,7 +143,7 @@ def decode_turn(group: bytes, lease: int, turn: int, record: Bytes) -> Turn:
 
 
 def encode_close(close: Close) -> bytes:
-    return msgpack.packb((close.turns, close.rewards, close.extra))
+    return pack((close.turns, close.rewards, close.extra))
 
 
 def decode_close(group: bytes, lease: int, record: Bytes) -> Close:

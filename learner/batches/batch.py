@@ -26,7 +26,7 @@ from protocols.weights import staleness
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One optimizer step's work: micro-batches of each rank, the groups to commit with their priorities (the mean size
-    of a turn's advantage, 0 where it is not trained), what the step reports of it, and what `record.sample` keeps."""
+    of a turn's advantage, 0 where it is not trained), what the step reports of it, and what the transcripts keep."""
 
     ids: list[bytes]
     priorities: list[float]

@@ -33,7 +33,7 @@ class Prefetch:
         self.reason = ""  # why the claim under way, or the last one, was not served yet
         self.crowded = False  # replay holds so much that a checkpoint should let it forget, as of the last claim
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._next: Future[Batch | None] | None = None
+        self._next = _nothing()
         self._before = ReplayStats()  # replay's counts when a batch was last served
 
     def start(self, step: int) -> None:
@@ -46,7 +46,7 @@ class Prefetch:
 
     def take(self) -> Batch | None:
         """The batch last started; None when the run is stopping. Raises DeadlineError when none came in time."""
-        batch, self._next = self._next.result(), None
+        batch, self._next = self._next.result(), _nothing()
         return batch
 
     def stop(self) -> None:
@@ -57,7 +57,7 @@ class Prefetch:
         """Ends the thread, and gives back a batch that was claimed and not taken."""
         self._stopping.set()
         self._thread.shutdown()
-        if self._next is not None and self._next.exception() is None and (unused := self._next.result()):
+        if self._next.exception() is None and (unused := self._next.result()):
             self._client.release(unused.ids)
         self._client.close()
 
@@ -76,6 +76,13 @@ class Prefetch:
             if time.monotonic() >= deadline:
                 raise _late(claim, settings, self._before)
         return None
+
+
+def _nothing() -> Future[Batch | None]:
+    """What is taken where no batch was asked for."""
+    future: Future[Batch | None] = Future()
+    future.set_result(None)
+    return future
 
 
 def _late(claim: Claim, settings: LearnerSettings, before: ReplayStats) -> DeadlineError:

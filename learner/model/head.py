@@ -8,13 +8,16 @@ outcome with the model's own forward, so that a family unknown here is refused, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from protocols.errors import SettingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
@@ -37,7 +40,7 @@ def shape_of(config) -> Shape:
     text = config.get_text_config()
 
     def given(names: tuple[str, ...]) -> list[float]:
-        return [value for name in names if isinstance(value := getattr(text, name, None), Real) and value]
+        return [value for name in names if isinstance(value := getattr(text, name, None), int | float) and value]
 
     scale = 1.0
     for factor in given(FACTORS):
@@ -48,7 +51,7 @@ def shape_of(config) -> Shape:
     return Shape(scale, softcap, getattr(text, "unpadded_vocab_size", None))
 
 
-def body_of(model: nn.Module) -> nn.Module:
+def body_of(model: PreTrainedModel) -> nn.Module:
     """The module that makes hidden states of tokens: the model without its head."""
     head = model.get_output_embeddings()
     for found in (model.get_decoder(), model.base_model, getattr(model, "model", None)):
@@ -57,7 +60,7 @@ def body_of(model: nn.Module) -> nn.Module:
     raise SettingError("model.path", f"{_name(model)} has no part that makes hidden states alone, so it is not trained")
 
 
-def linear_of(model: nn.Module) -> nn.Module:
+def linear_of(model: PreTrainedModel) -> nn.Module:
     """The module that makes logits of hidden states."""
     head = model.get_output_embeddings()
     if head is None:
@@ -65,7 +68,7 @@ def linear_of(model: nn.Module) -> nn.Module:
     return head
 
 
-def compute_in_float32(head: nn.Module, model: nn.Module) -> None:
+def compute_in_float32(head: nn.Module, model: PreTrainedModel) -> None:
     """Makes a linear head return float32 logits: products of bfloat16 numbers, summed and kept without rounding."""
     if not isinstance(head, nn.Linear):
         problem = f"float32 needs a linear head, and that of {_name(model)} is a {type(head).__name__}"
@@ -73,9 +76,9 @@ def compute_in_float32(head: nn.Module, model: nn.Module) -> None:
 
     # The module is still called as one: so ZeRO 3 gathers its weight before the forward and the backward pass.
     # The model's own forward pass calls it with rows, too.
-    def forward(hidden: Tensor) -> Tensor:
-        logits_NV = Float32Linear.apply(hidden.flatten(0, -2), head.weight, head.bias)
-        return logits_NV.unflatten(0, hidden.shape[:-1])
+    def forward(input: Tensor) -> Tensor:  # named as in the forward pass that it takes the place of
+        logits_NV = Float32Linear.apply(input.flatten(0, -2), head.weight, head.bias)
+        return logits_NV.unflatten(0, input.shape[:-1])
 
     head.forward = forward
 
@@ -86,7 +89,7 @@ def round_first(head: nn.Module) -> None:
     head.forward = lambda hidden: forward(hidden.to(next(head.parameters()).dtype))
 
 
-def _name(model: nn.Module) -> str:
+def _name(model: PreTrainedModel) -> str:
     return f"a model of type {model.config.model_type}"
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from protocols.errors import SettingError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 RANDOM = re.compile("drop|jitter")  # in the name of what makes a training pass random: dropout, pdrop, router jitter
 
 
-def load_model(path: str, dtype: torch.dtype, attention: str, state: dict[str, Tensor] | None = None) -> nn.Module:
+def load_model(
+    path: str, dtype: torch.dtype, attention: str, state: dict[str, Tensor] | None = None
+) -> PreTrainedModel:
     """The model of a folder, in `dtype`, without dropout or jitter, which the sampler does not have either.
 
     With `state` it has these weights, named as in a folder, in place of its own. Raises SettingError when the folder
@@ -28,7 +33,8 @@ def load_model(path: str, dtype: torch.dtype, attention: str, state: dict[str, T
         config = AutoConfig.from_pretrained(path)
         for part in (config, *_parts_of(config)):
             _still(part)
-        if (kind := MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)) is None:
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        if kind is None:
             raise ValueError(f"a model of type {config.model_type} is no causal language model")
         if kind.config_class is config.sub_configs.get("text_config"):  # a multimodal folder, of which text is trained
             config = config.get_text_config()
@@ -47,7 +53,7 @@ def load_model(path: str, dtype: torch.dtype, attention: str, state: dict[str, T
 def _still(part: object) -> None:
     """Sets what makes a training pass random to 0, in a config or a module."""
     for name, value in list(vars(part).items()):
-        if RANDOM.search(name) and isinstance(value, Real) and not isinstance(value, bool) and value:
+        if RANDOM.search(name) and isinstance(value, int | float) and not isinstance(value, bool) and value:
             setattr(part, name, type(value)(0))
 
 

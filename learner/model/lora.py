@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -23,6 +24,9 @@ from learner.model.saved import as_saved, bits_of, saved_buffers
 from protocols.adapter import PREFIX, UP, adapted_name, layers_of, merged, metadata, weight_files
 from protocols.checksum import element_checksum
 from protocols.errors import SettingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "default"  # PEFT's, of the one adapter
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -83,14 +87,14 @@ class Adapter:
         self.buffers: dict[str, Tensor] = {}  # that belong to the weights: published with each version
         self._sizes: dict[str, float] = {}  # root mean square of each matrix that it changes
 
-    def add(self, model: nn.Module) -> None:
+    def add(self, model: PreTrainedModel) -> None:
         """Puts a fresh adapter into the model, in place, and freezes all else. Raises SettingError."""
         chosen = targets(model, self._settings)
         if not self._sizes:
             self._note(model, {f"{name}.weight" for name in chosen})
         self._config = LoraConfig(
             r=self._settings.rank,
-            lora_alpha=self._settings.scale * self._settings.rank,
+            lora_alpha=self._settings.scale * self._settings.rank,  # pyright: ignore[reportArgumentType]  PEFT takes floats
             target_modules=chosen,
             lora_dropout=0.0,
             task_type="CAUSAL_LM",
@@ -141,7 +145,7 @@ class Adapter:
             drawn[adapted_name(name, UP)] = noise.to(up.dtype)
         return drawn
 
-    def merged(self, state: dict[str, Tensor], dtype: torch.dtype, attention: str = "eager") -> nn.Module:
+    def merged(self, state: dict[str, Tensor], dtype: torch.dtype, attention: str = "eager") -> PreTrainedModel:
         """A model with this state of the adapter merged into its weights, on the CPU."""
         return _merged(self._path, state, self._settings.scale, dtype, attention)
 
@@ -151,12 +155,12 @@ class Adapter:
 
         folder.mkdir()
         self._config.inference_mode = True
-        self._config.save_pretrained(folder)
+        self._config.save_pretrained(str(folder))
         save_file(state, folder / WEIGHTS, metadata=self.metadata)
         (folder / WEIGHTS).chmod(0o644)  # safetensors keeps others out
 
 
-def targets(model: nn.Module, settings: LoraSettings) -> list[str]:
+def targets(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
     """Names of the layers to adapt. Raises SettingError where there are none, or where the rank is too large."""
     head = linear_of(model)
     known = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear and layer is not head}
@@ -207,7 +211,7 @@ def check(folder: str | Path, settings: LoraSettings) -> int:
 
 
 @torch.no_grad()
-def _merged(base: str, state: dict[str, Tensor], scale: float, dtype: torch.dtype, attention: str) -> nn.Module:
+def _merged(base: str, state: dict[str, Tensor], scale: float, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     model = load_model(base, dtype, attention)
     weights = dict(model.named_parameters())
     for name, down, up in layers_of(state):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from learner.model.head import Shape, body_of, compute_in_float32, linear_of, round_first, shape_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Head = Literal["model", "float32"]
 SLICE = 1 << 22  # logits that are float32 at once
 
 
@@ -28,7 +32,11 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, temperature: float = 1.0, head: Literal["model", "float32"] = "model", packed=False
+        self,
+        model: PreTrainedModel,
+        temperature: float = 1.0,
+        head: Head = "model",
+        packed=False,
     ):
         """Raises SettingError where the model has no body or head that can be asked alone."""
         super().__init__()
@@ -36,7 +44,8 @@ class Policy(nn.Module):
             compute_in_float32(linear_of(model), model)
         else:
             round_first(linear_of(model))
-        self.model, self.temperature, self.head, self.packed = model, temperature, head, packed
+        self.model, self.temperature, self.packed = model, temperature, packed
+        self.head: Head = head
         self.shape = shape_of(model.config)
         self._takes = _arguments(body_of(model))
 

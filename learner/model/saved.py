@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -15,7 +19,7 @@ def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.detach() for name, buffer in model.named_buffers() if name in kept}
 
 
-def as_saved(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_saved(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors as transformers writes them and engines read them, each in memory of its own.
 
     transformers keeps a layer's experts in one tensor and saves each under a name of its own; `state` has the names

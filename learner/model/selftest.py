@@ -22,15 +22,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner.model.head import linear_of
 from learner.model.noise import LAST_DIGIT, rounding
 from learner.model.policy import Policy
 from protocols.errors import RedraftError, SettingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WIDTH = 64  # tokens of the row that is looked at
 SLACK = 2.0  # two computations that each round differ by sqrt(2) times what one does; the rest is for medians of few
@@ -122,7 +126,7 @@ class Examiner:
         self._policy.eval()
         return Difference(_median(trained, self.live), self._noise)
 
-    def saved(self, fresh: nn.Module) -> Difference:
+    def saved(self, fresh: PreTrainedModel) -> Difference:
         """`fresh` is a model on the CPU of what would be saved."""
         policy = Policy(fresh.eval(), head=self._policy.head)
         places = torch.arange(len(self._whole))
@@ -149,7 +153,9 @@ class Examiner:
 
 
 @torch.no_grad()
-def examine(policy: Policy, load: Callable[[], nn.Module | None], seed: int, packing: bool, rows: int) -> np.ndarray:
+def examine(
+    policy: Policy, load: Callable[[], PreTrainedModel | None], seed: int, packing: bool, rows: int
+) -> np.ndarray:
     """float64[CHECKS, 2]: what each check found and what rounding explains; 0 where it was not made (`packing` false,
     or `load`, which makes a fresh model of what would be saved, returned None: only one rank has it).
 

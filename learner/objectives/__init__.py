@@ -12,9 +12,8 @@ from learner.config import LearnerSettings
 from learner.objectives.base import Objective, Tokens, k3, ratio
 from learner.sequences import Shares, TokenSequence
 from protocols.errors import SettingError
-from protocols.named import load
+from protocols.named import Named, load
 from protocols.reports import FitReport
-from protocols.settings import Settings
 
 NAMES = {
     "grpo": "learner.objectives.grpo:Grpo",
@@ -30,7 +29,7 @@ STATS = (
 )
 
 
-def make(settings: Settings) -> Objective:
+def make(settings: Named) -> Objective:
     """The objective of `learner.objective`. Raises SettingError when there is none."""
     kind = load(SETTING, settings.name, NAMES)
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
@@ -102,9 +101,15 @@ def loss_of(
     trained_N = coefficients_N > 0
     loss, cut_N = zero_N @ logprobs_N, torch.zeros_like(trained_N)  # a rank without work needs a graph, too
     if trained_N.any():
-        own = (micro[name][trained_N] for name in ("sampler", "sampled", "advantages", "sequences"))
-        start = None if reference_N is None else reference_N[trained_N]
-        each_N, cut_N[trained_N] = objective.loss(Tokens(logprobs_N[trained_N], *own, start))
+        tokens = Tokens(
+            logprobs=logprobs_N[trained_N],
+            sampler=micro["sampler"][trained_N],
+            sampled=micro["sampled"][trained_N],
+            advantages=micro["advantages"][trained_N],
+            sequences=micro["sequences"][trained_N],
+            reference=None if reference_N is None else reference_N[trained_N],
+        )
+        each_N, cut_N[trained_N] = objective.loss(tokens)
         loss = coefficients_N[trained_N] @ each_N
     kl_N = zero_N if reference_N is None else k3(logprobs_N, reference_N)
     loss = loss + micro["divergences"] @ kl_N

@@ -9,7 +9,7 @@ from learner.objective_config import AwrSettings
 from learner.objectives.base import Objective, Tokens, uncut
 
 
-class Awr(Objective):
+class Awr(Objective[AwrSettings]):
     """Needs no ratio, so that authored turns are learned from too. RISE's weights of rewards 1, 0 and -1 at
     temperature 0.4 are 12.18, 1 and 0.082."""
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from protocols.settings import Settings
+from protocols.named import Named
 
+S = TypeVar("S", bound=Named)
 LOG_RATIO_BOUND = 20.0  # exp(20) is far beyond every cap, and finite
 
 
@@ -31,7 +32,7 @@ class Tokens:
     reference: Tensor | None = None  # float32[N] under the start model, where the objective asks for it
 
 
-class Objective(ABC):
+class Objective(ABC, Generic[S]):
     """A loss. It is made with its settings: an OwnSettings, where it is named as `package.module:Name`.
 
     The loss of a batch is the sum over trained tokens of share x weight x (loss + kl x divergence), and over anchored
@@ -49,7 +50,7 @@ class Objective(ABC):
     normalise: bool = False
     """Scale a batch's weights to a mean of 1."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: S):
         self.settings = settings
 
     @abstractmethod

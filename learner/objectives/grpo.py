@@ -21,7 +21,7 @@ from learner.objective_config import GrpoSettings
 from learner.objectives.base import Objective, Tokens, ratio, uncut
 
 
-class Grpo(Objective):
+class Grpo(Objective[GrpoSettings]):
     """-min(r A, clip(r) A) of each token, with the ratio r and the factors that the settings choose."""
 
     authored = False

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from learner.objective_config import SftSettings
 from learner.objectives.base import Objective, Tokens, uncut
 
 
-class Sft(Objective):
+class Sft(Objective[SftSettings]):
     """Each turn weighs what it is worth, where that is positive; the weights of a batch add up to 1."""
 
     normalise = True

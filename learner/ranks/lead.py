@@ -26,7 +26,7 @@ from learner.ranks.orders import Orders
 from learner.ranks.progress import Progress
 from learner.ranks.publisher import Publisher
 from learner.ranks.timing import timed
-from learner.transcripts.store import Record
+from learner.transcripts.store import TranscriptStore
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
 from protocols.reports import StepReport
@@ -83,7 +83,7 @@ class Lead:
         self._settings, self._run_dir, self._run_id, self._world = settings, run_dir, run_id, world
         self._steps, self._progress, self._orders, self._publisher = steps, progress, orders, publisher
         self._controller, self._client, self._prefetch, self._waits = controller, client, prefetch, waits
-        self._record = Record(run_dir, settings.record)
+        self._transcripts = TranscriptStore(run_dir, settings.record)
         self._saved = saved
         self._waited_for = "groups"
         self._bad_steps = self._skipped = 0
@@ -134,7 +134,7 @@ class Lead:
             self._client.commit(batch.ids, progress.step, batch.priorities)
         if self._ended_round():
             self._publisher.publish(seconds)
-        self._record.write(progress.step, version_of(progress.incarnation, progress.step), batch.kept)
+        self._transcripts.write(progress.step, version_of(progress.incarnation, progress.step), batch.kept)
         return StepReport(
             step=progress.step,
             version=progress.version,

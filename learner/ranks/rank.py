@@ -138,7 +138,7 @@ class Rank:
         packing = spec.settings.model_copy(update={"packing": trainer.packed})  # batches are packed by what it found
         orders = Orders(group, spec.world, self._obey)
         self._parts.set_result(Parts(trainer, packing, group, orders, progress, folder, resume))
-        return LearnerReady(progress.step, incarnation, trainer.trained, cursor)
+        return LearnerReady(progress.step, incarnation, trainer.training.trained, cursor)
 
     def announce(self, controller) -> None:
         """Announces the weights that training starts from; on resume, replay first takes back what came after them."""
@@ -281,5 +281,5 @@ class Rank:
         if self.spec.rank == 0 and trainer.adapter is not None:
             trainer.adapter.write(folder / checkpoint.ADAPTER, state)
         elif self.spec.rank == 0:
-            checkpoint.write_model(folder, self.spec.model_path, trainer.config, state)
+            checkpoint.write_model(folder, self.spec.model_path, trainer.training.policy.model.config, state)
         dist.barrier(group=parts.group)

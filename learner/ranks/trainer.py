@@ -25,10 +25,13 @@ from learner.model.load import load_model
 from learner.model.policy import Policy
 from learner.model.saved import as_saved, saved_buffers
 from learner.objectives import SETTING, STATS, loss_of, make
+from learner.ranks.training import Training, begin
 from learner.weights.proof import perturbed
 from protocols.errors import SettingError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from learner.model.lora import Adapter
 
 log = logging.getLogger("redraft.learner")
@@ -65,13 +68,16 @@ def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, time
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # The optimizer of stage 1 in bfloat16 prints memory reports and notes that no setting turns off.
-    bf16_optimizer.see_memory_usage = bf16_optimizer.print = lambda *_, **__: None
+    for name in ("see_memory_usage", "print"):
+        setattr(bf16_optimizer, name, lambda *_, **__: None)
     warnings.filterwarnings("ignore", "`torch.distributed.*deprecated", FutureWarning)  # in DeepSpeed's own calls
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a C++ build at the first collective
     backend = "gloo" if device == "cpu" else "nccl"
     timeout = timedelta(seconds=timeout_s)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
-    return dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+    group = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup), "this process is in the group of all"
+    return group
 
 
 class Trainer:
@@ -99,8 +105,7 @@ class Trainer:
         self.adapter = self._adapter(lora, seed)
         self.packed = False  # whether sequences may share a row: see `examine`
         self.reference = self._start_model()
-        self.engine = self.optimizer = None
-        self.restart()
+        self.training = self._begin()
 
     def _adapter(self, lora: LoraSettings | None, seed: int) -> Adapter | None:
         if lora is None:
@@ -120,33 +125,24 @@ class Trainer:
         model = load_model(self.model_path, self.dtype, self.settings.attention).requires_grad_(False)
         return Policy(model.eval(), self.temperature, self.settings.head).to(self.device)
 
-    def restart(self) -> None:
-        """The start model and a fresh optimizer, in place of what was trained."""
-        self._drop()
-        settings = self.settings
-        model = load_model(self.model_path, self.dtype, settings.attention)
+    @property
+    def vocabulary(self) -> int:
+        return self.training.policy.model.config.get_text_config().vocab_size
+
+    def _begin(self) -> Training:
+        model = load_model(self.model_path, self.dtype, self.settings.attention)
         if self.adapter is not None:
             self.adapter.add(model)
-        if settings.gradient_checkpointing:
+        if self.settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.vocabulary = model.config.get_text_config().vocab_size
-        self.config = model.config
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.trained = sum(parameter.numel() for parameter in trained)
-        self.optimizer = torch.optim.AdamW(
-            trained,
-            lr=settings.optimizer.lr,
-            betas=settings.optimizer.betas,
-            weight_decay=settings.optimizer.weight_decay,
-        )
-        policy = Policy(model.train(), self.temperature, settings.head, self.packed)
-        self.engine = _initialize(policy, self.optimizer, settings, self.dtype)
-        if settings.zero == 0:
-            for parameter in trained:
-                parameter.grad_dtype = torch.float32
-        self._clipped_norm: float | None = None
-        if self._clips_itself:
-            self.optimizer.register_step_pre_hook(self._clip)
+        return begin(model, self.settings, self.dtype, self.temperature, self.packed)
+
+    def restart(self) -> None:
+        """The start model and a fresh optimizer, in place of what was trained."""
+        self.training.free()
+        del self.training  # before its place is needed for the start model
+        gc.collect()
+        self.training = self._begin()
 
     def examine(self, seed: int) -> None:
         """Tests the loaded model (see learner.model.selftest) and finds out whether sequences may share a row.
@@ -156,7 +152,7 @@ class Trainer:
         """
         from learner.model.selftest import examine, judge
 
-        policy, settings = self.engine.module, self.settings
+        policy, settings = self.training.policy, self.settings
         state = self.full_state()
         rows = settings.micro_tokens // settings.row_tokens
         found = examine(policy, lambda: self.model_of(state) if state else None, seed, bool(settings.packing), rows)
@@ -164,33 +160,17 @@ class Trainer:
         dist.all_reduce(worst, dist.ReduceOp.MAX)  # ranks must not disagree
         sound = judge(policy, worst.cpu().numpy())
         if settings.packing is True and not sound:
-            problem = f"a model of type {self.config.model_type} does not keep the sequences of a row apart"
+            problem = f"a model of type {policy.model.config.model_type} does not keep the sequences of a row apart"
             raise SettingError("learner.packing", problem, "Set it to auto or false")
         if settings.packing and not sound and dist.get_rank() == 0:
             log.warning(
                 "a model of type %s does not keep the sequences of a row apart: each gets a row of its own, as with "
                 "learner.packing: false",
-                self.config.model_type,
+                policy.model.config.model_type,
             )
         self.packed = bool(settings.packing) and sound
         for one in filter(None, (policy, self.reference)):
             one.packed = self.packed
-
-    def _drop(self) -> None:
-        """Frees what was trained, before its place is needed for the start model.
-
-        DeepSpeed's stage 3 keeps modules and their parameters in caches of the process for ever: they are left empty.
-        """
-        if self.engine is None:
-            return
-        self.engine.destroy()
-        for parameter in list(self.engine.module.parameters()):
-            parameter.data = parameter.data.new_empty(0)
-            vars(parameter).clear()
-        for module in list(self.engine.module.modules()):
-            vars(module).clear()
-        self.engine = self.optimizer = None
-        gc.collect()
 
     def step(self, micros: Sequence[MicroBatch], step: int) -> StepResult:
         """One optimizer step, the run's number `step` (0 is the first), on this rank's micro-batches.
@@ -199,25 +179,25 @@ class Trainer:
         the factor `world` undoes.
         """
         lr = learning_rate(self.settings.optimizer, *self._place(step))
-        for group in self.optimizer.param_groups:
+        for group in self.training.optimizer.param_groups:
             group["lr"] = lr
         sums = torch.zeros(len(STATS), dtype=torch.float64)
         if not self._weighs(micros):
             return StepResult(sums.numpy(), None, lr, applied=True)
         for micro in micros:
             loss, stats = self._loss(micro)
-            self.engine.backward(loss * dist.get_world_size())
+            self.training.engine.backward(loss * dist.get_world_size())
             stats = stats.cpu()
             sums = torch.cat([sums[:-1] + stats[:-1], torch.maximum(sums[-1:], stats[-1:])])
         if self.settings.zero == 0:
             self._fill_gradients()
-        self.engine.step()
-        norm = self._clipped_norm if self._clips_itself else float(self.engine.get_global_grad_norm())
+        self.training.engine.step()
+        norm = self.training.norm
         return StepResult(self._over_ranks(sums), norm, lr, applied=math.isfinite(norm))
 
     def _fill_gradients(self) -> None:
         """Gradients where the batch made none, as DeepSpeed would, but in the type of the sums."""
-        for parameter in self.engine.module.parameters():
+        for parameter in self.training.policy.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter, dtype=torch.float32)
 
@@ -237,18 +217,6 @@ class Trainer:
         start = step - step % rounds.steps
         return step - start, min(rounds.steps, self.steps - start)
 
-    @property
-    def _clips_itself(self) -> bool:
-        """Without sharding and in float32 DeepSpeed neither tells the norm nor stops a gradient that is not finite."""
-        return self.settings.zero == 0 and self.dtype is torch.float32
-
-    def _clip(self, optimizer: torch.optim.Optimizer, *_) -> None:
-        """Before the optimizer's step, on gradients averaged over ranks."""
-        parameters = list(self.engine.module.parameters())
-        self._clipped_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.optimizer.clip))
-        if not math.isfinite(self._clipped_norm):
-            optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient stays as it is
-
     def _loss(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         tensors = {
             name: torch.from_numpy(getattr(micro, name)).to(self.device, non_blocking=True)
@@ -256,17 +224,20 @@ class Trainer:
             if name != "chunks"
         }
         inputs = (tensors["tokens"], tensors["positions"], tensors["picks"], tensors["targets"], micro.chunks)
-        reference = self._reference(inputs) if self.objective.reference is not None else None
-        logprobs, entropy = self.engine(*inputs)
+        reference = self._reference(inputs)
+        logprobs, entropy = self.training.engine(*inputs)
         return loss_of(self.objective, logprobs, entropy, tensors, reference)
 
     @torch.no_grad()
-    def _reference(self, inputs: tuple) -> Tensor:
-        """Log-probs under the start model: a copy of it, or the trained model without its adapter."""
-        if self.adapter is None:
-            return self.reference(*inputs)[0]
-        with self.adapter.disabled(self.engine.module):
-            return self.engine.module(*inputs)[0]
+    def _reference(self, inputs: tuple) -> Tensor | None:
+        """Log-probs under the start model, where they are needed: a copy of it, or the trained one without its
+        adapter."""
+        if self.objective.reference is None:
+            return None
+        if self.adapter is not None:
+            with self.adapter.disabled(self.training.policy):
+                return self.training.policy(*inputs)[0]
+        return None if self.reference is None else self.reference(*inputs)[0]
 
     def _over_ranks(self, sums: Tensor) -> np.ndarray:
         total, largest = sums.to(self.device), sums[-1:].clone().to(self.device)
@@ -281,7 +252,7 @@ class Trainer:
         A head that is tied to the embeddings is not among them. Of a model with an adapter only that, by the names of
         PEFT's files.
         """
-        model = self.engine.module.model
+        model = self.training.policy.model
         named = dict(model.named_parameters()) if self.adapter is None else self.adapter.trained(model)
         with self._whole(list(named.values())):
             if dist.get_rank():
@@ -292,7 +263,7 @@ class Trainer:
             state |= {name: buffer.to("cpu", copy=True) for name, buffer in saved_buffers(model).items()}
         return as_saved(model, state)
 
-    def model_of(self, state: dict[str, Tensor]) -> nn.Module:
+    def model_of(self, state: dict[str, Tensor]) -> PreTrainedModel:
         """A model with the weights of such a state, on the CPU. No collective."""
         flash = self.settings.attention == "flash_attention_2"  # which knows no float32
         attention = "eager" if flash else self.settings.attention
@@ -318,7 +289,7 @@ class Trainer:
     @torch.no_grad()
     def probe(self, tokens: Sequence[int]) -> tuple[float, ...]:
         """Log-probs of tokens 1.. at temperature 1."""
-        policy = self.engine.module
+        policy = self.training.policy
         row = torch.tensor([list(tokens)], device=self.device)
         places = torch.arange(row.shape[1], device=self.device)
         temperature, policy.temperature = policy.temperature, 1.0
@@ -331,14 +302,10 @@ class Trainer:
     def save(self, folder: str, tag: str) -> None:
         """What training goes on from; of frozen weights nothing, for they are those of the start model."""
         frozen = self.adapter is not None
-        self.engine.save_checkpoint(folder, tag=tag, save_latest=False, exclude_frozen_parameters=frozen)
+        self.training.engine.save_checkpoint(folder, tag=tag, save_latest=False, exclude_frozen_parameters=frozen)
 
     def load(self, folder: str, tag: str) -> None:
-        self.engine.load_checkpoint(folder, tag=tag, load_module_strict=self.adapter is None)
-
-    def close(self) -> None:
-        self.engine.destroy()
-        dist.destroy_process_group()
+        self.training.engine.load_checkpoint(folder, tag=tag, load_module_strict=self.adapter is None)
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
@@ -351,25 +318,3 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
     if settings.schedule == "cosine":
         return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
     return settings.lr
-
-
-def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, settings: LearnerSettings, dtype: torch.dtype):
-    import deepspeed
-
-    # Micro-batches add up in float32. Stage 0 refuses the setting: there `restart` has torch itself do it.
-    sums = {"grad_accum_dtype": "fp32"} if settings.zero else {}
-    engine, *_ = deepspeed.initialize(
-        model=policy,
-        optimizer=optimizer,
-        config={
-            "train_micro_batch_size_per_gpu": 1,  # required, and without effect: micro-batches are ours
-            "managed_gradient_accumulation": False,  # step() ends the batch, however many micro-batches it had
-            "gradient_clipping": 0.0 if settings.zero == 0 and dtype is torch.float32 else settings.optimizer.clip,
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, instead of one that is compiled at first use
-            "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
-            "data_types": sums,
-            "communication_data_type": "fp32",  # so do ranks
-            "zero_optimization": {"stage": settings.zero, "overlap_comm": False},
-        },
-    )
-    return engine

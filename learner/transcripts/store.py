@@ -1,4 +1,4 @@
-"""The record: a sample of the groups of each step, kept in the run folder for people.
+"""The store of transcripts: a sample of the groups of each step, kept in the run folder for people to read.
 
 turns/000000.jsonl, 000001.jsonl ...   segments of training; the oldest go when `record.max_bytes` is reached
       before-000000.jsonl              an evaluation: its label, its step
@@ -18,7 +18,7 @@ import numpy as np
 
 from learner.config import RecordSettings
 from learner.sequences import Linearised, Shares
-from learner.transcripts import lines as transcript
+from learner.transcripts import transcript
 from protocols import metrics
 from protocols.turns import Group, Role, Turn
 
@@ -87,15 +87,31 @@ def _weights(kept: Mapping[int, str], lines: Linearised, shares: Sequence[Shares
     return found
 
 
-class Record:
+class Segment:
+    """A file that lines are added to. A disk that is full may leave a part of one: no later line goes on from it."""
+
+    def __init__(self, path: Path):
+        self._path, self.size, self._partial = path, 0, False
+
+    def append(self, data: bytes) -> None:
+        """Adds whole lines. Raises OSError."""
+        if self._partial:  # what is there of that line becomes a line of its own, which no reader takes
+            data = b"\n" + data
+        self._partial = True
+        with open(self._path, "ab") as file:
+            file.write(data)
+        self._partial = False
+        self.size += len(data)
+
+
+class TranscriptStore:
     """Writes the segments of one incarnation of a run."""
 
     def __init__(self, run_dir: Path, settings: RecordSettings):
         self._folder, self._limit = run_dir / FOLDER, settings.max_bytes
         self._full = min(settings.max_bytes // SHARE, SEGMENT_BYTES)
-        self._segment: Path | None = None
-        self._size = 0
-        self._torn = self._said = False
+        self._segment: Segment | None = None  # until there is something to write
+        self._said = False
 
     def write(self, step: int, version: int, kept: Sequence[tuple[dict, list[dict]]]) -> None:
         """Adds what `sample` chose of `step`, which published or will publish as `version`."""
@@ -111,17 +127,11 @@ class Record:
             self._said = True
 
     def _append(self, data: bytes) -> None:
-        if self._segment is None or self._size + len(data) > self._full:
-            self._begin(len(data))
-        if self._torn:  # by a disk that was full: what is there of its line is a line of its own, and no reader's
-            data = b"\n" + data
-        self._torn = True
-        with open(self._segment, "ab") as file:
-            file.write(data)
-        self._torn = False
-        self._size += len(data)
+        if self._segment is None or self._segment.size + len(data) > self._full:
+            self._segment = self._begin(len(data))
+        self._segment.append(data)
 
-    def _begin(self, size: int) -> None:
+    def _begin(self, size: int) -> Segment:
         """A new segment with room for `size` bytes; the oldest make room for a whole one."""
         self._folder.mkdir(exist_ok=True)
         segments = sorted(self._folder.glob(SEGMENTS))
@@ -130,7 +140,7 @@ class Record:
         while segments and sum(held) + max(size, self._full) > self._limit:
             segments.pop(0).unlink()
             held.pop(0)
-        self._segment, self._size, self._torn = self._folder / f"{number:06d}.jsonl", 0, False
+        return Segment(self._folder / f"{number:06d}.jsonl")
 
 
 def write_evaluation(run_dir: Path, facts: dict, tasks: Sequence[dict], played: Sequence[Sequence[Turn]]) -> None:

@@ -28,6 +28,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ from protocols import metrics
 from protocols.errors import SettingError
 from protocols.weights import Probe
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 log = logging.getLogger("redraft.learner")
 
 WIDER = {torch.bfloat16: torch.float32, torch.float32: torch.float64}
@@ -48,7 +52,9 @@ OTHERS = 7  # sequences beside the probe's
 STRENGTHS = (1 / 8, 1 / 4, 1 / 16, 1 / 2, 1 / 32, 1.0)  # relative changes of the weights, the likeliest first
 SHARE = 0.01  # of a run's time that measuring again may take
 
-Load = Callable[[dict[str, Tensor]], nn.Module]  # a state as it is published, to a model on the CPU in the run's type
+Load = Callable[
+    [dict[str, Tensor]], "PreTrainedModel"
+]  # a state as it is published, to a model on the CPU in the run's type
 Perturb = Callable[[dict[str, Tensor], float, int], dict[str, Tensor]]  # state, strength, seed
 
 
@@ -111,14 +117,13 @@ class Proof:
         Raises SettingError where rounding drowns every perturbation.
         """
         before = self.measure(state)
-        best, strength, found = 0.0, None, None
+        tries: list[tuple[float, float, Noise]] = []
         for tried in STRENGTHS:
             noise = self._noise(self._perturb(state, tried, seed))
-            ratio = _median(noise.exact_RT[0] - before.exact_RT[0]) / noise.size
-            if ratio > best:
-                best, strength, found = ratio, tried, noise
-            if best >= ENOUGH:
+            tries.append((_median(noise.exact_RT[0] - before.exact_RT[0]) / noise.size, tried, noise))
+            if tries[-1][0] >= ENOUGH:
                 break
+        best, strength, found = max(tries, key=lambda one: one[0])
         if best < 2 * LIMIT:
             raise SettingError(
                 "model.dtype",

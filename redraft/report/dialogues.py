@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from learner.transcripts.lines import ERROR, RIGHT, WRONG
 from learner.transcripts.store import FOLDER
+from learner.transcripts.transcript import ERROR, RIGHT, WRONG
 from redraft import records
 
 if TYPE_CHECKING:

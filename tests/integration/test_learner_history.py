@@ -49,7 +49,7 @@ class Doomed(Rank):
                 notes,
                 {"incarnation": self.parts.progress.incarnation, "step": step, "ids": [group.hex() for group in ids]},
             )
-            assert self.parts.progress.step == self.parts.trainer.engine.global_steps == step, (
+            assert self.parts.progress.step == self.parts.trainer.training.engine.global_steps == step, (
                 "the optimizer has done this step"
             )
             reach("before commit", step)

@@ -1,4 +1,4 @@
-"""A rank for tests: it steps an engine of each kind on many micro-batches, and tells the gradient that was taken."""
+"""A rank for tests: it steps a trainer of each kind on many micro-batches, and tells the gradient that was taken."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Summing:
 
     def step(self, zero: int, dtype: str, count: int) -> tuple[float, np.ndarray]:
         """One step: the norm that was told, and what the optimizer took of the gradient, float32, on this rank."""
-        engine = self._engine(zero, dtype)
+        trainer = self._trainer(zero, dtype)
         taken = []
-        engine.optimizer.register_step_pre_hook(
+        trainer.training.optimizer.register_step_pre_hook(
             lambda optimizer, *_: taken.extend(
                 part.grad.detach().float().flatten().clone()
                 for group in optimizer.param_groups
@@ -47,32 +47,32 @@ class Summing:
                 if part.grad is not None
             )
         )
-        result = engine.step(micros(count, self._rank, self._world), 0)
-        engine._drop()
+        result = trainer.step(micros(count, self._rank, self._world), 0)
+        trainer.training.free()
         assert result.applied
         return result.gradient_norm, torch.cat(taken).numpy()
 
     def lives(self, zero: int, folder: str) -> tuple[bool, bool, bool]:
         """In bfloat16: whether a gradient that is not finite was told and moved nothing, whether a step after it moved
         something, and whether the step after a checkpoint is bit for bit the one after loading it."""
-        engine = self._engine(zero, "bfloat16")
-        engine.step(micros(4, self._rank, self._world), 0)
-        before = engine.full_state()
+        trainer = self._trainer(zero, "bfloat16")
+        trainer.step(micros(4, self._rank, self._world), 0)
+        before = trainer.full_state()
         bad = [replace(micro, coefficients=micro.coefficients * np.inf) for micro in micros(4, self._rank, self._world)]
-        told = not engine.step(bad, 1).applied and same(engine.full_state(), before)
-        engine.save(folder, "engine")
-        moved = engine.step(micros(8, self._rank, self._world), 2).applied
-        after = engine.full_state()
+        told = not trainer.step(bad, 1).applied and same(trainer.full_state(), before)
+        trainer.save(folder, "engine")
+        moved = trainer.step(micros(8, self._rank, self._world), 2).applied
+        after = trainer.full_state()
         moved = moved and (self._rank > 0 or not same(after, before))
-        engine._drop()
-        engine = self._engine(zero, "bfloat16")
-        engine.load(folder, "engine")
-        engine.step(micros(8, self._rank, self._world), 2)
-        equal = same(engine.full_state(), after)
-        engine._drop()
+        trainer.training.free()
+        trainer = self._trainer(zero, "bfloat16")
+        trainer.load(folder, "engine")
+        trainer.step(micros(8, self._rank, self._world), 2)
+        equal = same(trainer.full_state(), after)
+        trainer.training.free()
         return told, moved, equal
 
-    def _engine(self, zero: int, dtype: str) -> Trainer:
+    def _trainer(self, zero: int, dtype: str) -> Trainer:
         settings = LearnerSettings(
             zero=zero,
             ranks=self._world,

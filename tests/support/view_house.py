@@ -1,4 +1,4 @@
-"""What tests of the viewer share: a run folder with a record, written by the learner's own code."""
+"""What tests of the viewer share: a run folder with transcripts, written by the learner's own code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from learner.config import RecordSettings
-from learner.transcripts import lines as transcript
-from learner.transcripts.store import Record, write_evaluation
+from learner.transcripts import transcript
+from learner.transcripts.store import TranscriptStore, write_evaluation
 from protocols.turns import LOGPROBS, TOKENS, Role, Turn
 from protocols.weights import version_of
 from redraft.models.make import build_tokenizer
@@ -45,7 +45,7 @@ def kept(task: str, turns: Sequence[Turn], advantage: float = 0.5) -> tuple[dict
 
 
 class RunFolder:
-    """A run with a tokenizer; each incarnation of it has a Record of its own."""
+    """A run with a tokenizer; each incarnation of it has a TranscriptStore of its own."""
 
     def __init__(self, folder: Path, tokenizer: bool = True):
         self.folder = folder
@@ -53,15 +53,15 @@ class RunFolder:
         if tokenizer:
             TOKENIZER.backend_tokenizer.save(str(folder / "model" / "tokenizer.json"))
         (folder / "run.json").write_text(json.dumps({"id": "0" * 32, "model": str(folder / "model")}))
-        self._records: dict[int, Record] = {}
+        self._stores: dict[int, TranscriptStore] = {}
 
     @property
     def run(self) -> Run:
         return find(str(self.folder))
 
     def step(self, step: int, *groups: tuple[dict, list[dict]], incarnation: int = 0) -> None:
-        record = self._records.setdefault(incarnation, Record(self.folder, RecordSettings()))
-        record.write(step, version_of(incarnation, step), groups)
+        store = self._stores.setdefault(incarnation, TranscriptStore(self.folder, RecordSettings()))
+        store.write(step, version_of(incarnation, step), groups)
 
     def evaluation(self, label: str, step: int, tasks: Sequence[str], marks: str) -> None:
         facts = {"label": label, "step": step, "version": step}

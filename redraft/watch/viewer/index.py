@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from learner.transcripts.lines import BODY
 from learner.transcripts.store import FOLDER, TRAINING
+from learner.transcripts.transcript import BODY
 from protocols.weights import INCARNATION
 
 END = b"]}"

@@ -137,19 +137,19 @@ def ranks():
     "family, packing, packed", [("llama", "auto", True), ("llama", False, False), ("lfm2", "auto", False)]
 )
 def test_a_run_packs_only_what_stays_apart(ranks, family, packing, packed, tmp_path, caplog):
-    engine = Trainer(settings(packing), str(write(family, tmp_path)), steps=1)
+    trainer = Trainer(settings(packing), str(write(family, tmp_path)), steps=1)
     with caplog.at_level("WARNING", "redraft.learner"):
-        engine.examine(0)
-    assert engine.packed is engine.engine.module.packed is packed
+        trainer.examine(0)
+    assert trainer.packed is trainer.training.policy.packed is packed
     assert ("does not keep the sequences of a row apart" in caplog.text) == (packing == "auto" and not packed)
-    engine.restart()
-    assert engine.engine.module.packed is packed
+    trainer.restart()
+    assert trainer.training.policy.packed is packed
 
 
 def test_packing_that_would_mix_sequences_is_refused(ranks, tmp_path):
-    engine = Trainer(settings(True), str(write("lfm2", tmp_path)), steps=1)
+    trainer = Trainer(settings(True), str(write("lfm2", tmp_path)), steps=1)
     with pytest.raises(SettingError, match="learner.packing: a model of type lfm2 .* Set it to auto or false"):
-        engine.examine(0)
+        trainer.examine(0)
 
 
 def settings(packing) -> LearnerSettings:

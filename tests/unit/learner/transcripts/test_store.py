@@ -1,4 +1,4 @@
-"""The record for people: what is kept is what was played, a fair sample of it, within its bytes, and no run's end."""
+"""The store of transcripts: what is kept is what was played, a fair sample of it, within its bytes; it ends no run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from learner.batches.batch import prepare
 from learner.batches.linearise import linearise
 from learner.config import LearnerSettings, RecordSettings
 from learner.objectives import coefficients, make
-from learner.transcripts import lines as transcript
-from learner.transcripts import store as record
-from learner.transcripts.store import Record, picks, sample, write_evaluation
+from learner.transcripts import store, transcript
+from learner.transcripts.store import TranscriptStore, picks, sample, write_evaluation
 from protocols.turns import Group, Role, Stop, Turn
 from protocols.weights import version_of
 
@@ -61,7 +60,7 @@ def test_what_is_kept_of_a_group_is_what_was_played_with_the_weight_of_each_toke
         turn(2, [9], [math.nan], role=Role.REVISION, stop=Stop.AUTHORED, versions=(), truncated=True),
     )
     choice = settings(roles={"attempt": 1.0, "reflection": 3.0}, record={"groups": 1})
-    Record(tmp_path, choice.record).write(4, 4, prepare([played], 3, choice).kept)
+    TranscriptStore(tmp_path, choice.record).write(4, 4, prepare([played], 3, choice).kept)
     (kept,) = lines(tmp_path)
     assert (kept["step"], kept["version"], kept["label"]) == (4, 4, "training")
     assert (kept["task"], kept["group"], kept["size"], kept["tokens"]) == ("signs/7128", played.id.hex(), 3, 6)
@@ -150,7 +149,7 @@ def kept_of(task: str) -> list[tuple[dict, list[dict]]]:
 
 def test_the_oldest_segments_go_when_the_record_is_full(tmp_path):
     limit = 1 << 20
-    kept, sized = Record(tmp_path, RecordSettings(max_bytes=limit)), kept_of("t" * 20_000)
+    kept, sized = TranscriptStore(tmp_path, RecordSettings(max_bytes=limit)), kept_of("t" * 20_000)
     for step in range(1, 81):
         kept.write(step, step, sized)
         held = sum(path.stat().st_size for path in tmp_path.glob("turns/*.jsonl"))
@@ -160,15 +159,15 @@ def test_the_oldest_segments_go_when_the_record_is_full(tmp_path):
 
 
 def test_a_incarnation_begins_a_segment_of_its_own_so_that_a_half_line_spoils_no_other(tmp_path):
-    Record(tmp_path, RecordSettings()).write(1, 1, kept_of("first"))
+    TranscriptStore(tmp_path, RecordSettings()).write(1, 1, kept_of("first"))
     segment = tmp_path / "turns" / "000000.jsonl"
     segment.write_bytes(segment.read_bytes()[:-20])
-    Record(tmp_path, RecordSettings()).write(1, version_of(1, 1), kept_of("second"))
+    TranscriptStore(tmp_path, RecordSettings()).write(1, version_of(1, 1), kept_of("second"))
     assert [line["task"] for line in lines(tmp_path, "000001.jsonl")] == ["second"]
 
 
 def test_a_disk_that_is_full_is_said_once_and_nothing_but_its_lines_is_lost(tmp_path, monkeypatch, caplog):
-    kept = Record(tmp_path, RecordSettings())
+    kept = TranscriptStore(tmp_path, RecordSettings())
     kept.write(1, 1, kept_of("first"))
 
     class Full:
@@ -188,7 +187,7 @@ def test_a_disk_that_is_full_is_said_once_and_nothing_but_its_lines_is_lost(tmp_
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
-        patched.setattr(record, "open", Full, raising=False)
+        patched.setattr(store, "open", Full, raising=False)
         for step in (2, 3):
             kept.write(step, step, kept_of("lost"))
     assert [one.message for one in caplog.records if "No space left" in one.message] == [
@@ -201,7 +200,7 @@ def test_a_disk_that_is_full_is_said_once_and_nothing_but_its_lines_is_lost(tmp_
 
 def test_a_folder_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     (tmp_path / "turns").write_text("a file stands in the way")
-    Record(tmp_path, RecordSettings()).write(1, 1, kept_of("lost"))
+    TranscriptStore(tmp_path, RecordSettings()).write(1, 1, kept_of("lost"))
     write_evaluation(tmp_path, {"label": "before", "step": 0, "version": 0}, [{"id": "t"}], [answered(True)])
     assert len(caplog.records) == 2
 
@@ -222,7 +221,7 @@ def test_keeping_turns_costs_a_small_part_of_a_step(tmp_path):
     worth = [np.ones(9, np.float32)] * len(batch)
     found = linearise(batch, worth, choice, make(choice.objective))
     shares = coefficients(found.sequences, choice, make(choice.objective))
-    kept, costs = Record(tmp_path, RecordSettings()), []
+    kept, costs = TranscriptStore(tmp_path, RecordSettings()), []
     for step in range(9):
         began = time.thread_time()
         kept.write(step, step, sample(batch, worth, found, shares, 4, step))

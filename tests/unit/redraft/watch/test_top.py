@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models
 
 from actors.contract import Report
 from learner.config import RecordSettings
-from learner.transcripts import lines as transcript
-from learner.transcripts.store import Record
+from learner.transcripts import transcript
+from learner.transcripts.store import TranscriptStore
 from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, BatchReport, RunEnded, RunStatus, StepReport
 from protocols.turns import LOGPROBS, TOKENS, Role, Turn
@@ -251,9 +251,9 @@ def test_the_newest_turns_are_shown_as_text(run, status):
     characters().save(f"{run.model}/tokenizer.json")
     newest = NewestTurns(run)
     assert newest.read() == []
-    record = Record(run.folder, RecordSettings())
+    store = TranscriptStore(run.folder, RecordSettings())
     for step in (1, 2):
-        write_turns(record, step)
+        write_turns(store, step)
         assert newest.read()[0].step == step
     seen = watched(run, Look(status, turns=newest.read()), size=(120, 40))
     assert "signs/1  step 1  version 1" in seen and seen.index("signs/2") < seen.index("signs/1")
@@ -267,7 +267,7 @@ def test_what_a_terminal_would_obey_is_not_written_to_it(run, status):
     assert "\x1b" not in told.last_event and told.last_event.endswith("[2Jgone")
 
 
-def write_turns(record: Record, step: int) -> None:
+def write_turns(store: TranscriptStore, step: int) -> None:
     ids = characters().encode
     turns = [
         Turn(
@@ -286,7 +286,7 @@ def write_turns(record: Record, step: int) -> None:
         for number, (told, said) in enumerate([("7128>12\n", "7+1-2-8\n"), ("?-14\n", "7-1-2+8\n")])
     ]
     head = {"group": "ab" * 16, "task": f"signs/{step}", "picked": "stride"} | transcript.head(turns)
-    record.write(step, step, [(head, [transcript.told(turn) for turn in turns])])
+    store.write(step, step, [(head, [transcript.told(turn) for turn in turns])])
 
 
 def characters() -> Tokenizer:
