@@ -16,7 +16,6 @@ from learner.ranks.trainer import Trainer
 from learner.weights.proof import Proof
 from learner.weights.publish import publish
 from protocols import metrics
-from protocols.errors import RedraftError
 from protocols.weights import TRIAL, Probe, WeightRef
 
 Gather = Callable[[tuple[int, ...]], tuple[dict[str, Tensor], tuple[float, ...]]]
@@ -41,10 +40,7 @@ class Publisher:
         Raises SettingError where rounding drowns every perturbation, RedraftError where the weights cannot be measured.
         """
         state, _ = self._gather(self._tokens)
-        try:
-            state, probe = self.proof.trial(state, seed)
-        except RuntimeError as error:  # torch's, of an operation that the wider type does not have, or of memory
-            raise RedraftError(f"learner: the noise of the weights cannot be measured: {error}") from error
+        state, probe = self.proof.trial(state, seed)
         self._controller.announce_trial.remote(publish(state, TRIAL, probe, self._trainer.adapter))
 
     def publish(self, seconds: dict[str, float]) -> None:

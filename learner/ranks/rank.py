@@ -146,9 +146,18 @@ class Rank:
         if spec.rank:
             parts.orders.follow()
             return
+        try:
+            self._publisher.set_result(self._announced(controller))
+        except RedraftError:
+            parts.orders.end(FAILED)  # the other ranks wait for an order
+            raise
+        parts.orders.end(ANNOUNCED)
+
+    def _announced(self, controller) -> Publisher:
         from learner.ranks.publisher import Publisher
         from learner.weights.publish import probe_tokens
 
+        parts, spec = self.parts, self.spec
         if parts.resumed:
             client = self._client()
             try:
@@ -157,17 +166,12 @@ class Rank:
                 client.close()
         tokens = probe_tokens(parts.settings.probe_tokens, parts.trainer.vocabulary, spec.seed)
         publisher = Publisher(parts.trainer, self._gather, controller, parts.progress, tokens)
-        try:
-            publisher.trial(spec.seed)
-        except RedraftError:
-            parts.orders.end(FAILED)
-            raise
+        publisher.trial(spec.seed)
         if parts.saved is None or parts.progress.published == parts.progress.step:
             publisher.publish({})
         else:
             publisher.publish_saved(parts.saved)
-        self._publisher.set_result(publisher)
-        parts.orders.end(ANNOUNCED)
+        return publisher
 
     def run(self, controller, until_step: int) -> LearnerEnded:
         """Trains until `until_step` steps are done or `stop` is called; returns how it ended.

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from learner.model.noise import LAST_DIGIT
 from learner.model.policy import Policy
 from protocols import metrics
-from protocols.errors import SettingError
+from protocols.errors import RedraftError, SettingError
 from protocols.weights import Probe
 
 if TYPE_CHECKING:
@@ -92,7 +92,10 @@ class Proof:
         self.noise = 0.0  # as measured last
 
     def measure(self, state: dict[str, Tensor]) -> Noise:
-        """The noise of these weights; later versions get its limit."""
+        """The noise of these weights; later versions get its limit.
+
+        Raises SettingError where the model cannot be computed in the wider type, RedraftError where memory runs out.
+        """
         began = time.monotonic()
         noise = self._noise(state)
         self._ended = time.monotonic()
@@ -113,6 +116,9 @@ class Proof:
 
     def trial(self, state: dict[str, Tensor], seed: int) -> tuple[dict[str, Tensor], Probe]:
         """Weights perturbed well beyond their noise, and their probe. Measures `state`, too.
+
+        At its peak the CPU holds `state`, one perturbed copy of it and the model that is made of that copy, all in the
+        run's type. Of an adapter the states are small, and only the model has the size of the weights.
 
         Raises SettingError where rounding drowns every perturbation.
         """
@@ -145,10 +151,23 @@ class Proof:
     def _noise(self, state: dict[str, Tensor]) -> Noise:
         policy = Policy(self._load(state).eval())
         dtype = max(policy.parameters(), key=Tensor.numel).dtype
-        rounded_RT, exact_RT = (scored(policy, self._rows_RT, kind, self._device) for kind in (dtype, WIDER[dtype]))
+        try:
+            rounded_RT, exact_RT = (scored(policy, self._rows_RT, kind, self._device) for kind in (dtype, WIDER[dtype]))
+        except RuntimeError as error:  # torch's, of an operation that the wider type does not have, or of memory
+            raise self._not_measured(policy, dtype, error) from error
         error_RT = rounded_RT - exact_RT
         floor = LAST_DIGIT[self._device] * float(np.abs(exact_RT).mean())
         return Noise(max(_median(error_RT[0]), _median(error_RT), floor), exact_RT, rounded_RT)
+
+    def _not_measured(self, policy: Policy, dtype: torch.dtype, error: RuntimeError) -> RedraftError:
+        said = " ".join(str(error).split())
+        if "allocate" in said:
+            problem = f"memory of the {self._device} ran out while the noise of the weights was measured: {said}"
+            return RedraftError(f"learner: {problem}")
+        kind, wider = policy.model.config.model_type, str(WIDER[dtype]).removeprefix("torch.")
+        problem = f"a model of type {kind} cannot be computed in {wider}, by which its rounding is measured"
+        cure = "Choose another model" + (", or set model.dtype to bfloat16" if dtype is torch.float32 else "")
+        return SettingError("model.path", f"{problem} ({type(error).__name__}: {said})", cure)
 
 
 def perturbed(state: dict[str, Tensor], strength: float, seed: int) -> dict[str, Tensor]:
@@ -168,10 +187,10 @@ def scored(policy: Policy, rows_RT: Tensor, dtype: torch.dtype, device: str) -> 
     policy.model.set_experts_implementation("eager")  # the grouped kernel knows no float64
     rows_RT = rows_RT.to(device)
     count, length = rows_RT.shape
-    places_RT = torch.arange(length, device=device).expand(count, length)
+    positions_RT = torch.arange(length, device=device).expand(count, length)
     picks_N = torch.arange(count * length, device=device).view(count, length)[:, :-1].flatten()
     with computing_in(policy.model, dtype, device):
-        logprobs_N, _ = policy(rows_RT, places_RT, picks_N, rows_RT[:, 1:].flatten())
+        logprobs_N, _ = policy(rows_RT, positions_RT, picks_N, rows_RT[:, 1:].flatten())
     return logprobs_N.double().view(count, length - 1).cpu().numpy()
 
 

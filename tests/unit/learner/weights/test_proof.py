@@ -11,7 +11,7 @@ from learner.model.load import load_model
 from learner.model.policy import Policy
 from learner.weights import proof
 from learner.weights.proof import ENOUGH, LIMIT, Proof, computing_in, perturbed, scored
-from protocols.errors import SettingError
+from protocols.errors import RedraftError, SettingError
 
 VOCABULARY = 60
 SHAPE = {
@@ -126,3 +126,26 @@ def test_a_trial_that_rounding_drowns_is_refused_with_the_cure(folders):
     made = proof_of(folders["tied"], torch.bfloat16, perturb=barely)
     with pytest.raises(SettingError, match=r"model\.dtype: .*Set it to float32"):
         made.trial(state_of(folders["tied"], torch.bfloat16), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "told"),
+    [
+        ("\"rope\" not implemented for 'Double'", SettingError, r"model\.path: .*qwen2 .*float64.*\"rope\" not impl"),
+        ("can't allocate memory: you tried", RedraftError, "memory of the cpu ran out .*you tried"),
+    ],
+)
+def test_a_wider_pass_that_fails_is_one_line_that_names_the_cause(folders, said, kind, told):
+    def refuse(module, inputs):
+        if inputs[0].dtype is torch.float64:
+            raise RuntimeError(said)
+
+    def load(state):
+        model = load_model(folders["tied"], torch.float32, "sdpa", state)
+        model.model.norm.register_forward_pre_hook(refuse)
+        return model
+
+    made = Proof(load, perturbed, tuple(range(32)), VOCABULARY)
+    with pytest.raises(kind, match=told) as caught:
+        made.trial(state_of(folders["tied"], torch.float32), seed=0)
+    assert type(caught.value) is kind and "\n" not in str(caught.value)
