@@ -33,7 +33,7 @@ PUBLISHED = "published.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """What a checkpoint says of the run. `cursor` is the controller's place in its tasks: JSON values only.
+    """What a checkpoint says of the run. `cursor` is how far the controller is in its tasks: JSON values only.
 
     `published` is the step whose weights were the last to be published (None: those of `step`).
     """

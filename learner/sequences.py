@@ -17,16 +17,16 @@ from protocols.turns import Group, Role, Turn
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """One path of a group, T tokens; arrays are aligned with `tokens`, and speak of the token at their own place.
+    """One path of a group, T tokens; arrays are aligned with `tokens`, and speak of the token at their own index.
 
-    `weights` is the role's weight where the token is trained, else 0. `logprobs` are the sampler's, 0 where the token
+    `role_weights` is 0 where the token is not trained. `logprobs` are the sampler's, 0 where the token
     was not `sampled`. `turns` numbers the turns of the whole batch, -1 where nothing counts here. `anchored` tokens
     are not trained but held to the start model.
     """
 
     tokens: np.ndarray  # int32[T]
     advantages: np.ndarray  # float32[T], 0 where not trained
-    weights: np.ndarray  # float32[T]
+    role_weights: np.ndarray  # float32[T], those of `learner.roles`
     logprobs: np.ndarray  # float32[T]
     sampled: np.ndarray  # bool[T]
     turns: np.ndarray  # int32[T]
@@ -46,7 +46,7 @@ class Shares(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Linearised:
-    """All sequences of a batch that hold a trained or anchored token, the place of each one's group in the batch, the
+    """All sequences of a batch that hold a trained or anchored token, the index of each one's group in the batch, the
     turns that they number, and how many were cut at `row_tokens`."""
 
     sequences: list[TokenSequence]

@@ -29,7 +29,7 @@ def linearise(
     for number, (group, worth) in enumerate(zip(batch, advantages, strict=True)):
         counted: set[int] = set()
         for path in paths(group):
-            fresh = {turn.turn: len(turns) + place for place, turn in enumerate(path) if turn.turn not in counted}
+            fresh = {turn.turn: len(turns) + index for index, turn in enumerate(path) if turn.turn not in counted}
             counted.update(fresh)
             turns += path
             sequence = _sequence(path, worth, fresh, settings, objective)
@@ -67,13 +67,13 @@ def _sequence(
     types = (np.int32, np.float32, np.float32, np.float32, np.bool_, np.int32, np.bool_)
     arrays = [np.concatenate(parts).astype(kind) for parts, kind in zip(zip(*columns, strict=True), types, strict=True)]
     sequence = TokenSequence(*arrays)
-    sequence.weights[:1] = sequence.anchored[:1] = 0
+    sequence.role_weights[:1] = sequence.anchored[:1] = 0
     return sequence
 
 
 def _cut(sequence: TokenSequence, length: int) -> TokenSequence:
     """Without what lies beyond `length`, nor what follows the last token that counts: nothing there changes the
     loss."""
-    counting = np.flatnonzero(sequence.weights[:length] + sequence.anchored[:length])
+    counting = np.flatnonzero(sequence.role_weights[:length] + sequence.anchored[:length])
     end = int(counting[-1]) + 1 if len(counting) else 0
     return TokenSequence(*(getattr(sequence, name)[:end] for name in TokenSequence.__slots__))

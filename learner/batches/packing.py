@@ -27,7 +27,7 @@ TYPES = (np.int64, np.int64, *(np.float32 for _ in range(4)), np.bool_, np.int64
 class MicroBatch:
     """What one rank forwards at once: B rows of S tokens, and the N of them that are trained or anchored.
 
-    `picks` are places of a flat [B*S] array: the token *before* the one that counts, whose output predicts it.
+    `picks` are indices into a flat [B*S] array: the token *before* the one that counts, whose output predicts it.
     `coefficients` and `divergences` are the tokens' shares of the batch's loss, so micro-batches and ranks just add up.
     A sequence is whole in one row, with all its tokens that count. `chunks` is the same on all ranks: into how many
     pieces the log-probs are cut.
@@ -58,8 +58,8 @@ class Packed:
 
 def pack(sequences: Sequence[TokenSequence], shares: Sequence[Shares], settings: LearnerSettings) -> Packed:
     """Packs the sequences that have a share other than 0. Ranks short of work get ones without weight."""
-    useful = [place for place, share in enumerate(shares) if share.loss.any() or share.kl.any()]
-    sequences, shares = [sequences[place] for place in useful], [shares[place] for place in useful]
+    useful = [index for index, share in enumerate(shares) if share.loss.any() or share.kl.any()]
+    sequences, shares = [sequences[index] for index in useful], [shares[index] for index in useful]
     lengths = [len(sequence.tokens) for sequence in sequences]
     divide = alone if settings.packing is False else together
     micros = [
@@ -90,12 +90,12 @@ def alone(lengths: Sequence[int], settings: LearnerSettings) -> list[list[list[i
     """
     _check_fit(lengths, settings.row_tokens)
     micros: list[list[int]] = [[]]
-    for item in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+    for item in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if micros[-1] and (len(micros[-1]) + 1) * lengths[micros[-1][0]] > settings.micro_tokens:
             micros.append([])
         micros[-1].append(item)
     while len(micros) % settings.ranks:
-        most = max(range(len(micros)), key=lambda place: len(micros[place]))
+        most = max(range(len(micros)), key=lambda index: len(micros[index]))
         half = -(-len(micros[most]) // 2)
         micros[most : most + 1] = [micros[most][:half], micros[most][half:]]
     return [[[item] for item in micro] for micro in micros]
@@ -128,16 +128,16 @@ def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 def _first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[int] = []
-    for item in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+    for item in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         length = lengths[item]
-        place = next((row for row, left in enumerate(room) if left >= length), None)
-        if place is None:
+        row = next((row for row, left in enumerate(room) if left >= length), None)
+        if row is None:
             rows.append([item])
             room.append(row_tokens - length)
         else:
-            rows[place].append(item)
-            room[place] -= length
-    return [rows[place] for place in sorted(range(len(rows)), key=lambda place: room[place])]
+            rows[row].append(item)
+            room[row] -= length
+    return [rows[row] for row in sorted(range(len(rows)), key=lambda row: room[row])]
 
 
 def _micro(rows: list[list[tuple[TokenSequence, Shares]]], logprob_chunk: int) -> MicroBatch:
@@ -145,17 +145,17 @@ def _micro(rows: list[list[tuple[TokenSequence, Shares]]], logprob_chunk: int) -
     tokens = np.zeros((max(1, len(rows)), width), np.int64)
     positions = np.tile(np.arange(width), (len(tokens), 1))
     picked: list[tuple[np.ndarray, ...]] = []
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         start = 0
         for sequence, share in row:
             end = start + len(sequence.tokens)
-            tokens[place, start:end] = sequence.tokens
-            positions[place, start:end] = np.arange(end - start)
+            tokens[number, start:end] = sequence.tokens
+            positions[number, start:end] = np.arange(end - start)
             counting = np.flatnonzero((share.loss != 0) | (share.kl != 0))
             columns = (*share, sequence.advantages, sequence.logprobs, sequence.sampled)
             picked.append(
                 (
-                    place * width + start + counting - 1,
+                    number * width + start + counting - 1,
                     sequence.tokens[counting],
                     *(column[counting] for column in columns),
                     np.full(len(counting), len(picked)),
@@ -163,7 +163,7 @@ def _micro(rows: list[list[tuple[TokenSequence, Shares]]], logprob_chunk: int) -
             )
             start = end
         if len(row) > 1:
-            positions[place, start:] = np.arange(width - start)
+            positions[number, start:] = np.arange(width - start)
     if not picked:  # a rank without work still takes part in every collective, with one token that weighs nothing
         picked.append(tuple(np.zeros(1) for _ in TYPES))
     arrays = [np.concatenate(parts).astype(kind) for parts, kind in zip(zip(*picked, strict=True), TYPES, strict=True)]

@@ -35,7 +35,7 @@ def load_model(
             _still(part)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
         if kind is None:
-            raise ValueError(f"a model of type {config.model_type} is no causal language model")
+            raise ValueError(f"a model of type {config.model_type} is not a causal language model")
         if kind.config_class is config.sub_configs.get("text_config"):  # a multimodal folder, of which text is trained
             config = config.get_text_config()
         source = path if state is None else None

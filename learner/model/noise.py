@@ -21,8 +21,8 @@ LAST_DIGIT = {"cpu": 2.0**-23, "cuda": 2.0**-10}
 @contextlib.contextmanager
 def rounding(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Within it, every floating-point number that a part of the model returns is off by one unit in the last place."""
-    places = {parameter.device for parameter in model.parameters()}
-    random = {place: torch.Generator(place).manual_seed(seed) for place in places}
+    devices = {parameter.device for parameter in model.parameters()}
+    random = {device: torch.Generator(device).manual_seed(seed) for device in devices}
 
     def moved(value):
         if isinstance(value, Tensor) and value.is_floating_point() and value.device in random:

@@ -52,7 +52,7 @@ class Policy(nn.Module):
     def forward(
         self, tokens_BS: Tensor, positions_BS: Tensor, picks_N: Tensor, targets_N: Tensor, chunks: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Log-prob of each target at the output of flat place `picks`, and the entropy there: float32[N] each.
+        """Log-prob of each target at the output of flat index `picks`, and the entropy there: float32[N] each.
 
         The entropy carries no gradient. `chunks` pieces are computed one after the other, and again in the backward
         pass; under ZeRO 3 it must be the same on all ranks, for each piece gathers the head.

@@ -129,23 +129,23 @@ class Examiner:
     def saved(self, fresh: PreTrainedModel) -> Difference:
         """`fresh` is a model on the CPU of what would be saved."""
         policy = Policy(fresh.eval(), head=self._policy.head)
-        places = torch.arange(len(self._whole))
-        logprobs, _ = policy(self._whole[None], places[None], places[:-1], self._whole[1:])
+        positions = torch.arange(len(self._whole))
+        logprobs, _ = policy(self._whole[None], positions[None], positions[:-1], self._whole[1:])
         return Difference(_median(logprobs, self.live.cpu()), self._noise)
 
     def _packed(self, a: Tensor, b: Tensor) -> Tensor:
         """float32[rows, len(b) - 1]: of b behind a and, in a second row, before it."""
         orders = [(a, b), (b, a)][: self._rows]
         tokens = torch.stack([torch.cat(order) for order in orders])
-        places = torch.stack([torch.cat([torch.arange(len(part)) for part in order]) for order in orders])
+        positions = torch.stack([torch.cat([torch.arange(len(part)) for part in order]) for order in orders])
         starts = torch.tensor([len(a), len(a) + len(b)])[: self._rows]
         picks = (starts[:, None] + torch.arange(len(b) - 1)).flatten()
-        return self._score(True, tokens, places, picks, b[1:].repeat(len(orders))).view(len(orders), -1)
+        return self._score(True, tokens, positions, picks, b[1:].repeat(len(orders))).view(len(orders), -1)
 
     def _row(self, tokens: Tensor) -> Tensor:
         """float32[S - 1]: of one sequence in a row of its own."""
-        places = torch.arange(len(tokens))
-        return self._score(False, tokens[None], places[None], places[:-1], tokens[1:])
+        positions = torch.arange(len(tokens))
+        return self._score(False, tokens[None], positions[None], positions[:-1], tokens[1:])
 
     def _score(self, packed: bool, *inputs: Tensor) -> Tensor:
         self._policy.packed = packed

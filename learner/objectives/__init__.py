@@ -1,4 +1,9 @@
-"""Objectives: what share of the loss each token has, and the loss itself. One file each; base.py says what one is."""
+"""Objectives, one file each; base.py says what one is.
+
+An *objective* is what training makes as small as it can: a number for a batch, called its *loss*, whose gradient moves the
+weights. It is a weighted sum over tokens. An objective gives the loss of one token and says how much its advantage
+weighs; what share of the batch's loss a token has follows from `learner.average`, its role and that weight.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +38,22 @@ def make(settings: Named) -> Objective:
     """The objective of `learner.objective`. Raises SettingError when there is none."""
     kind = load(SETTING, settings.name, NAMES)
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
-        raise SettingError(SETTING, f"{settings.name} is no subclass of learner.objectives.base.Objective")
+        raise SettingError(SETTING, f"{settings.name} is not a subclass of learner.objectives.base.Objective")
     return kind(settings)
 
 
 def coefficients(sequences: Sequence[TokenSequence], settings: LearnerSettings, objective: Objective) -> list[Shares]:
     """The shares of the tokens of all sequences of a batch, taken over the whole batch before it is split.
 
-    Shares of trained tokens add up to 1 (not with `average: constant`), times the objective's weights. An anchored
+    Shares of trained tokens add up to 1 (not with `average: constant`), times what the objective weighs it. An anchored
     token has `anchor` times the share of a trained one of role weight 1: anchoring changes nothing about what trained
-    tokens weigh, and a batch without a trained token anchors none. Raises SettingError for weights that are none.
+    tokens weigh, and a batch without a trained token anchors none. Raises SettingError where `weigh` returns anything but
+    weights.
     """
     if not sequences:
         return []
     trained_T, anchored_T = _shares(sequences, settings)
-    trained_T = trained_T * np.concatenate([_weights(objective, one) for one in sequences])
+    trained_T = trained_T * np.concatenate([_weighed(objective, one) for one in sequences])
     if objective.normalise:
         trained_T = trained_T / (trained_T.sum() or 1.0)
     kl_T = objective.kl * trained_T + objective.anchor * anchored_T
@@ -58,15 +64,15 @@ def coefficients(sequences: Sequence[TokenSequence], settings: LearnerSettings, 
 
 def _shares(sequences: Sequence[TokenSequence], settings: LearnerSettings) -> tuple[np.ndarray, np.ndarray]:
     """float64 of all sequences end to end: the share of each trained token by its role, and of each anchored one."""
-    weights, anchored, turns = (
-        np.concatenate([getattr(one, name) for one in sequences]) for name in ("weights", "anchored", "turns")
+    role_weights, anchored, turns = (
+        np.concatenate([getattr(one, name) for one in sequences]) for name in ("role_weights", "anchored", "turns")
     )
-    places = np.repeat(np.arange(len(sequences)), [len(one.tokens) for one in sequences])
-    owners = {"turn": turns, "sequence": places}.get(settings.average)
-    trained_T, anchored_T = (_mean_over(owners, values.astype(np.float64)) for values in (weights, anchored))
+    numbers = np.repeat(np.arange(len(sequences)), [len(one.tokens) for one in sequences])
+    owners = {"turn": turns, "sequence": numbers}.get(settings.average)
+    trained_T, anchored_T = (_mean_over(owners, values.astype(np.float64)) for values in (role_weights, anchored))
     total = trained_T.sum()
     if settings.average == "constant":
-        total = settings.row_tokens * len(np.unique(places[weights > 0]))
+        total = settings.row_tokens * len(np.unique(numbers[role_weights > 0]))
     return (trained_T / total, anchored_T / total) if total else (trained_T, 0.0 * anchored_T)
 
 
@@ -78,7 +84,7 @@ def _mean_over(owners: np.ndarray | None, values: np.ndarray) -> np.ndarray:
     return np.divide(values, counts[owners], out=np.zeros_like(values), where=values > 0)
 
 
-def _weights(objective: Objective, sequence: TokenSequence) -> np.ndarray:
+def _weighed(objective: Objective, sequence: TokenSequence) -> np.ndarray:
     weights = objective.weigh(sequence.advantages.astype(np.float64))
     if np.shape(weights) != sequence.advantages.shape or not np.all(np.isfinite(weights) & (weights >= 0)):
         wanted = "Return one finite number of at least 0 for each token"

@@ -264,7 +264,7 @@ class Rank:
             return parts.trainer.full_state(), parts.trainer.probe(payload)
         if kind == "checkpoint":
             return self._write_part(Path(payload))
-        raise ValueError(f"{kind!r} is no order")
+        raise ValueError(f"{kind!r} is not an order")
 
     def _gather(self, tokens: tuple[int, ...]):
         return self.parts.orders.give("weights", tokens)

@@ -178,7 +178,7 @@ class Trainer:
         Coefficients are shares of the whole batch's loss, so gradients add up; DeepSpeed averages over ranks, which
         the factor `world` undoes.
         """
-        lr = learning_rate(self.settings.optimizer, *self._place(step))
+        lr = learning_rate(self.settings.optimizer, *self._scheduled(step))
         for group in self.training.optimizer.param_groups:
             group["lr"] = lr
         sums = torch.zeros(len(STATS), dtype=torch.float64)
@@ -209,7 +209,7 @@ class Trainer:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag.item())
 
-    def _place(self, step: int) -> tuple[int, int]:
+    def _scheduled(self, step: int) -> tuple[int, int]:
         """The step's number in what the learning rate falls over, and how many steps that has: the run, or a round."""
         rounds = self.settings.rounds
         if rounds is None or not rounds.from_base:
@@ -291,10 +291,10 @@ class Trainer:
         """Log-probs of tokens 1.. at temperature 1."""
         policy = self.training.policy
         row = torch.tensor([list(tokens)], device=self.device)
-        places = torch.arange(row.shape[1], device=self.device)
+        positions = torch.arange(row.shape[1], device=self.device)
         temperature, policy.temperature = policy.temperature, 1.0
         policy.eval()
-        logprobs, _ = policy(row, places[None], places[:-1], row[0, 1:])
+        logprobs, _ = policy(row, positions[None], positions[:-1], row[0, 1:])
         policy.train()
         policy.temperature = temperature
         return tuple(logprobs.tolist())

@@ -32,13 +32,13 @@ TESTS = 64  # tasks of an evaluation that are kept
 
 
 def picks(groups: Sequence[Group], count: int, step: int) -> dict[int, str]:
-    """Which of a batch's groups are kept, at most `count`, by their place, and why: "error" or "stride".
+    """Which of a batch's groups are kept, at most `count`, by their index, and why: "error" or "stride".
 
     Up to half are groups with a turn of role error, which are rare and worth a look. Those of "stride" are a fair
-    sample: taken at a fixed stride from all, whatever happened in them, beginning one place later at each step.
+    sample: taken at a fixed stride from all, whatever happened in them, beginning one group later at each step.
     """
     total, count = len(groups), min(count, len(groups))
-    failed = [place for place, group in enumerate(groups) if any(turn.role is Role.ERROR for turn in group.turns)]
+    failed = [index for index, group in enumerate(groups) if any(turn.role is Role.ERROR for turn in group.turns)]
     errors = failed[: count // 2]
     wanted = count - len(errors)
     fair = [(step + number * total // wanted) % total for number in range(wanted)]
@@ -58,32 +58,32 @@ def sample(
     The weight of a token is its share of the batch's loss over the mean share of trained tokens: 1 is the average.
     """
     kept = picks(groups, count, step) if count else {}
-    weights = _weights(kept, lines, shares)
+    weights = _token_weights(kept, lines, shares)
     return [
         (
-            {"group": groups[place].id.hex(), "task": str(groups[place].extra.get("task", "")), "picked": why}
-            | transcript.head(groups[place].turns),
+            {"group": groups[index].id.hex(), "task": str(groups[index].extra.get("task", "")), "picked": why}
+            | transcript.head(groups[index].turns),
             [
-                transcript.told(turn, advantages[place][turn.turn], weights.get((place, turn.turn)))
-                for turn in groups[place].turns
+                transcript.told(turn, advantages[index][turn.turn], weights.get((index, turn.turn)))
+                for turn in groups[index].turns
             ],
         )
-        for place, why in kept.items()
+        for index, why in kept.items()
     ]
 
 
-def _weights(kept: Mapping[int, str], lines: Linearised, shares: Sequence[Shares]) -> dict[tuple[int, int], np.ndarray]:
-    """The weights of response tokens, float32[R], by (place of the group, turn)."""
+def _token_weights(kept: Mapping[int, str], lines: Linearised, shares: Sequence[Shares]) -> dict[tuple[int, int], np.ndarray]:
+    """The weights of response tokens, float32[R], by (index of the group, turn)."""
     trained = sum(int(np.count_nonzero(share.loss)) for share in shares)
     mean = sum(float(share.loss.sum()) for share in shares) / max(1, trained)
     found: dict[tuple[int, int], np.ndarray] = {}
-    for sequence, place, share in zip(lines.sequences, lines.groups, shares, strict=True):
-        if place not in kept:
+    for sequence, index, share in zip(lines.sequences, lines.groups, shares, strict=True):
+        if index not in kept:
             continue
         for number in np.unique(sequence.turns[share.loss > 0]):
             turn, values = lines.turns[number], share.loss[sequence.turns == number] / mean
-            found[place, turn.turn] = np.zeros(len(turn.response), np.float32)
-            found[place, turn.turn][: len(values)] = values  # a sequence may be cut within its last turn
+            found[index, turn.turn] = np.zeros(len(turn.response), np.float32)
+            found[index, turn.turn][: len(values)] = values  # a sequence may be cut within its last turn
     return found
 
 

@@ -54,10 +54,10 @@ def test_a_branching_group_becomes_its_paths_and_a_shared_turn_counts_once():
     lines = lines_of(BRANCHES, np.arange(4, dtype=np.float32), settings())
     first, second = lines.sequences
     assert first.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert first.weights.tolist() == [0, 0, 1, 1, 0, 1, 1]
+    assert first.role_weights.tolist() == [0, 0, 1, 1, 0, 1, 1]
     assert first.advantages.tolist() == [0, 0, 0, 0, 0, 1, 1]
     assert second.tokens.tolist() == [1, 2, 3, 4, 8, 9]
-    assert second.weights.tolist() == [0, 0, 0, 0, 0, 1]
+    assert second.role_weights.tolist() == [0, 0, 0, 0, 0, 1]
     assert len({*first.turns, *second.turns} - {-1}) == 3
 
 
@@ -65,7 +65,7 @@ def test_a_sequence_ends_with_its_last_trained_token():
     lines = lines_of(BRANCHES, ones(BRANCHES), settings(roles={"reflection": 2}))
     (only,) = lines.sequences
     assert only.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert only.weights.tolist() == [0, 0, 0, 0, 0, 2, 2]
+    assert only.role_weights.tolist() == [0, 0, 0, 0, 0, 2, 2]
 
 
 def test_a_long_sequence_loses_its_end_and_is_counted():
@@ -78,16 +78,16 @@ def test_a_long_sequence_loses_its_end_and_is_counted():
 def test_authored_tokens_are_imitated_but_have_no_ratio():
     made = group(turn(0, -1, [1], [2, 3, 4], [np.nan, -0.5, np.nan]))
     (awr,) = lines_of(made, ones(made), settings()).sequences
-    assert awr.weights.tolist() == [0, 1, 1, 1] and awr.sampled.tolist() == [False, False, True, False]
+    assert awr.role_weights.tolist() == [0, 1, 1, 1] and awr.sampled.tolist() == [False, False, True, False]
     (grpo,) = lines_of(made, ones(made), settings(objective={"name": "grpo"})).sequences
-    assert grpo.weights.tolist() == [0, 0, 1]
+    assert grpo.role_weights.tolist() == [0, 0, 1]
     assert np.isfinite(awr.logprobs).all()
 
 
 def test_the_first_token_of_a_sequence_is_not_trained_for_nothing_predicts_it():
     made = group(turn(0, -1, [], [7, 8]))
     (only,) = lines_of(made, ones(made), settings()).sequences
-    assert only.weights.tolist() == [0, 1]
+    assert only.role_weights.tolist() == [0, 1]
 
 
 def test_ids_and_logprobs_reach_the_loss_bit_for_bit():
@@ -151,7 +151,7 @@ def share(weights: np.ndarray) -> Shares:
 def test_all_ranks_get_the_same_number_of_micro_batches_and_chunks(lengths, ranks, rows, chunk, packing):
     choice = settings(ranks=ranks, row_tokens=16, micro_tokens=16 * rows, logprob_chunk=chunk, packing=packing)
     sequences = [sequence(length) for length in lengths]
-    packed = pack(sequences, [share(made.weights) for made in sequences], choice)
+    packed = pack(sequences, [share(made.role_weights) for made in sequences], choice)
     assert len({len(micros) for micros in packed.micros}) == 1
     for together in zip(*packed.micros, strict=True):
         assert len({micro.chunks for micro in together}) == 1
@@ -166,7 +166,7 @@ def test_without_packing_each_row_holds_one_sequence_beside_others_of_like_lengt
     lengths = [3, 16, 4, 15, 3, 4]
     choice = settings(row_tokens=16, micro_tokens=32, packing=False)
     sequences = [sequence(length) for length in lengths]
-    ((long, short),) = pack(sequences, [share(made.weights) for made in sequences], choice).micros
+    ((long, short),) = pack(sequences, [share(made.role_weights) for made in sequences], choice).micros
     assert long.tokens.shape == (2, 16) and short.tokens.shape == (4, 4)
     for micro in (long, short):
         assert (micro.positions == np.arange(micro.tokens.shape[1])).all(), "padding goes on with the sequence"
@@ -175,7 +175,7 @@ def test_without_packing_each_row_holds_one_sequence_beside_others_of_like_lengt
 
 def test_tokens_without_a_gradient_are_not_forwarded():
     sequences = [sequence(8), sequence(8)]
-    packed = pack(sequences, [share(sequences[0].weights), share(np.zeros(8, np.float32))], settings())
+    packed = pack(sequences, [share(sequences[0].role_weights), share(np.zeros(8, np.float32))], settings())
     assert packed.tokens == 8
 
 
@@ -184,7 +184,7 @@ def test_a_token_is_forwarded_for_the_divergence_alone():
     kl[3] = 0.5
     one = sequence(8)
     ((micro,),) = pack(
-        [one, sequence(4)], [Shares(np.zeros(8, np.float32), kl), share(one.weights[:4])], settings()
+        [one, sequence(4)], [Shares(np.zeros(8, np.float32), kl), share(one.role_weights[:4])], settings()
     ).micros
     assert micro.targets.tolist() == [3, 1, 2, 3]
     assert micro.divergences.tolist() == [0.5, 0, 0, 0] and micro.coefficients.tolist() == [0, 1, 1, 1]
@@ -195,7 +195,7 @@ def test_a_token_is_forwarded_for_the_divergence_alone():
 def test_a_sequence_is_whole_in_one_micro_batch_under_a_number_of_its_own(lengths, ranks, packing):
     choice = settings(ranks=ranks, row_tokens=16, micro_tokens=32, packing=packing)
     sequences = [sequence(length) for length in lengths]
-    packed = pack(sequences, [share(made.weights) for made in sequences], choice)
+    packed = pack(sequences, [share(made.role_weights) for made in sequences], choice)
     found = [
         micro.targets[micro.sequences == number].tolist()
         for micros in packed.micros
@@ -230,7 +230,7 @@ def test_a_turn_without_an_advantage_is_not_trained_under_any_objective():
     worth = np.array([np.nan, 1], np.float32)
     for objective in ("awr", "sft", "grpo"):
         (only,) = lines_of(TWO_TURNS, worth, settings(objective={"name": objective})).sequences
-        assert only.weights.tolist() == [0, 0, 0, 0, 0, 0, 1]
+        assert only.role_weights.tolist() == [0, 0, 0, 0, 0, 0, 1]
         assert only.advantages.tolist() == [0, 0, 0, 0, 0, 0, 1]
         assert not only.anchored.any()
 
@@ -250,8 +250,8 @@ def test_sampled_tokens_of_untrained_turns_are_anchored_once_each():
     choice = settings(objective={"name": "grpo", "kl": 0.5, "anchor": 2})
     first, second = lines_of(ANCHORED, worth, choice).sequences
     assert first.tokens[first.anchored].tolist() == [2, 3, 6, 9]
-    assert first.tokens[first.weights > 0].tolist() == [7]
-    assert not second.anchored.any() and second.tokens[second.weights > 0].tolist() == [10]
+    assert first.tokens[first.role_weights > 0].tolist() == [7]
+    assert not second.anchored.any() and second.tokens[second.role_weights > 0].tolist() == [10]
     found = coefficients([first, second], choice, make(choice.objective))
     assert found[0].loss.tolist() == [0, 0, 0, 0, 0, 0, 0.5, 0, 0]
     assert found[0].kl.tolist() == [0, 1, 1, 0, 0, 1, 0.25, 0, 1]

@@ -241,5 +241,5 @@ def test_weights_that_are_none_are_refused():
 
 @pytest.mark.parametrize("name", ["torch:Tensor", "math:exp"])
 def test_what_is_no_objective_is_refused(name):
-    with pytest.raises(SettingError, match=f"{name} is no subclass"):
+    with pytest.raises(SettingError, match=f"{name} is not a subclass"):
         shares({"name": name}, [1.0])
