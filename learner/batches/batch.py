@@ -47,7 +47,9 @@ def prepare(
     turns = [turn for group in groups for turn in group.turns]
     errors = [turn for turn in turns if turn.role is Role.ERROR]
     if turns and len(errors) == len(turns):
-        raise RedraftError(f"every episode of a batch ended with an error. The last was: {errors[-1].extra.get('error')}")
+        raise RedraftError(
+            f"every episode of a batch ended with an error. The last was: {errors[-1].extra.get('error')}"
+        )
     start = time.monotonic()
     advantages, objective = credit(groups, settings.credit), make(settings.objective)
     lines = linearise(groups, advantages, settings, objective)

@@ -1,8 +1,8 @@
 """Objectives, one file each; base.py says what one is.
 
-An *objective* is what training makes as small as it can: a number for a batch, called its *loss*, whose gradient moves the
-weights. It is a weighted sum over tokens. An objective gives the loss of one token and says how much its advantage
-weighs; what share of the batch's loss a token has follows from `learner.average`, its role and that weight.
+An *objective* says what training makes as small as it can. For a batch that is a number, its *loss*, whose gradient
+moves the weights: a sum over tokens of share times loss of the token. An objective gives the loss of a token, and how
+much its advantage weighs; the share follows from that weight, the token's role and `learner.average`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def coefficients(sequences: Sequence[TokenSequence], settings: LearnerSettings, 
 
     Shares of trained tokens add up to 1 (not with `average: constant`), times what the objective weighs it. An anchored
     token has `anchor` times the share of a trained one of role weight 1: anchoring changes nothing about what trained
-    tokens weigh, and a batch without a trained token anchors none. Raises SettingError where `weigh` returns anything but
-    weights.
+    tokens weigh, and a batch without a trained token anchors none. Raises SettingError where `weigh` returns anything
+    but weights.
     """
     if not sequences:
         return []

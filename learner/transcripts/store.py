@@ -72,7 +72,9 @@ def sample(
     ]
 
 
-def _token_weights(kept: Mapping[int, str], lines: Linearised, shares: Sequence[Shares]) -> dict[tuple[int, int], np.ndarray]:
+def _token_weights(
+    kept: Mapping[int, str], lines: Linearised, shares: Sequence[Shares]
+) -> dict[tuple[int, int], np.ndarray]:
     """The weights of response tokens, float32[R], by (index of the group, turn)."""
     trained = sum(int(np.count_nonzero(share.loss)) for share in shares)
     mean = sum(float(share.loss.sum()) for share in shares) / max(1, trained)
