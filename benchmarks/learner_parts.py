@@ -76,9 +76,9 @@ def _some(median: float, kind: Lengths, random: np.random.Generator) -> np.ndarr
 def padding(kind: Lengths, tokens: int, steps: int) -> float:
     """Share of forwarded tokens that are padding, over batches of that many tokens."""
     settings = LearnerSettings(row_tokens=kind.row_tokens, micro_tokens=kind.row_tokens * 4, credit={"name": "raw"})
-    facts = [prepare(groups_of(kind, tokens, seed), 0, settings).facts for seed in range(steps)]
-    forwarded = sum(fact["tokens"] for fact in facts)
-    return sum(fact["padding_share"] * fact["tokens"] for fact in facts) / forwarded
+    reports = [prepare(groups_of(kind, tokens, seed), 0, settings).report for seed in range(steps)]
+    forwarded = sum(report.tokens for report in reports)
+    return sum((report.padding_share or 0.0) * report.tokens for report in reports) / forwarded
 
 
 # Sides of the race: a process each, that makes a step when it is told to.
@@ -138,7 +138,7 @@ def _ours(side: Side, rank: int, job: Job, port: int) -> tuple[dict, Callable[[]
     engine = Trainer(settings, job.model, steps=1000, dtype=job.dtype, device=job.device)
     engine.examine(0)
     batch = prepare(groups_of(job.kind, job.tokens, 0), 0, settings)
-    return batch.facts | {"pack_s": batch.pack_s}, lambda: engine.step(batch.micros[rank], 0)
+    return batch.report.to_json() | {"pack_s": batch.pack_s}, lambda: engine.step(batch.micros[rank], 0)
 
 
 def _torch(job: Job, threads: int) -> tuple[dict, Callable[[], object]]:
@@ -171,7 +171,7 @@ def _torch(job: Job, threads: int) -> tuple[dict, Callable[[], object]]:
         optimizer.zero_grad()
         return float(norm)  # waits for the device
 
-    return batch.facts | {"parameters": sum(each.numel() for each in model.parameters())}, step
+    return batch.report.to_json() | {"parameters": sum(each.numel() for each in model.parameters())}, step
 
 
 # Memory of log-probs.
