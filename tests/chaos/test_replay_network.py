@@ -7,13 +7,13 @@ longer than the time after which things are sent again.
 from __future__ import annotations
 
 import random
-import socket
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.ports import free_ports
 from support.replay_house import ANY, client_of, gid, play, problem_of, producer_of, turns_of
 from support.tcp_proxy import Proxy
 from support.waiting import deadline_s, until
@@ -25,14 +25,6 @@ from replay.server.service import Service
 
 DEADLINE_S = 30.0
 HOLE_S = 1.6 * RESEND_S
-
-
-def free_ports(count: int) -> list[int]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in taken]
-    for server in taken:
-        server.close()
-    return ports
 
 
 class House:

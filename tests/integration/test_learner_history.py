@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import ray
+from support.ports import free_port
 from support.waiting import deadline_s, until
 from test_learner_ranks import BATCH, SEED, Controller, cluster, fill, groups, model_path, replay, settings  # noqa: F401
 
@@ -86,9 +86,7 @@ class Run:
         spec = RankSpec(0, 1, choice, self.model, self.folder, "run", SEED, (self.endpoints,), None, steps=STEPS)
         rank = ray.remote(num_cpus=0, max_concurrency=3)(Doomed).remote(spec)
         controller = ray.remote(num_cpus=0)(Controller).remote()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         began = ray.get(rank.setup.remote(("127.0.0.1", port), resume), timeout=deadline_s(120)).step
         ray.get([rank.arm.remote(self.notes, fault), rank.announce.remote(controller)], timeout=deadline_s(120))
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load
 from support.places import PYTHONPATH
+from support.ports import free_port
 from support.waiting import deadline_s, until
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -175,9 +175,7 @@ class Learner:
         specs = [RankSpec(rank, choice.ranks, *common, steps=4, **named) for rank in range(choice.ranks)]
         self.ranks = [actor.remote(spec) for spec in specs]
         self.controller = ray.remote(num_cpus=0)(Controller).remote()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.ready = ray.get(
             [rank.setup.remote(("127.0.0.1", port), resume) for rank in self.ranks], timeout=deadline_s(60)
         )

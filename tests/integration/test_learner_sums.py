@@ -1,12 +1,11 @@
 """In bfloat16 the learner adds up gradients in float32, whatever is sharded, over micro-batches and over ranks."""
 
-import socket
-
 import numpy as np
 import pytest
 import ray
 import torch
 from support.places import PYTHONPATH
+from support.ports import free_port
 from support.summing_house import Summing
 from support.waiting import deadline_s
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -39,9 +38,7 @@ class Ranks:
     """Ranks in processes of their own; a call is one to all of them, in order."""
 
     def __init__(self, world: int, model_path: str):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            master = ("127.0.0.1", free.getsockname()[1])
+        master = ("127.0.0.1", free_port())
         part = ray.remote(num_cpus=0)(Summing)
         self._ranks = [part.remote(rank, world, master, model_path) for rank in range(world)]
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import zmq
 from support import processes
+from support.shard_house import gid
 from support.waiting import deadline_s, until
 
 from protocols.errors import DeadlineError, RedraftError, SettingError, WireError
@@ -39,10 +40,6 @@ service.start()
 print("ready", flush=True)
 service.join()
 """
-
-
-def gid(number):
-    return number.to_bytes(16, "big")
 
 
 def turn(group, number=0, lease=0, version=0, size=8):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.ports import tcp_endpoints
+from support.shard_house import gid
 from support.waiting import deadline_s, until
 
 from protocols.errors import DeadlineError
@@ -22,10 +24,6 @@ from replay.server.service import Service
 
 ANY = 1000  # a staleness that nothing exceeds
 SECRET = np.frombuffer(b"the bytes of a turn, as they must not lie on the wire...", np.int32)
-
-
-def gid(number: int) -> bytes:
-    return number.to_bytes(16, "big")
 
 
 def turn(number: int) -> Turn:
@@ -41,14 +39,6 @@ def play(producer: Producer, shard: str, number: int):
     lease = Lease(gid(number), 0, number, {}, 0, shard)
     producer.add(turn(number), lease)
     return producer.add(Close(gid(number), 0, 1), lease, 1.0)
-
-
-def endpoints() -> Endpoints:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        ports = [probe.getsockname()[1] for probe in (first, second)]
-    return Endpoints(*(f"tcp://127.0.0.1:{port}" for port in ports))
 
 
 class Peer:
@@ -89,7 +79,7 @@ def strange(tmp_path_factory) -> ClientKeys:
 @contextmanager
 def service(place: Path, folder: Path | None, **settings) -> Iterator[tuple[Endpoints, ExitStack]]:
     """A service over tcp, and a stack for its peers."""
-    where = endpoints()
+    where = tcp_endpoints()
     with Service(place / "spool", where, ReplaySettings(**settings), "run", folder), ExitStack() as stack:
         yield where, stack
 
@@ -139,7 +129,7 @@ def test_whoever_lacks_the_keys_gets_nothing_in_or_out_and_harms_nobody(tmp_path
 
 
 def test_the_right_keys_still_work_after_a_restart_of_the_service(tmp_path, folder):
-    where, settings = endpoints(), ReplaySettings()
+    where, settings = tcp_endpoints(), ReplaySettings()
     with ExitStack() as stack:
         with Service(tmp_path / "spool", where, settings, "run", folder):
             friend = Peer(stack, "friend", where, keys.client_keys(folder))

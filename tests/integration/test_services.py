@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.ports import tcp_endpoints
 from support.shard_house import gid, turn
 from support.waiting import deadline_s
 
@@ -16,15 +16,8 @@ from protocols.turns import Close, Lease
 from redraft.control import services
 from replay import keys
 from replay.client import Producer
-from replay.config import Endpoints, ReplaySettings, RunReplaySettings
+from replay.config import ReplaySettings, RunReplaySettings
 from replay.server.service import Service
-
-
-def endpoints() -> Endpoints:
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        return Endpoints(*(f"tcp://127.0.0.1:{probe.getsockname()[1]}" for probe in (first, second)))
 
 
 @contextmanager
@@ -32,7 +25,7 @@ def served(folder: Path, run_id: str = "exp-1", **settings) -> Iterator[RunRepla
     """A service with keys, and what a recipe that knows it says."""
     if not (folder / "keys").exists():
         keys.new(folder / "keys")
-    where = endpoints()
+    where = tcp_endpoints()
     with Service(folder / "spool", where, ReplaySettings(**settings), run_id, folder / "keys"):
         yield RunReplaySettings(services=(where,), keys=str(folder / "keys"))
 

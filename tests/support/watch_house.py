@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,6 +13,7 @@ import yaml
 
 from support import processes
 from support.places import ROOT
+from support.ports import free_port
 from support.waiting import deadline_s, until
 
 INTERVAL_S = 1
@@ -32,9 +32,7 @@ class Prometheus:
         (found,) = config["scrape_configs"][0]["http_sd_configs"]
         found |= {"url": sd, "refresh_interval": f"{INTERVAL_S}s"}
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._at = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._at = f"127.0.0.1:{free_port()}"
         self._command = [
             "prometheus",
             f"--config.file={folder / 'prometheus.yml'}",

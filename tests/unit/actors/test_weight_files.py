@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from support import processes
 
 from actors import weights
 from protocols.weights import Probe, WeightRef
@@ -58,7 +58,7 @@ def test_a_reader_that_died_does_not_keep_a_file_for_ever(shm):
 
 
 def test_what_a_dead_run_left_is_swept_and_a_living_one_is_left_alone(shm):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended = processes.start([sys.executable, "-c", ""])
     ended.wait()
     dead, living = shm / f"redraft-old-{ended.pid}", shm / f"redraft-now-{os.getpid()}"
     for folder in (dead, living, shm / "other"):

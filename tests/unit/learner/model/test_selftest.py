@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-
 import numpy as np
 import pytest
 import torch
 from support.families import FAMILIES, write
+from support.ports import free_port
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, Qwen3_5Config
 
@@ -125,10 +124,7 @@ def test_noise_is_a_rounding_and_not_a_fault(tmp_path):
 
 @pytest.fixture(scope="module")
 def ranks():
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    join_ranks(0, 1, ("127.0.0.1", port), "cpu", 60)
+    join_ranks(0, 1, ("127.0.0.1", free_port()), "cpu", 60)
     yield
     torch.distributed.destroy_process_group()
 

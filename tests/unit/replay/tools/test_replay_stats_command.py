@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.ports import tcp_endpoints
 from support.spool_house import (
     READY,
     ROOT,
@@ -65,10 +65,9 @@ def test_a_run_is_all_its_shards(tmp_path, monkeypatch):
 
 def test_stats_of_a_live_service_are_asked_with_keys(tmp_path, monkeypatch):
     keys.new(tmp_path / "keys")
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0)), second.bind(("127.0.0.1", 0))
-        ingest, serve = (f"tcp://127.0.0.1:{chosen.getsockname()[1]}" for chosen in (first, second))
-    with Serving(tmp_path / "new", "--keys", tmp_path / "keys", ingest=ingest, serve=serve):
+    where = tcp_endpoints()
+    serve = where.serve
+    with Serving(tmp_path / "new", "--keys", tmp_path / "keys", ingest=where.ingest, serve=serve):
         said = redraft("stats", "--at", serve, "--keys", tmp_path / "keys").stdout
         assert re.search(r"ready +0", said)
         monkeypatch.setattr(stats, "ANSWER_S", 0.5)
