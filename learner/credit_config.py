@@ -17,6 +17,11 @@ class CreditSettings(Settings):
     """What every credit says of itself: the facts by which a recipe is checked. Nothing outside learner/ knows which
     one runs."""
 
+    if TYPE_CHECKING:  # each kind has it
+
+        @property
+        def name(self) -> str: ...
+
     follows_paths: ClassVar[bool] = False
     """Whether it follows the turns of an episode from their root."""
     instead: ClassVar[str] = "take another learner.credit"

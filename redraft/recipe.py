@@ -44,7 +44,7 @@ class Recipe(Settings):
     environment: EnvironmentSettings
     curriculum: CurriculumSettings | None = None
     """Begin with the easiest tasks, and add harder ones as these are solved."""
-    rollout: RolloutSettings = AttemptSettings()
+    rollout: RolloutSettings = AttemptSettings()  # pyright: ignore[reportInvalidTypeForm]  made by one_of
     """How the episodes of a group are played."""
     sampling: SamplingSettings = SamplingSettings()
     actors: ActorSettings = ActorSettings()

@@ -63,7 +63,7 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
-async def start(model: str, dtype: str, settings: EngineSettings, seed: int, version: int = 0) -> Engine:
+async def start(model: str | Path, dtype: str, settings: EngineSettings, seed: int, version: int = 0) -> Engine:
     """The engine that the recipe asks for, ready to generate."""
     if settings.name == "scripted":
         from actors.engines.scripted import ScriptedEngine

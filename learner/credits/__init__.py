@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from learner.credit_config import CreditSettings
 from protocols.errors import SettingError
 from protocols.named import load
-from protocols.settings import Settings
 from protocols.turns import Group, Role, Turn
 
 NAMES = {name: f"learner.credits.{name}:{name}" for name in ("group", "turnwise", "raw", "reflection", "trajectory")}
@@ -26,12 +26,12 @@ def scored(turn: Turn) -> bool:
     return turn.role not in (Role.REFLECTION, Role.REVISION, Role.ERROR)
 
 
-def find(settings: Settings) -> Callable[[Sequence[Group], Any], list[np.ndarray]]:
+def find(settings: CreditSettings) -> Callable[[Sequence[Group], Any], list[np.ndarray]]:
     """The function of `learner.credit`. Raises SettingError when there is none."""
     return load(SETTING, settings.name, NAMES)
 
 
-def credit(batch: Sequence[Group], settings: Settings) -> list[np.ndarray]:
+def credit(batch: Sequence[Group], settings: CreditSettings) -> list[np.ndarray]:
     """The advantage of every turn: one float32[turns] a group, NaN where the turn is not trained, 0 for turns of role
     error. Raises SettingError when a credit of the user's own returns anything else."""
     advantages = find(settings)(batch, settings)
@@ -40,7 +40,7 @@ def credit(batch: Sequence[Group], settings: Settings) -> list[np.ndarray]:
     return [_checked(group, values, settings) for group, values in zip(batch, advantages, strict=True)]
 
 
-def _checked(group: Group, values: Any, settings: Settings) -> np.ndarray:
+def _checked(group: Group, values: Any, settings: CreditSettings) -> np.ndarray:
     wanted = f"float32[{len(group.turns)}] for a group of {len(group.turns)} turns"
     if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.shape != (len(group.turns),):
         raise _wrong(settings, f"returned {_kind(values)}", wanted)
@@ -49,7 +49,7 @@ def _checked(group: Group, values: Any, settings: Settings) -> np.ndarray:
     return np.where([turn.role is Role.ERROR for turn in group.turns], np.float32(0), values)
 
 
-def _wrong(settings: Settings, problem: str, wanted: str) -> SettingError:
+def _wrong(settings: CreditSettings, problem: str, wanted: str) -> SettingError:
     return SettingError(SETTING, f"{settings.name} {problem}", f"Return {wanted}")
 
 

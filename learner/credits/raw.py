@@ -42,5 +42,5 @@ def _indices(rewards: dict[int, float], keep: str) -> set[int]:
         return {index for index, reward in rewards.items() if reward >= 1}
     order = sorted(rewards)
     if keep == "best":
-        return {max(order, key=rewards.get)}
+        return {max(order, key=rewards.__getitem__)}
     return {order[0]} | {index for before, index in pairwise(order) if rewards[index] > rewards[before]}

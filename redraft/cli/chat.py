@@ -159,7 +159,7 @@ async def _episode(talk: Talk, recipe: Recipe, playing: Playing, typed: Iterator
         elif answer is None or over:
             _show("redraft", f"there is nothing to go on with: {HELP}")
         else:
-            answer = await _next(talk, recipe, playing.observation)
+            answer = await _next(talk, recipe, messages.asked(playing.observation))
 
 
 async def _first(talk: Talk, recipe: Recipe, question: Question) -> str | None:

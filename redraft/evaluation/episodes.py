@@ -89,7 +89,7 @@ def of_answers(played: Sequence[Episode], turns: int) -> Figures:
         "repeat_rate": ratio((~before_NT & same_NT).sum(1), wrong_N),
         "m1_t1": by_turn[0],
         "m1_t5": mean([majority(row) for row in whole]),
-        "p1_t5": mean(right_NT.any(1)),
+        "p1_t5": mean(np.any(right_NT, axis=1).tolist()),
     }
 
 

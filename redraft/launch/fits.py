@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from protocols.errors import SettingError
 from protocols.settings import Settings
@@ -122,6 +123,7 @@ def _does_nothing(why: str) -> SettingError:
 
 def _said(settings: Settings, key: str) -> str:
     """The text at a dotted key, empty where there is none."""
+    found: Any = settings
     for name in key.split("."):
-        settings = getattr(settings, name, None)
-    return settings or ""
+        found = getattr(found, name, None)
+    return found or ""

@@ -54,8 +54,10 @@ def _source(settings: ModelSettings, environment: EnvironmentSettings, cache: Pa
         return _existing(settings.path, cache)
     if settings.pretrained is not None:
         return fetch(settings.pretrained, None, cache, progress)
-    folder = cache / f"made-{_digest(settings.make, environment)}"
-    return _once(folder, lambda aside: _make(settings.make, environment, aside, progress))
+    make = settings.make
+    assert make is not None  # one of the three is given: see ModelSettings
+    folder = cache / f"made-{_digest(make, environment)}"
+    return _once(folder, lambda aside: _make(make, environment, aside, progress))
 
 
 def fetch(name: str, folder: Path | None, cache: Path, progress: Callable[[str], None] = print) -> Path:
@@ -185,7 +187,8 @@ def _make(make: MakeSettings, environment: EnvironmentSettings, folder: Path, pr
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",  # flash attention's backward was half of a step at this size on a CPU
+        # Flash attention's backward was half of a step at this size on a CPU.
+        attn_implementation="eager",  # pyright: ignore[reportCallIssue]  one of the base class's
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(make.seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -20,13 +21,16 @@ from actors.environments.base import Demonstrates
 from protocols.errors import SettingError
 from redraft.config import PretrainSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 FINAL_SHARE = 0.1  # of the learning rate, at the last step
 CLIP = 1.0
 REPORT_EVERY = 50
 
 
 def pretrain(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     tokenizer,
     settings: PretrainSettings,
     environment: EnvironmentSettings,
@@ -38,6 +42,7 @@ def pretrain(
     if not hasattr(source, "demonstrations"):
         cure = "Leave pretrain out, or name an environment that has a `demonstrations` method, such as signs"
         raise SettingError("model.make.pretrain", f"{environment.name} has no demonstrations", cure)
+    source = cast(Demonstrates, source)
     longest = max(turns for turns, _, _ in settings.batch)
     _check_length(source, tokenizer, longest, model.config.max_position_embeddings)
     before = torch.get_num_threads()

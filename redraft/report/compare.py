@@ -68,7 +68,7 @@ class Outcome:
     def environment(self) -> str:
         """What is played, whatever the feedback: its name, options and data."""
         options = at(self.recipe, "environment.options") or {}
-        data = [at(self.recipe, "data.path")] if at(self.recipe, "data.path") else []
+        data = [str(path)] if (path := at(self.recipe, "data.path")) else []
         name = at(self.recipe, "environment.name") or UNKNOWN
         return ", ".join([str(name), *(f"{key}={value}" for key, value in sorted(options.items())), *data])
 
@@ -230,8 +230,9 @@ class Entry:
 
 def _per_task(summary: dict | None) -> float | None:
     """Generations of one sampled episode."""
-    counted = at(summary or {}, "generations.sampled")
-    return counted / summary["n"] if counted else None
+    known = summary or {}
+    counted = at(known, "generations.sampled")
+    return counted / known["n"] if counted else None
 
 
 def mean(figures: Sequence[Figure]) -> Pooled:
@@ -339,4 +340,4 @@ def _table(environment: str, entries: Sequence[Entry], wide: bool) -> Table:
 
 def _cells(entry: Entry) -> list[tuple[str, str, str, str]]:
     found = [(row.label, shown(row.before), shown(row.after), shown(row.change, "+")) for row in entry.rows()]
-    return found or [("-",) * 4]
+    return found or [("-", "-", "-", "-")]

@@ -129,7 +129,7 @@ def _results(first: dict | None, last: dict | None, last_name: str, recipe: dict
             shown.append(f'<tr class="part"><th colspan="{len(heads) + 1}">{title}</th></tr>')
         shown.append(_row(row, bool(first), bool(last)))
     head = "".join(f"<th>{escape(text)}</th>" for text in heads) + "<th>what it is</th>"
-    known = last or first
+    known = last or first or {}
     how = "" if tables.acts(known) else " Evaluation plays every turn and never stops at a right answer."
     return (
         f'<section><h2>Results</h2><p class="how">On {known["n"]} test tasks, ± one standard error.{how}</p>'

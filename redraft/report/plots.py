@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -21,7 +22,7 @@ PHASES = {  # of the learner's step, in the order in which they happen, with the
     "publish": "#86efac",
     "checkpoint": "#f59e0b",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
@@ -80,7 +81,8 @@ def outcomes(first: dict | None, last: dict | None, last_name: str) -> str:
         "error_share": "with an error",
         "loop_rate": "with a loop",
     }
-    found = [one for one in ((first, "before", BEFORE), (last, last_name, AFTER)) if one[0]]
+    both = ((first, "before", BEFORE), (last, last_name, AFTER))
+    found = [(summary, name, color) for summary, name, color in both if summary]
     with drawing() as (figure, axes):
         for n, (summary, name, color) in enumerate(found):
             x = np.arange(len(shares)) + 0.38 * (n - (len(found) - 1) / 2)
@@ -123,7 +125,7 @@ def reward_by_turn(steps: Sequence[dict]) -> str:
     )
 
 
-def _by_turn(x: Sequence[float], values: Sequence[Sequence[float]], name: str, ylabel: str) -> str:
+def _by_turn(x: Sequence[float] | np.ndarray, values: Sequence[Sequence[float]], name: str, ylabel: str) -> str:
     turns = max((len(row) for row in values), default=0)
     with drawing() as (figure, axes):
         for turn in range(turns):
@@ -183,7 +185,7 @@ def learner_time(steps: Sequence[dict]) -> str:
         axes.stackplot(x, *seconds.values(), colors=PHASES.values(), labels=PHASES, linewidth=0, step="mid")
         axes.plot(x, _seconds(steps, "pack"), ":", color=INK, linewidth=1.2, label="pack (meanwhile)")
         _steps(axes, "seconds a step")
-        axes.set_ylim(0, _room(sum(seconds.values()), 1.35))
+        axes.set_ylim(0, _room(np.sum(list(seconds.values()), axis=0), 1.35))
         legend(axes, columns=4)
         return svg(figure, "learner-time")
 
@@ -241,7 +243,7 @@ def _room(values: np.ndarray, factor: float) -> float:
     return factor * min(found.max(), 3 * np.quantile(found, 0.95)) if found.size and found.max() > 0 else 1.0
 
 
-def _marker(x: Sequence[float]) -> dict:
+def _marker(x: Sequence[float] | np.ndarray) -> dict:
     return {"marker": "o", "markersize": 3} if len(x) <= MARKED else {}
 
 
@@ -265,7 +267,7 @@ class drawing:
 
     def __init__(self, rows: int = 1, height: float = 2.9):
         self._rows, self._height = rows, height
-        self._style = plt.rc_context(STYLE)
+        self._style = plt.rc_context(dict(STYLE))
 
     def __enter__(self):
         self._style.__enter__()
