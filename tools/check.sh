@@ -19,6 +19,8 @@ docs() { NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --quiet; }
 unit() { OMP_NUM_THREADS=1 pytest tests/unit; }
 integration() { pytest tests/integration tests/chaos --no-loadscope-reorder; }
 
+trap 'exit 130' INT # one Ctrl-C ends all of it
+
 worst=0
 summary=
 for check in "$@"; do
