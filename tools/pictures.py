@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Browser, sync_playwright
 from rich.console import Console
@@ -61,7 +62,7 @@ def while_it_trains(folder: Path, process: subprocess.Popen, into: Path) -> None
     remote = None
     while True:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the run did not train: see {folder / 'output.txt'}")
+            raise SystemExit("the run did not train:\n" + (folder / "output.txt").read_text()[-3000:])
         time.sleep(1.0)
         if not (folder / "runs" / RUN / "metrics.jsonl").exists():
             continue
@@ -109,7 +110,8 @@ def when_it_is_done(folder: Path, browser: Browser, into: Path) -> None:
         page.goto(report)
         page.screenshot(path=into / file)
     with viewer(folder) as address:
-        for file, width, scheme in (("view-dialogue.png", 1200, "light"), ("view-phone.png", 390, "dark")):
+        for file, width, dark in (("view-dialogue.png", 1200, False), ("view-phone.png", 390, True)):
+            scheme: Literal["dark", "light"] = "dark" if dark else "light"
             page = browser.new_page(viewport={"width": width, "height": 760}, color_scheme=scheme)
             page.goto(address)
             page.locator("#groups button").first.wait_for()
