@@ -1,4 +1,4 @@
-"""The engine: DeepSpeed set up in one rank, one optimizer step of many micro-batches, and the gathered weights."""
+"""The trainer: one optimizer step of many micro-batches in one rank, and the weights gathered from all of them."""
 
 from __future__ import annotations
 
