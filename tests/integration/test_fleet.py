@@ -1,5 +1,6 @@
 """An actor whose engine does not follow the weights is found out by the probe, replaced, and its replacement plays."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ HEAD = "model.embed_tokens.weight"
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    environment = {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": os.pathsep.join((PYTHONPATH, str(Path(__file__).parent))), "OMP_NUM_THREADS": "1"}
     ray.init(
         num_cpus=2,
         resources={"actor": 1},
