@@ -91,7 +91,7 @@ class Actor:
             self._background(self._play(lease))
         if orders.weights is not None:
             self._announced.append(orders.weights)
-            if not self._updating:
+            if all(task.done() for task in self._updating):  # also one that is yet to be discarded
                 task = self._background(self._update(orders.trial))
                 self._updating.add(task)
                 task.add_done_callback(self._updating.discard)
