@@ -181,9 +181,16 @@ def test_the_states_of_the_learner_and_of_the_actors_add_up_to_their_time(watche
     _, prometheus, _ = watched
     for name in ("learner_state", "actor_state"):
         query = f'sum by (name) (rate(redraft_{name}_seconds_total{{run="watched"}}[10s]))'
-        shares = {found["metric"]["name"]: float(found["value"][1]) for found in prometheus.query(query)}
-        print(f"{name}: seconds counted a second: {shares}")
-        assert shares and all(0.7 < share < 1.3 for share in shares.values()), shares
+
+        def shares(query: str = query) -> dict[str, float]:
+            return {found["metric"]["name"]: float(found["value"][1]) for found in prometheus.query(query)}
+
+        def adds_up() -> bool:
+            found = shares()
+            return bool(found) and all(0.7 < share < 1.3 for share in found.values())
+
+        # A state is counted when it ends: on a busy machine one that lasts for seconds may lie across a window's edge.
+        until(adds_up, f"{name}: seconds counted a second: {shares()}", 60)
 
 
 def test_an_actor_that_is_killed_is_replaced_and_scraped_again_and_the_run_goes_on(watched):
