@@ -1,4 +1,4 @@
-"""Leases: which task is played next, who plays what, and how many may start."""
+"""Leases: which task is played next, and who plays what."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: 
     errors of all figures, `greedy` with the figures of the greedy pass (None where it was not played), and `controls`
     with those of each control. A figure over nothing is None. Standard errors take each task as one cluster; see
     episodes.ratio. Of the sampled, the greedy and the control passes also cut_share, unparsed_share and
-    response_tokens, by role; see learner.responses.
+    response_tokens, by role; see learner.batches.responses.
 
     Answers: accuracy_by_turn[turns], keep_rate (right and right again, over right), fix_rate (wrong then right, over
     wrong; with 2 turns it is the success of the second try given a failed first), repeat_rate (the same wrong answer
