@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,8 @@ class Actor:
         self._begun = False
         self._parts: Future[Parts] = Future()
         self._started = asyncio.Event()  # or failed to start
-        self._announced: list[WeightRef] = []  # that are not loaded, the newest last
-        self._updating: set[asyncio.Task] = set()
+        self._announced: deque[WeightRef] = deque(maxlen=1)  # the newest weights that no update has taken yet
+        self._updating = False
 
     async def apply(self, func, *arguments, **named):
         """The call that Ray's FaultTolerantActorManager makes: `func(self)`, awaited when it has to be."""
@@ -91,10 +92,9 @@ class Actor:
             self._background(self._play(lease))
         if orders.weights is not None:
             self._announced.append(orders.weights)
-            if all(task.done() for task in self._updating):  # also one that is yet to be discarded
-                task = self._background(self._update(orders.trial))
-                self._updating.add(task)
-                task.add_done_callback(self._updating.discard)
+            if not self._updating:
+                self._updating = True
+                self._background(self._update(orders.trial))
         return self._take_report()
 
     async def evaluate(
@@ -166,15 +166,14 @@ class Actor:
 
     async def _update(self, trial: WeightRef | None) -> None:
         """Brings the engine to the newest announced version, again while newer ones come."""
-        await self._started.wait()
-        if self._report.state != "ready":
-            return
         try:
+            await self._started.wait()
+            if self._report.state != "ready":
+                return
             if trial is not None and self._report.version is None:
                 await self._try(trial)
             while self._report.state == "ready" and self._announced:
-                ref = self._announced[-1]
-                self._announced.clear()
+                ref = self._announced.pop()
                 if ref.version == self._report.version:
                     continue
                 self._report.probe_difference = await self._try(ref)
@@ -189,6 +188,8 @@ class Actor:
         except Exception as error:
             log.exception("%s cannot load weights", self._name)
             self._fail(f"cannot load weights: {error}")
+        finally:
+            self._updating = False  # without a wait since the last look at what was announced, so that none is missed
 
     def _limit(self, ref: WeightRef) -> float:
         return self._spec.actors.probe_tolerance or ref.probe.limit

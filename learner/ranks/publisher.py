@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Publisher:
         self._progress, self._tokens = progress, tokens
         made = (trainer.model_of, trainer.perturbed, tokens, trainer.vocabulary, trainer.device)
         self.proof = Proof(*made)
-        self._refs: list[WeightRef] = []  # the newest version that was announced
+        self._newest: deque[WeightRef] = deque(maxlen=1)  # that was announced
 
     def trial(self, seed: int) -> None:
         """Perturbed weights, which an actor must follow before it may play: no rounding hides an old head.
@@ -59,10 +60,10 @@ class Publisher:
     def keep(self, folder: Path) -> None:
         """Writes the newest version into a checkpoint's folder, where it is not that of the checkpoint's step."""
         if self._progress.published != self._progress.step:
-            (folder / PUBLISHED).write_bytes(ray.get(self._refs[-1].blob))
+            (folder / PUBLISHED).write_bytes(ray.get(self._newest[0].blob))
 
     def _announce(self, state: dict[str, Tensor], probe: Probe) -> None:
         ref = publish(state, self._progress.version, probe, self._trainer.adapter)
-        self._refs[:] = [ref]
+        self._newest.append(ref)
         metrics.PUBLISHED.set(ref.version)
         self._controller.announce.remote(ref)
