@@ -30,7 +30,7 @@ class Speller:
         wanted = set(controls)
         self._added = {token.content: (n, token) for n, token in known.items() if token.special or n in wanted}
         self._ids = {n for n, _ in self._added.values()}
-        self._every, self._alone = _any_of(self._added), None
+        self._every, self._alone = _any_of(self._added), _any_of(())
         # Some tokenizers drop what they cannot spell: the newline of a character tokenizer, read as one of Qwen 2.
         self._alone = _any_of(text for text in self._added if not self.plain(text))
         # The newline of a character tokenizer, say, is its end token and has no other spelling.
@@ -58,8 +58,6 @@ class Speller:
         """Ids of a text in which nothing is a control token, as far as the tokenizer can spell that."""
         if not text:
             return []
-        if self._alone is None:
-            return self._piece(text)
         ids, place = [], 0
         for found in self._alone.finditer(text):
             ids += [*self._piece(text[place : found.start()]), self._added[found[0]][0]]
