@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
+from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from protocols.errors import DeadlineError, SettingError
 from redraft.control import services, workers
@@ -17,6 +18,7 @@ from replay.client.shares import shard_of
 from replay.config import Endpoints
 
 LOOK_S = 1.0
+AGAIN_S = 0.1  # between two questions to a service that Ray starts again
 
 
 class Shards:
@@ -54,21 +56,27 @@ class Shards:
 
     def wait(self, limit_s: float) -> None:
         """Returns when all are up. Raises DeadlineError naming replay, or the SettingError of the one that is not."""
-        try:
-            self.served = dict(enumerate(ray.get([part.serves.remote() for part in self._parts], timeout=limit_s)))
-        except GetTimeoutError:
-            detail = "it did not start; see logs/ in the run"
-            raise DeadlineError("the controller", "replay", limit_s, detail) from None
+        began = time.monotonic()
+        self.served = {shard: where_it_serves(part, began, limit_s) for shard, part in enumerate(self._parts)}
 
     def grow(self, limit_s: float) -> None:
-        """Adds an empty shard; returns when it is up. New groups go there after `open`.
+        """Adds an empty shard; returns when it is up, whatever the others do meanwhile. New groups go there after
+        `open`.
 
-        Raises SettingError where the services of the run are not its own.
+        Raises SettingError where the services of the run are not its own, DeadlineError when it does not come up; then
+        there are as many as before.
         """
         if self._recipe.replay.services:
             raise SettingError("RUN", "its replay services run elsewhere", "Stop it, add one, and --resume")
+        shard, endpoints = len(self._parts), self.endpoints
         self._add()
-        self.wait(limit_s)
+        try:
+            self.served[shard] = where_it_serves(self._parts[shard], time.monotonic(), limit_s)
+        except Exception:
+            ray.kill(self._parts.pop())
+            workers.forget(self.endpoints[shard])
+            self.endpoints = endpoints
+            raise
 
     def open(self) -> None:
         """Spreads new groups over all shards, once whoever claims groups knows them all."""
@@ -110,3 +118,17 @@ class Shards:
         where = workers.endpoints(self._run.cluster)
         self._parts.append(workers.start_replay(self._run, self._recipe, len(self._parts), where))
         self.endpoints = (*self.endpoints, where)
+
+
+def where_it_serves(part: Any, began: float, limit_s: float) -> tuple[str, int]:
+    """Where a replay service serves its metrics, once it is up: one that has died is started again by Ray. The wait
+    `began` at a time of time.monotonic. Raises DeadlineError, or what kept the service from starting."""
+    deadline = began + limit_s
+    while True:
+        try:
+            return ray.get(part.serves.remote(), timeout=max(0.0, deadline - time.monotonic()))
+        except (ActorUnavailableError, GetTimeoutError):
+            if time.monotonic() >= deadline:
+                detail = "it did not start; see logs/ in the run"
+                raise DeadlineError("the controller", "replay", limit_s, detail) from None
+            time.sleep(AGAIN_S)
