@@ -21,6 +21,7 @@ import numpy as np
 from actors.environments.base import Verdict
 from actors.environments.signs import Signs
 from benchmarks.methods import Meter
+from redraft.models.make import trained
 
 ROOT = Path(__file__).resolve().parents[1]
 TRL = ("trl==1.16.*", "accelerate==1.15.*")
@@ -124,14 +125,13 @@ class Bench:
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         wall_s = steps[-1]["time_s"] - began_s(steps[0])
         learner = {key: sum(step["seconds"].get(key, 0.0) for step in steps) for key in steps[0]["seconds"]}
-        newest = max((folder / "checkpoints").glob("step-*"))
         return {
             "wall_s": wall_s,
             "cpu_s": watch.cpu_s(wall_s),
             "start_s": watch.ended - wall_s - began,
             "learner_s": {key: round(seconds, 2) for key, seconds in learner.items()},
             "staleness": sum(step["staleness_mean"] for step in steps) / len(steps),
-            "model": str(newest / "model"),
+            "model": str(trained(folder, self.folder / ".cache" / "models")),
         }
 
     def _run(self, command: list[str], log: Path, look: Callable[[int], None] = lambda pid: None) -> str:

@@ -27,6 +27,9 @@ from pathlib import Path
 import psutil
 import yaml
 
+from protocols.evaluation import EvaluationSummary
+from protocols.reports import RunEnded
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("runs/methods")
 POLL_S = 0.5
@@ -144,9 +147,9 @@ class Bench:
             yield []
             return
         from benchmarks.teacher_server import started
-        from learner.checkpoint import newest
+        from redraft.models.make import trained
 
-        model = newest(self.train(find(method.teacher), seed)) / "model"
+        model = trained(self.train(find(method.teacher), seed), self.folder / ".cache" / "models")
         with started(model) as server:
             yield [f"rollout.teacher.url={server.url}", f"rollout.teacher.model={server.model}"]
 
@@ -202,8 +205,8 @@ class Result:
     """What the runs of one method over seeds came to; `before` and `after` are evaluations, one a seed."""
 
     method: Method
-    before: list[dict]
-    after: list[dict]
+    before: list[EvaluationSummary]
+    after: list[EvaluationSummary]
     attempts: list[int]
     cpu_s: list[float]
     feedback: str
@@ -214,7 +217,7 @@ def results(bench: Bench) -> list[Result]:
     found = []
     for method in METHODS:
         runs = [run for seed in range(method.seeds) if (run := bench.run_of(method, seed) / "cost.json").exists()]
-        summaries = [json.loads((run.parent / "summary.json").read_text()) for run in runs]
+        ended = [RunEnded.from_json(json.loads((run.parent / "summary.json").read_text())) for run in runs]
         if not runs:
             continue
         costs = [json.loads(run.read_text()) for run in runs]
@@ -222,9 +225,9 @@ def results(bench: Bench) -> list[Result]:
         found.append(
             Result(
                 method,
-                [summary["before"] for summary in summaries],
-                [summary.get("after") or summary["before"] for summary in summaries],
-                [summary.get("attempts", 0) for summary in summaries],
+                [one.before for one in ended if one.before],
+                [one.after or one.before for one in ended if one.before],
+                [one.attempts for one in ended],
                 [cost["cpu_s"] for cost in costs],
                 recipe["environment"]["feedback"],
             )
@@ -247,8 +250,8 @@ def line(found: Sequence[Result]) -> str:
     """The JSON line: means over seeds."""
     methods = {
         result.method.name: {
-            "before": mean(result.before),
-            "after": mean(result.after),
+            "before": mean([summary.to_json() for summary in result.before]),
+            "after": mean([summary.to_json() for summary in result.after]),
             "attempts": round(sum(result.attempts) / len(result.attempts)),
             "cpu_s": round(sum(result.cpu_s) / len(result.cpu_s), 1),
             "seeds": len(result.before),

@@ -7,38 +7,39 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.methods import Result
+from protocols.evaluation import EvaluationSummary
 
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 PICTURE = "results.png"
 
-Figure = Callable[[dict], "float | None"]
-ANSWERS: tuple[tuple[str, Figure], ...] = (
-    ("turn 1", lambda summary: summary["accuracy_by_turn"][0]),
-    ("last turn", lambda summary: summary["accuracy_by_turn"][-1]),
-    ("fix rate", lambda summary: summary.get("fix_rate")),
-    ("keep rate", lambda summary: summary.get("keep_rate")),
-    ("m1@tT", lambda summary: summary.get("m1_t5")),
-    ("p1@tT", lambda summary: summary.get("p1_t5")),
-    ("p5@t1", lambda summary: summary.get("p5_t1")),
+Of = Callable[[EvaluationSummary], "float | None"]
+ANSWERS: tuple[tuple[str, Of], ...] = (
+    ("turn 1", lambda summary: summary.sampled.accuracy_by_turn[0].value),
+    ("last turn", lambda summary: summary.sampled.accuracy_by_turn[-1].value),
+    ("fix rate", lambda summary: summary.sampled.fix_rate.value),
+    ("keep rate", lambda summary: summary.sampled.keep_rate.value),
+    ("majority of T turns", lambda summary: summary.sampled.majority_turns.value),
+    ("any of T turns", lambda summary: summary.sampled.any_turn.value),
+    ("pass@k", lambda summary: summary.sampled.pass_k.value),
 )
-ACTIONS: tuple[tuple[str, Figure], ...] = (
-    ("success", lambda summary: summary["success"]),
-    ("success after an error", lambda summary: summary["success_after_error"]),
-    ("share with an error", lambda summary: summary["error_share"]),
-    ("actions", lambda summary: summary["actions"]),
-    ("greedy success", lambda summary: summary["greedy"] and summary["greedy"]["success"]),
+ACTIONS: tuple[tuple[str, Of], ...] = (
+    ("success", lambda summary: summary.sampled.success.value),
+    ("success after an error", lambda summary: summary.sampled.success_after_error.value),
+    ("share with an error", lambda summary: summary.sampled.error_share.value),
+    ("actions", lambda summary: summary.sampled.actions.value),
+    ("greedy success", lambda summary: summary.greedy and summary.greedy.success.value),
 )
 
 
 def tables(found: Sequence[Result]) -> str:
     """Markdown: answers tried again, environments of many actions, and controls."""
-    answers = [result for result in found if result.after[0]["kind"] == "answers"]
-    actions = [result for result in found if result.after[0]["kind"] == "actions"]
+    answers = [result for result in found if result.after[0].kind == "answers"]
+    actions = [result for result in found if result.after[0].kind == "actions"]
     parts = []
     for title, chosen, figures in (("signs", answers, ANSWERS), ("minicraft", actions, ACTIONS)):
         if chosen:
             parts += [f"### `{title}`\n", _table(chosen, figures)]
-    if controlled := [result for result in answers if result.after[0].get("controls")]:
+    if controlled := [result for result in answers if result.after[0].controls]:
         parts += ["### Second tries beside their controls\n", _controls(controlled)]
     return "\n".join(parts)
 
@@ -49,7 +50,7 @@ def _table(found: Sequence[Result], figures) -> str:
     for result in found:
         cells = [_change(result, figure) for _, figure in figures]
         attempts, cpu = (f"{sum(values) / len(values):,.0f}" for values in (result.attempts, result.cpu_s))
-        turns = result.after[0].get("turns")
+        turns = result.after[0].turns
         name = f"`{result.method.name}`" + (f" (T = {turns})" if figures is ANSWERS else "")
         lines.append(_row([name, str(len(result.after)), *cells, attempts, cpu]))
     return "\n".join(lines) + "\n"
@@ -59,7 +60,7 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _change(result: Result, figure: Figure) -> str:
+def _change(result: Result, figure: Of) -> str:
     before, after = (_spread([figure(summary) for summary in summaries]) for summaries in (result.before, result.after))
     return after if result.before == result.after else f"{before} → {after}"
 
@@ -81,9 +82,9 @@ def _controls(found: Sequence[Result]) -> str:
     """Success of the second try given a failed first one (the fix rate of two turns), by what stood between."""
     lines = [_row(["method", "second try after", "before", "after"]), _row(["---"] * 4)]
     for result in found:
-        rows = [("the model's reflection", lambda summary: summary["fix_rate"])]
-        for label in result.after[0]["controls"]:
-            rows.append((label, lambda summary, label=label: summary["controls"][label]["fix_rate"]))
+        rows = [("the model's reflection", lambda summary: summary.sampled.fix_rate.value)]
+        for label in result.after[0].controls:
+            rows.append((label, lambda summary, label=label: summary.controls[label].fix_rate.value))
         for label, figure in rows:
             before = _spread([figure(summary) for summary in result.before])
             after = _spread([figure(summary) for summary in result.after])
@@ -142,4 +143,4 @@ def draw(found: Sequence[Result], path: Path) -> None:
 
 
 def _of_kind(found: Sequence[Result], kind: str) -> list[Result]:
-    return [result for result in found if result.after[0]["kind"] == kind]
+    return [result for result in found if result.after[0].kind == kind]

@@ -13,44 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
-from protocols.measured import Ages, ByPhase, ByRole, ByTurn, Reported, Value, measured
+from protocols.evaluation import EvaluationSummary
+from protocols.measured import Ages, ByPhase, ByTurn, Reported, Value, measured
 from protocols.replay_stats import ReplayStats
-
-
-class Lengths(TypedDict):
-    """Tokens of responses."""
-
-    mean: float
-    p50: float
-    max: int
-
-
-@dataclass(frozen=True, slots=True)
-class Responses(Reported):
-    """What the responses look like that the policy sampled, by role in small letters; see learner.batches.responses."""
-
-    cut_share: dict[str, float] = measured(
-        "Share that ran into sampling.max_tokens or the end of the context",
-        ByRole("learner_cut_share", "Share of the last batch's responses that were cut"),
-        group="responses",
-        factory=dict,
-    )
-    unparsed_share: dict[str, float] = measured(
-        "Share from which the environment could parse no answer; only roles that it judges and says so of",
-        ByRole("learner_unparsed_share", "Share of those that nothing could be parsed from"),
-        group="responses",
-        factory=dict,
-    )
-    response_tokens: dict[str, Lengths] = measured(
-        "Lengths, the end token counted",
-        ByRole("learner_response_tokens", "Mean length of the last batch's responses", of="mean"),
-        ByRole("learner_longest_response_tokens", "Longest response of the last batch", of="max"),
-        unit="tokens",
-        group="responses",
-        factory=dict,
-    )
+from protocols.responses import Responses
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +241,9 @@ class RunEnded:
     state: str
     """done, stopped or failed."""
     error: str = ""
-    before: Any = None
-    """The figures of the evaluation before training, None where there was none."""
-    after: Any = None
+    before: EvaluationSummary | None = None
+    """The evaluation before training, None where there was none."""
+    after: EvaluationSummary | None = None
     steps: int = 0
     seconds: float = 0.0
     findings: tuple[Finding, ...] = ()
@@ -284,11 +252,18 @@ class RunEnded:
     trained_parameters: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"findings": [finding.to_json() for finding in self.findings]}
+        return {
+            **{name: getattr(self, name) for name in self.__slots__},
+            "before": None if self.before is None else self.before.to_json(),
+            "after": None if self.after is None else self.after.to_json(),
+            "findings": [finding.to_json() for finding in self.findings],
+        }
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> RunEnded:
         known = {name: found[name] for name in cls.__slots__ if name in found}
+        evaluated = {name: found[name] for name in ("before", "after") if found.get(name) is not None}
+        known |= {name: EvaluationSummary.from_json(one) for name, one in evaluated.items()}
         known["findings"] = tuple(Finding(**finding) for finding in found.get("findings", ()))
         return cls(**known)
 

@@ -123,7 +123,7 @@ class EvaluationSettings(Settings):
     n: int = Field(default=500, ge=1)
     """Test tasks."""
     independent: int = Field(default=5, ge=1)
-    """First answers of a task that m5@t1 and p5@t1 look at; where an episode is many actions, whole episodes."""
+    """Independent first answers of a task, the k of pass@k and majority@k; whole episodes where one is many actions."""
     greedy: bool = True
     """Also play every task once at temperature 0."""
     turns: int | None = Field(default=None, ge=1)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+from protocols.evaluation import EvaluationLine
+from protocols.reports import Finding, RunEnded, StepLine
+
+GOES_ON = "running or interrupted"  # the state of a run that has not ended
 
 
 def text(path: Path) -> str:
@@ -44,48 +51,77 @@ def _decoded(texts: Sequence[str]) -> list[dict]:
     return found
 
 
-def steps(run_dir: Path) -> list[dict]:
-    """metrics.jsonl, one line a step, rising. A resumed run plays steps again: what came after its checkpoint is
-    gone."""
-    kept: list[dict] = []
-    for line in lines(run_dir / "metrics.jsonl"):
-        while kept and kept[-1]["step"] >= line["step"]:
+def step_lines(run_dir: Path) -> list[StepLine]:
+    """metrics.jsonl as it was written, with the steps that a resumed run played again."""
+    return [StepLine.from_json(line) for line in lines(run_dir / "metrics.jsonl")]
+
+
+def steps(written: Sequence[StepLine]) -> list[StepLine]:
+    """One line a step, rising. A resumed run plays steps again: what came after its checkpoint is gone."""
+    kept: list[StepLine] = []
+    for line in written:
+        while kept and kept[-1].report.step >= line.report.step:
             kept.pop()
         kept.append(line)
     return kept
 
 
-def findings(run_dir: Path) -> list[dict]:
+def findings(run_dir: Path) -> list[Finding]:
     """findings.jsonl: causes why the run could not learn, as they began; those that have ended have `until_s`."""
-    found: dict[tuple, dict] = {}
-    for line in lines(run_dir / "findings.jsonl"):
-        found[line["cause"], line["since_s"]] = line
-    return list(found.values())
+    told = [Finding(**line) for line in lines(run_dir / "findings.jsonl")]
+    return list({(finding.cause, finding.since_s): finding for finding in told}.values())
 
 
-def first(evaluations: Sequence[dict]) -> dict | None:
-    """The evaluation before any training."""
-    return next((found for found in evaluations if found["step"] == 0), None)
+def ended(run_dir: Path) -> RunEnded | None:
+    """summary.json: how the run ended; None while it goes on, and where it was interrupted."""
+    found = json_object(run_dir / "summary.json")
+    return RunEnded.from_json(found) if found else None
 
 
-def last(evaluations: Sequence[dict]) -> dict | None:
-    """The newest one after training, else the newest of the latest checkpoint that was evaluated; None before any."""
-    trained = [found for found in evaluations if found["step"] > 0]
-    after = [found for found in trained if found["label"] == "after"]
-    return after[-1] if after else max(reversed(trained), key=lambda found: found["step"], default=None)
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """evaluations.jsonl, in the order in which it was written."""
+
+    lines: tuple[EvaluationLine, ...]
+
+    @property
+    def first(self) -> EvaluationLine | None:
+        """The evaluation before any training."""
+        return next((line for line in self.lines if line.step == 0), None)
+
+    @property
+    def last(self) -> EvaluationLine | None:
+        """The newest one after training, else the newest of the latest checkpoint that was evaluated; None before
+        any."""
+        trained = [line for line in self.lines if line.step > 0]
+        after = [line for line in trained if line.label == "after"]
+        return after[-1] if after else max(reversed(trained), key=lambda line: line.step, default=None)
+
+    def of_step(self, step: int) -> EvaluationLine | None:
+        """The newest of the checkpoint after so many steps."""
+        return next((line for line in reversed(self.lines) if line.step == step), None)
 
 
-def at(recipe: dict, key: str):
+def evaluations(run_dir: Path) -> Evaluations:
+    return Evaluations(tuple(EvaluationLine.from_json(line) for line in lines(run_dir / "evaluations.jsonl")))
+
+
+def recipe(run_dir: Path) -> dict[str, Any]:
+    """recipe.yaml as it stands, whatever version wrote it; see `at`."""
+    return mapping(text(run_dir / "recipe.yaml"))
+
+
+def at(recipe: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key, None where there is none."""
-    value = recipe
+    value: Any = recipe
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
-def adapter(recipe: dict, summary: dict) -> str:
-    """What was trained in place of all weights, in a few words; "" where all were."""
-    rank, trained = at(recipe, "model.lora.rank"), summary.get("trained_parameters")
+def adapter(recipe: Mapping[str, Any], trained: int | None) -> str:
+    """What was trained in place of all weights, of so many parameters, in a few words; "" where all were."""
+    rank = at(recipe, "model.lora.rank")
     size = f", {trained:,} parameters" if trained else ""
     return f"LoRA of rank {rank}{size}" if rank else ""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from learner.credits import scored
-from protocols.reports import Lengths, Responses
+from protocols.responses import Lengths, Responses
 from protocols.turns import Role, Stop, Turn
 
 

@@ -44,6 +44,7 @@ from ray.exceptions import RayTaskError
 
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
+from protocols.evaluation import EvaluationLine, EvaluationSummary
 from protocols.reports import LearnerEnded, RunEnded, RunStatus, StepReport
 from protocols.weights import WeightRef
 from redraft import logs
@@ -66,7 +67,6 @@ PHASES = {
     "before": ("evaluating", "before training, to compare with"),
     "after": ("ending", "evaluation of what was learned"),
 }
-FACTS = ("label", "step", "version", "seconds")  # what a line of evaluations.jsonl says beside the figures
 
 
 class Controller:
@@ -238,12 +238,12 @@ class Controller:
 
     # Evaluation.
 
-    def _before(self) -> dict[str, Any] | None:
+    def _before(self) -> EvaluationSummary | None:
         """The evaluation with which a resumed run began."""
-        lines = [line for line in self._run.lines("evaluations.jsonl") if line["label"] == "before"]
-        return {key: value for key, value in lines[0].items() if key not in FACTS} if lines else None
+        lines = map(EvaluationLine.from_json, self._run.lines("evaluations.jsonl"))
+        return next((line.summary for line in lines if line.label == "before"), None)
 
-    def _evaluation(self, exchange: Exchange, label: str) -> dict[str, Any] | None:
+    def _evaluation(self, exchange: Exchange, label: str) -> EvaluationSummary | None:
         """Plays the test tasks on all actors with the weights now in force; writes a line of evaluations.jsonl.
 
         None when the run is stopped meanwhile.
@@ -256,14 +256,14 @@ class Controller:
         self._serve(exchange, lambda: self._stopping.is_set() or exam.advance())
         if self._stopping.is_set():
             return None
-        figures = exam.summary()
+        summary = exam.summary()
         occasion = Occasion(label, self._status.step, self._announced.version)
         if recipe.learner.record.groups:
             exam.record(self._run.folder, occasion)
-        self._run.append("evaluations.jsonl", occasion.line(round(time.monotonic() - began, 1), figures))
-        self._trackers.evaluation(occasion.step, figures)
-        self._status.evaluated(figures)
-        return figures
+        self._run.append("evaluations.jsonl", occasion.line(began, summary).to_json())
+        self._trackers.evaluation(occasion.step, summary)
+        self._status.evaluated(summary)
+        return summary
 
     # The end.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from actors.tasks import TaskOrder
 from learner.transcripts.store import write_evaluation
 from protocols.errors import RedraftError
+from protocols.evaluation import EvaluationLine, EvaluationSummary
 from protocols.turns import Turn, sampled_tokens
 from redraft.control.fleet import Fleet
 from redraft.control.status import Status
@@ -31,9 +31,10 @@ class Occasion:
     step: int
     version: int
 
-    def line(self, seconds: float, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """The line of evaluations.jsonl."""
-        return asdict(self) | {"seconds": seconds} | dict(figures)
+    def line(self, began: float, summary: EvaluationSummary) -> EvaluationLine:
+        """The line of an evaluation that began at that time of `time.monotonic` and ends now."""
+        seconds = round(time.monotonic() - began, 1)
+        return EvaluationLine(self.label, self.step, self.version, seconds, summary)
 
 
 def chosen(tests: Sequence[dict], n: int) -> list[dict]:
@@ -72,7 +73,7 @@ class Exam:
             elif losses + 1 < TRIES:
                 self._shares.append((number, start, losses + 1))
             else:
-                tasks = f"tasks {start} to {start + SHARE}"
+                tasks = f"tasks {start} to {min(start + SHARE, len(self._tasks)) - 1}"
                 raise RedraftError(
                     f"{tasks} were lost with their actor {TRIES} times; the last: {self._status.last_event}"
                 )
@@ -107,8 +108,7 @@ class Exam:
             for number, (label, *_) in enumerate(self._passes)
         }
 
-    def summary(self) -> dict:
-        """The figures, see evaluation.summarise."""
+    def summary(self) -> EvaluationSummary:
         whole = self._passes[0].rollout
         return evaluation.summarise(self.played(), whole.turns, whole.kind)
 

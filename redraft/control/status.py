@@ -12,6 +12,7 @@ from typing import Any
 
 from actors.contract import Report
 from protocols import metrics
+from protocols.evaluation import EvaluationSummary
 from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, Finding, RunStatus, StepLine, StepReport
 from protocols.weights import WeightRef
@@ -129,9 +130,9 @@ class Status:
         with self._lock:
             self._diagnosis.published(ref.version, ref.digest, ref.probe.logprobs, self.elapsed_s)
 
-    def evaluated(self, figures: dict) -> None:
+    def evaluated(self, summary: EvaluationSummary) -> None:
         with self._lock:
-            self._diagnosis.evaluated(figures)
+            self._diagnosis.evaluated(summary)
 
     def played(self, actor: int, report: Report) -> None:
         """What an actor made since its last report."""

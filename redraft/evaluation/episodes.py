@@ -7,18 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Literal
 
 import numpy as np
 
+from protocols.evaluation import NOTHING, ActionFigures, AnswerFigures, Figure, Kind
+from protocols.responses import Responses
 from protocols.turns import Role, Turn
 
-Kind = Literal["answers", "actions"]
 ROLES: dict[Kind, tuple[Role, ...]] = {"answers": (Role.ATTEMPT, Role.RETRY), "actions": (Role.ACTION,)}
 LOOPS = (1, 2, 3)  # lengths of loops that are counted apart
-Figure = tuple[float | None, float | None]
-Figures = dict[str, Figure | list[Figure] | dict[str, Figure]]
-"""Each figure with its standard error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +71,30 @@ def generations(turns: Sequence[Turn]) -> int:
 # Answers -------------------------------------------------------------------------------------------------------------
 
 
-def of_answers(played: Sequence[Episode], turns: int) -> Figures:
-    """accuracy_by_turn[turns], keep_rate, fix_rate, repeat_rate, m1_t1, m1_t5, p1_t5 of one episode a task."""
+def of_answers(
+    played: Sequence[Episode],
+    turns: int,
+    responses: Responses,
+    together: Sequence[Sequence[Episode]] | None = None,
+) -> AnswerFigures:
+    """The figures of one episode a task; with `together` also those of the first answers of all episodes of each."""
     whole = [answers(episode, turns) for episode in played]
     right_NT = np.array([[answer.success for answer in row] for row in whole])
     same_NT = np.array([[_same(*pair) for pair in pairwise(row)] for row in whole], bool)
     before_NT, after_NT = right_NT[:, :-1], right_NT[:, 1:]
     wrong_N = (~before_NT).sum(1)
-    by_turn = [mean(right_NT[:, turn]) for turn in range(turns)]
-    return {
-        "accuracy_by_turn": by_turn,
-        "keep_rate": ratio((before_NT & after_NT).sum(1), before_NT.sum(1)),
-        "fix_rate": ratio((~before_NT & after_NT).sum(1), wrong_N),
-        "repeat_rate": ratio((~before_NT & same_NT).sum(1), wrong_N),
-        "m1_t1": by_turn[0],
-        "m1_t5": mean([majority(row) for row in whole]),
-        "p1_t5": mean(np.any(right_NT, axis=1).tolist()),
-    }
-
-
-def of_firsts(together: Sequence[Sequence[Episode]]) -> Figures:
-    """m5_t1 and p5_t1 of the first answers of all episodes of each task."""
-    firsts = [[answers(episode, 1)[0] for episode in task] for task in together]
-    return {
-        "m5_t1": mean([majority(task) for task in firsts]),
-        "p5_t1": mean([any(answer.success for answer in task) for task in firsts]),
-    }
+    firsts = [[answers(episode, 1)[0] for episode in task] for task in together or []]
+    return AnswerFigures(
+        accuracy_by_turn=tuple(mean(right_NT[:, turn]) for turn in range(turns)),
+        keep_rate=ratio((before_NT & after_NT).sum(1), before_NT.sum(1)),
+        fix_rate=ratio((~before_NT & after_NT).sum(1), wrong_N),
+        repeat_rate=ratio((~before_NT & same_NT).sum(1), wrong_N),
+        majority_turns=mean([majority(row) for row in whole]),
+        any_turn=mean([any(answer.success for answer in row) for row in whole]),
+        pass_k=mean([any(answer.success for answer in task) for task in firsts]),
+        majority_k=mean([majority(task) for task in firsts]),
+        responses=responses,
+    )
 
 
 def answers(episode: Episode, turns: int) -> list[Try]:
@@ -126,24 +121,23 @@ def _same(answer: Try, following: Try) -> bool:
 # Actions -------------------------------------------------------------------------------------------------------------
 
 
-def of_actions(played: Sequence[Episode]) -> Figures:
-    """success, success_after_error, error_share, actions, loop_rate and loops of one episode a task."""
+def of_actions(
+    played: Sequence[Episode], responses: Responses, together: Sequence[Sequence[Episode]] | None = None
+) -> ActionFigures:
+    """The figures of one episode a task; with `together` also that of all episodes of each."""
     success_N = np.array([episode.success for episode in played])
     refused_N = np.array([any(action.refused for action in episode.tries) for episode in played])
     loops_N = [loops([action.answer for action in episode.tries]) for episode in played]
-    return {
-        "success": mean(success_N),
-        "success_after_error": ratio(success_N & refused_N, refused_N),
-        "error_share": mean(refused_N),
-        "actions": mean([len(episode.tries) for episode in played], share=False),
-        "loop_rate": mean([bool(found) for found in loops_N]),
-        "loops": {str(length): mean([found[length] for found in loops_N], share=False) for length in LOOPS},
-    }
-
-
-def of_successes(together: Sequence[Sequence[Episode]]) -> Figures:
-    """p5_success: whether any of all episodes of a task ended with a success."""
-    return {"p5_success": mean([any(episode.success for episode in task) for task in together])}
+    return ActionFigures(
+        success=mean(success_N),
+        success_after_error=ratio(success_N & refused_N, refused_N),
+        error_share=mean(refused_N),
+        loop_rate=mean([bool(found) for found in loops_N]),
+        actions=mean([len(episode.tries) for episode in played], share=False),
+        pass_k=mean([any(episode.success for episode in task) for task in together or []]),
+        loops={str(length): mean([found[length] for found in loops_N], share=False) for length in LOOPS},
+        responses=responses,
+    )
 
 
 def loops(actions: Sequence[str | bytes | None]) -> Counter[int]:
@@ -186,15 +180,15 @@ def ratio(over_N: np.ndarray, under_N: np.ndarray, share: bool = True) -> Figure
     """
     n, total = len(under_N), float(under_N.sum())
     if total == 0:
-        return None, None
+        return NOTHING
     value = float(over_N.sum()) / total
     if n < 2:
-        return value, None
+        return Figure(value)
     residuals_N = over_N - value * under_N
     error = math.sqrt(float((residuals_N**2).sum()) * n / (n - 1)) / total
     if share and math.isclose(error, 0.0, abs_tol=1e-12):
         error = wilson_reach(value, int(np.count_nonzero(under_N)))
-    return value, error
+    return Figure(value, error)
 
 
 def wilson_reach(share: float, n: int) -> float:

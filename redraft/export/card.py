@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -18,7 +20,7 @@ PRETRAINED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub names of the models that `model.pretrained` fetches in another form."""
 
 
-def write(run_dir: Path, recipe: dict, checkpoint: Path, adapter: bool) -> str:
+def write(run_dir: Path, recipe: Mapping[str, Any], checkpoint: Path, adapter: bool) -> str:
     """The card of the model in `checkpoint` of the run in `run_dir`, as Markdown with YAML front matter."""
     from learner.checkpoint import step_of
 
@@ -38,12 +40,11 @@ def write(run_dir: Path, recipe: dict, checkpoint: Path, adapter: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def base_of(recipe: dict) -> str | None:
+def base_of(recipe: Mapping[str, Any]) -> str | None:
     """The Hub's name of the start model; None where it has none: a model that was made, or a local folder."""
-    model = recipe.get("model") or {}
-    if model.get("pretrained"):
-        return PRETRAINED.get(model["pretrained"])
-    path = model.get("path") or ""
+    if pretrained := at(recipe, "model.pretrained"):
+        return PRETRAINED.get(pretrained)
+    path = at(recipe, "model.path") or ""
     return path if HUB_NAME.fullmatch(path) and not Path(path).exists() else None
 
 
@@ -55,19 +56,19 @@ def _front_matter(base: str | None, adapter: bool) -> str:
     return f"---\n{yaml.safe_dump(facts, sort_keys=False).strip()}\n---"
 
 
-def _opening(recipe: dict, base: str | None, name: str, step: int, adapter: bool) -> str:
-    model = recipe.get("model") or {}
-    start = f"[{base}](https://huggingface.co/{base})" if base else _unnamed(model)
-    start += " in the 4-bit form that pip carries, unpacked," if model.get("pretrained") else ""
+def _opening(recipe: Mapping[str, Any], base: str | None, name: str, step: int, adapter: bool) -> str:
+    start = f"[{base}](https://huggingface.co/{base})" if base else _unnamed(recipe)
+    start += " in the 4-bit form that pip carries, unpacked," if at(recipe, "model.pretrained") else ""
     kind = "A low-rank adapter for" if adapter else "Trained from"
     version = importlib.metadata.version("redraft")
     return f"{kind} {start} with Redraft {version}: step {step} of the run `{name}`."
 
 
-def _unnamed(model: dict) -> str:
-    if make := model.get("make"):
-        return f"a small model that the recipe made ({make.get('layers')} layers of {make.get('hidden')})"
-    return f"a local model (`{Path(str(model.get('path'))).name}`)"
+def _unnamed(recipe: Mapping[str, Any]) -> str:
+    if at(recipe, "model.make"):
+        layers, hidden = at(recipe, "model.make.layers"), at(recipe, "model.make.hidden")
+        return f"a small model that the recipe made ({layers} layers of {hidden})"
+    return f"a local model (`{Path(str(at(recipe, 'model.path'))).name}`)"
 
 
 def _usage(adapter: bool) -> str:
@@ -76,15 +77,15 @@ def _usage(adapter: bool) -> str:
     return "An ordinary transformers folder. To serve it: `vllm serve FOLDER`."
 
 
-def _evaluation(run_dir: Path, recipe: dict, step: int) -> str:
+def _evaluation(run_dir: Path, recipe: Mapping[str, Any], step: int) -> str:
     """The figures before any training, and the newest of this very step, with standard errors."""
-    evaluations = records.lines(run_dir / "evaluations.jsonl")
-    before = records.first(evaluations)
-    after = next((found for found in reversed(evaluations) if found["step"] == step and step > 0), None)
+    evaluations = records.evaluations(run_dir)
+    first, reached = evaluations.first, evaluations.of_step(step) if step else None
+    before, after = first and first.summary, reached and reached.summary
     known = after or before
     if known is None:
         return "It was not evaluated."
-    told = [f"On {known['n']} test tasks of `{at(recipe, 'environment.name')}`; ± is one standard error."]
+    told = [f"On {known.n} test tasks of `{at(recipe, 'environment.name')}`; ± is one standard error."]
     if after is None:
         told.append(f"Step {step} was not evaluated: these are the figures of the start model.")
     heads = [""] + ["before"] * (before is not None) + ["after", "change"] * (after is not None)
@@ -99,10 +100,10 @@ def _evaluation(run_dir: Path, recipe: dict, step: int) -> str:
     return "\n\n".join([*told, "\n".join(lines), *remarks])
 
 
-def _making(run_dir: Path, recipe: dict, step: int) -> str:
-    steps = [line for line in records.steps(run_dir) if line["step"] <= step]
+def _making(run_dir: Path, recipe: Mapping[str, Any], step: int) -> str:
+    steps = [line for line in records.steps(records.step_lines(run_dir)) if line.report.step <= step]
     facts = [("steps", f"{step} of {recipe['steps']}" if "steps" in recipe else str(step))]
-    if steps and steps[-1].get("time_s"):
-        facts.append(("wall time", duration(steps[-1]["time_s"])))
+    if steps and steps[-1].time_s:
+        facts.append(("wall time", duration(steps[-1].time_s)))
     facts += [(label, str(value)) for label, key in FACTS.items() if (value := at(recipe, key)) is not None]
     return "\n".join(["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in facts)])

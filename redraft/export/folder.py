@@ -62,7 +62,7 @@ def _write(run: Run, checkpoint: Path, folder: Path, merge: bool) -> None:
         _copy(checkpoint / "model", folder)
     if not adapted or merge:
         _write_generation_config(folder)
-    recipe = records.mapping(records.text(run.folder / "recipe.yaml"))
+    recipe = records.recipe(run.folder)
     text = card.write(run.folder, recipe, checkpoint, adapter=adapted and not merge)
     (folder / "README.md").write_text(text, encoding="utf-8")
 

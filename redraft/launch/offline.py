@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -25,6 +25,7 @@ from redraft.run import Run
 from redraft.watch.live import LiveView
 
 if TYPE_CHECKING:
+    from protocols.evaluation import EvaluationSummary
     from redraft.control.evaluator import Exam, Occasion
     from redraft.control.fleet import Fleet
     from redraft.control.status import Status
@@ -56,14 +57,14 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
     began = time.monotonic()
     with ray_for(recipe):
         summary = exam(recipe, run, model, occasion, tests, LiveView(console, run.name))
-    run.append("evaluations.jsonl", occasion.line(round(time.monotonic() - began, 1), summary))
+    run.append("evaluations.jsonl", occasion.line(began, summary).to_json())
     console.print(table(None, summary, recipe.environment.feedback, console.width))
     console.print(f"report: {relative(write_report(run.folder))}", soft_wrap=True)
 
 
 def exam(
     recipe: Recipe, run: Run, model: Path, occasion: Occasion, tests: Sequence[dict], view: LiveView
-) -> dict[str, Any]:
+) -> EvaluationSummary:
     """The figures of the model in a folder."""
     from redraft.control.evaluator import Exam, chosen
     from redraft.evaluation.measures import plays

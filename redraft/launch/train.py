@@ -109,13 +109,13 @@ def _only_evaluate(recipe: Recipe, run: Run, view: LiveView) -> RunEnded:
     tests = environments.tasks(recipe.environment, recipe.data, "test")
     occasion = Occasion("before", step=0, version=0)
     before = offline.exam(recipe, run, Path(run.model), occasion, tests, view)
-    seconds = round(time.monotonic() - began, 1)
-    run.append("evaluations.jsonl", occasion.line(seconds, before))
+    line = occasion.line(began, before)
+    run.append("evaluations.jsonl", line.to_json())
     told = trackers.Trackers(run, recipe, lambda text, once: log.warning("%s", text))
     told.start(0)
     told.evaluation(0, before)
     told.close("done")
-    summary = RunEnded(run.name, "done", before=before, seconds=seconds)
+    summary = RunEnded(run.name, "done", before=before, seconds=line.seconds)
     run.write("summary.json", summary.to_json())
     return summary
 

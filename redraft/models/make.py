@@ -96,7 +96,7 @@ def _once(folder: Path, write: Callable[[Path], None]) -> Path:
 def _existing(path: str, cache: Path) -> Path:
     folder = Path(path).expanduser()
     if (folder / "run.json").exists():
-        folder = _trained(folder, cache)
+        folder = trained(folder, cache)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise SettingError("model.path", f"{path!r} holds no config.json", "Name the folder of a model")
@@ -114,8 +114,9 @@ def _existing(path: str, cache: Path) -> Path:
         raise SettingError("model.path", f"{path!r} is no folder here and cannot be fetched", cure) from error
 
 
-def _trained(run: Path, cache: Path) -> Path:
-    """The model of the newest checkpoint in a run's folder."""
+def trained(run: Path, cache: Path) -> Path:
+    """The folder of the model of a run's newest checkpoint, see `of_checkpoint`. Raises SettingError where it has
+    none."""
     from learner import checkpoint
 
     newest = checkpoint.newest(run)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from learner.batches.responses import told
-from protocols.reports import Responses
+from protocols.evaluation import AnswerFigures, EvaluationSummary, Figure
+from protocols.reports import StepLine
 from redraft import records
-from redraft.evaluation.episodes import Figure
-from redraft.records import at, duration
+from redraft.records import GOES_ON, at, duration
 from redraft.report import tables
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNKNOWN = "unknown"
+COMPARED = ("success", "success_after_error")  # of actions
+BESIDE = {"pass_k": "any_turn", "majority_k": "majority_turns"}
+"""Over independent tries, and the same over the turns of one episode, where that has turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +34,31 @@ class Point:
 
     step: int
     generations: int
-    summary: dict
+    summary: EvaluationSummary
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run's folder says: `before` and `after` are summaries (see evaluation.summarise), None where missing.
+    """What one run's folder says; `before` and `after` are None where there is no such evaluation.
 
     `generations` are the responses that were sampled for its steps, also for those that a resumed run lost and played
     again; `seconds` is wall time.
     """
 
     name: str
-    recipe: dict
+    recipe: Mapping[str, Any]
     state: str
     steps: int
     generations: int
     seconds: float | None
-    before: dict | None
-    after: dict | None
+    before: EvaluationSummary | None
+    after: EvaluationSummary | None
     curve: tuple[Point, ...]
     adapter: str = ""
     """What was trained in place of all weights, where it was."""
 
     @property
-    def known(self) -> dict | None:
+    def known(self) -> EvaluationSummary | None:
         return self.after or self.before
 
     @property
@@ -68,9 +71,9 @@ class Outcome:
     def environment(self) -> str:
         """What is played, whatever the feedback: its name, options and data."""
         options = at(self.recipe, "environment.options") or {}
-        data = [str(path)] if (path := at(self.recipe, "data.path")) else []
-        name = at(self.recipe, "environment.name") or UNKNOWN
-        return ", ".join([str(name), *(f"{key}={value}" for key, value in sorted(options.items())), *data])
+        name, data = at(self.recipe, "environment.name") or UNKNOWN, at(self.recipe, "data.path")
+        parts = [name, *(f"{key}={value}" for key, value in sorted(options.items())), *([data] if data else [])]
+        return ", ".join(map(str, parts))
 
     def rows(self) -> list[tables.Row]:
         """The figures by which runs are compared, see `rows`."""
@@ -80,69 +83,56 @@ class Outcome:
 def read(run_dir: Path) -> Outcome:
     """What the run in this folder did so far. Files that are missing leave their part out."""
     run_dir = Path(run_dir).resolve()
-    steps, written = records.steps(run_dir), records.lines(run_dir / "metrics.jsonl")
-    evaluations = records.lines(run_dir / "evaluations.jsonl")
-    summary = records.json_object(run_dir / "summary.json")
-    recipe = records.mapping(records.text(run_dir / "recipe.yaml"))
-    by_step = {found["step"]: found for found in evaluations}
-    first, last = records.first(evaluations), records.last(evaluations)
-    by_step |= {found["step"]: found for found in (first, last) if found}
+    written = records.step_lines(run_dir)
+    steps, ended, recipe = records.steps(written), records.ended(run_dir), records.recipe(run_dir)
+    evaluations = records.evaluations(run_dir)
+    first, last = evaluations.first, evaluations.last
+    by_step = {line.step: line.summary for line in (*evaluations.lines, first, last) if line}
     return Outcome(
         name=run_dir.name,
         recipe=recipe,
-        state=str(summary.get("state", "running or interrupted")),
-        steps=steps[-1]["step"] if steps else 0,
+        state=ended.state if ended else GOES_ON,
+        steps=steps[-1].report.step if steps else 0,
         generations=_spent(written),
-        seconds=summary.get("seconds") or (steps[-1].get("time_s") if steps else None),
-        before=first,
-        after=last,
+        seconds=(ended and ended.seconds) or (steps[-1].time_s if steps else None),
+        before=first and first.summary,
+        after=last and last.summary,
         curve=tuple(Point(n, _spent(written, until=n), by_step[n]) for n in sorted(by_step)),
-        adapter=records.adapter(recipe, summary),
+        adapter=records.adapter(recipe, ended and ended.trained_parameters),
     )
 
 
-def _spent(written: Sequence[dict], until: int | None = None) -> int:
+def _spent(written: Sequence[StepLine], until: int | None = None) -> int:
     """Of all lines of metrics.jsonl in the order in which they were written, up to the last one of that step."""
     counted = len(written)
-    while until is not None and counted and written[counted - 1]["step"] > until:
+    while until is not None and counted and written[counted - 1].report.step > until:
         counted -= 1
-    return sum(line.get("generations", 0) for line in written[:counted])
+    return sum(line.generations for line in written[:counted])
 
 
-def rows(before: dict | None, after: dict | None) -> list[tables.Row]:
-    """The first and the last turn, or success; the same greedy and for controls; and M0's figures over k independent
-    answers beside those over the turns of one episode after training (pk@t1 -> p1@tT, mk@t1 -> m1@tT)."""
+def rows(before: EvaluationSummary | None, after: EvaluationSummary | None) -> list[tables.Row]:
+    """The first and the last turn, or success; the same greedy and for controls; and figures over k independent answers
+    of the start model beside those over the turns of one episode after training."""
     known = after or before
     if known is None:
         return []
-    main, found = tables.main(known), []
-    if tables.acts(known):
-        names = [name for name in tables.names(known) if name.key in ("success", "success_after_error", "p5_success")]
-        found += [_row(name.label, name, name, before, after) for name in names]
-    else:
-        found += _of_answers(known, before, after)
-    old, new = before or {}, after or {}
-    found.append(_row(f"{main.label}, greedy", main, main, old.get("greedy"), new.get("greedy")))
-    for label in known.get("controls") or {}:
-        parts = [(summary.get("controls") or {}).get(label) for summary in (old, new)]
-        found.append(_row(f"{main.label}, {label}", main, main, *parts))
-    return [row for row in found if row.before[0] is not None or row.after[0] is not None]
-
-
-def _of_answers(known: dict, before: dict | None, after: dict | None) -> list[tables.Row]:
-    turns, k = known["turns"], known["independent"]
+    main = tables.main(known)
     names = {name.key: name for name in tables.names(known)}
-    first, main = tables.Name("accuracy_by_turn", "turn 1", "", 0), tables.main(known)
-    found = [_row(name.label, name, name, before, after) for name in (first, main)[:turns]]
-    for letter in "pm" if k > 1 else "":
-        old, new = names[f"{letter}5_t1"], names.get(f"{letter}1_t5")
-        label = f"{old.label} → {new.label}" if new else old.label
-        found.append(_row(label, old, new or old, before, after))
-    return found
-
-
-def _row(label: str, old: tables.Name, new: tables.Name, before: dict | None, after: dict | None) -> tables.Row:
-    return tables.Row(label, new.meaning, old.of(before), new.of(after))
+    first = tables.Name("accuracy_by_turn", "turn 1", "", 0)
+    answers = [first, main][: known.turns]
+    chosen = answers if known.kind == "answers" else [names[key] for key in COMPARED if key in names]
+    pairs = [(name.label, name, name) for name in chosen]
+    for key, over_turns in BESIDE.items():
+        old, new = names.get(key), names.get(over_turns)
+        if old is not None:
+            pairs.append((f"{old.label} → {new.label}" if new else old.label, old, new or old))
+    found = []
+    for section, old, new in tables.passes(before, after):
+        if section == "sampled":
+            found += [tables.Row(label, name.meaning, given.of(old), name.of(new)) for label, given, name in pairs]
+        else:
+            found.append(tables.Row(f"{main.label}, {section}", main.meaning, main.of(old), main.of(new)))
+    return [row for row in found if row.before.value is not None or row.after.value is not None]
 
 
 # Pooling -------------------------------------------------------------------------------------------------------------
@@ -192,11 +182,9 @@ class Entry:
 
     def by_turn(self, when: str) -> list[Pooled]:
         """Accuracy at each turn "before" or "after"; [] where there is none."""
-        summaries = [summary for outcome in self.outcomes if (summary := getattr(outcome, when))]
-        if not summaries or tables.acts(summaries[0]):
-            return []
-        pairs = [list(zip(s["accuracy_by_turn"], s["se"]["accuracy_by_turn"], strict=True)) for s in summaries]
-        return [mean(list(turn)) for turn in zip(*pairs, strict=False)]
+        summaries = [outcome.before if when == "before" else outcome.after for outcome in self.outcomes]
+        by_turn = [one.sampled.accuracy_by_turn for one in summaries if one and isinstance(one.sampled, AnswerFigures)]
+        return [mean(turn) for turn in zip(*by_turn, strict=False)]
 
     def main(self) -> PooledRow | None:
         """The figure that says how good the model is, see tables.main."""
@@ -218,26 +206,25 @@ class Entry:
         facts.append(f"{round(np.mean([outcome.generations for outcome in found])):,} generations{mean_of}")
         times = [outcome.seconds for outcome in found if outcome.seconds]
         facts += [f"{duration(float(np.mean(times)))}{mean_of}"] if times else []
-        sizes = sorted({outcome.known["n"] for outcome in found if outcome.known})
+        sizes = sorted({outcome.known.n for outcome in found if outcome.known})
         facts += [f"{' / '.join(map(str, sizes))} test tasks"] if sizes else ["no evaluation yet"]
         if spent := [per_task for outcome in found if (per_task := _per_task(outcome.known))]:
             facts.append(f"{np.mean(spent):.1f} generations an episode")
         facts += dict.fromkeys(
-            answers for outcome in found if (answers := told(Responses.from_json(outcome.known or {})))
+            answers for outcome in found if outcome.known and (answers := told(outcome.known.sampled.responses))
         )
         return facts
 
 
-def _per_task(summary: dict | None) -> float | None:
+def _per_task(summary: EvaluationSummary | None) -> float | None:
     """Generations of one sampled episode."""
-    known = summary or {}
-    counted = at(known, "generations.sampled")
-    return counted / known["n"] if counted else None
+    counted = summary and summary.generations.get("sampled")
+    return counted / summary.n if summary and counted else None
 
 
 def mean(figures: Sequence[Figure]) -> Pooled:
     """Over runs; those without the figure do not count."""
-    found = [figure for figure in figures if figure[0] is not None]
+    found = [figure for figure in figures if figure.value is not None]
     if not found:
         return Pooled(None)
     values, errors = (np.array([figure[part] for figure in found], float) for part in (0, 1))
@@ -260,7 +247,7 @@ def pool(outcomes: Sequence[Outcome]) -> list[Entry]:
     return [Entry(label, tuple(found)) for label, found in zip(labels, groups.values(), strict=True)]
 
 
-def _without_seed(recipe: dict) -> dict:
+def _without_seed(recipe: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in recipe.items() if key not in ("name", "seed")}
     if make := at(recipe, "model.make"):
         kept["model"] = recipe["model"] | {"make": {key: value for key, value in make.items() if key != "seed"}}
@@ -286,16 +273,17 @@ def sections(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 ERRORS = "± standard error over test tasks (of one run), in brackets the standard error over seeds."
 ANSWERS = (
-    "pk@t1 → p1@tT: any of k independent answers of the model before training is right, beside any of the T turns of "
-    "one episode after it; mk@t1 → m1@tT: the same for the majority. They cost equally many answers where k = T."
+    "pass@k → any of T turns: any of k independent answers of the model before training is right, beside any of the T "
+    "turns of one episode after it (RISE writes pk@t1 and p1@tT); majority@k → majority of T turns: the same for the "
+    "most common answer (mk@t1 and m1@tT). They cost equally many answers where k = T."
 )
-ACTIONS = "pk: any of k independent episodes succeeds."
+ACTIONS = "pass@k: any of k independent episodes succeeds."
 
 
 def note(entries: Sequence[Entry]) -> str:
     """What the figures of these entries are."""
     known = [outcome.known for entry in entries for outcome in entry.outcomes if outcome.known]
-    told = dict.fromkeys(ACTIONS if tables.acts(summary) else ANSWERS for summary in known)
+    told = dict.fromkeys(ACTIONS if summary.kind == "actions" else ANSWERS for summary in known)
     return " ".join([ERRORS, *told])
 
 

@@ -52,15 +52,15 @@ def _clear(change: Pooled) -> str:
 
 
 def _plots(environment: str, entries: Sequence[Entry]) -> str:
-    from redraft.report import compare_plots as figures  # matplotlib is slow to import
+    from redraft.report import compare_plots as plots  # matplotlib is slow to import
 
     if not any(entry.main() for entry in entries):
         return ""
     drawn = []
     if any(entry.by_turn("before") or entry.by_turn("after") for entry in entries):
-        drawn.append(("Accuracy by turn", figures.accuracy_by_turn(entries, environment), HOW["turns"]))
-    drawn.append(("Before and after", figures.main_figure(entries, environment), HOW["main"]))
-    drawn.append(("Against generations", figures.by_generations(entries, environment), HOW["generations"]))
+        drawn.append(("Accuracy by turn", plots.accuracy_by_turn(entries, environment), HOW["turns"]))
+    drawn.append(("Before and after", plots.main_figure(entries, environment), HOW["main"]))
+    drawn.append(("Against generations", plots.by_generations(entries, environment), HOW["generations"]))
     return page.plots(drawn)
 
 

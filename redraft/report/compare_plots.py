@@ -81,7 +81,7 @@ def by_generations(entries: Sequence[Entry], name: str) -> str:
         for number, entry in enumerate(entries):
             label: str | None = entry.label
             for outcome in entry.outcomes:
-                figures = [tables.main(point.summary).of(point.summary) for point in outcome.curve]
+                figures = [tables.main(point.summary).of(point.summary.sampled) for point in outcome.curve]
                 if figures:
                     x = np.array([point.generations for point in outcome.curve])
                     _line(axes, x, [Pooled(*figure) for figure in figures], number, "-", label)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from learner.transcripts.store import FOLDER
 from learner.transcripts.transcript import ERROR, RIGHT, WRONG
+from protocols.evaluation import EvaluationLine
 from redraft import records
 
 if TYPE_CHECKING:
@@ -52,19 +53,19 @@ def pairs(run_dir: Path) -> list[Pair]:
 
     Tasks are kept at a fixed stride, whatever was answered, so the first few are a fair sample.
     """
-    evaluations = records.lines(run_dir / "evaluations.jsonl")
-    first, last = records.first(evaluations), records.last(evaluations)
+    evaluations = records.evaluations(run_dir)
+    first, last = evaluations.first, evaluations.last
     if first is None or last is None:
         return []
-    before, after = (_kept(run_dir, evaluation) for evaluation in (first, last))
+    before, after = (_kept(run_dir, line) for line in (first, last))
     both = [task for task in before if task in after]
     speller = _speller(run_dir) if both else None
     return [_pair(speller, before[task], after[task]) for task in both] if speller else []
 
 
-def _kept(run_dir: Path, evaluation: dict) -> dict[str, list[dict]]:
+def _kept(run_dir: Path, evaluation: EvaluationLine) -> dict[str, list[dict]]:
     """The turns of each task that an evaluation keeps."""
-    lines = records.lines(run_dir / FOLDER / f"{evaluation['label']}-{evaluation['step']:06d}.jsonl")
+    lines = records.lines(run_dir / FOLDER / f"{evaluation.label}-{evaluation.step:06d}.jsonl")
     return {line["task"]: line["turns"] for line in lines if line.get("turns")}
 
 

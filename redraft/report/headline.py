@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from protocols.evaluation import EvaluationSummary
 from redraft.report import tables
 
 
-def headline(before: dict | None, after: dict | None) -> str:
+def headline(before: EvaluationSummary | None, after: EvaluationSummary | None) -> str:
     """ "last answer right: 9 % -> 77 % (first answer: 32 % -> 55 %)", or "success: 20 % -> 41 %" of many actions.
 
     One figure alone where there is one evaluation; "" where there is none. Better first answers are no correction, so
@@ -15,15 +16,15 @@ def headline(before: dict | None, after: dict | None) -> str:
     if known is None:
         return ""
     main, given = tables.main(known), [summary for summary in (before, after) if summary]
-    if tables.acts(known):
+    if known.kind == "actions":
         return f"{main.label}: {_change(main, given)}"
-    if known["turns"] == 1:
+    if known.turns == 1:
         return f"answer right: {_change(main, given)}"
     return f"last answer right: {_change(main, given)} (first answer: {_change(tables.names(known)[0], given)})"
 
 
-def _change(name: tables.Name, given: list[dict]) -> str:
-    return " -> ".join(_percent(name.of(summary)[0]) for summary in given)
+def _change(name: tables.Name, given: list[EvaluationSummary]) -> str:
+    return " -> ".join(_percent(name.of(summary.sampled).value) for summary in given)
 
 
 def _percent(share: float | None) -> str:

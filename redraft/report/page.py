@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from protocols.evaluation import EvaluationLine, EvaluationSummary
+from protocols.reports import Finding, RunEnded, StepLine
 from redraft import records
-from redraft.records import at, duration
+from redraft.records import GOES_ON, Evaluations, at, duration
 from redraft.report import dialogues, tables
 from redraft.report import html as page
 from redraft.report.headline import headline
@@ -38,26 +42,43 @@ POINTS = 1000  # of a curve, or up to twice as many: a page with each of 5,000 s
 def write_report(run_dir: Path) -> Path:
     """Writes report.html into the run's folder and returns its path. Files that are missing leave their part out."""
     run_dir = Path(run_dir)
-    recipe_text = records.text(run_dir / "recipe.yaml")
-    recipe = records.mapping(recipe_text)
-    summary = records.json_object(run_dir / "summary.json")
-    evaluations = records.lines(run_dir / "evaluations.jsonl")
-    steps = records.steps(run_dir)
-    name = str(summary.get("name") or recipe.get("name") or run_dir.resolve().name)
-    first, last = records.first(evaluations), records.last(evaluations)
-    last_name = f"step {last['step']}" if last and last["label"] != "after" else "after"
+    recipe, ended = records.recipe(run_dir), records.ended(run_dir)
+    evaluations = records.evaluations(run_dir)
+    steps = records.steps(records.step_lines(run_dir))
+    name = ended.name if ended else str(at(recipe, "name") or run_dir.resolve().name)
+    shown = Shown.of(evaluations)
+    came = headline(shown.first, shown.last)
     body = [
-        _header(name, headline(first, last), recipe, summary, steps, records.json_object(run_dir / "run.json")),
+        _header(name, came, recipe, ended, steps, records.json_object(run_dir / "run.json")),
         _findings(records.findings(run_dir)),
-        _results(first, last, last_name, recipe),
-        _checkpoints(evaluations),
-        dialogues.section(dialogues.pairs(run_dir), last_name),
-        _plots(first, last, last_name, evaluations, steps[:: max(1, len(steps) // POINTS)]),
-        _recipe(recipe_text),
+        _results(shown, str(at(recipe, "environment.feedback"))),
+        _checkpoints(evaluations.lines),
+        dialogues.section(dialogues.pairs(run_dir), shown.last_name),
+        _plots(shown, evaluations.lines, steps[:: max(1, len(steps) // POINTS)]),
+        _recipe(records.text(run_dir / "recipe.yaml")),
     ]
     path = run_dir / "report.html"
     page.write(path, name, body)
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The two evaluations of which a report shows every figure, and what the later one is called."""
+
+    first: EvaluationSummary | None
+    last: EvaluationSummary | None
+    last_name: str = "after"
+
+    @classmethod
+    def of(cls, evaluations: Evaluations) -> Shown:
+        first, last = evaluations.first, evaluations.last
+        name = f"step {last.step}" if last and last.label != "after" else "after"
+        return cls(first and first.summary, last and last.summary, name)
+
+    @property
+    def known(self) -> EvaluationSummary | None:
+        return self.last or self.first
 
 
 def relative(path: Path) -> Path:
@@ -65,29 +86,36 @@ def relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _header(name: str, came: str, recipe: dict, summary: dict, steps: Sequence[dict], run: dict) -> str:
+def _header(
+    name: str,
+    came: str,
+    recipe: Mapping[str, Any],
+    ended: RunEnded | None,
+    steps: Sequence[StepLine],
+    run: Mapping[str, Any],
+) -> str:
     """`came` is the headline, `run` what run.json says: where and when the run began."""
-    state = str(summary.get("state", "running or interrupted"))
-    done = steps[-1]["step"] if steps else summary.get("steps", 0)
-    seconds = summary.get("seconds") or (steps[-1].get("time_s") if steps else None)
+    state = ended.state if ended else GOES_ON
+    done = steps[-1].report.step if steps else ended.steps if ended else 0
+    seconds = (ended.seconds if ended else 0.0) or (steps[-1].time_s if steps else 0.0)
     facts = [("steps", f"{done} of {recipe['steps']}" if "steps" in recipe else f"{done}")]
     facts += [("wall time", duration(seconds))] if seconds else []
-    facts += [("model", _model(recipe, summary))] if recipe.get("model") else []
-    facts += [(label, str(run[key])) for label, key in ORIGIN.items() if run.get(key)]
+    facts += [("model", _model(recipe, ended and ended.trained_parameters))] if at(recipe, "model") else []
+    facts += [(label, str(run[key])) for label, key in ORIGIN.items() if at(run, key)]
     facts += [(label, _plain(value)) for label, key in FACTS.items() if (value := at(recipe, key)) is not None]
     listed = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
-    error = f'<p class="error">{escape(str(summary["error"]))}</p>' if summary.get("error") else ""
+    error = f'<p class="error">{escape(ended.error)}</p>' if ended and ended.error else ""
     badge = f'<span class="state {escape(state.split()[0])}">{escape(state)}</span>'
     told = f'<p class="headline">{escape(came)}</p>' if came else ""
     return f'<header><h1>{escape(name)} {badge}</h1>{told}<p class="lead">{LEAD}</p>{error}<dl>{listed}</dl></header>'
 
 
-def _findings(found: Sequence[dict]) -> str:
+def _findings(found: Sequence[Finding]) -> str:
     """Causes why the run could not learn, and when they were seen."""
     if not found:
         return ""
     rows = "".join(
-        f'<tr><th>{escape(one["problem"])}</th><td class="meaning">{escape(one["cure"])}</td><td>{_when(one)}</td></tr>'
+        f'<tr><th>{escape(one.problem)}</th><td class="meaning">{escape(one.cure)}</td><td>{_when(one)}</td></tr>'
         for one in found
     )
     head = "<th>what was seen</th><th>what helps</th><th>when</th>"
@@ -95,57 +123,54 @@ def _findings(found: Sequence[dict]) -> str:
     return f"<section><h2>Why it may not learn</h2>{table}</section>"
 
 
-def _when(finding: dict) -> str:
-    until = finding.get("until_s")
-    lasted = "on" if until is None else f"to {duration(until)}"
-    return f"step {finding['step']}, from {duration(finding['since_s'])} {lasted}"
+def _when(finding: Finding) -> str:
+    lasted = "on" if finding.until_s is None else f"to {duration(finding.until_s)}"
+    return f"step {finding.step}, from {duration(finding.since_s)} {lasted}"
 
 
-def _model(recipe: dict, summary: dict) -> str:
-    model = recipe["model"]
-    make = model.get("make")
-    made = f"made here: {make.get('layers')} layers of {make.get('hidden')}" if make else ""
-    kind = made or str(model.get("pretrained") or model.get("path"))
-    kind = f"{kind}, {model['dtype']}" if "dtype" in model else kind
-    return ", ".join(filter(None, (kind, records.adapter(recipe, summary))))
+def _model(recipe: Mapping[str, Any], trained: int | None) -> str:
+    """Its kind, its numbers, and an adapter of so many trained parameters."""
+    made = f"made here: {at(recipe, 'model.make.layers')} layers of {at(recipe, 'model.make.hidden')}"
+    kind = made if at(recipe, "model.make") else str(at(recipe, "model.pretrained") or at(recipe, "model.path"))
+    return ", ".join(filter(None, (kind, at(recipe, "model.dtype"), records.adapter(recipe, trained))))
 
 
 def _plain(value) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _results(first: dict | None, last: dict | None, last_name: str, recipe: dict) -> str:
+def _results(shown: Shown, feedback: str) -> str:
+    first, last, known = shown.first, shown.last, shown.known
     rows = tables.rows(first, last)
-    if not rows:
+    if known is None or not rows:
         return "<section><h2>Results</h2><p>There is no evaluation yet.</p></section>"
-    remarks = tables.remarks(first, last, str(at(recipe, "environment.feedback")))
-    told = "".join(f'<p class="remark">{escape(remark)}</p>' for remark in remarks)
-    heads = ["", "before", last_name, "change"] if first and last else ["", "before" if first else last_name]
-    shown, section = [], "sampled"
+    told = "".join(f'<p class="remark">{escape(remark)}</p>' for remark in tables.remarks(first, last, feedback))
+    name = shown.last_name
+    heads = ["", "before", name, "change"] if first and last else ["", "before" if first else name]
+    lines, section = [], "sampled"
     for row in rows:
         if row.section != section:
             section = row.section
             title = escape(tables.heading(section))
-            shown.append(f'<tr class="part"><th colspan="{len(heads) + 1}">{title}</th></tr>')
-        shown.append(_row(row, bool(first), bool(last)))
+            lines.append(f'<tr class="part"><th colspan="{len(heads) + 1}">{title}</th></tr>')
+        lines.append(_row(row, bool(first), bool(last)))
     head = "".join(f"<th>{escape(text)}</th>" for text in heads) + "<th>what it is</th>"
-    known = last or first or {}
-    how = "" if tables.acts(known) else " Evaluation plays every turn and never stops at a right answer."
+    how = "" if known.kind == "actions" else " Evaluation plays every turn and never stops at a right answer."
     return (
-        f'<section><h2>Results</h2><p class="how">On {known["n"]} test tasks, ± one standard error.{how}</p>'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(shown)}</tbody>"
+        f'<section><h2>Results</h2><p class="how">On {known.n} test tasks, ± one standard error.{how}</p>'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
         f"</table>{told}</section>"
     )
 
 
-def _checkpoints(evaluations: Sequence[dict]) -> str:
+def _checkpoints(evaluations: Sequence[EvaluationLine]) -> str:
     """What `redraft eval` has found, in the order in which it was asked; "" where it was not."""
-    asked = [found for found in evaluations if found["label"] == "eval"]
+    asked = [line for line in evaluations if line.label == "eval"]
     if not asked:
         return ""
-    figures = ("success",) if tables.acts(asked[0]) else ("turns", "first answer", "last answer")
+    figures = ("success",) if asked[0].summary.kind == "actions" else ("turns", "first answer", "last answer")
     head = "".join(f"<th>{text}</th>" for text in ("checkpoint", "tasks", *figures, f"greedy: {figures[-1]}"))
-    rows = "".join(_checkpoint(found) for found in asked)
+    rows = "".join(_checkpoint(line) for line in asked)
     how = "Each by <code>redraft eval</code>, with the settings that it was given; ± one standard error."
     return (
         f'<section class="plain"><h2>Evaluations of checkpoints</h2><p class="how">{how}</p>'
@@ -153,15 +178,15 @@ def _checkpoints(evaluations: Sequence[dict]) -> str:
     )
 
 
-def _checkpoint(found: dict) -> str:
-    main = tables.main(found)
-    figures = [main.of(found), main.of(found.get("greedy"))]
-    cells = [str(found["n"])]
-    if not tables.acts(found):
-        cells.append(str(found["turns"]))
-        figures.insert(0, tables.names(found)[0].of(found))
+def _checkpoint(line: EvaluationLine) -> str:
+    summary, main = line.summary, tables.main(line.summary)
+    figures = [main.of(summary.sampled), main.of(summary.greedy)]
+    cells = [str(summary.n)]
+    if summary.kind == "answers":
+        cells.append(str(summary.turns))
+        figures.insert(0, tables.names(summary)[0].of(summary.sampled))
     cells += map(tables.shown, figures)
-    return f"<tr><th>step {found['step']}</th>{''.join(f'<td>{escape(text)}</td>' for text in cells)}</tr>"
+    return f"<tr><th>step {line.step}</th>{''.join(f'<td>{escape(text)}</td>' for text in cells)}</tr>"
 
 
 def _row(row: tables.Row, first: bool, last: bool) -> str:
@@ -174,32 +199,33 @@ def _row(row: tables.Row, first: bool, last: bool) -> str:
     return f'<tr><th>{escape(row.label)}</th>{columns}<td class="meaning">{escape(row.meaning)}</td></tr>'
 
 
-def _plots(first, last, last_name: str, evaluations: Sequence[dict], steps: Sequence[dict]) -> str:
-    if not (first or last or steps):
+def _plots(shown: Shown, evaluations: Sequence[EvaluationLine], steps: Sequence[StepLine]) -> str:
+    known = shown.known
+    if not (known or steps):
         return ""
-    from redraft.report import plots as figures  # matplotlib is slow to import
+    from redraft.report import plots  # matplotlib is slow to import
 
-    measured = sorted({e["step"]: e for e in evaluations}.values(), key=lambda e: e["step"])
-    known, drawn = last or first or {}, []
-    acts = tables.acts(known)
+    measured = sorted({line.step: line for line in evaluations}.values(), key=lambda line: line.step)
+    two, drawn = (shown.first, shown.last, shown.last_name), []
+    acts = known is not None and known.kind == "actions"
     if acts:
-        drawn.append(("Episodes", figures.outcomes(first, last, last_name), HOW["outcomes"]))
+        drawn.append(("Episodes", plots.outcomes(*two), HOW["outcomes"]))
     elif known:
-        drawn.append(("Accuracy by turn", figures.accuracy_by_turn(first, last, last_name), HOW["accuracy"]))
+        drawn.append(("Accuracy by turn", plots.accuracy_by_turn(*two), HOW["accuracy"]))
     if len(measured) > 2 and acts:
-        drawn.append(("Success over training", figures.success_over_steps(measured), HOW["success"]))
+        drawn.append(("Success over training", plots.success_over_steps(measured), HOW["success"]))
     elif len(measured) > 2:
-        drawn.append(("Accuracy over training", figures.accuracy_over_steps(measured), HOW["over_steps"]))
+        drawn.append(("Accuracy over training", plots.accuracy_over_steps(measured), HOW["over_steps"]))
     if steps:
-        title, reward = ("Reward", figures.reward) if acts else ("Reward by turn", figures.reward_by_turn)
+        title, reward = ("Reward", plots.reward) if acts else ("Reward by turn", plots.reward_by_turn)
         drawn += [
             (title, reward(steps), HOW["reward"]),
-            ("Responses", figures.responses(steps), HOW["responses"]),
-            ("Staleness", figures.staleness(steps), HOW["staleness"]),
-            ("Where the learner's time went", figures.learner_time(steps), HOW["time"]),
-            ("Generation", figures.generation(steps), HOW["generation"]),
-            ("Trainer against sampler", figures.mismatch(steps), HOW["mismatch"]),
-            ("Optimisation", figures.optimisation(steps), HOW["optimisation"]),
+            ("Responses", plots.responses(steps), HOW["responses"]),
+            ("Staleness", plots.staleness(steps), HOW["staleness"]),
+            ("Where the learner's time went", plots.learner_time(steps), HOW["time"]),
+            ("Generation", plots.generation(steps), HOW["generation"]),
+            ("Trainer against sampler", plots.mismatch(steps), HOW["mismatch"]),
+            ("Optimisation", plots.optimisation(steps), HOW["optimisation"]),
         ]
     return f"<section><h2>Plots</h2>{page.plots(drawn)}</section>"
 

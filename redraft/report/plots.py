@@ -1,9 +1,9 @@
-"""The figures of a report: each function draws one and returns it as SVG text that can stand inside a page."""
+"""The plots of a report: each function draws one and returns it as SVG text that can stand inside a page."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,6 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from protocols.evaluation import ActionFigures, AnswerFigures, EvaluationLine, EvaluationSummary, PassFigures
+from protocols.reports import StepLine
 
 BEFORE, AFTER, ACCENT, INK, FAINT = "#94a3b8", "#2563eb", "#f59e0b", "#334155", "#e2e8f0"
 PHASES = {  # of the learner's step, in the order in which they happen, with their colours
@@ -43,7 +46,7 @@ STYLE: dict[Any, Any] = {
 MARKED = 60  # curves of at most so many points also show the points
 
 
-def accuracy_by_turn(first: dict, last: dict | None, last_name: str) -> str:
+def accuracy_by_turn(first: EvaluationSummary | None, last: EvaluationSummary | None, last_name: str) -> str:
     """Sampled with error bars, greedy dashed, of two evaluations."""
     with drawing() as (figure, axes):
         for summary, name, color in ((first, "before", BEFORE), (last, last_name, AFTER)):
@@ -56,97 +59,108 @@ def accuracy_by_turn(first: dict, last: dict | None, last_name: str) -> str:
         return svg(figure, "accuracy-by-turn")
 
 
-def _accuracy(axes, summary: dict, name: str, color: str) -> None:
-    turns = np.arange(1, summary["turns"] + 1)
-    errors = [error or 0.0 for error in summary["se"]["accuracy_by_turn"]]
-    axes.plot(turns, summary["accuracy_by_turn"], color=color, marker="o", markersize=4, label=name)
-    axes.errorbar(turns, summary["accuracy_by_turn"], errors, fmt="none", ecolor=color, capsize=3)
-    if summary.get("greedy"):
-        axes.plot(
-            turns, summary["greedy"]["accuracy_by_turn"], "--", color=color, linewidth=1.2, label=f"{name}, greedy"
-        )
+def _accuracy(axes, summary: EvaluationSummary, name: str, color: str) -> None:
+    values, errors = _by_turn_of(summary.sampled)
+    axes.plot(np.arange(1, len(values) + 1), values, color=color, marker="o", markersize=4, label=name)
+    axes.errorbar(np.arange(1, len(values) + 1), values, errors, fmt="none", ecolor=color, capsize=3)
+    if summary.greedy:
+        values, _ = _by_turn_of(summary.greedy)
+        label = f"{name}, greedy"
+        axes.plot(np.arange(1, len(values) + 1), values, "--", color=color, linewidth=1.2, label=label)
 
 
-def accuracy_over_steps(evaluations: Sequence[dict]) -> str:
+def _by_turn_of(figures: PassFigures) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy at each turn, and its standard errors; none of actions."""
+    by_turn = figures.accuracy_by_turn if isinstance(figures, AnswerFigures) else ()
+    return _numbers(found.value for found in by_turn), np.array([found.error or 0.0 for found in by_turn])
+
+
+def accuracy_over_steps(evaluations: Sequence[EvaluationLine]) -> str:
     """Accuracy on test tasks of each turn, at every evaluation."""
-    steps = [evaluation["step"] for evaluation in evaluations]
-    return _by_turn(steps, [e["accuracy_by_turn"] for e in evaluations], "accuracy-over-steps", "right, test tasks")
+    steps = _numbers(line.step for line in evaluations)
+    values = [_by_turn_of(line.summary.sampled)[0] for line in evaluations]
+    return _by_turn(steps, values, "accuracy-over-steps", "right, test tasks")
 
 
-def outcomes(first: dict | None, last: dict | None, last_name: str) -> str:
+def outcomes(first: EvaluationSummary | None, last: EvaluationSummary | None, last_name: str) -> str:
     """Shares of episodes of many actions, of two evaluations, as bars with their errors."""
-    shares = {
-        "success": "success",
-        "success_after_error": "success after\nan error",
-        "error_share": "with an error",
-        "loop_rate": "with a loop",
-    }
-    both = ((first, "before", BEFORE), (last, last_name, AFTER))
-    found = [(summary, name, color) for summary, name, color in both if summary]
+    labels = ("success", "success after\nan error", "with an error", "with a loop")
+    found = [
+        (summary.sampled, name, color)
+        for summary, name, color in ((first, "before", BEFORE), (last, last_name, AFTER))
+        if summary and isinstance(summary.sampled, ActionFigures)
+    ]
     with drawing() as (figure, axes):
-        for n, (summary, name, color) in enumerate(found):
-            x = np.arange(len(shares)) + 0.38 * (n - (len(found) - 1) / 2)
-            values, errors = ([_of([part], key)[0] for key in shares] for part in (summary, summary["se"]))
+        for n, (of, name, color) in enumerate(found):
+            x = np.arange(len(labels)) + 0.38 * (n - (len(found) - 1) / 2)
+            shares = (of.success, of.success_after_error, of.error_share, of.loop_rate)
+            values, errors = (_numbers(share[part] for share in shares) for part in (0, 1))
             axes.bar(x, values, 0.36, yerr=errors, color=color, ecolor=INK, capsize=3, label=name)
-        axes.set(ylabel="share of episodes", ylim=(0, 1.05), xticks=range(len(shares)))
-        axes.set_xticklabels(shares.values())
+        axes.set(ylabel="share of episodes", ylim=(0, 1.05), xticks=range(len(labels)))
+        axes.set_xticklabels(labels)
         axes.grid(False, axis="x")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         legend(axes)
         return svg(figure, "outcomes")
 
 
-def success_over_steps(evaluations: Sequence[dict]) -> str:
+def success_over_steps(evaluations: Sequence[EvaluationLine]) -> str:
     """Success on test tasks, and success after an error, at every evaluation."""
-    x = _of(evaluations, "step")
+    acted = [(line.step, line.summary.sampled) for line in evaluations]
+    found = [(step, of) for step, of in acted if isinstance(of, ActionFigures)]
+    x = _numbers(step for step, _ in found)
+    curves = (
+        ("success", AFTER, [of.success for _, of in found]),
+        ("after an error", ACCENT, [of.success_after_error for _, of in found]),
+    )
     with drawing() as (figure, axes):
-        for key, label, color in (("success", "success", AFTER), ("success_after_error", "after an error", ACCENT)):
-            errors = _of([evaluation["se"] for evaluation in evaluations], key)
-            axes.errorbar(x, _of(evaluations, key), errors, color=color, capsize=3, label=label, **_marker(x))
+        for label, color, curve in curves:
+            values, errors = (_numbers(one[part] for one in curve) for part in (0, 1))
+            axes.errorbar(x, values, errors, color=color, capsize=3, label=label, **_marker(x))
         _steps(axes, "success, test tasks")
         axes.set_ylim(bottom=0)
         legend(axes, columns=2)
         return svg(figure, "success-over-steps")
 
 
-def reward(steps: Sequence[dict]) -> str:
+def reward(lines: Sequence[StepLine]) -> str:
     """Mean reward of the scored turns of the batch."""
-    x = _of(steps, "step")
+    x = _numbers(line.report.step for line in lines)
     with drawing() as (figure, axes):
-        axes.plot(x, _of(steps, "reward"), color=AFTER, **_marker(x))
+        axes.plot(x, _numbers(line.report.batch.reward for line in lines), color=AFTER, **_marker(x))
         _steps(axes, "mean reward of the batch")
         return svg(figure, "reward")
 
 
-def reward_by_turn(steps: Sequence[dict]) -> str:
+def reward_by_turn(lines: Sequence[StepLine]) -> str:
     """Mean reward of the batch, by turn number."""
-    return _by_turn(
-        _of(steps, "step"), [s.get("reward_by_index", []) for s in steps], "reward", "mean reward of the batch"
-    )
+    values = [line.report.batch.reward_by_index for line in lines]
+    return _by_turn(_numbers(line.report.step for line in lines), values, "reward", "mean reward of the batch")
 
 
-def _by_turn(x: Sequence[float] | np.ndarray, values: Sequence[Sequence[float]], name: str, ylabel: str) -> str:
+def _by_turn(x: np.ndarray, values: Sequence[Sequence[float] | np.ndarray], name: str, ylabel: str) -> str:
     turns = max((len(row) for row in values), default=0)
     with drawing() as (figure, axes):
         for turn in range(turns):
             curve = [row[turn] if turn < len(row) else np.nan for row in values]
-            color = plt.cm.viridis_r(0.15 + 0.8 * turn / max(1, turns - 1))
+            color = matplotlib.colormaps["viridis_r"](0.15 + 0.8 * turn / max(1, turns - 1))
             axes.plot(x, curve, color=color, label=f"turn {turn + 1}", **_marker(x))
         _steps(axes, ylabel)
         legend(axes, columns=min(turns, 5))
         return svg(figure, name)
 
 
-def responses(steps: Sequence[dict]) -> str:
+def responses(lines: Sequence[StepLine]) -> str:
     """By role: shares of responses that were cut (solid) and that nothing could be parsed from (dashed), and below them
     their mean length."""
-    x = _of(steps, "step")
-    roles = dict.fromkeys(role for step in steps for role in step.get("response_tokens") or {})
+    x, told = _numbers(line.report.step for line in lines), [line.report.batch.responses for line in lines]
+    roles = dict.fromkeys(role for one in told for role in one.response_tokens)
     with drawing(rows=2, height=3.9) as (figure, (shares, lengths)):
         for number, role in enumerate(roles):
             color = (AFTER, ACCENT, "#0d9488", "#dc2626", INK)[number % 5]
-            cut, unparsed = (_by_role(steps, key, role) for key in ("cut_share", "unparsed_share"))
-            tokens = [(step.get("response_tokens") or {}).get(role, {}).get("mean", np.nan) for step in steps]
+            unparsed = _numbers(one.unparsed_share.get(role) for one in told)
+            tokens = [one.response_tokens[role]["mean"] if role in one.response_tokens else np.nan for one in told]
+            cut = _numbers(one.cut_share.get(role) for one in told)
             shares.plot(x, cut, color=color, label=f"{role}, cut", **_marker(x))
             if not np.isnan(unparsed).all():
                 shares.plot(x, unparsed, "--", color=color, label=f"{role}, unparsed", **_marker(x))
@@ -160,13 +174,11 @@ def responses(steps: Sequence[dict]) -> str:
         return svg(figure, "responses")
 
 
-def _by_role(steps: Sequence[dict], key: str, role: str) -> np.ndarray:
-    return np.array([(step.get(key) or {}).get(role, np.nan) for step in steps], float)
-
-
-def staleness(steps: Sequence[dict]) -> str:
+def staleness(lines: Sequence[StepLine]) -> str:
     """Mean staleness of the trained groups, and the band up to the largest."""
-    x, mean, most = (_of(steps, key) for key in ("step", "staleness_mean", "staleness_max"))
+    x = _numbers(line.report.step for line in lines)
+    mean = _numbers(line.report.batch.staleness_mean for line in lines)
+    most = _numbers(line.report.batch.staleness_max for line in lines)
     with drawing() as (figure, axes):
         axes.fill_between(x, mean, most, color=AFTER, alpha=0.15, step="mid", label="up to the largest")
         axes.plot(x, mean, color=AFTER, label="mean", **_marker(x))
@@ -177,22 +189,22 @@ def staleness(steps: Sequence[dict]) -> str:
         return svg(figure, "staleness")
 
 
-def learner_time(steps: Sequence[dict]) -> str:
+def learner_time(lines: Sequence[StepLine]) -> str:
     """Seconds of each step by phase, stacked; packing, which a thread does meanwhile, as a line."""
-    x = _of(steps, "step")
-    seconds = {phase: _seconds(steps, phase) for phase in PHASES}
+    x = _numbers(line.report.step for line in lines)
+    seconds = [_seconds(lines, phase) for phase in PHASES]
     with drawing() as (figure, axes):
-        axes.stackplot(x, *seconds.values(), colors=PHASES.values(), labels=PHASES, linewidth=0, step="mid")
-        axes.plot(x, _seconds(steps, "pack"), ":", color=INK, linewidth=1.2, label="pack (meanwhile)")
+        axes.stackplot(x, *seconds, colors=PHASES.values(), labels=PHASES, linewidth=0, step="mid")
+        axes.plot(x, _seconds(lines, "pack"), ":", color=INK, linewidth=1.2, label="pack (meanwhile)")
         _steps(axes, "seconds a step")
-        axes.set_ylim(0, _room(np.sum(list(seconds.values()), axis=0), 1.35))
+        axes.set_ylim(0, _room(np.sum(seconds, axis=0), 1.35))
         legend(axes, columns=4)
         return svg(figure, "learner-time")
 
 
-def generation(steps: Sequence[dict]) -> str:
+def generation(lines: Sequence[StepLine]) -> str:
     """Tokens that all actors sample in a second."""
-    x, tokens = _of(steps, "step"), _of(steps, "tokens_per_s")
+    x, tokens = _numbers(line.report.step for line in lines), _numbers(line.tokens_per_s for line in lines)
     with drawing() as (figure, axes):
         axes.plot(x, tokens, color=AFTER, **_marker(x))
         _steps(axes, "tokens/s, all actors")
@@ -200,27 +212,33 @@ def generation(steps: Sequence[dict]) -> str:
         return svg(figure, "generation")
 
 
-def optimisation(steps: Sequence[dict]) -> str:
+def optimisation(lines: Sequence[StepLine]) -> str:
     """Loss, entropy and gradient norm, one above the other."""
-    panels = (("loss", "loss", AFTER), ("entropy", "entropy, nats", "#0d9488"), ("gradient_norm", "gradient norm", INK))
-    x = _of(steps, "step")
+    reports = [line.report for line in lines]
+    x = _numbers(report.step for report in reports)
+    panels = (
+        ("loss", AFTER, _numbers(report.fit.loss for report in reports)),
+        ("entropy, nats", "#0d9488", _numbers(report.fit.entropy for report in reports)),
+        ("gradient norm", INK, _numbers(report.gradient_norm for report in reports)),
+    )
     with drawing(rows=3, height=3.9) as (figure, axes):
-        for panel, (key, label, color) in zip(axes, panels, strict=True):
-            values = _of(steps, key)
+        for panel, (label, color, values) in zip(axes, panels, strict=True):
             panel.plot(x, values, color=color, **_marker(x))
             panel.set_ylabel(label)
             panel.yaxis.set_major_locator(MaxNLocator(3))
-        _steps(axes[-1], panels[-1][1])
+        _steps(axes[-1], "gradient norm")
         figure.align_ylabels()
         return svg(figure, "optimisation")
 
 
-def mismatch(steps: Sequence[dict]) -> str:
+def mismatch(lines: Sequence[StepLine]) -> str:
     """|log-prob of trainer minus sampler|: mean and largest over the trained tokens, on a logarithmic axis."""
-    x = _of(steps, "step")
+    x = _numbers(line.report.step for line in lines)
+    largest = _numbers(line.report.fit.mismatch_max for line in lines)
+    mean = _numbers(line.report.fit.mismatch_mean for line in lines)
     with drawing() as (figure, axes):
-        axes.plot(x, _of(steps, "mismatch_max"), color=BEFORE, label="largest", **_marker(x))
-        axes.plot(x, _of(steps, "mismatch_mean"), color=AFTER, label="mean", **_marker(x))
+        axes.plot(x, largest, color=BEFORE, label="largest", **_marker(x))
+        axes.plot(x, mean, color=AFTER, label="mean", **_marker(x))
         axes.set_yscale("symlog", linthresh=1e-4)
         axes.set_ylim(bottom=0)
         _steps(axes, "nats")
@@ -228,13 +246,13 @@ def mismatch(steps: Sequence[dict]) -> str:
         return svg(figure, "mismatch")
 
 
-def _of(steps: Sequence[dict], key: str) -> np.ndarray:
-    """The values of `key`, NaN where a step has none."""
-    return np.array([np.nan if step.get(key) is None else step[key] for step in steps], float)
+def _numbers(values: Iterable[float | None]) -> np.ndarray:
+    """These values, NaN for those that are missing."""
+    return np.array([np.nan if value is None else value for value in values], float)
 
 
-def _seconds(steps: Sequence[dict], phase: str) -> np.ndarray:
-    return np.array([step.get("seconds", {}).get(phase, 0.0) for step in steps])
+def _seconds(lines: Sequence[StepLine], phase: str) -> np.ndarray:
+    return np.array([line.report.seconds.get(phase, 0.0) for line in lines])
 
 
 def _room(values: np.ndarray, factor: float) -> float:
@@ -243,7 +261,7 @@ def _room(values: np.ndarray, factor: float) -> float:
     return factor * min(found.max(), 3 * np.quantile(found, 0.95)) if found.size and found.max() > 0 else 1.0
 
 
-def _marker(x: Sequence[float] | np.ndarray) -> dict:
+def _marker(x: np.ndarray) -> dict:
     return {"marker": "o", "markersize": 3} if len(x) <= MARKED else {}
 
 
@@ -263,7 +281,7 @@ def legend(axes, columns: int = 1) -> None:
 
 
 class drawing:
-    """A figure in the report's style, closed at the end. Sizes are in inches."""
+    """A plot in the report's style, closed at the end. Sizes are in inches."""
 
     def __init__(self, rows: int = 1, height: float = 2.9):
         self._rows, self._height = rows, height
@@ -280,7 +298,7 @@ class drawing:
 
 
 def svg(figure, name: str) -> str:
-    """The figure's <svg> element. `name` salts its ids: ids of two figures of one page must differ."""
+    """The plot's <svg> element. `name` salts its ids: ids of two plots of one page must differ."""
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from learner.batches.responses import told
-from protocols.reports import Responses
-from redraft.evaluation.episodes import Figure
+from protocols.evaluation import NOTHING, ActionFigures, AnswerFigures, EvaluationSummary, Figure, PassFigures
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,24 +18,23 @@ WITH_FEEDBACK = (
     "this is improvement with feedback, not intrinsic self-correction."
 )
 WIDE = 110  # columns of a terminal
-NOTHING: Figure = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What a figure is called. `turn` picks one of a figure that is a list."""
+    """What a figure is called. `turn` picks one of a figure that there is for each turn."""
 
     key: str
     label: str
     meaning: str
     turn: int | None = None
 
-    def of(self, summary: dict | None) -> Figure:
-        """(value, standard error), each possibly None."""
-        if not summary or summary.get(self.key) is None:
-            return NOTHING
-        value, error = summary[self.key], summary["se"][self.key]
-        return (value, error) if self.turn is None else (value[self.turn], error[self.turn])
+    def of(self, figures: PassFigures | None) -> Figure:
+        """That figure of a pass; one over nothing where the pass, or the figure, is not there."""
+        if self.turn is None:
+            return getattr(figures, self.key, NOTHING)
+        by_turn = getattr(figures, self.key, ())
+        return by_turn[self.turn] if self.turn < len(by_turn) else NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,124 +53,102 @@ class Row:
         (old, old_se), (new, new_se) = self.before, self.after
         if old is None or new is None:
             return NOTHING
-        return new - old, None if old_se is None or new_se is None else math.hypot(old_se, new_se)
+        return Figure(new - old, None if old_se is None or new_se is None else math.hypot(old_se, new_se))
 
 
-def rows(before: dict | None, after: dict | None) -> list[Row]:
+def rows(before: EvaluationSummary | None, after: EvaluationSummary | None) -> list[Row]:
     """What the table of results shows, of either or both evaluations."""
     known = before or after
     if known is None:
         return []
     found = [
         Row(name.label, name.meaning, name.of(old), name.of(new), section)
-        for section, old, new in _sections(before, after)
+        for section, old, new in passes(before, after)
         for name in names(known)
     ]
-    return [row for row in found if row.before[0] is not None or row.after[0] is not None]
+    return [row for row in found if row.before.value is not None or row.after.value is not None]
 
 
-def _sections(before: dict | None, after: dict | None) -> Iterator[tuple[str, dict | None, dict | None]]:
-    yield "sampled", before, after
-    old, new = before or {}, after or {}
-    yield "greedy", old.get("greedy"), new.get("greedy")
-    controls = old.get("controls") or {}, new.get("controls") or {}
-    for label in dict.fromkeys([*controls[0], *controls[1]]):
-        yield label, controls[0].get(label), controls[1].get(label)
+def passes(
+    before: EvaluationSummary | None, after: EvaluationSummary | None
+) -> Iterator[tuple[str, PassFigures | None, PassFigures | None]]:
+    """(label, before, after) of each pass: sampled, greedy, and the controls."""
+    yield "sampled", before and before.sampled, after and after.sampled
+    yield "greedy", before and before.greedy, after and after.greedy
+    old, new = (summary.controls if summary else {} for summary in (before, after))
+    for label in {**old, **new}:
+        yield label, old.get(label), new.get(label)
 
 
-def names(summary: dict) -> list[Name]:
+def names(summary: EvaluationSummary) -> list[Name]:
     """The figures of such a summary, in the order in which people read them."""
-    if acts(summary):
-        return _of_actions(summary["independent"])
-    return _of_answers(summary["turns"], summary["independent"])
+    spread = {"": 2, "turns": summary.turns, "k": summary.k}
+    by_turn = summary.turns if summary.kind == "answers" else 0
+    found = [Name("accuracy_by_turn", f"turn {t + 1}", _AT_TURN if t else _AT_FIRST, t) for t in range(by_turn)]
+    for key, (label, meaning, over) in summary.sampled.captions().items():
+        if spread[over] > 1:
+            label, meaning = (text.format(turns=summary.turns, k=summary.k) for text in (label, meaning))
+            found.append(Name(key, label, meaning))
+    return found
 
 
-def main(summary: dict) -> Name:
+_AT_FIRST, _AT_TURN = "right at the first answer", "right at this turn"
+
+
+def main(summary: EvaluationSummary) -> Name:
     """The figure that says how good a model is: right at the last turn, or success."""
-    if acts(summary):
+    if summary.kind == "actions":
         return names(summary)[0]
-    turns = summary["turns"]
-    return Name("accuracy_by_turn", f"turn {turns}", "right at the last turn", turns - 1)
+    return Name("accuracy_by_turn", f"turn {summary.turns}", "right at the last turn", summary.turns - 1)
 
 
-def acts(summary: dict) -> bool:
-    """Whether it is of episodes of many actions."""
-    return summary.get("kind") == "actions"
-
-
-def _of_answers(turns: int, k: int) -> list[Name]:
-    by_turn = [Name("accuracy_by_turn", f"turn {t + 1}", "right at this turn", t) for t in range(turns)]
-    by_turn[0] = Name("accuracy_by_turn", "turn 1 (m1@t1)", "right at the first answer", 0)
-    retried = [
-        Name("keep_rate", "keep rate", "right, and right again at the next turn"),
-        Name("fix_rate", "fix rate", "wrong, and right at the next turn"),
-        Name("repeat_rate", "repeat rate", "wrong, and the same wrong answer again"),
-        Name("m1_t5", f"m1@t{turns}", f"majority of the {turns} turns of one episode"),
-        Name("p1_t5", f"p1@t{turns}", f"any of the {turns} turns of one episode is right"),
-    ]
-    independent = [
-        Name("p5_t1", f"p{k}@t1", f"any of {k} independent first answers is right"),
-        Name("m5_t1", f"m{k}@t1", f"majority of {k} independent first answers"),
-    ]
-    return by_turn + (retried if turns > 1 else []) + (independent if k > 1 else [])
-
-
-def _of_actions(k: int) -> list[Name]:
-    one = [
-        Name("success", "success", "the last action reached the goal"),
-        Name("success_after_error", "success after an error", "of the episodes in which an action was refused"),
-        Name("error_share", "share with an error", "episodes in which an action was refused"),
-        Name("loop_rate", "share with a loop", "episodes with the same actions twice in a row"),
-        Name("actions", "actions", "mean number in an episode"),
-    ]
-    return one + [Name("p5_success", f"p{k}", f"any of {k} independent episodes succeeds")] * (k > 1)
-
-
-def remarks(before: dict | None, after: dict | None, feedback: str) -> list[str]:
+def remarks(before: EvaluationSummary | None, after: EvaluationSummary | None, feedback: str) -> list[str]:
     """What an honest reader has to be told beside the figures. `feedback` as in environment.feedback."""
     known = after or before
     if known is None:
         return []
-    found = [WITH_FEEDBACK] if not acts(known) and known["turns"] > 1 and feedback != "blank" else []
-    if before and after and before["independent"] > 1:
-        found += _actions_control(before, after) if acts(after) else _answers_control(before, after)
+    answers = known.kind == "answers"
+    found = [WITH_FEEDBACK] if answers and known.turns > 1 and feedback != "blank" else []
+    if before and after and before.k > 1:
+        found += _independent(before, after)
     if spent := _generations(known):
         found.append(spent)
     named = (("before", before), ("after", after)) if before and after else (("", known),)
     for when, summary in named:
-        if answers := told(Responses.from_json(summary)):
-            found.append(f"Answers{' ' * bool(when)}{when}: {answers}.")
-    if errors := sum(summary["errors"] for summary in (before, after) if summary):
-        lost = "they count by their last action" if acts(known) else "the answers that they lack count as wrong"
+        if said := told(summary.sampled.responses):
+            found.append(f"Answers{' ' * bool(when)}{when}: {said}.")
+    if errors := sum(summary.errors for summary in (before, after) if summary):
+        lost = "the answers that they lack count as wrong" if answers else "they count by their last action"
         found.append(f"{errors} episodes ended early with an error; {lost}.")
     return found
 
 
-def _answers_control(before: dict, after: dict) -> list[str]:
-    turns, k = after["turns"], before["independent"]
-    if turns == 1:
+def _independent(before: EvaluationSummary, after: EvaluationSummary) -> list[str]:
+    """What as many independent tries of the model before training come to."""
+    turns, k, old, new = after.turns, before.k, before.sampled, after.sampled
+    if isinstance(old, ActionFigures) and isinstance(new, ActionFigures):
+        return [
+            f"One episode after training succeeds in {_share(new.success)} of the tasks; any of {k} independent "
+            f"episodes of the model before training (its pass@{k}) does in {_share(old.pass_k)}."
+        ]
+    if turns == 1 or not isinstance(old, AnswerFigures) or not isinstance(new, AnswerFigures):
         return []
     cost = "with equally many answers" if k == turns else f"with {k} answers instead of {turns}"
     return [
-        f"p1@t{turns} after training is {after['p1_t5']:.3f}; {k} independent answers of the model before training "
-        f"(its p{k}@t1) reach {before['p5_t1']:.3f} {cost}."
+        f"Any of {turns} turns of one episode after training is right in {_share(new.any_turn)} of the tasks; any of "
+        f"{k} independent answers of the model before training (its pass@{k}) is in {_share(old.pass_k)}, {cost}."
     ]
 
 
-def _actions_control(before: dict, after: dict) -> list[str]:
-    k = before["independent"]
-    return [
-        f"One episode after training succeeds in {after['success']:.3f} of the tasks; any of {k} independent episodes "
-        f"of the model before training (its p{k}) does in {before['p5_success']:.3f}."
-    ]
+def _share(figure: Figure) -> str:
+    return "an unknown share" if figure.value is None else f"{figure.value:.3f}"
 
 
-def _generations(summary: dict) -> str:
+def _generations(summary: EvaluationSummary) -> str:
     """What one pass costs, to compare methods at equal numbers of generations."""
-    spent = summary.get("generations")
-    if not spent:
+    if not summary.generations or not summary.n:
         return ""
-    listed = ", ".join(f"{label} {count / summary['n']:.1f}" for label, count in spent.items())
+    listed = ", ".join(f"{label} {count / summary.n:.1f}" for label, count in summary.generations.items())
     return f"Generations a test task, by pass: {listed}."
 
 
@@ -188,7 +164,7 @@ def heading(section: str) -> str:
     return "greedy (temperature 0)" if section == "greedy" else f"control: {section}"
 
 
-def table(before: dict | None, after: dict | None, feedback: str, width: int = 120) -> Table:
+def table(before: EvaluationSummary | None, after: EvaluationSummary | None, feedback: str, width: int = 120) -> Table:
     """The results for the terminal: each figure before and after with its standard error, and the change.
 
     What a figure means is said where the terminal is wide enough.
@@ -196,10 +172,10 @@ def table(before: dict | None, after: dict | None, feedback: str, width: int = 1
     from rich import box
     from rich.table import Table
 
-    known = before or after or {"n": 0}
+    known = before or after
     both = before is not None and after is not None
     caption = "\n".join(remarks(before, after, feedback))
-    title = f"{known['n']} test tasks, ± standard error"
+    title = f"{known.n if known else 0} test tasks, ± standard error"
     drawn = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     drawn.add_column("", no_wrap=True)
     for header, wanted in (("before", before), ("after", after), ("change", both)):

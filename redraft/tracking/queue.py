@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from protocols import metrics
 from protocols.errors import SettingError
+from protocols.evaluation import EvaluationSummary
 from protocols.reports import StepLine
 from redraft.config import PASSWORD, TrackingSettings
 
@@ -51,9 +52,9 @@ def of_step(line: StepLine) -> dict[str, float]:
     return {key: number for name, value in named for key, number in _numbers(name, value)}
 
 
-def of_evaluation(figures: dict) -> dict[str, float]:
+def of_evaluation(summary: EvaluationSummary) -> dict[str, float]:
     """The figures of an evaluation: `evaluation/accuracy/turn_1`, `evaluation/se/fix_rate`, `evaluation/greedy/...`."""
-    return dict(_numbers("evaluation", figures))
+    return dict(_numbers("evaluation", summary.to_json()))
 
 
 def _numbers(name: str, value) -> Iterator[tuple[str, float]]:
@@ -107,8 +108,8 @@ class Trackers:
         step = line.report.step
         self._put(Entry(step, of_step(line), time.time(), step <= self._played))
 
-    def evaluation(self, step: int, figures: dict) -> None:
-        self._put(Entry(step, of_evaluation(figures), time.time()))
+    def evaluation(self, step: int, summary: EvaluationSummary) -> None:
+        self._put(Entry(step, of_evaluation(summary), time.time()))
 
     def close(self, state: str) -> None:
         """The run has ended so. Returns when all is written, or after FLUSH_S."""

@@ -295,8 +295,7 @@ class Top(App[None]):
         self._texts["now"].update(Rows(*shown))
 
     def _feedback(self) -> str:
-        recipe = records.mapping(records.text(self._run.folder / "recipe.yaml"))
-        return str(records.at(recipe, "environment.feedback") or "")
+        return str(records.at(records.recipe(self._run.folder), "environment.feedback") or "")
 
     def _title(self, text: Text) -> None:
         self._headline.update(Text.assemble(self._title_text, "  ", text))

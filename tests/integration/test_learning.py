@@ -26,7 +26,9 @@ def train(folder: Path, *arguments: str, limit_s: float) -> dict:
 
 def figures(label: str, found: dict) -> str:
     turns = " ".join(f"{accuracy:.2f}" for accuracy in found["accuracy_by_turn"])
-    rates = " ".join(f"{key} {found[key]:.2f}" for key in ("keep_rate", "fix_rate", "m1_t5", "p1_t5", "p5_t1"))
+    rates = " ".join(
+        f"{key} {found[key]:.2f}" for key in ("keep_rate", "fix_rate", "majority_turns", "any_turn", "pass_k")
+    )
     return f"{label}: turns {turns}, {rates}, n {found['n']}"
 
 

@@ -102,7 +102,7 @@ def test_actors_that_come_take_their_part():
 def test_a_share_whose_actors_die_again_and_again_ends_the_exam():
     crew = Crew(0)
     exam = begun(crew)
-    with pytest.raises(RedraftError, match="tasks 0 to 250 were lost"):
+    with pytest.raises(RedraftError, match="tasks 0 to 249 were lost"):
         for _ in range(2 * TRIES):
             crew.end(0, lost=True)
             exam.advance()

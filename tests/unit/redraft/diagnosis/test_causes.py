@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from actors.contract import Report
 from actors.tally import Tally
+from protocols.evaluation import AnswerFigures, EvaluationSummary
 from protocols.reports import StepReport
 from redraft import recipe as recipes
 from redraft.diagnosis.causes import CAUSES, HOLD_S, Diagnosis
@@ -278,8 +279,7 @@ def test_tasks_without_a_question_of_their_own_are_compared_by_all_that_they_hol
 
 def test_an_evaluation_whose_episodes_all_broke_is_named_before_training():
     run = Watched()
-    figures = {"n": 20, "independent": 5, "greedy": {}, "controls": {}, "errors": 100}
-    run.diagnosis.evaluated(figures)
+    run.diagnosis.evaluated(EvaluationSummary(n=20, turns=1, k=5, sampled=AnswerFigures(), errors=100))
     [finding], _ = run.diagnosis.look(1.0)
     assert finding.cause == "episodes_broken" and finding.problem == "all 100 episodes ended with an error."
 

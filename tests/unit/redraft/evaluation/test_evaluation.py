@@ -11,6 +11,7 @@ from rich.console import Console
 
 from actors.config import SamplingSettings
 from actors.rollout_config import ActSettings, AttemptSettings, ReflectSettings, RetrySettings
+from protocols.evaluation import AnswerFigures, EvaluationLine, EvaluationSummary, Kind
 from protocols.turns import LOGPROBS, TOKENS, Role, Stop, Turn
 from redraft.config import EvaluationSettings
 from redraft.evaluation.episodes import Episode, Try, episodes, loops, majority
@@ -48,8 +49,13 @@ SAMPLED = [episode("7", "7", "1"), episode("1", "1", "7"), episode("2", "7", "7"
 INDEPENDENT = [firsts("1", "1"), firsts("7", "7"), firsts("7", "3"), firsts("4", None)]
 
 
+def figures(played: dict, turns: int, kind: Kind = "answers") -> dict:
+    """The summary as files have it."""
+    return summarise(played, turns, kind).to_json()
+
+
 def test_accuracy_and_the_rates_of_keeping_fixing_and_repeating_are_those_worked_out_by_hand():
-    found = summarise({"sampled": SAMPLED}, turns=3)
+    found = figures({"sampled": SAMPLED}, turns=3)
     assert found["accuracy_by_turn"] == [1 / 4, 2 / 4, 2 / 4]
     # Right before a retry: task 0 twice, task 2 once; kept: task 0 once, task 2 once.
     assert found["keep_rate"] == pytest.approx(2 / 3)
@@ -57,25 +63,24 @@ def test_accuracy_and_the_rates_of_keeping_fixing_and_repeating_are_those_worked
     assert found["fix_rate"] == pytest.approx(2 / 5)
     # Said again: task 1 once. Two unparsable answers are not the same answer.
     assert found["repeat_rate"] == pytest.approx(1 / 5)
-    assert found["m1_t1"] == 1 / 4
-    assert found["p1_t5"] == 3 / 4
-    assert found["m1_t5"] == 2 / 4  # tasks 0 and 2; task 1's majority is "1"
+    assert found["any_turn"] == 3 / 4
+    assert found["majority_turns"] == 2 / 4  # tasks 0 and 2; task 1's majority is "1"
     assert found["errors"] == 0
     assert found["greedy"] is None
 
 
 def test_independent_first_answers_count_the_episodes_own_first_answer_as_one_of_them():
-    found = summarise({"sampled": SAMPLED, "independent": INDEPENDENT}, turns=3)
-    assert found["independent"] == 3
-    assert found["p5_t1"] == 3 / 4
-    assert found["m5_t1"] == 1 / 4  # 7 1 1 -> 1; 1 7 7 -> 7; 2 7 3 -> 2, the first of equals; None 4 None -> 4
-    alone = summarise({"sampled": SAMPLED}, turns=3)
-    assert (alone["independent"], alone["p5_t1"]) == (1, alone["m1_t1"])
+    found = figures({"sampled": SAMPLED, "independent": INDEPENDENT}, turns=3)
+    assert found["k"] == 3
+    assert found["pass_k"] == 3 / 4
+    assert found["majority_k"] == 1 / 4  # 7 1 1 -> 1; 1 7 7 -> 7; 2 7 3 -> 2, the first of equals; None 4 None -> 4
+    alone = figures({"sampled": SAMPLED}, turns=3)
+    assert (alone["k"], alone["pass_k"]) == (1, alone["accuracy_by_turn"][0])
 
 
 def test_standard_errors_take_each_task_as_one_cluster():
-    se = summarise({"sampled": SAMPLED}, turns=3)["se"]
-    assert se["m1_t1"] == pytest.approx(math.sqrt(3 / 4 / 3 / 4))  # of a mean: sqrt(p (1-p) / (n-1))
+    se = figures({"sampled": SAMPLED}, turns=3)["se"]
+    assert se["accuracy_by_turn"][0] == pytest.approx(math.sqrt(3 / 4 / 3 / 4))  # of a mean: sqrt(p (1-p) / (n-1))
     residuals = [1 - 2 * 2 / 3, 0, 1 - 2 / 3, 0]  # kept minus rate times right, a task
     assert se["keep_rate"] == pytest.approx(math.sqrt(sum(r * r for r in residuals) * 4 / 3) / 3)
     assert len(se["accuracy_by_turn"]) == 3
@@ -83,23 +88,23 @@ def test_standard_errors_take_each_task_as_one_cluster():
 
 @pytest.mark.parametrize("answer", ["7", "1"])
 def test_a_share_of_none_or_of_all_has_the_error_of_wilsons_interval_instead_of_none(answer):
-    found = summarise({"sampled": [episode(answer, answer)] * 49}, turns=2)
+    found = figures({"sampled": [episode(answer, answer)] * 49}, turns=2)
     (share, _), (error, _) = found["accuracy_by_turn"], found["se"]["accuracy_by_turn"]
     assert share == (answer == RIGHT) and error == pytest.approx(1 / 50)
     # The bound p of Wilson's interval is where the share is one standard error of p away: |share - p| = sqrt(p q / n).
     assert error == pytest.approx(math.sqrt(error * (1 - error) / 49))
     one = [episode("7" if answer == "1" else "1")] + [episode(answer)] * 48
-    assert error == pytest.approx(summarise({"sampled": one}, turns=1)["se"]["m1_t1"], rel=0.03)
+    assert error == pytest.approx(figures({"sampled": one}, turns=1)["se"]["accuracy_by_turn"][0], rel=0.03)
 
 
 def test_a_rate_of_none_counts_only_the_tasks_that_have_a_part_in_it():
     kept_never = [episode("7", "1")] * 9 + [episode("1", "1")] * 90
-    found = summarise({"sampled": kept_never}, turns=2)
+    found = figures({"sampled": kept_never}, turns=2)
     assert found["keep_rate"] == 0 and found["se"]["keep_rate"] == pytest.approx(1 / 10)
 
 
 def test_a_count_that_never_varies_has_no_error():
-    found = summarise({"sampled": [actions("a", "b")] * 9}, 2, "actions")
+    found = figures({"sampled": [actions("a", "b")] * 9}, 2, "actions")
     assert found["actions"] == 2 and found["se"]["actions"] == 0 and found["se"]["loops"]["1"] == 0
 
 
@@ -107,20 +112,22 @@ def test_an_evaluation_tells_how_many_answers_were_cut_or_not_parsed_in_each_pas
     cut = made(0, Role.ATTEMPT, {"success": False, "answer": None, "parsed": False}, b"long", stop=Stop.LENGTH)
     right = made(0, Role.ATTEMPT, {"success": True, "answer": "7", "parsed": True}, b"ab")
     found = summarise({"sampled": [[cut], [right]], "greedy": [[right], [right]]}, turns=1)
-    assert (found["cut_share"], found["unparsed_share"]) == ({"attempt": 0.5}, {"attempt": 0.5})
-    assert found["response_tokens"] == {"attempt": {"mean": 3.0, "p50": 3.0, "max": 4}}
-    assert (found["greedy"]["cut_share"], found["greedy"]["unparsed_share"]) == ({"attempt": 0.0}, {"attempt": 0.0})
+    assert found.greedy is not None
+    told, greedy = found.sampled.responses, found.greedy.responses
+    assert (told.cut_share, told.unparsed_share) == ({"attempt": 0.5}, {"attempt": 0.5})
+    assert told.response_tokens == {"attempt": {"mean": 3.0, "p50": 3.0, "max": 4}}
+    assert (greedy.cut_share, greedy.unparsed_share) == ({"attempt": 0.0}, {"attempt": 0.0})
     before, after = (
         "Answers before: attempt 50% cut, 50% unparsed, 3 tokens (most 4).",
         "Answers after: attempt 50% cut",
     )
-    told = remarks(found, found, "blank")
-    assert before in told and any(remark.startswith(after) for remark in told)
+    said = remarks(found, found, "blank")
+    assert before in said and any(remark.startswith(after) for remark in said)
 
 
 def test_turns_of_one_task_that_always_agree_count_as_one_observation():
-    many = summarise({"sampled": [episode(*"111111111"), episode(*"121212121")] * 10}, turns=9)
-    once = summarise({"sampled": [episode(*"11"), episode(*"12")] * 10}, turns=2)
+    many = figures({"sampled": [episode(*"111111111"), episode(*"121212121")] * 10}, turns=9)
+    once = figures({"sampled": [episode(*"11"), episode(*"12")] * 10}, turns=2)
     assert many["repeat_rate"] == once["repeat_rate"] == 0.5
     assert many["se"]["repeat_rate"] == pytest.approx(once["se"]["repeat_rate"])
     assert many["se"]["repeat_rate"] > 0.1
@@ -128,7 +135,7 @@ def test_turns_of_one_task_that_always_agree_count_as_one_observation():
 
 def test_answers_that_an_error_kept_from_being_given_count_as_wrong():
     broken = [*episode("7"), turn(1, Role.ERROR)]
-    found = summarise({"sampled": [broken, [turn(0, Role.ERROR)], episode("7", "7")]}, turns=2)
+    found = figures({"sampled": [broken, [turn(0, Role.ERROR)], episode("7", "7")]}, turns=2)
     assert found["accuracy_by_turn"] == [2 / 3, 1 / 3]
     assert found["errors"] == 2
 
@@ -136,18 +143,18 @@ def test_answers_that_an_error_kept_from_being_given_count_as_wrong():
 def test_the_answer_with_which_an_episode_ended_early_without_an_error_stands():
     ended = [turn(0, Role.ATTEMPT, answer="7", terminated=True)]
     given_up = episode("1", "1")  # as Reflexion does at the same wrong answer
-    found = summarise({"sampled": [ended, given_up]}, turns=3)
+    found = figures({"sampled": [ended, given_up]}, turns=3)
     assert found["accuracy_by_turn"] == [1 / 2, 1 / 2, 1 / 2]
     assert found["errors"] == 0
 
 
 def test_figures_over_nothing_are_null_and_all_of_it_is_json():
-    found = summarise({"sampled": [episode("7", "7")], "greedy": [episode("7", "1")]}, turns=2)
+    found = figures({"sampled": [episode("7", "7")], "greedy": [episode("7", "1")]}, turns=2)
     assert found["fix_rate"] is None and found["se"]["fix_rate"] is None
     assert found["greedy"]["keep_rate"] == 0
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    single = summarise({"sampled": [episode("7")]}, turns=1)
-    assert (single["keep_rate"], single["repeat_rate"], single["m1_t5"]) == (None, None, 1)
+    single = figures({"sampled": [episode("7")]}, turns=1)
+    assert (single["keep_rate"], single["repeat_rate"], single["majority_turns"]) == (None, None, 1)
 
 
 def test_reflections_are_not_answers_and_episodes_stay_apart():
@@ -221,24 +228,24 @@ def test_other_kinds_of_feedback_are_controls_that_play_whole_episodes():
 def test_controls_have_the_same_figures_and_sections_of_their_own():
     second = [episode("1", "1"), episode("1", "7")] * 2
     found = summarise({"sampled": [episode("1", "7")] * 4, "greedy": second, "no reflection": second}, turns=2)
-    assert found["controls"]["no reflection"] == found["greedy"]
-    assert found["controls"]["no reflection"]["accuracy_by_turn"] == [0, 1 / 2]
+    control = found.controls["no reflection"]
+    assert isinstance(control, AnswerFigures) and control == found.greedy
+    assert [figure.value for figure in control.accuracy_by_turn] == [0, 1 / 2]
     sections = {row.section: row for row in rows(found, found) if row.label == "turn 2"}
     assert list(sections) == ["sampled", "greedy", "no reflection"]
-    assert sections["no reflection"].after == (1 / 2, found["greedy"]["se"]["accuracy_by_turn"][1])
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert sections["no reflection"].after == control.accuracy_by_turn[1]
 
 
 def test_with_two_turns_the_fix_rate_is_the_success_of_second_tries_after_failed_first_ones():
     tried = [episode("1", "7"), episode("1", "2"), episode("3", "4"), episode("7", "7")]
-    assert summarise({"sampled": tried}, turns=2)["fix_rate"] == 1 / 3
+    assert figures({"sampled": tried}, turns=2)["fix_rate"] == 1 / 3
 
 
 def test_generations_are_the_sampled_responses_of_each_pass():
     authored = made(1, Role.REFLECTION, {}, b"fixed", authored=True)
     own = [made(n, Role.ATTEMPT, {"success": False, "answer": "1"}, b"x") for n in (0, 2)]
     found = summarise({"sampled": [[own[0], turn(1, Role.ERROR)]], "greedy": [[own[0], authored, own[1]]]}, turns=2)
-    assert found["generations"] == {"sampled": 1, "greedy": 2}
+    assert found.generations == {"sampled": 1, "greedy": 2}
     assert any("sampled 1.0, greedy 2.0" in remark for remark in remarks(found, None, "blank"))
 
 
@@ -262,14 +269,14 @@ ACTED = [actions("a", "b."), actions("a!", "b", "c."), actions("a!", "a!", "a!")
 
 def test_the_figures_of_episodes_of_many_actions_are_those_worked_out_by_hand():
     others = [actions("a"), actions("a"), actions("a"), actions("b", "c.")]
-    found = summarise({"sampled": ACTED, "independent": others, "greedy": ACTED}, 8, "actions")
-    assert (found["kind"], found["n"], found["turns"], found["independent"]) == ("actions", 4, 8, 2)
+    found = figures({"sampled": ACTED, "independent": others, "greedy": ACTED}, 8, "actions")
+    assert (found["kind"], found["n"], found["turns"], found["k"]) == ("actions", 4, 8, 2)
     assert found["success"] == 2 / 4
     assert found["success_after_error"] == 1 / 2
     assert found["error_share"] == 2 / 4
     assert found["actions"] == (2 + 3 + 3 + 3) / 4
     assert found["loop_rate"] == 1 / 4 and found["loops"] == {"1": 1 / 4, "2": 0, "3": 0}
-    assert found["p5_success"] == 3 / 4
+    assert found["pass_k"] == 3 / 4
     assert found["errors"] == 2  # sampled and greedy
     assert found["se"]["success"] == pytest.approx(math.sqrt(1 / 4 / 3))
     assert found["se"]["loops"]["1"] == found["se"]["loop_rate"]
@@ -278,7 +285,7 @@ def test_the_figures_of_episodes_of_many_actions_are_those_worked_out_by_hand():
 
 
 def test_success_after_an_error_is_null_where_nothing_was_refused():
-    found = summarise({"sampled": [actions("a", "b.")] * 2}, 8, "actions")
+    found = figures({"sampled": [actions("a", "b.")] * 2}, 8, "actions")
     assert found["success_after_error"] is None and found["se"]["success_after_error"] is None
 
 
@@ -307,7 +314,7 @@ def test_actions_that_could_not_be_parsed_are_the_same_when_their_ids_are():
     def unparsed(*texts: bytes) -> list[Turn]:
         return [made(n, Role.ACTION, {"success": False, "answer": None}, text) for n, text in enumerate(texts)]
 
-    found = summarise({"sampled": [unparsed(b"hm", b"hm"), unparsed(b"hm", b"eh")]}, 2, "actions")
+    found = figures({"sampled": [unparsed(b"hm", b"hm"), unparsed(b"hm", b"eh")]}, 2, "actions")
     assert found["loop_rate"] == 1 / 2
 
 
@@ -316,7 +323,7 @@ def test_the_table_of_many_actions_says_success_errors_loops_and_the_control():
     console = Console(record=True, width=140)
     console.print(table(before, before, "binary"))
     text = console.export_text()
-    for fact in ("success ", "success after an error", "share with an error", "share with a loop", "actions", "p2"):
+    for fact in ("success ", "success after an error", "share with an error", "share with a loop", "actions", "pass@2"):
         assert fact in text, fact
     assert "2.750 ± 0.250" in text
     assert any("any of 2 independent episodes" in remark for remark in remarks(before, before, "binary"))
@@ -329,7 +336,7 @@ def test_the_table_shows_each_figure_before_and_after_and_what_the_feedback_give
     console = Console(record=True, width=140)
     console.print(table(before, after, "residual"))
     text = console.export_text()
-    for fact in ("0.250 ± 0.250", "turn 1 (m1@t1)", "keep rate", "m3@t1", "p1@t3", "p3@t1", "greedy fix rate"):
+    for fact in ("0.250 ± 0.250", "turn 1", "keep rate", "majority@3", "any of 3 turns", "pass@3", "greedy fix rate"):
         assert fact in text, fact
     assert "not intrinsic self-correction" in " ".join(text.split())
     assert WITH_FEEDBACK not in remarks(before, after, "blank")
@@ -337,9 +344,8 @@ def test_the_table_shows_each_figure_before_and_after_and_what_the_feedback_give
 
 def test_the_start_models_control_stands_beside_the_oracle_over_turns():
     before = summarise({"sampled": SAMPLED, "independent": INDEPENDENT}, turns=3)
-    assert any(
-        "(its p3@t1) reach 0.750 with equally many answers" in remark for remark in remarks(before, before, "blank")
-    )
+    found = remarks(before, before, "blank")
+    assert any("(its pass@3) is in 0.750, with equally many answers" in remark for remark in found)
 
 
 def test_a_table_of_one_evaluation_has_no_change():
@@ -349,3 +355,18 @@ def test_a_table_of_one_evaluation_has_no_change():
     text = console.export_text()
     assert "result" in text and "change" not in text
     assert all(row.change == (None, None) for row in rows(only, None))
+
+
+@pytest.mark.parametrize("kind", ["answers", "actions"])
+def test_a_summary_comes_back_from_its_line_as_it_was(kind):
+    played = {"answers": SAMPLED, "actions": ACTED}[kind]
+    made = summarise({"sampled": played, "greedy": played, "blank feedback": played}, turns=3, kind=kind)
+    line = EvaluationLine("eval", 8, 9, 1.5, made)
+    assert EvaluationLine.from_json(json.loads(json.dumps(line.to_json(), allow_nan=False))) == line
+    assert made.episodes == len(played) * 3
+
+
+def test_what_a_line_lacks_is_a_figure_over_nothing():
+    found = EvaluationSummary.from_json({"n": 4, "turns": 2, "accuracy_by_turn": [0.5, 1.0]})
+    assert [row.label for row in rows(found, None)] == ["turn 1", "turn 2"]
+    assert isinstance(found.sampled, AnswerFigures) and found.sampled.fix_rate == (None, None)

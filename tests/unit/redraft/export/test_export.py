@@ -20,7 +20,13 @@ from redraft.export.card import base_of
 from redraft.export.folder import export, write_adapted
 
 IDS = torch.tensor([[5, 9, 200, 3, 17, 80, 4, 4, 31]])
-FIGURES = {"accuracy_by_turn": [0.25, 0.5], "keep_rate": 0.5, "fix_rate": 0.1, "repeat_rate": 0.2, "m1_t5": 0.5}
+FIGURES = {
+    "accuracy_by_turn": [0.25, 0.5],
+    "keep_rate": 0.5,
+    "fix_rate": 0.1,
+    "repeat_rate": 0.2,
+    "majority_turns": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +50,9 @@ def exported(folder: Path, name: str = "mine", step: int | None = None, merge: b
 
 
 def evaluated(run, label: str, step: int, right: float) -> None:
-    figures = FIGURES | {"p1_t5": right, "m1_t1": right}
+    figures = FIGURES | {"any_turn": right}
     se = {key: [0.01, 0.01] if isinstance(value, list) else 0.01 for key, value in figures.items()}
-    facts = {"label": label, "step": step, "kind": "answers", "n": 50, "turns": 2, "independent": 1, "errors": 0}
+    facts = {"label": label, "step": step, "kind": "answers", "n": 50, "turns": 2, "k": 1, "errors": 0}
     run.append("evaluations.jsonl", facts | figures | {"se": se, "generations": {}, "greedy": None, "controls": {}})
 
 
@@ -81,7 +87,7 @@ def test_the_card_tells_what_it_is_how_well_it_does_and_how_it_was_made(run, tmp
     assert facts["library_name"] == "transformers" and "base_model" not in facts, "a model made here has no Hub name"
     body = card.split("---\n", 2)[2]
     assert "step 2 of the run `mine`" in body and "Redraft 0." in body
-    assert "| p1@t2 | 0.250 ± 0.010 | 0.750 ± 0.010 | +0.500 ± 0.014 |" in body
+    assert "| any of 2 turns | 0.250 ± 0.010 | 0.750 ± 0.010 | +0.500 ± 0.014 |" in body
     assert yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])["name"] == "mine"
     exported(tmp_path / "one", step=1)
     assert "Step 1 was not evaluated" in (tmp_path / "one" / "README.md").read_text()

@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from protocols.errors import SettingError
+from protocols.evaluation import AnswerFigures, EvaluationSummary, Figure
 from redraft.cli.main import app
 from redraft.report import compare
 from redraft.report.compare_page import write_page
@@ -32,15 +33,15 @@ RECIPE = {
 
 def answers(turns: list[float], se: float = 0.02, **figures) -> dict:
     """A summary of answers with that accuracy by turn."""
-    own = {"accuracy_by_turn": turns, "m1_t1": turns[0], "m1_t5": turns[-1], "p1_t5": turns[-1]}
-    values = own | {"p5_t1": 0.8, "m5_t1": 0.4} | figures
+    own = {"accuracy_by_turn": turns, "majority_turns": turns[-1], "any_turn": turns[-1]}
+    values = own | {"pass_k": 0.8, "majority_k": 0.4} | figures
     errors = {key: [se] * len(value) if isinstance(value, list) else se for key, value in values.items()}
     greedy = own | {"se": {key: errors[key] for key in own}}
     return {
         "kind": "answers",
         "n": 500,
         "turns": len(turns),
-        "independent": 5,
+        "k": 5,
         **values,
         "se": errors,
         "errors": 0,
@@ -57,13 +58,13 @@ def actions(success: float) -> dict:
         "error_share": 0.5,
         "actions": 5.0,
         "loop_rate": 0.1,
-        "p5_success": 0.7,
+        "pass_k": 0.7,
     }
     return {
         "kind": "actions",
         "n": 200,
         "turns": 8,
-        "independent": 5,
+        "k": 5,
         **figures,
         "se": dict.fromkeys(figures, 0.03),
         "errors": 0,
@@ -82,7 +83,7 @@ def make(folder: Path, recipe: dict, evaluations: list[tuple[str, int, dict]], s
     measured = [{"label": label, "step": step} | summary for label, step, summary in evaluations]
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in measured))
     if done:
-        (folder / "summary.json").write_text(json.dumps({"state": "done", "seconds": 75.0}))
+        (folder / "summary.json").write_text(json.dumps({"name": folder.name, "state": "done", "seconds": 75.0}))
     return folder
 
 
@@ -110,6 +111,11 @@ def entries(runs: Path, *names: str) -> list[compare.Entry]:
     return compare.pool([compare.read(runs / name) for name in names])
 
 
+def by_turn(summary: EvaluationSummary | None) -> list[float | None]:
+    assert summary is not None and isinstance(summary.sampled, AnswerFigures)
+    return [figure.value for figure in summary.sampled.accuracy_by_turn]
+
+
 def row(entry: compare.Entry, label: str) -> compare.PooledRow:
     return next(found for found in entry.rows() if found.label == label)
 
@@ -120,7 +126,7 @@ def test_a_run_is_what_its_folder_says(runs: Path):
     assert (found.environment, found.state, found.steps, found.seconds) == ("signs", "done", 4, 75.0)
     assert found.generations == 4 * 150
     assert [(point.step, point.generations) for point in found.curve] == [(0, 0), (2, 2 * 150), (4, 4 * 150)]
-    assert found.before["accuracy_by_turn"] == [0.3, 0.15, 0.1]
+    assert by_turn(found.before) == [0.3, 0.15, 0.1]
 
 
 def test_steps_that_a_resumed_run_played_again_count_once_and_what_they_cost_each_time(runs: Path):
@@ -147,16 +153,16 @@ def test_pooled_figures_are_means_with_both_standard_errors(runs: Path):
     assert last.after.over_seeds == pytest.approx(0.05 / math.sqrt(3))
     assert last.change.value == pytest.approx(0.65) and last.change.error == pytest.approx(math.hypot(0.02, 0.02))
     assert compare.shown(last.after) == "0.750 ± 0.020 (0.029)"
-    assert compare.mean([(0.5, None), (None, None)]) == compare.Pooled(0.5)
+    assert compare.mean([Figure(0.5), Figure()]) == compare.Pooled(0.5)
 
 
 def test_the_answers_of_the_start_model_stand_beside_the_turns_of_the_trained_one(runs: Path):
     [entry] = entries(runs, "tries-0")
-    oracle, majority = row(entry, "p5@t1 → p1@t3"), row(entry, "m5@t1 → m1@t3")
+    oracle, majority = row(entry, "pass@5 → any of 3 turns"), row(entry, "majority@5 → majority of 3 turns")
     assert (oracle.before.value, oracle.after.value) == (0.8, 0.7)
     assert (majority.before.value, majority.after.value) == (0.4, 0.7)
     assert row(entry, "turn 3, greedy").after.value == 0.7
-    assert [found.label for found in entries(runs, "grpo")[0].rows()][:2] == ["turn 1", "p5@t1"]
+    assert [found.label for found in entries(runs, "grpo")[0].rows()][:2] == ["turn 1", "pass@5"]
 
 
 def test_controls_of_the_rollout_have_a_row_each(runs: Path, tmp_path: Path):
@@ -188,7 +194,7 @@ def test_runs_that_go_on_or_were_only_evaluated_are_shown_as_far_as_they_are(run
 def test_evaluations_that_a_checkpoint_got_later_do_not_stand_in_for_the_one_after_training(runs: Path):
     with (runs / "tries-0" / "evaluations.jsonl").open("a") as stream:
         stream.write(json.dumps({"label": "eval", "step": 2} | answers([0.0, 0.0, 0.0])) + "\n")
-    assert compare.read(runs / "tries-0").after["accuracy_by_turn"] == [0.5, 0.6, 0.7]
+    assert by_turn(compare.read(runs / "tries-0").after) == [0.5, 0.6, 0.7]
 
 
 def test_runs_without_a_recipe_are_never_taken_for_seeds_of_one(tmp_path: Path):
@@ -207,7 +213,12 @@ def test_the_page_holds_every_figure_and_needs_nothing_but_itself(runs: Path, tm
     found = entries(runs, *sorted(folder.name for folder in runs.iterdir()))
     write_page(found, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    for fact in ("retry × turnwise × awr", "0.750 ± 0.020 (0.029)", "success after an error", "p5@t1 → p1@t3"):
+    for fact in (
+        "retry × turnwise × awr",
+        "0.750 ± 0.020 (0.029)",
+        "success after an error",
+        "pass@5 → any of 3 turns",
+    ):
         assert fact in text, fact
     assert text.count("<svg") == 3 + 2  # signs has turns, minicraft does not
     assert not re.findall(r"""(?:src|href)\s*=\s*["'][^"'#]|url\((?!#)|@import|<script|<link""", text)
@@ -234,7 +245,7 @@ def test_the_command_shows_runs_by_name_once_each_and_refuses_unknown_ones(runs:
     monkeypatch.chdir(runs.parent)
     shown = CliRunner().invoke(app, ["compare", "tries-0", "runs/tries-0", "--out", "both.html"])
     assert shown.exit_code == 0 and (runs.parent / "both.html").exists()
-    assert shown.output.count("p5@t1") == 1
+    assert shown.output.count("pass@5") == 1
     unknown = CliRunner().invoke(app, ["compare", "tries-0", "nothing"])
     assert isinstance(unknown.exception, SettingError) and "nothing" in str(unknown.exception)
 

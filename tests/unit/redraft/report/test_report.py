@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.browser import width_of
 
+from protocols.evaluation import EvaluationSummary
 from redraft.report.headline import headline
 from redraft.report.page import write_report
 from redraft.report.tables import WITH_FEEDBACK
@@ -29,17 +30,16 @@ def summary(right: float) -> dict:
         "keep_rate": right,
         "fix_rate": None,
         "repeat_rate": 0.25,
-        "m1_t1": right,
-        "m1_t5": right,
-        "p1_t5": right,
+        "majority_turns": right,
+        "any_turn": right,
     }
     se = {key: [0.01, 0.02] if isinstance(value, list) else value and 0.01 for key, value in figures.items()}
-    firsts = {"m5_t1": right, "p5_t1": right}
+    firsts = {"majority_k": right, "pass_k": right}
     return {
         "kind": "answers",
         "n": 50,
         "turns": 2,
-        "independent": 5,
+        "k": 5,
         **figures,
         **firsts,
         "se": se | dict.fromkeys(firsts, 0.01),
@@ -64,10 +64,10 @@ def acted(success: float, after_error: float | None = 0.1) -> dict:
         "kind": "actions",
         "n": 50,
         "turns": 8,
-        "independent": 5,
+        "k": 5,
         **figures,
-        "p5_success": 0.7,
-        "se": se | {"p5_success": 0.02},
+        "pass_k": 0.7,
+        "se": se | {"pass_k": 0.02},
         "errors": 1,
         "generations": {"sampled": 275},
         "greedy": figures | {"se": se},
@@ -107,7 +107,7 @@ def run_dir(tmp_path: Path) -> Path:
     before = {"step": 0, "version": 0, "label": "before", "seconds": 1.0} | summary(0.3)
     after = {"step": 3, "version": 3, "label": "after", "seconds": 1.0} | summary(0.6)
     write(tmp_path, "evaluations.jsonl", before, after)
-    done = {"name": "tries <b>", "state": "done", "error": None, "steps": 3, "seconds": 75.0}
+    done = {"name": "tries <b>", "state": "done", "error": "", "steps": 3, "seconds": 75.0}
     write(tmp_path, "summary.json", done | {"before": summary(0.3), "after": summary(0.6)})
     return tmp_path
 
@@ -118,7 +118,7 @@ def page_of(run_dir: Path) -> str:
 
 def test_a_report_says_what_ran_what_came_of_it_and_what_that_does_not_mean(run_dir: Path):
     page = page_of(run_dir)
-    for fact in ("3 of 3", "1 min 15 s", "residual", "0.300 ± 0.010", "0.600 ± 0.010", "+0.300 ± 0.014", "p5@t1"):
+    for fact in ("3 of 3", "1 min 15 s", "residual", "0.300 ± 0.010", "0.600 ± 0.010", "+0.300 ± 0.014", "pass@5"):
         assert fact in page, fact
     assert WITH_FEEDBACK.replace("'", "&#x27;") in page
     assert page.count("<svg") == 8
@@ -199,9 +199,11 @@ def test_until_training_ends_the_latest_checkpoint_that_was_evaluated_stands_bes
 def test_the_headline_is_the_last_answer_before_and_after_with_the_first_beside_it(run_dir: Path):
     page = page_of(run_dir)
     assert '<p class="headline">last answer right: 15 % -&gt; 30 % (first answer: 30 % -&gt; 60 %)</p>' in page
-    assert headline(summary(0.3), None) == "last answer right: 15 % (first answer: 30 %)"
-    assert headline(acted(0.3), acted(0.5)) == "success: 30 % -> 50 %"
-    once = summary(0.4) | {"turns": 1, "accuracy_by_turn": [0.4], "se": {"accuracy_by_turn": [0.01]}}
+    assert headline(EvaluationSummary.from_json(summary(0.3)), None) == "last answer right: 15 % (first answer: 30 %)"
+    assert headline(*map(EvaluationSummary.from_json, (acted(0.3), acted(0.5)))) == "success: 30 % -> 50 %"
+    once = EvaluationSummary.from_json(
+        summary(0.4) | {"turns": 1, "accuracy_by_turn": [0.4], "se": {"accuracy_by_turn": [0.01]}}
+    )
     assert headline(once, once) == "answer right: 40 % -> 40 %"
     assert headline(None, None) == ""
 

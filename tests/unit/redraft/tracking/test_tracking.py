@@ -19,6 +19,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from protocols import metrics
 from protocols.errors import SettingError
+from protocols.evaluation import AnswerFigures, EvaluationSummary, Figure
 from protocols.reports import BatchReport, FitReport, StepLine, StepReport
 from redraft import recipe as recipes
 from redraft.control.status import Status
@@ -29,7 +30,13 @@ from redraft.tracking.queue import Trackers
 
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 DEADLINE_S = 30.0
-FIGURES = {"kind": "answers", "accuracy_by_turn": [0.25, 0.5], "fix_rate": None, "greedy": {"se": {"m1_t1": 0.125}}}
+FOUND = EvaluationSummary(
+    n=4,
+    turns=2,
+    k=1,
+    sampled=AnswerFigures(accuracy_by_turn=(Figure(0.25), Figure(0.5))),
+    greedy=AnswerFigures(any_turn=Figure(0.5, 0.125)),
+)
 
 
 def report(step: int, incarnation: int = 0) -> StepReport:
@@ -99,7 +106,7 @@ def shown(folder: Path) -> dict[str, dict[int, float]]:
 def test_tensorboard_shows_the_numbers_of_metrics_jsonl_also_of_steps_that_are_played_again(run):
     live(run, range(1, 6)).close("failed")
     told = live(run, range(4, 8), incarnation=1)
-    told.evaluation(7, FIGURES)
+    told.evaluation(7, FOUND)
     told.close("done")
     found = shown(run.folder)
     newest = {line["step"]: line for line in run.lines("metrics.jsonl")}
@@ -116,7 +123,7 @@ def test_tensorboard_shows_the_numbers_of_metrics_jsonl_also_of_steps_that_are_p
     }.items():
         assert found[name] == pytest.approx({step: number(line) for step, line in newest.items()}), name
     assert sorted(found["learner/gradient_norm"]) == [1, 3, 4, 5, 6, 7], "what is not known is left out"
-    assert found["evaluation/accuracy/turn_2"] == {7: 0.5} and found["evaluation/greedy/se/m1_t1"] == {7: 0.125}
+    assert found["evaluation/accuracy/turn_2"] == {7: 0.5} and found["evaluation/greedy/se/any_turn"] == {7: 0.125}
     assert not {"learner/entropy", "learner/step", "learner/wait_reason", "evaluation/fix_rate"} & set(found)
 
 

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from protocols.replay_stats import ReplayStats
-from protocols.reports import ActorStatus, BatchReport, FitReport, Responses, RunStatus, StepLine, StepReport
+from protocols.reports import ActorStatus, BatchReport, FitReport, RunStatus, StepLine, StepReport
+from protocols.responses import Responses
 from redraft.watch.live import LiveView, clock, line, panel, sparkline
 from redraft.watch.story import PHASES, Story
 
