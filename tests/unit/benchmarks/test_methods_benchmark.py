@@ -8,6 +8,9 @@ import pytest
 
 from benchmarks import methods
 from benchmarks.methods import Bench, Method
+from benchmarks.methods_page import tables
+from protocols.evaluation import AnswerFigures, EvaluationSummary, Figure
+from protocols.reports import RunEnded
 
 START = Method("start", "tries", ("steps=1",))
 AFTER = Method("after", "tries", ("steps=2",), start="start")
@@ -64,3 +67,27 @@ def test_a_run_from_before_digests_is_kept(bench):
     run.mkdir(parents=True)
     (run / "cost.json").write_text(json.dumps({"cpu_s": 1.0, "wall_s": 1.0}))
     assert bench.train(AFTER, 0) == run and not bench.names
+
+
+def test_the_tables_say_what_the_runs_in_the_folder_came_to(bench):
+    found = EvaluationSummary(
+        n=4,
+        turns=2,
+        k=5,
+        sampled=AnswerFigures(
+            accuracy_by_turn=(Figure(0.25), Figure(0.5)),
+            any_turn=Figure(0.75),
+            pass_k=Figure(0.625),
+            fix_rate=Figure(0.5),
+        ),
+        controls={"no reflection": AnswerFigures(fix_rate=Figure(0.125))},
+    )
+    run = bench.train(START, 0)
+    (run / "recipe.yaml").write_text("environment: {feedback: residual}")
+    (run / "summary.json").write_text(json.dumps(RunEnded("start-seed0", "done", before=found, attempts=7).to_json()))
+    (result,) = methods.results(bench)
+    assert result.before == result.after == [found]
+    told = tables([result])
+    assert "| `start` (T = 2) | 1 | .25 | .50 | .50 | - | - | .75 | .62 | 7 |" in told
+    assert "| `start` | no reflection | .12 | .12 |" in told
+    assert json.loads(methods.line([result]))["methods"]["start"]["after"]["any_turn"] == 0.75

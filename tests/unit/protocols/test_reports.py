@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from prometheus_client import REGISTRY
 
+from protocols.evaluation import AnswerFigures, EvaluationSummary, Figure
 from protocols.measured import ByRole, Reported, Value, measured
 from protocols.metrics import METRICS
 from protocols.reports import (
@@ -25,6 +26,7 @@ from protocols.reports import (
     status_to_json,
 )
 
+FOUND = EvaluationSummary(n=9, turns=1, k=1, sampled=AnswerFigures(accuracy_by_turn=(Figure(0.5, 0.1),)))
 LINE = StepLine(
     StepReport(
         step=3,
@@ -127,7 +129,7 @@ def test_a_line_is_read_back_as_it_was_and_what_it_lacks_has_its_default():
             events=("12:00:00 actor-1 replaced",),
             last=LINE,
         ),
-        RunEnded("quickstart", "done", before={"n": 9}, steps=9, findings=(Finding("groups_flat", "a", "b", 1.0, 2),)),
+        RunEnded("quickstart", "done", before=FOUND, steps=9, findings=(Finding("groups_flat", "a", "b", 1.0, 2),)),
     ],
     ids=["starting", "training", "ended"],
 )
