@@ -188,6 +188,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return build(values)
 
 
+def reload(run_dir: Path, overrides: Sequence[str], command: str, matters: Sequence[str]) -> Recipe:
+    """The recipe of a run with overrides for a command that only plays with what the run has trained. `matters` are the
+    sections and keys that it looks at. Raises SettingError for an override of another one, too."""
+    recipe = load(run_dir / "recipe.yaml", overrides)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not any(key == known or key.startswith(f"{known}.") for known in matters):
+            raise SettingError(key, f"has no effect on `redraft {command}`", f"What has: {', '.join(matters)}")
+    return recipe
+
+
 def build(values: dict) -> Recipe:
     """The recipe of these values. Raises SettingError in one line."""
     try:

@@ -30,13 +30,15 @@ from redraft.models import make as models
 from redraft.recipe import Recipe
 
 NEW, QUIT = "/new", "/quit"
+MATTERS = ("actors.engine", "data", "environment", "model.dtype", "rollout", "sampling", "seed")
+"""What a conversation looks at in a run's recipe; the model is the checkpoint's."""
 HELP = f"{NEW} begins a new conversation, {QUIT} or Ctrl-D leaves"
 
 
 def chat(name: str, overrides: Sequence[str], step: int | None, task: str | None, cache: Path) -> None:
     """Talks until the person leaves. Raises SettingError for a run, a step or a task that is not there."""
     with runs.reading(name) as run:
-        recipe = recipes.load(run.folder / "recipe.yaml", overrides)
+        recipe = recipes.reload(run.folder, overrides, "chat", MATTERS)
         checkpoint = runs.checkpoint_at(run, step)
         found = None if task is None else task_of(recipe, task)
         model = models.of_checkpoint(checkpoint, run.model, cache)

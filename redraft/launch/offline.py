@@ -30,6 +30,21 @@ if TYPE_CHECKING:
     from redraft.control.fleet import Fleet
     from redraft.control.status import Status
 
+MATTERS = (
+    "actors",
+    "data",
+    "environment",
+    "evaluation",
+    "learner.record.groups",
+    "metrics.host",
+    "model.dtype",
+    "model.on_rewrite",
+    "rollout",
+    "sampling",
+    "seed",
+    "start_s",
+)
+"""What `redraft eval` looks at in a run's recipe; the model is the checkpoint's."""
 LOOK_S = 0.1  # between two looks at the fleet
 
 
@@ -48,7 +63,7 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
     from redraft.report.page import relative, write_report
     from redraft.report.tables import table
 
-    recipe = recipes.load(run.folder / "recipe.yaml", overrides)
+    recipe = recipes.reload(run.folder, overrides, "eval", MATTERS)
     folder = runs.checkpoint_at(run, step)
     state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
     occasion = Occasion("eval", state.step, version_of(state.incarnation, state.step))

@@ -91,6 +91,23 @@ def test_a_run_that_is_there_is_what_resume_if_begun_resumes(redraft, tmp_path):
     assert ended.returncode == 2 and "seed: the run quickstart began with another value" in ended.stderr
 
 
+@pytest.mark.parametrize("command", ["eval", "chat"])
+@pytest.mark.parametrize(
+    "override", ["model.template={kwargs: {a: 1}}", "learner.batch_groups=9", "replay.max_uses=2", "steps=9", "name=b"]
+)
+def test_a_setting_that_can_change_nothing_about_a_trained_model_is_refused(redraft, tmp_path, command, override):
+    folder = tmp_path / "runs" / "quickstart"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"id": "a", "model": "m"}')
+    (folder / "recipe.yaml").write_text(redraft("train", QUICKSTART, "--dry-run").stdout)
+    ended = redraft(command, "quickstart", "sampling.temperature=0.5", "environment.feedback=binary", override)
+    key = override.partition("=")[0]
+    assert ended.returncode == 2 and len(ended.stderr.strip().splitlines()) == 1
+    assert f"{key}: has no effect on `redraft {command}`" in ended.stderr and "sampling" in ended.stderr
+    allowed = redraft(command, "quickstart", "sampling.temperature=0.5", "model.dtype=float32")
+    assert "no such checkpoint" in allowed.stderr, "that is what is looked for next"
+
+
 def test_an_existing_run_is_refused_before_a_model_is_made(redraft, tmp_path):
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     ended = redraft("train", QUICKSTART)

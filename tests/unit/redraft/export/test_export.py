@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from protocols.errors import RedraftError, SettingError
 from redraft.export.card import base_of
 from redraft.export.folder import export, write_adapted
+from redraft.models import make as models
 
 IDS = torch.tensor([[5, 9, 200, 3, 17, 80, 4, 4, 31]])
 FIGURES = {
@@ -185,13 +186,16 @@ def test_an_upload_that_fails_is_told_in_one_line_and_the_folder_is_there(run, t
 def test_an_adapter_is_exported_as_it_is_or_merged_into_its_model(run, tmp_path):
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    checkpoint = tmp_path / "step-000001"
+    checkpoint = tmp_path / "adapted" / "checkpoints" / "step-000001"
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(run.model)
     model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     model.save_pretrained(checkpoint / "adapter")
     with torch.no_grad():
         wanted = model(IDS).logits.log_softmax(-1)
+    (tmp_path / "adapted" / "run.json").write_text(json.dumps({"id": "a", "model": run.model}))
+    played = models.trained(tmp_path / "adapted", tmp_path / "cache")
+    assert torch.allclose(logprobs(played), wanted, atol=1e-5), "whoever plays with the run's model has the same"
     for merge in (False, True):
         (tmp_path / str(merge)).mkdir()
         write_adapted(checkpoint, Path(run.model), tmp_path / str(merge), merge)
