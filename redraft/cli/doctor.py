@@ -24,8 +24,8 @@ SHARED_GB = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """`good` None is a remark."""
+class Check:
+    """What was looked at; `good` None is a remark."""
 
     good: bool | None
     what: str
@@ -33,50 +33,48 @@ class Finding:
 
 
 def examine(console: Console) -> bool:
-    """Prints the findings; False when something needed is missing."""
-    findings = [*_software(), *_hardware()]
+    """Prints the checks; False when something needed is missing."""
+    checks = [*_software(), *_hardware()]
     marks = {True: "[green]ok[/]     ", False: "[red]missing[/]", None: "[yellow]note[/]   "}
-    for finding in findings:
-        cure = f" [dim]{escape(finding.cure)}[/]" if finding.cure else ""
-        console.print(f"{marks[finding.good]} {escape(finding.what)}{cure}")
-    return all(finding.good is not False for finding in findings)
+    for check in checks:
+        cure = f" [dim]{escape(check.cure)}[/]" if check.cure else ""
+        console.print(f"{marks[check.good]} {escape(check.what)}{cure}")
+    return all(check.good is not False for check in checks)
 
 
-def _software() -> Iterator[Finding]:
+def _software() -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Finding((3, 11) <= sys.version_info[:2] <= (3, 13), f"Python {version}", "the pins are for 3.11")
+    yield Check((3, 11) <= sys.version_info[:2] <= (3, 13), f"Python {version}", "the pins are for 3.11")
     for name in NEEDED:
         found = _version(name)
-        yield Finding(found is not None, f"{name} {found or ''}", "" if found else "run `make setup`")
+        yield Check(found is not None, f"{name} {found or ''}", "" if found else "run `make setup`")
     engines = [f"{name} {_version(name)}" for name in ENGINES if _version(name)]
-    yield Finding(bool(engines), engines[0] if engines else "vllm", "" if engines else "run `make setup`")
+    yield Check(bool(engines), engines[0] if engines else "vllm", "" if engines else "run `make setup`")
     try:
         vllm_common.check_libraries()
     except SettingError:
-        yield Finding(False, vllm_common.NUMA, vllm_common.NUMA_CURE)
+        yield Check(False, vllm_common.NUMA, vllm_common.NUMA_CURE)
 
 
-def _hardware() -> Iterator[Finding]:
+def _hardware() -> Iterator[Check]:
     import torch
 
     cores = len(os.sched_getaffinity(0))
-    yield Finding(None if cores < 2 else True, f"{cores} cores", "actor and learner share one" if cores < 2 else "")
+    yield Check(None if cores < 2 else True, f"{cores} cores", "actor and learner share one" if cores < 2 else "")
     memory = _memory_gb()
-    yield Finding(memory >= MEMORY_GB, f"{memory:.0f} GB of memory free", "" if memory >= MEMORY_GB else "8 are needed")
+    yield Check(memory >= MEMORY_GB, f"{memory:.0f} GB of memory free", "" if memory >= MEMORY_GB else "8 are needed")
     for folder, need in ((Path.cwd(), DISK_GB), (Path("/dev/shm"), SHARED_GB)):
         free = shutil.disk_usage(folder).free / 2**30
-        yield Finding(free >= need, f"{free:.0f} GB free in {folder}", "" if free >= need else f"{need} are needed")
+        yield Check(free >= need, f"{free:.0f} GB free in {folder}", "" if free >= need else f"{need} are needed")
     if not torch.cuda.is_available() and Path("/dev/nvidia0").exists():
-        yield Finding(None, "a GPU, but a CPU build of torch", "REDRAFT_REQUIREMENTS=gpu make setup")
+        yield Check(None, "a GPU, but a CPU build of torch", "REDRAFT_REQUIREMENTS=gpu make setup")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-        yield Finding(True, f"{len(names)} GPU: {', '.join(sorted(set(names)))}")
+        yield Check(True, f"{len(names)} GPU: {', '.join(sorted(set(names)))}")
     else:
-        yield Finding(
-            None, "no CUDA GPU", "vLLM's CPU build and DeepSpeed's CPU accelerator are used: tiny models only"
-        )
+        yield Check(None, "no CUDA GPU", "vLLM's CPU build and DeepSpeed's CPU accelerator are used: tiny models only")
     address = os.environ.get("RAY_ADDRESS")
-    yield Finding(
+    yield Check(
         None, f"Ray: {f'joins {address}' if address else 'started here for each run'}", "set RAY_ADDRESS to join"
     )
 

@@ -197,7 +197,9 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
     resolved = recipes.load(recipe, overrides or ())
     if resolved.model.make is None:
-        raise SettingError("model.make", "this recipe does not make its model", "Nothing is to be made")
+        raise SettingError(
+            "model.make", "this recipe does not make its model", "Give one that does: there is nothing to do"
+        )
     print(models.prepare(resolved.model, resolved.environment, CACHE, console.print))
 
 

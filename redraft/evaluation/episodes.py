@@ -44,7 +44,7 @@ MISSING = Try(False, None)
 
 
 def episodes(turns: Sequence[Turn], kind: Kind) -> list[Episode]:
-    """The episodes of one task, by their numbers. Reflections are no answers."""
+    """The episodes of one task, by their numbers. Reflections do not count as answers."""
     tries: dict[int, list[Try]] = {}
     failed = set()
     for turn in sorted(turns, key=lambda turn: turn.turn):

@@ -37,7 +37,7 @@ def export(
     with runs.reading(name) as run:
         checkpoint = runs.checkpoint_at(run, step)
         if merge and not (checkpoint / ADAPTER).exists():
-            raise SettingError("--merge", f"{run.name} trains whole weights: nothing is to be merged", "Leave it out")
+            raise SettingError("--merge", f"{run.name} trains whole weights: nothing to merge", "Leave it out")
         aside = folder.absolute().with_name(f".{folder.absolute().name}.{secrets.token_hex(4)}")
         aside.mkdir(parents=True)
         try:
@@ -110,7 +110,9 @@ def _check_push(repository: str) -> None:
     from huggingface_hub import constants
 
     if not REPOSITORY.fullmatch(repository):
-        raise SettingError("--push", f"{repository!r} is no ORG/NAME", "Give an organisation or user, and a name")
+        raise SettingError(
+            "--push", f"must be ORG/NAME, got {repository!r}", "Name an organisation or user, and a model"
+        )
     if constants.HF_HUB_OFFLINE:
         raise SettingError("--push", "HF_HUB_OFFLINE is set", "Unset it, or leave --push out and upload it later")
     if huggingface_hub.get_token() is None:

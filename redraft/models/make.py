@@ -67,7 +67,7 @@ def fetch(name: str, folder: Path | None, cache: Path, progress: Callable[[str],
     """
     source = pretrained.find(name)
     if folder is not None and folder.exists():
-        raise SettingError("FOLDER", f"{folder} exists", "Name a folder that is yet to be made")
+        raise SettingError("FOLDER", f"{folder} exists", "Name a folder that does not exist yet")
     kept = folder or cache / f"{source.model}-{source.sha256[:10]}-{RECIPE_OF_FETCHING}"
     return _once(kept, lambda aside: pretrained.write(name, aside, progress)).resolve()
 
@@ -111,7 +111,8 @@ def _existing(path: str, cache: Path) -> Path:
     except Exception as error:  # the hub's client raises many kinds; every one means that the model is not there
         cure = "Name a local folder, or a model on the hub that can be reached, or use model.make"
         log.info("the hub's client says: %s", error)
-        raise SettingError("model.path", f"{path!r} is no folder here and cannot be fetched", cure) from error
+        problem = f"{path!r} is not a folder here, and cannot be fetched from the hub"
+        raise SettingError("model.path", problem, cure) from error
 
 
 def trained(run: Path, cache: Path) -> Path:

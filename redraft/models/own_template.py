@@ -22,7 +22,7 @@ def text(model: Path, settings: TemplateSettings) -> str:
     template = _own(model) if settings.path is None else _read(settings.path)
     for key in settings.kwargs:
         if key in GIVEN or not re.search(rf"\b{key}\b", template):
-            problem = "is the renderer's to give" if key in GIVEN else "the template does not speak of it"
+            problem = "the renderer gives it already" if key in GIVEN else "the template does not use it"
             raise SettingError(f"model.template.kwargs.{key}", problem, "Leave it out")
     return "".join(_default(key, value) for key, value in settings.kwargs.items()) + template
 
@@ -58,7 +58,7 @@ def _read(path: str) -> str:
     try:
         return Path(path).expanduser().read_text()
     except (OSError, UnicodeDecodeError) as error:
-        problem = f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}"
+        problem = f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}"
         raise SettingError("model.template.path", problem, "Name a Jinja file") from None
 
 

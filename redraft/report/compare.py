@@ -38,7 +38,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RunResult:
     """What one run's folder says; `before` and `after` are None where there is no such evaluation.
 
     `generations` are the responses that were sampled for its steps, also for those that a resumed run lost and played
@@ -80,7 +80,7 @@ class Outcome:
         return rows(self.before, self.after)
 
 
-def read(run_dir: Path) -> Outcome:
+def read(run_dir: Path) -> RunResult:
     """What the run in this folder did so far. Files that are missing leave their part out."""
     run_dir = Path(run_dir).resolve()
     written = records.step_lines(run_dir)
@@ -88,7 +88,7 @@ def read(run_dir: Path) -> Outcome:
     evaluations = records.evaluations(run_dir)
     first, last = evaluations.first, evaluations.last
     by_step = {line.step: line.summary for line in (*evaluations.lines, first, last) if line}
-    return Outcome(
+    return RunResult(
         name=run_dir.name,
         recipe=recipe,
         state=ended.state if ended else GOES_ON,
@@ -162,17 +162,17 @@ class PooledRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PooledRuns:
     """Runs that differ in their seeds only."""
 
     label: str
-    outcomes: tuple[Outcome, ...]
+    results: tuple[RunResult, ...]
 
     def rows(self) -> list[PooledRow]:
         """The rows of the runs, those of one label pooled."""
         by_label: dict[str, list[tables.Row]] = {}
-        for outcome in self.outcomes:
-            for row in outcome.rows():
+        for result in self.results:
+            for row in result.rows():
                 by_label.setdefault(row.label, []).append(row)
         parts: list[Callable[[tables.Row], Figure]] = [lambda r: r.before, lambda r: r.after, lambda r: r.change]
         return [
@@ -182,36 +182,36 @@ class Entry:
 
     def by_turn(self, when: str) -> list[Pooled]:
         """Accuracy at each turn "before" or "after"; [] where there is none."""
-        summaries = [outcome.before if when == "before" else outcome.after for outcome in self.outcomes]
+        summaries = [result.before if when == "before" else result.after for result in self.results]
         by_turn = [one.sampled.accuracy_by_turn for one in summaries if one and isinstance(one.sampled, AnswerFigures)]
         return [mean(turn) for turn in zip(*by_turn, strict=False)]
 
     def main(self) -> PooledRow | None:
         """The figure that says how good the model is, see tables.main."""
-        known = next((outcome.known for outcome in self.outcomes if outcome.known), None)
+        known = next((result.known for result in self.results if result.known), None)
         label = tables.main(known).label if known else None
         return next((row for row in self.rows() if row.label == label), None)
 
     def facts(self) -> list[str]:
         """What a reader has to know of these runs, a few words each."""
-        found, one = self.outcomes, self.outcomes[0]
-        seeds = ", ".join(str(at(outcome.recipe, "seed")) for outcome in found)
-        states = dict.fromkeys(outcome.state for outcome in found)
-        steps = sorted({outcome.steps for outcome in found})
+        found, one = self.results, self.results[0]
+        seeds = ", ".join(str(at(result.recipe, "seed")) for result in found)
+        states = dict.fromkeys(result.state for result in found)
+        steps = sorted({result.steps for result in found})
         facts = [one.method, *([one.adapter] if one.adapter else [])]
         facts.append(f"feedback {at(one.recipe, 'environment.feedback') or UNKNOWN}")
         facts.append(f"seed{'s' * (len(found) > 1)} {seeds}")
         facts.append(f"{' to '.join(str(n) for n in (steps[0], steps[-1])[: len(steps)])} steps, {' / '.join(states)}")
         mean_of = " on average" * (len(found) > 1)
-        facts.append(f"{round(np.mean([outcome.generations for outcome in found])):,} generations{mean_of}")
-        times = [outcome.seconds for outcome in found if outcome.seconds]
+        facts.append(f"{round(np.mean([result.generations for result in found])):,} generations{mean_of}")
+        times = [result.seconds for result in found if result.seconds]
         facts += [f"{duration(float(np.mean(times)))}{mean_of}"] if times else []
-        sizes = sorted({outcome.known.n for outcome in found if outcome.known})
+        sizes = sorted({result.known.n for result in found if result.known})
         facts += [f"{' / '.join(map(str, sizes))} test tasks"] if sizes else ["no evaluation yet"]
-        if spent := [per_task for outcome in found if (per_task := _per_task(outcome.known))]:
+        if spent := [per_task for result in found if (per_task := _per_task(result.known))]:
             facts.append(f"{np.mean(spent):.1f} generations an episode")
         facts += dict.fromkeys(
-            answers for outcome in found if outcome.known and (answers := told(outcome.known.sampled.responses))
+            answers for result in found if result.known and (answers := told(result.known.sampled.responses))
         )
         return facts
 
@@ -233,18 +233,18 @@ def mean(figures: Sequence[Figure]) -> Pooled:
     return Pooled(float(values.mean()), within, over)
 
 
-def pool(outcomes: Sequence[Outcome]) -> list[Entry]:
+def pool(results: Sequence[RunResult]) -> list[PooledRuns]:
     """One entry for the runs of each recipe, whatever their seeds (`seed`, `model.make.seed`) and names."""
-    groups: dict[str, list[Outcome]] = {}
-    for number, outcome in enumerate(outcomes):
-        key = json.dumps(_without_seed(outcome.recipe), sort_keys=True) if outcome.recipe else f"no recipe {number}"
-        groups.setdefault(key, []).append(outcome)
+    groups: dict[str, list[RunResult]] = {}
+    for number, result in enumerate(results):
+        key = json.dumps(_without_seed(result.recipe), sort_keys=True) if result.recipe else f"no recipe {number}"
+        groups.setdefault(key, []).append(result)
     labels: list[str] = []
     for found in groups.values():
-        label = _common([outcome.name for outcome in found])
+        label = _common([result.name for result in found])
         same = sum(known == label or known.startswith(f"{label} (") for known in labels)
         labels.append(f"{label} ({same + 1})" if same else label)
-    return [Entry(label, tuple(found)) for label, found in zip(labels, groups.values(), strict=True)]
+    return [PooledRuns(label, tuple(found)) for label, found in zip(labels, groups.values(), strict=True)]
 
 
 def _without_seed(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,11 +261,11 @@ def _common(names: Sequence[str]) -> str:
     return stem or names[0]
 
 
-def sections(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+def sections(entries: Sequence[PooledRuns]) -> dict[str, list[PooledRuns]]:
     """Entries by environment: figures of different ones cannot be compared."""
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[PooledRuns]] = {}
     for entry in entries:
-        found.setdefault(entry.outcomes[0].environment, []).append(entry)
+        found.setdefault(entry.results[0].environment, []).append(entry)
     return found
 
 
@@ -280,9 +280,9 @@ ANSWERS = (
 ACTIONS = "pass@k: any of k independent episodes succeeds."
 
 
-def note(entries: Sequence[Entry]) -> str:
+def note(entries: Sequence[PooledRuns]) -> str:
     """What the figures of these entries are."""
-    known = [outcome.known for entry in entries for outcome in entry.outcomes if outcome.known]
+    known = [result.known for entry in entries for result in entry.results if result.known]
     told = dict.fromkeys(ACTIONS if summary.kind == "actions" else ANSWERS for summary in known)
     return " ".join([ERRORS, *told])
 
@@ -293,7 +293,7 @@ def shown(figure: Pooled, sign: str = "") -> str:
     return text if figure.over_seeds is None else f"{text} ({figure.over_seeds:.3f})"
 
 
-def terminal(entries: Sequence[Entry], width: int) -> RenderableType:
+def terminal(entries: Sequence[PooledRuns], width: int) -> RenderableType:
     """The table for the terminal. Where that is narrow, changes and what a run was are left to the page."""
     from rich.console import Group
     from rich.text import Text
@@ -302,7 +302,7 @@ def terminal(entries: Sequence[Entry], width: int) -> RenderableType:
     return Group(*drawn, Text(note(entries), style="dim"))
 
 
-def _table(environment: str, entries: Sequence[Entry], wide: bool) -> Table:
+def _table(environment: str, entries: Sequence[PooledRuns], wide: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -326,6 +326,6 @@ def _table(environment: str, entries: Sequence[Entry], wide: bool) -> Table:
     return table
 
 
-def _cells(entry: Entry) -> list[tuple[str, str, str, str]]:
+def _cells(entry: PooledRuns) -> list[tuple[str, str, str, str]]:
     found = [(row.label, shown(row.before), shown(row.after), shown(row.change, "+")) for row in entry.rows()]
     return found or [("-", "-", "-", "-")]

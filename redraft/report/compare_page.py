@@ -8,10 +8,10 @@ from pathlib import Path
 
 from protocols.errors import SettingError
 from redraft.report import html as page
-from redraft.report.compare import Entry, Pooled, note, sections, shown
+from redraft.report.compare import Pooled, PooledRuns, note, sections, shown
 
 
-def write_page(entries: Sequence[Entry], path: Path) -> None:
+def write_page(entries: Sequence[PooledRuns], path: Path) -> None:
     """Writes the page. Raises SettingError where it cannot be written."""
     title = "Comparison of runs"
     body = [f'<header><h1>{title}</h1><p class="lead">{LEAD}</p></header>']
@@ -23,7 +23,7 @@ def write_page(entries: Sequence[Entry], path: Path) -> None:
         raise SettingError("--out", problem, "Name a file in a folder that exists") from None
 
 
-def _section(environment: str, entries: Sequence[Entry]) -> str:
+def _section(environment: str, entries: Sequence[PooledRuns]) -> str:
     heads = "".join(f"<th>{head}</th>" for head in ("run", "figure", "before", "after", "change"))
     body = "".join(_entry(entry) for entry in entries)
     return (
@@ -32,7 +32,7 @@ def _section(environment: str, entries: Sequence[Entry]) -> str:
     )
 
 
-def _entry(entry: Entry) -> str:
+def _entry(entry: PooledRuns) -> str:
     found = entry.rows()
     facts = "<br>".join(escape(fact) for fact in entry.facts())
     head = f'<th class="run" rowspan="{max(1, len(found))}">{escape(entry.label)}<div class="how">{facts}</div></th>'
@@ -51,7 +51,7 @@ def _clear(change: Pooled) -> str:
     return "clear" if change.value is not None and 0 < 2 * change.widest < abs(change.value) else "unclear"
 
 
-def _plots(environment: str, entries: Sequence[Entry]) -> str:
+def _plots(environment: str, entries: Sequence[PooledRuns]) -> str:
     from redraft.report import compare_plots as plots  # matplotlib is slow to import
 
     if not any(entry.main() for entry in entries):

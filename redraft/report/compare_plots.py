@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from redraft.report import tables
-from redraft.report.compare import Entry, Pooled
+from redraft.report.compare import Pooled, PooledRuns
 from redraft.report.plots import AFTER, BEFORE, INK, drawing, legend, svg
 
 COLORS = ("#2563eb", "#f59e0b", "#0d9488", "#dc2626", "#7c3aed", "#65a30d", "#db2777", "#475569")
@@ -22,9 +22,9 @@ def _style(number: int) -> dict:
     return {"color": COLORS[number % len(COLORS)], "marker": marker, "markersize": 4}
 
 
-def accuracy_by_turn(entries: Sequence[Entry], name: str) -> str:
+def accuracy_by_turn(entries: Sequence[PooledRuns], name: str) -> str:
     """Of all entries: after training with error bars, before it dotted."""
-    with drawing(height=_height(entries)) as (figure, axes):
+    with drawing(height=_height(entries)) as (canvas, axes):
         most, apart = 1, min(0.04, 0.3 / len(entries))
         for number, entry in enumerate(entries):
             shift = apart * (number - (len(entries) - 1) / 2)  # so that error bars do not hide each other
@@ -39,7 +39,7 @@ def accuracy_by_turn(entries: Sequence[Entry], name: str) -> str:
         axes.set_xticks(range(1, most + 1))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         legend(axes)
-        return svg(figure, f"accuracy {name}")
+        return svg(canvas, f"accuracy {name}")
 
 
 def _line(axes, x: np.ndarray, values: Sequence[Pooled], number: int, line: str, label: str | None) -> None:
@@ -56,11 +56,11 @@ def _line(axes, x: np.ndarray, values: Sequence[Pooled], number: int, line: str,
     )
 
 
-def main_figure(entries: Sequence[Entry], name: str) -> str:
+def main_figure(entries: Sequence[PooledRuns], name: str) -> str:
     """The figure that says how good a model is, before and after, as bars."""
     found = [(entry, row) for entry in entries if (row := entry.main())]
     y = np.arange(len(found))
-    with drawing(height=1.0 + 0.5 * max(len(found), 2)) as (figure, axes):
+    with drawing(height=1.0 + 0.5 * max(len(found), 2)) as (canvas, axes):
         for when, color, shift in (("before", BEFORE, -0.19), ("after", AFTER, 0.19)):
             values = [getattr(row, when) for _, row in found]
             lengths = [np.nan if value.value is None else value.value for value in values]
@@ -72,18 +72,18 @@ def main_figure(entries: Sequence[Entry], name: str) -> str:
         axes.grid(False, axis="y")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         legend(axes)
-        return svg(figure, f"main {name}")
+        return svg(canvas, f"main {name}")
 
 
-def by_generations(entries: Sequence[Entry], name: str) -> str:
+def by_generations(entries: Sequence[PooledRuns], name: str) -> str:
     """That figure against the generations spent on training; each run of an entry is a line of its own."""
-    with drawing(height=_height(entries)) as (figure, axes):
+    with drawing(height=_height(entries)) as (canvas, axes):
         for number, entry in enumerate(entries):
             label: str | None = entry.label
-            for outcome in entry.outcomes:
-                figures = [tables.main(point.summary).of(point.summary.sampled) for point in outcome.curve]
+            for result in entry.results:
+                figures = [tables.main(point.summary).of(point.summary.sampled) for point in result.curve]
                 if figures:
-                    x = np.array([point.generations for point in outcome.curve])
+                    x = np.array([point.generations for point in result.curve])
                     _line(axes, x, [Pooled(*figure) for figure in figures], number, "-", label)
                     label = None
         axes.set(xlabel="generations spent on training", ylabel="right at the last turn, or success")
@@ -92,10 +92,10 @@ def by_generations(entries: Sequence[Entry], name: str) -> str:
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         legend(axes)
-        return svg(figure, f"generations {name}")
+        return svg(canvas, f"generations {name}")
 
 
-def _height(entries: Sequence[Entry]) -> float:
+def _height(entries: Sequence[PooledRuns]) -> float:
     """In inches, with room for the legend above the picture."""
     return 2.8 + 0.16 * len(entries[::2])
 

@@ -9,7 +9,7 @@ from redraft.report import tables
 def headline(before: EvaluationSummary | None, after: EvaluationSummary | None) -> str:
     """ "last answer right: 9 % -> 77 % (first answer: 32 % -> 55 %)", or "success: 20 % -> 41 %" of many actions.
 
-    One figure alone where there is one evaluation; "" where there is none. Better first answers are no correction, so
+    One figure alone where there is one evaluation; "" where there is none. Better first answers are not correction, so
     a dialogue's first answer stands beside its last.
     """
     known = after or before

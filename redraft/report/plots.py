@@ -48,7 +48,7 @@ MARKED = 60  # curves of at most so many points also show the points
 
 def accuracy_by_turn(first: EvaluationSummary | None, last: EvaluationSummary | None, last_name: str) -> str:
     """Sampled with error bars, greedy dashed, of two evaluations."""
-    with drawing() as (figure, axes):
+    with drawing() as (canvas, axes):
         for summary, name, color in ((first, "before", BEFORE), (last, last_name, AFTER)):
             if summary:
                 _accuracy(axes, summary, name, color)
@@ -56,7 +56,7 @@ def accuracy_by_turn(first: EvaluationSummary | None, last: EvaluationSummary | 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         legend(axes)
-        return svg(figure, "accuracy-by-turn")
+        return svg(canvas, "accuracy-by-turn")
 
 
 def _accuracy(axes, summary: EvaluationSummary, name: str, color: str) -> None:
@@ -90,7 +90,7 @@ def outcomes(first: EvaluationSummary | None, last: EvaluationSummary | None, la
         for summary, name, color in ((first, "before", BEFORE), (last, last_name, AFTER))
         if summary and isinstance(summary.sampled, ActionFigures)
     ]
-    with drawing() as (figure, axes):
+    with drawing() as (canvas, axes):
         for n, (of, name, color) in enumerate(found):
             x = np.arange(len(labels)) + 0.38 * (n - (len(found) - 1) / 2)
             shares = (of.success, of.success_after_error, of.error_share, of.loop_rate)
@@ -101,7 +101,7 @@ def outcomes(first: EvaluationSummary | None, last: EvaluationSummary | None, la
         axes.grid(False, axis="x")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         legend(axes)
-        return svg(figure, "outcomes")
+        return svg(canvas, "outcomes")
 
 
 def success_over_steps(evaluations: Sequence[EvaluationLine]) -> str:
@@ -113,23 +113,23 @@ def success_over_steps(evaluations: Sequence[EvaluationLine]) -> str:
         ("success", AFTER, [of.success for _, of in found]),
         ("after an error", ACCENT, [of.success_after_error for _, of in found]),
     )
-    with drawing() as (figure, axes):
+    with drawing() as (canvas, axes):
         for label, color, curve in curves:
             values, errors = (_numbers(one[part] for one in curve) for part in (0, 1))
             axes.errorbar(x, values, errors, color=color, capsize=3, label=label, **_marker(x))
         _steps(axes, "success, test tasks")
         axes.set_ylim(bottom=0)
         legend(axes, columns=2)
-        return svg(figure, "success-over-steps")
+        return svg(canvas, "success-over-steps")
 
 
 def reward(lines: Sequence[StepLine]) -> str:
     """Mean reward of the scored turns of the batch."""
     x = _numbers(line.report.step for line in lines)
-    with drawing() as (figure, axes):
+    with drawing() as (canvas, axes):
         axes.plot(x, _numbers(line.report.batch.reward for line in lines), color=AFTER, **_marker(x))
         _steps(axes, "mean reward of the batch")
-        return svg(figure, "reward")
+        return svg(canvas, "reward")
 
 
 def reward_by_turn(lines: Sequence[StepLine]) -> str:
@@ -140,14 +140,14 @@ def reward_by_turn(lines: Sequence[StepLine]) -> str:
 
 def _by_turn(x: np.ndarray, values: Sequence[Sequence[float] | np.ndarray], name: str, ylabel: str) -> str:
     turns = max((len(row) for row in values), default=0)
-    with drawing() as (figure, axes):
+    with drawing() as (canvas, axes):
         for turn in range(turns):
             curve = [row[turn] if turn < len(row) else np.nan for row in values]
             color = matplotlib.colormaps["viridis_r"](0.15 + 0.8 * turn / max(1, turns - 1))
             axes.plot(x, curve, color=color, label=f"turn {turn + 1}", **_marker(x))
         _steps(axes, ylabel)
         legend(axes, columns=min(turns, 5))
-        return svg(figure, name)
+        return svg(canvas, name)
 
 
 def responses(lines: Sequence[StepLine]) -> str:
@@ -155,7 +155,7 @@ def responses(lines: Sequence[StepLine]) -> str:
     their mean length."""
     x, told = _numbers(line.report.step for line in lines), [line.report.batch.responses for line in lines]
     roles = dict.fromkeys(role for one in told for role in one.response_tokens)
-    with drawing(rows=2, height=3.9) as (figure, (shares, lengths)):
+    with drawing(rows=2, height=3.9) as (canvas, (shares, lengths)):
         for number, role in enumerate(roles):
             color = (AFTER, ACCENT, "#0d9488", "#dc2626", INK)[number % 5]
             unparsed = _numbers(one.unparsed_share.get(role) for one in told)
@@ -169,9 +169,9 @@ def responses(lines: Sequence[StepLine]) -> str:
         shares.yaxis.set_major_formatter(PercentFormatter(1.0))
         _steps(lengths, "tokens, mean")
         lengths.set_ylim(bottom=0)
-        figure.align_ylabels()
+        canvas.align_ylabels()
         legend(shares, columns=4)
-        return svg(figure, "responses")
+        return svg(canvas, "responses")
 
 
 def staleness(lines: Sequence[StepLine]) -> str:
@@ -179,37 +179,37 @@ def staleness(lines: Sequence[StepLine]) -> str:
     x = _numbers(line.report.step for line in lines)
     mean = _numbers(line.report.batch.staleness_mean for line in lines)
     most = _numbers(line.report.batch.staleness_max for line in lines)
-    with drawing() as (figure, axes):
+    with drawing() as (canvas, axes):
         axes.fill_between(x, mean, most, color=AFTER, alpha=0.15, step="mid", label="up to the largest")
         axes.plot(x, mean, color=AFTER, label="mean", **_marker(x))
         _steps(axes, "steps")
         axes.set_ylim(0, 1.25 * np.nanmax(most, initial=1.0))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         legend(axes, columns=2)
-        return svg(figure, "staleness")
+        return svg(canvas, "staleness")
 
 
 def learner_time(lines: Sequence[StepLine]) -> str:
     """Seconds of each step by phase, stacked; packing, which a thread does meanwhile, as a line."""
     x = _numbers(line.report.step for line in lines)
     seconds = [_seconds(lines, phase) for phase in PHASES]
-    with drawing() as (figure, axes):
+    with drawing() as (canvas, axes):
         axes.stackplot(x, *seconds, colors=PHASES.values(), labels=PHASES, linewidth=0, step="mid")
         axes.plot(x, _seconds(lines, "pack"), ":", color=INK, linewidth=1.2, label="pack (meanwhile)")
         _steps(axes, "seconds a step")
         axes.set_ylim(0, _room(np.sum(seconds, axis=0), 1.35))
         legend(axes, columns=4)
-        return svg(figure, "learner-time")
+        return svg(canvas, "learner-time")
 
 
 def generation(lines: Sequence[StepLine]) -> str:
     """Tokens that all actors sample in a second."""
     x, tokens = _numbers(line.report.step for line in lines), _numbers(line.tokens_per_s for line in lines)
-    with drawing() as (figure, axes):
+    with drawing() as (canvas, axes):
         axes.plot(x, tokens, color=AFTER, **_marker(x))
         _steps(axes, "tokens/s, all actors")
         axes.set_ylim(0, _room(tokens, 1.15))
-        return svg(figure, "generation")
+        return svg(canvas, "generation")
 
 
 def optimisation(lines: Sequence[StepLine]) -> str:
@@ -221,14 +221,14 @@ def optimisation(lines: Sequence[StepLine]) -> str:
         ("entropy, nats", "#0d9488", _numbers(report.fit.entropy for report in reports)),
         ("gradient norm", INK, _numbers(report.gradient_norm for report in reports)),
     )
-    with drawing(rows=3, height=3.9) as (figure, axes):
+    with drawing(rows=3, height=3.9) as (canvas, axes):
         for panel, (label, color, values) in zip(axes, panels, strict=True):
             panel.plot(x, values, color=color, **_marker(x))
             panel.set_ylabel(label)
             panel.yaxis.set_major_locator(MaxNLocator(3))
         _steps(axes[-1], "gradient norm")
-        figure.align_ylabels()
-        return svg(figure, "optimisation")
+        canvas.align_ylabels()
+        return svg(canvas, "optimisation")
 
 
 def mismatch(lines: Sequence[StepLine]) -> str:
@@ -236,14 +236,14 @@ def mismatch(lines: Sequence[StepLine]) -> str:
     x = _numbers(line.report.step for line in lines)
     largest = _numbers(line.report.fit.mismatch_max for line in lines)
     mean = _numbers(line.report.fit.mismatch_mean for line in lines)
-    with drawing() as (figure, axes):
+    with drawing() as (canvas, axes):
         axes.plot(x, largest, color=BEFORE, label="largest", **_marker(x))
         axes.plot(x, mean, color=AFTER, label="mean", **_marker(x))
         axes.set_yscale("symlog", linthresh=1e-4)
         axes.set_ylim(bottom=0)
         _steps(axes, "nats")
         legend(axes, columns=2)
-        return svg(figure, "mismatch")
+        return svg(canvas, "mismatch")
 
 
 def _numbers(values: Iterable[float | None]) -> np.ndarray:
@@ -289,18 +289,18 @@ class drawing:
 
     def __enter__(self):
         self._style.__enter__()
-        self._figure, axes = plt.subplots(self._rows, 1, sharex=True, figsize=(5.6, self._height), layout="constrained")
-        return self._figure, axes
+        self._canvas, axes = plt.subplots(self._rows, 1, sharex=True, figsize=(5.6, self._height), layout="constrained")
+        return self._canvas, axes
 
     def __exit__(self, *error) -> None:
-        plt.close(self._figure)
+        plt.close(self._canvas)
         self._style.__exit__(*error)
 
 
-def svg(figure, name: str) -> str:
+def svg(canvas, name: str) -> str:
     """The plot's <svg> element. `name` salts its ids: ids of two plots of one page must differ."""
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        canvas.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from redraft.recipe import Recipe
     from redraft.run import Run
-    from redraft.tracking.queue import Entry
+    from redraft.tracking.queue import TrackedLine
 
 
 class TensorBoard:
@@ -51,20 +51,20 @@ class TensorBoard:
             raise
         return file
 
-    def write(self, entry: Entry) -> None:
+    def write(self, line: TrackedLine) -> None:
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  generated
 
         file = self._file = self._file or self._open()
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in entry.values.items()]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in line.values.items()]
         try:
-            self._write(file, entry.time_s, step=entry.step, summary=Summary(value=values))
+            self._write(file, line.time_s, step=line.step, summary=Summary(value=values))
             file.flush()
-        except OSError:  # the record may be torn: readers stop there, so the next one begins a new file
+        except OSError:  # the record may be corrupt: readers stop there, so the next one begins a new file
             with contextlib.suppress(OSError):
                 file.close()
             self._file = None
             raise
-        self._last = max(self._last, entry.step)
+        self._last = max(self._last, line.step)
 
     def close(self, state: str) -> None:
         if self._file is not None:
@@ -97,9 +97,9 @@ class Wandb:
             settings=wandb.Settings(console="off", silent=True),
         )
 
-    def write(self, entry: Entry) -> None:
-        if not entry.again:
-            self._run.log(entry.values, step=entry.step)
+    def write(self, line: TrackedLine) -> None:
+        if not line.again:
+            self._run.log(line.values, step=line.step)
 
     def close(self, state: str) -> None:
         self._run.finish(exit_code=int(state == "failed"))
@@ -144,13 +144,13 @@ class Mlflow:
         for begin in range(0, len(params), PARAMS):
             self._client.log_batch(self._id, params=params[begin : begin + PARAMS])
 
-    def write(self, entry: Entry) -> None:
+    def write(self, line: TrackedLine) -> None:
         from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]  an extra
 
-        if not entry.again:
-            at_ms = int(entry.time_s * 1000)
+        if not line.again:
+            at_ms = int(line.time_s * 1000)
             self._client.log_batch(
-                self._id, metrics=[Metric(key, value, at_ms, entry.step) for key, value in entry.values.items()]
+                self._id, metrics=[Metric(key, value, at_ms, line.step) for key, value in line.values.items()]
             )
 
     def close(self, state: str) -> None:

@@ -79,7 +79,7 @@ def _by_turn(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TrackedLine:
     """What one line says, at what time (seconds since 1970)."""
 
     step: int
@@ -106,10 +106,10 @@ class Trackers:
 
     def step(self, line: StepLine) -> None:
         step = line.report.step
-        self._put(Entry(step, of_step(line), time.time(), step <= self._played))
+        self._put(TrackedLine(step, of_step(line), time.time(), step <= self._played))
 
     def evaluation(self, step: int, summary: EvaluationSummary) -> None:
-        self._put(Entry(step, of_evaluation(summary), time.time()))
+        self._put(TrackedLine(step, of_evaluation(summary), time.time()))
 
     def close(self, state: str) -> None:
         """The run has ended so. Returns when all is written, or after FLUSH_S."""
@@ -119,9 +119,9 @@ class Trackers:
         for outlet in self._outlets:
             outlet.join(max(0.0, until - time.monotonic()))
 
-    def _put(self, entry: Entry) -> None:
+    def _put(self, line: TrackedLine) -> None:
         for outlet in self._outlets:
-            outlet.put(entry)
+            outlet.put(line)
 
 
 class _Outlet:
@@ -129,16 +129,16 @@ class _Outlet:
 
     def __init__(self, name: str, make: Callable, say: Callable[..., None]):
         self._name, self._make, self._say = name, make, say
-        self._waiting: queue.SimpleQueue[Entry | str] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[TrackedLine | str] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def start(self, step: int) -> None:
         self._thread = threading.Thread(target=self._work, args=(step,), name=self._name, daemon=True)
         self._thread.start()
 
-    def put(self, entry: Entry) -> None:
+    def put(self, line: TrackedLine) -> None:
         if self._waiting.qsize() < LONGEST:
-            self._waiting.put(entry)
+            self._waiting.put(line)
         else:
             self._lost(f"{LONGEST} lines wait for it")
 
@@ -150,20 +150,20 @@ class _Outlet:
             return
         self._thread.join(limit_s)
         if self._thread.is_alive():
-            self._lost(f"it did not end within {FLUSH_S:.0f} s", self._waiting.qsize())
+            self._lost(f"it had not ended after {FLUSH_S:.0f} s", self._waiting.qsize())
 
     def _work(self, step: int) -> None:
-        tracker, entry = None, None  # the first round only opens
-        while not isinstance(entry, str):
+        tracker, line = None, None  # the first round only opens
+        while not isinstance(line, str):
             try:
                 tracker = tracker or self._make(step)
-                if entry is not None:
-                    tracker.write(entry)
+                if line is not None:
+                    tracker.write(line)
             except Exception as error:  # whatever a tracker raises, the run goes on
-                self._lost(f"{type(error).__name__}: {error}", entry is not None)
-            entry = self._waiting.get()
+                self._lost(f"{type(error).__name__}: {error}", line is not None)
+            line = self._waiting.get()
         if tracker is not None:
-            self._end(tracker, entry)
+            self._end(tracker, line)
 
     def _end(self, tracker, state: str) -> None:
         try:

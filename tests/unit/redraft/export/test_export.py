@@ -115,7 +115,7 @@ def test_the_card_names_a_base_model_only_where_the_hub_knows_it(run, model, bas
         ("out", {"merge": True}, "--merge: mine trains whole weights"),
         ("out", {"step": 7}, "--step: mine has no such checkpoint. Steps with one: 1, 2"),
         ("out", {"name": "yours"}, "no run 'yours'"),
-        ("out", {"push": "yours"}, "'yours' is no ORG/NAME"),
+        ("out", {"push": "yours"}, "must be ORG/NAME, got 'yours'"),
         ("out", {"push": "me/yours"}, "no token for the Hub"),
     ],
 )

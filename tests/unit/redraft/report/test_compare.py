@@ -107,7 +107,7 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
-def entries(runs: Path, *names: str) -> list[compare.Entry]:
+def entries(runs: Path, *names: str) -> list[compare.PooledRuns]:
     return compare.pool([compare.read(runs / name) for name in names])
 
 
@@ -116,7 +116,7 @@ def by_turn(summary: EvaluationSummary | None) -> list[float | None]:
     return [figure.value for figure in summary.sampled.accuracy_by_turn]
 
 
-def row(entry: compare.Entry, label: str) -> compare.PooledRow:
+def row(entry: compare.PooledRuns, label: str) -> compare.PooledRow:
     return next(found for found in entry.rows() if found.label == label)
 
 
@@ -141,7 +141,7 @@ def test_steps_that_a_resumed_run_played_again_count_once_and_what_they_cost_eac
 
 def test_runs_that_differ_only_in_their_seeds_are_pooled_and_no_others(runs: Path):
     found = entries(runs, "tries-0", "grpo", "tries-1", "tries-2", "new")
-    assert [(entry.label, len(entry.outcomes)) for entry in found] == [("tries", 3), ("grpo", 1), ("new", 1)]
+    assert [(entry.label, len(entry.results)) for entry in found] == [("tries", 3), ("grpo", 1), ("new", 1)]
     assert "seeds 0, 1, 2" in found[0].facts()
 
 
