@@ -18,7 +18,7 @@ class Lengths(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Responses(Reported):
-    """What the responses look like that the policy sampled, by role in small letters; see learner.responses."""
+    """What the responses look like that the policy sampled, by role in small letters; see learner.batches.responses."""
 
     cut_share: dict[str, float] = measured(
         "Share that ran into sampling.max_tokens or the end of the context",

@@ -289,7 +289,7 @@ def note(entries: Sequence[PooledRuns]) -> str:
 
 def shown(figure: Pooled, sign: str = "") -> str:
     """ "0.512 ± 0.022 (0.031)", or "-" where there is nothing to show."""
-    text = tables.shown((figure.value, figure.error), sign)
+    text = tables.shown(Figure(figure.value, figure.error), sign)
     return text if figure.over_seeds is None else f"{text} ({figure.over_seeds:.3f})"
 
 
