@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from actors.messages import Question, added
 from actors.teacher_config import TeacherSettings
 from protocols.named import OwnSettings, either, name_of, one_of
 from protocols.settings import Settings
@@ -18,9 +20,34 @@ Compared = Literal["episodes", "turns", "retries"]
 """What a credit may compare within a group: whole episodes, turns of one number, or retries after one failed answer."""
 
 
+TEXTS = ("system", "reflect_prompt", "retry_prompt", "fixed_reflection")
+"""Settings of some rollouts that are said to a model, or for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutFacts:
+    """What a rollout states of itself, by which a recipe is checked. Nothing outside actors/ knows which one runs."""
+
+    writes: frozenset[Role] = frozenset()
+    """Roles of the turns that it writes; empty where that is not known."""
+    authored: str = ""
+    """What of its turns the model did not sample on the ids that are trained, in words; "" where it sampled all."""
+    offers: frozenset[Compared] = frozenset({"episodes", "turns"})
+    """What of its groups a credit may compare."""
+    starts_from_failures: bool = False
+    """Whether an episode may begin from a failed answer that its task brings along (`data.failures`)."""
+    hooks: tuple[str, ...] = ()
+    """Methods that the environment must have."""
+    variety: str = "rollout.episodes"
+    """The setting that gives a group more different answers."""
+
+
+NOT_STATED = RolloutFacts(offers=frozenset({"episodes", "turns", "retries"}), starts_from_failures=True)
+"""Of a rollout of the user's own that states nothing: whoever wrote it knows what it can do."""
+
+
 class Rollout(Settings):
-    """What every rollout says of itself: how it is evaluated, what it asks of an environment, and the facts by which a
-    recipe is checked. Nothing outside actors/ knows which one runs."""
+    """What every rollout has: its facts, and how test tasks are played."""
 
     system: str | None = Field(default=None, min_length=1)
     """The system prompt of every dialogue, in evaluations too; the chat template must have that role. A task whose
@@ -37,24 +64,10 @@ class Rollout(Settings):
         @property
         def episodes(self) -> int: ...
 
-    hooks: ClassVar[tuple[str, ...]] = ()
-    """Methods that the environment must have."""
-    offers: ClassVar[frozenset[Compared]] = frozenset({"episodes", "turns"})
-    """What of its groups a credit may compare."""
-    starts_from_failures: ClassVar[bool] = False
-    """Whether an episode may begin from a failed answer that its task brings along (`data.failures`)."""
-    variety: ClassVar[str] = "rollout.episodes"
-    """The setting that gives a group more different answers."""
-
     @property
-    def writes(self) -> frozenset[Role]:
-        """Roles of the turns that it writes; empty where that is not known."""
-        return frozenset()
-
-    @property
-    def authored(self) -> str:
-        """What of its turns the model did not sample on the ids that are trained, in words; "" where it sampled all."""
-        return ""
+    def facts(self) -> RolloutFacts:
+        """What it states of itself, with these settings."""
+        raise NotImplementedError
 
     @property
     def several(self) -> bool:
@@ -68,6 +81,23 @@ class Rollout(Settings):
     def controls(self) -> dict[str, Rollout]:
         """Further ways to play test tasks that a result is to be compared with."""
         return {}
+
+    def opening(self, question: Question) -> list[Question]:
+        """What the model is told up to its first answer; it writes after each of these messages."""
+        plan: PlanSettings | None = getattr(self, "plan", None)
+        return [question] if plan is None else [added(question, plan.ask), plan.answer]
+
+    def following(self, feedback: str) -> list[str]:
+        """What the model is told after feedback, up to its next answer; it writes after each of these messages."""
+        return [feedback]
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What the settings say to a model or for it, by their key below `rollout`."""
+        found = {key: getattr(self, key, None) for key in TEXTS}
+        plan: PlanSettings | None = getattr(self, "plan", None)
+        found |= {} if plan is None else {"plan.ask": plan.ask, "plan.answer": plan.answer}
+        return {key: text for key, text in found.items() if text}
 
 
 class PlanSettings(Settings):
@@ -92,8 +122,8 @@ class AttemptSettings(Rollout):
     turns: ClassVar[int] = 1
 
     @property
-    def writes(self) -> frozenset[Role]:
-        return frozenset({Role.ATTEMPT}) | _planned(self.plan)
+    def facts(self) -> RolloutFacts:
+        return RolloutFacts(writes=frozenset({Role.ATTEMPT}) | _planned(self.plan))
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if turns is not None and turns > 1:
@@ -133,12 +163,12 @@ class RetrySettings(Rollout):
     kind: ClassVar[Kind] = "answers"
 
     @property
-    def writes(self) -> frozenset[Role]:
-        return frozenset({Role.ATTEMPT} | ({Role.REFLECTION} if self.reflect else set())) | _planned(self.plan)
-
-    @property
-    def authored(self) -> str:
-        return "what a teacher writes" if self.teacher is not None else ""
+    def facts(self) -> RolloutFacts:
+        reflected = frozenset({Role.REFLECTION} if self.reflect else ())
+        return RolloutFacts(
+            writes=frozenset({Role.ATTEMPT}) | reflected | _planned(self.plan),
+            authored="what a teacher writes" if self.teacher is not None else "",
+        )
 
     @model_validator(mode="after")
     def _fits(self):
@@ -147,6 +177,9 @@ class RetrySettings(Rollout):
         if self.teacher is not None and self.best_of > 1:
             raise ValueError("rollout.best_of and rollout.teacher both make the last turn; give one of them")
         return self
+
+    def following(self, feedback: str) -> list[str]:
+        return [feedback + self.reflect_prompt, self.retry_prompt] if self.reflect else [feedback]
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if turns == 1:
@@ -167,8 +200,8 @@ class ActSettings(Rollout):
     kind: ClassVar[Kind] = "actions"
 
     @property
-    def writes(self) -> frozenset[Role]:
-        return frozenset({Role.ACTION})
+    def facts(self) -> RolloutFacts:
+        return RolloutFacts(writes=frozenset({Role.ACTION}))
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         return ActSettings(turns=turns or self.turns, episodes=episodes, system=self.system)
@@ -196,12 +229,14 @@ class ReflectSettings(Rollout):
 
     kind: ClassVar[Kind] = "answers"
     turns: ClassVar[int] = 2
-    offers: ClassVar[frozenset[Compared]] = frozenset({"turns", "retries"})
-    starts_from_failures: ClassVar[bool] = True
 
     @property
-    def writes(self) -> frozenset[Role]:
-        return frozenset({Role.ATTEMPT, Role.REFLECTION, Role.RETRY})
+    def facts(self) -> RolloutFacts:
+        return RolloutFacts(
+            writes=frozenset({Role.ATTEMPT, Role.REFLECTION, Role.RETRY}),
+            offers=frozenset({"turns", "retries"}),
+            starts_from_failures=True,
+        )
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         if turns == 1:
@@ -229,15 +264,11 @@ class HintSettings(Rollout):
     kind: ClassVar[Kind] = "answers"
     turns: ClassVar[int] = 1
     several: ClassVar[bool] = True
-    hooks: ClassVar[tuple[str, ...]] = ("hint",)
 
     @property
-    def writes(self) -> frozenset[Role]:
-        return frozenset({Role.ATTEMPT, Role.RETRY})
-
-    @property
-    def authored(self) -> str:
-        return "answers after a hint"
+    def facts(self) -> RolloutFacts:
+        writes = frozenset({Role.ATTEMPT, Role.RETRY})
+        return RolloutFacts(writes=writes, authored="answers after a hint", hooks=("hint",))
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         return AttemptSettings(system=self.system).tested(turns, episodes)
@@ -275,11 +306,14 @@ class SearchSettings(Rollout):
     kind: ClassVar[Kind] = "actions"
     episodes: ClassVar[int] = 1
     several: ClassVar[bool] = True
-    variety: ClassVar[str] = "rollout.simulations or expansions"
 
     @property
-    def writes(self) -> frozenset[Role]:
-        return frozenset({Role.ACTION, Role.REVISION})
+    def facts(self) -> RolloutFacts:
+        return RolloutFacts(
+            writes=frozenset({Role.ACTION, Role.REVISION}),
+            hooks=("demonstrations",) if self.demonstrations else (),
+            variety="rollout.simulations or expansions",
+        )
 
     @model_validator(mode="after")
     def _fits(self):
@@ -289,10 +323,6 @@ class SearchSettings(Rollout):
         if self.cut == "end" and self.splice == "replayed":
             raise ValueError("rollout.splice: nothing can be replayed after the end; use verbatim with cut: end")
         return self
-
-    @property
-    def hooks(self) -> tuple[str, ...]:
-        return ("demonstrations",) if self.demonstrations else ()
 
     def alpha_at(self, step: int) -> float:
         """alpha for a tree that is searched with the weights of training step `step`."""
@@ -305,7 +335,8 @@ class SearchSettings(Rollout):
 
 
 class OwnRollout(OwnSettings, Rollout):
-    """A rollout of the user's own: `async def play(stage: actors.rollouts.Stage)`."""
+    """A rollout of the user's own: `async def play(stage: actors.rollouts.Stage)`, or a class with such a static method
+    `play` and with `facts`, a RolloutFacts, by which the recipe is checked as for a known one."""
 
     kind: Kind = "answers"
     """What its turns are: answers, or actions of which an episode needs many."""
@@ -313,9 +344,18 @@ class OwnRollout(OwnSettings, Rollout):
     """Turns in an episode."""
     episodes: int = Field(default=1, ge=1)
     """Episodes in a group."""
+    _facts: RolloutFacts = PrivateAttr(default=NOT_STATED)
 
-    offers: ClassVar[frozenset[Compared]] = frozenset({"episodes", "turns", "retries"})  # who wrote it knows
-    starts_from_failures: ClassVar[bool] = True
+    @property
+    def facts(self) -> RolloutFacts:
+        return self._facts
+
+    def stating(self, facts: RolloutFacts) -> OwnRollout:
+        """The same with the facts that its class states, which is imported before anything starts, and not to read
+        the recipe of a run."""
+        copy = self.model_copy()
+        copy._facts = facts
+        return copy
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         return self.model_copy(update={"episodes": episodes} | ({"turns": turns} if turns else {}))
@@ -333,9 +373,15 @@ KNOWN: tuple[type[Rollout], ...] = (
     HintSettings,
     SearchSettings,
 )
-RolloutSettings = one_of(*KNOWN, own=OwnRollout)
+if TYPE_CHECKING:
+    RolloutSettings = (
+        AttemptSettings | RetrySettings | ActSettings | ReflectSettings | HintSettings | SearchSettings | OwnRollout
+    )
+else:
+    RolloutSettings = one_of(*KNOWN, own=OwnRollout)
 
 
-def names(fits: Callable[[type[Rollout]], bool]) -> str:
-    """The known rollouts that fit, for a person to choose from: "attempt, retry or act"."""
-    return either([name_of(kind) for kind in KNOWN if fits(kind)])
+def names(fits: Callable[[Rollout], bool]) -> str:
+    """The known rollouts that fit as they are without settings, for a person to choose from: "attempt, retry or
+    act"."""
+    return either([name_of(kind) for kind in KNOWN if fits(kind())])

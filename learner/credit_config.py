@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
 from protocols.named import OwnSettings, either, name_of, one_of
 from protocols.settings import Settings
@@ -13,25 +14,31 @@ from protocols.settings import Settings
 Compared = Literal["", "episodes", "turns", "retries"]
 
 
-class CreditSettings(Settings):
-    """What every credit says of itself: the facts by which a recipe is checked. Nothing outside learner/ knows which
-    one runs."""
+@dataclass(frozen=True, slots=True)
+class CreditFacts:
+    """What a credit states of itself, by which a recipe is checked. Nothing outside learner/ knows which one runs."""
 
-    if TYPE_CHECKING:  # each kind has it
+    compares: Compared = ""
+    """What it compares within a group: whole episodes, turns of one number, retries after one failed answer; "" where
+    a turn is worth something by itself."""
+    follows_paths: bool = False
+    """Whether it follows the turns of an episode from their root."""
+    instead: str = "take another learner.credit"
+    """What to do where nothing can be compared."""
+
+
+class CreditSettings(Settings):
+    """What every credit has: its facts."""
+
+    if TYPE_CHECKING:
 
         @property
         def name(self) -> str: ...
 
-    follows_paths: ClassVar[bool] = False
-    """Whether it follows the turns of an episode from their root."""
-    instead: ClassVar[str] = "take another learner.credit"
-    """What to do where nothing can be compared."""
-
     @property
-    def compares(self) -> Compared:
-        """What it compares within a group: whole episodes, turns of one number, retries after one failed answer; ""
-        where a turn is worth something by itself."""
-        return ""
+    def facts(self) -> CreditFacts:
+        """What it states of itself, with these settings."""
+        return CreditFacts()
 
 
 class OverlongSettings(Settings):
@@ -61,8 +68,8 @@ class GroupCredit(CreditSettings):
     """Punish long responses (DAPO)."""
 
     @property
-    def compares(self) -> Compared:
-        return "episodes"
+    def facts(self) -> CreditFacts:
+        return CreditFacts(compares="episodes")
 
 
 class TurnwiseCredit(CreditSettings):
@@ -71,11 +78,11 @@ class TurnwiseCredit(CreditSettings):
     name: Literal["turnwise"] = "turnwise"
     baseline: Literal["group", "batch"] = "group"
     """Take the mean over the turns of the group, or of the whole batch."""
-    instead: ClassVar[str] = "set learner.credit.baseline to batch"
 
     @property
-    def compares(self) -> Compared:
-        return "turns" if self.baseline == "group" else ""
+    def facts(self) -> CreditFacts:
+        compares = "turns" if self.baseline == "group" else ""
+        return CreditFacts(compares=compares, instead="set learner.credit.baseline to batch")
 
 
 class RawCredit(CreditSettings):
@@ -95,8 +102,8 @@ class ReflectionCredit(CreditSettings):
     """Divide by the standard deviation of the group's retries."""
 
     @property
-    def compares(self) -> Compared:
-        return "retries"
+    def facts(self) -> CreditFacts:
+        return CreditFacts(compares="retries")
 
 
 class TrajectoryCredit(CreditSettings):
@@ -107,11 +114,28 @@ class TrajectoryCredit(CreditSettings):
     """Only trajectories that end with a larger reward are trained (and with one above the `alpha` of their search)."""
     good: PositiveInt | None = None
     """Of a group's trajectories without a revision so many are trained, the best ones (None: all)."""
-    follows_paths: ClassVar[bool] = True
+
+    @property
+    def facts(self) -> CreditFacts:
+        return CreditFacts(follows_paths=True)
 
 
 class OwnCredit(OwnSettings, CreditSettings):
-    """A credit of the user's own, see learner/credits/__init__.py."""
+    """A credit of the user's own: a function, see learner/credits/__init__.py, or a class with such a static method
+    `credit` and with `facts`, a CreditFacts, by which the recipe is checked as for a known one."""
+
+    _facts: CreditFacts = PrivateAttr(default=CreditFacts())
+
+    @property
+    def facts(self) -> CreditFacts:
+        return self._facts
+
+    def stating(self, facts: CreditFacts) -> OwnCredit:
+        """The same with the facts that its class states, which is imported before anything starts, and not to read
+        the recipe of a run."""
+        copy = self.model_copy()
+        copy._facts = facts
+        return copy
 
 
 KNOWN: tuple[type[CreditSettings], ...] = (
@@ -128,5 +152,6 @@ else:
 
 
 def comparing(offered: Collection[str]) -> str:
-    """The known credits that compare something that is offered, for a person to choose from: "group or turnwise"."""
-    return either([name_of(kind) for kind in KNOWN if kind().compares in offered])
+    """The known credits that compare something that is offered, or nothing where nothing is, for a person to choose
+    from: "group or turnwise"."""
+    return either([name_of(kind) for kind in KNOWN if kind().facts.compares in (offered or {""})])

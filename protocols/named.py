@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol, Union, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Protocol, TypeVar, Union, get_args
 
 from pydantic import Discriminator, Field, Tag
 
 from protocols.errors import SettingError
 from protocols.settings import Settings
+
+Facts = TypeVar("Facts")
 
 
 class Named(Protocol):
@@ -38,6 +40,25 @@ def load(setting: str, name: str, known: Mapping[str, str]) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a user's module raises while it is imported
         raise SettingError(setting, f"{name!r} cannot be imported: {error}", cure) from error
+
+
+def function(setting: str, name: str, known: Mapping[str, str], method: str) -> Callable:
+    """The function behind a name; of a class its static method `method`. Raises SettingError where it has none."""
+    found = load(setting, name, known)
+    found = getattr(found, method, None) if isinstance(found, type) else found
+    if not callable(found):
+        raise SettingError(setting, f"{name} is neither a function nor a class with `{method}`", "Name one that is")
+    return found
+
+
+def stated(setting: str, name: str, default: Facts) -> Facts:
+    """The `facts` that a part of the user's own states, `default` where it states none. Raises SettingError where they
+    are of another type than `default`."""
+    found = getattr(load(setting, name, {}), "facts", default)
+    if not isinstance(found, type(default)):
+        kind = type(default).__name__
+        raise SettingError(setting, f"{name}.facts is {found!r}, not a {kind}", f"Make it a {kind}, or leave it out")
+    return found
 
 
 def name_of(kind: type[Settings]) -> str:

@@ -60,6 +60,11 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self):
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raises ValueError, in one line, where its sections do not fit together."""
         engine = self.actors.engine
         if self.sampling.max_tokens >= engine.max_length:
             raise ValueError(
@@ -78,7 +83,6 @@ class Recipe(Settings):
             self._credit_fits()
             self._learner_fits()
             self._takes_effect()
-        return self
 
     def _controls_fit(self) -> None:
         kinds, turns = self.evaluation.feedbacks, self.evaluation.turns or self.rollout.turns
@@ -90,17 +94,17 @@ class Recipe(Settings):
 
     def _credit_fits(self) -> None:
         credit, rollout = self.learner.credit, self.rollout
-        compared = credit.compares
-        if compared and compared not in rollout.offers:
+        compared = credit.facts.compares
+        if compared and compared not in rollout.facts.offers:
             raise ValueError(
                 f"learner.credit.name: {credit.name} compares {COMPARED[compared]}, which rollout {rollout.name} does "
-                f"not play; set it to {credits.comparing(rollout.offers)}, or rollout.name to "
-                f"{rollouts.names(lambda kind: compared in kind.offers)}"
+                f"not play; set it to {credits.comparing(rollout.facts.offers)}, or rollout.name to "
+                f"{rollouts.names(lambda known: compared in known.facts.offers)}"
             )
         if compared and rollout.episodes < 2:
             raise ValueError(
                 f"rollout.episodes: learner.credit.name={credit.name} compares episodes of a task; set 2 or more, or "
-                f"{credit.instead}"
+                f"{credit.facts.instead}"
             )
 
     def _learner_fits(self) -> None:
@@ -141,24 +145,25 @@ class Recipe(Settings):
     def _takes_effect(self) -> None:
         """Refuses what would do nothing."""
         learner, rollout = self.learner, self.rollout
-        if rollout.authored and learner.objective.only_sampled:
-            problem = f"{learner.objective.name} never trains {rollout.authored}"
+        facts = rollout.facts
+        if facts.authored and learner.objective.only_sampled:
+            problem = f"{learner.objective.name} never trains {facts.authored}"
             raise ValueError(f"learner.objective.name: {problem}; set it to {objectives.AUTHORED}")
-        if rollout.writes and not any(learner.role_weight(role) for role in rollout.writes):
-            known = ", ".join(role.name.lower() for role in sorted(rollout.writes))
+        if facts.writes and not any(learner.role_weight(role) for role in facts.writes):
+            known = ", ".join(role.name.lower() for role in sorted(facts.writes))
             raise ValueError(
                 f"learner.roles: rollout {rollout.name} writes turns of role {known}, and none has a weight; give one"
             )
-        if self.model.on_rewrite == "new_root" and learner.credit.follows_paths:
+        if self.model.on_rewrite == "new_root" and learner.credit.facts.follows_paths:
             raise ValueError(
                 "model.on_rewrite: new_root makes each turn a root, and learner.credit.name="
                 f"{learner.credit.name} follows the turns of an episode from its root; leave it out, or use another "
                 "credit"
             )
-        if self.data.failures and not rollout.starts_from_failures:
+        if self.data.failures and not facts.starts_from_failures:
             raise ValueError(
                 f"data.failures: rollout {rollout.name} does not begin from failed answers; leave it out, or set "
-                f"rollout.name to {rollouts.names(lambda kind: kind.starts_from_failures)}"
+                f"rollout.name to {rollouts.names(lambda known: known.facts.starts_from_failures)}"
             )
 
     def warnings(self) -> list[str]:

@@ -1,7 +1,12 @@
 """Rollouts say how the episodes of a group are played. They do not know which objective will use the turns.
 
 A rollout is a coroutine `play(stage)`: it samples with `stage.generate` or a `Dialogue`, acts in the environments that
-`stage.episode` lends, and writes turns to `stage.group`. `rollout.name` is one of NAMES, or `package.module:play`.
+`stage.episode` lends, and writes turns to `stage.group`. `rollout.name` is one of NAMES, or `package.module:play`, or
+`package.module:Class` of a class with a static method `play` that states `facts` (actors/rollout_config.py).
+
+An *episode* is one play of a task, from its question to its last turn; the field also calls it a trajectory or a
+rollout. Here a rollout is the way of playing, and a trajectory one path from a root of the group to an end: a linear
+episode is one, a search tree holds many, and a spliced one takes a bad beginning to a good end.
 """
 
 from __future__ import annotations
@@ -18,11 +23,12 @@ from actors.engines import Completion, Engine, PromptTooLong
 from actors.environment_pool import EnvironmentPool, EpisodeFailure, Playing
 from actors.group import GroupWriter
 from actors.rendering import Renderer
-from actors.rollout_config import Rollout
+from actors.rollout_config import OwnRollout, Rollout
 from protocols import metrics, named
 from protocols.turns import Role, Stop
 from protocols.weights import step_of
 
+SETTING = "rollout.name"
 NAMES = {
     "attempt": "actors.rollouts.attempt:play",
     "retry": "actors.rollouts.retry:play",
@@ -31,7 +37,6 @@ NAMES = {
     "hint": "actors.rollouts.hint:play",
     "search": "actors.rollouts.search:play",
 }
-
 
 Played = TypeVar("Played", bound=Rollout, covariant=True)
 
@@ -100,4 +105,12 @@ Play = Callable[[Stage], Awaitable[None]]
 
 def find(name: str) -> Play:
     """The rollout of that name. Raises SettingError."""
-    return named.load("rollout.name", name, NAMES)
+    return named.function(SETTING, name, NAMES, "play")
+
+
+def stated(settings: Rollout) -> Rollout:
+    """The settings with the facts that a rollout of the user's own states; those of a known one hold theirs. Imports
+    the user's module. Raises SettingError."""
+    if not isinstance(settings, OwnRollout):
+        return settings
+    return settings.stating(named.stated(SETTING, settings.name, settings.facts))

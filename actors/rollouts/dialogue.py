@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from actors import messages
 from actors.engines import Completion
 from actors.environment_pool import EpisodeFailure, Outcome
 from actors.environments.base import Cut
 from actors.group import NO_TOKENS
-from actors.messages import Message, Question
+from actors.messages import Message, Question, asked
 from actors.rollouts import Stage
 from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, Role, Stop
@@ -59,8 +59,8 @@ class Dialogue:
 
     def branch(self, episode: int) -> Dialogue:
         """The same dialogue so far, to be continued in another way."""
-        other = object.__new__(Dialogue)
-        other.__dict__ = self.__dict__ | {"episode": episode, "_history": list(self._history)}
+        other = copy(self)
+        other.episode, other._history = episode, list(self._history)
         return other
 
     @property
@@ -173,12 +173,11 @@ class Dialogue:
 
 async def begin(stage: Stage, question: Question, episode: int = 0, answers: int | None = None) -> Dialogue:
     """A dialogue up to its first answer: after a plan, a turn of role reflection, where the rollout wants one."""
-    plan = getattr(stage.settings, "plan", None)
-    if plan is None:
-        return Dialogue(stage, question, episode, answers)
-    dialogue = Dialogue(stage, messages.added(question, plan.ask), episode, answers)
-    await dialogue.say(Role.REFLECTION)
-    dialogue.hear(plan.answer)
+    first, *others = stage.settings.opening(question)
+    dialogue = Dialogue(stage, first, episode, answers)
+    for told in others:
+        await dialogue.say(Role.REFLECTION)
+        dialogue.hear(asked(told))
     return dialogue
 
 

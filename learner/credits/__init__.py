@@ -1,7 +1,13 @@
 """Credits: what each turn of a batch is worth, before any loss sees it. One file each.
 
 A credit is a function `(batch: Sequence[Group], settings) -> list of float32[turns]`, one array a group. NaN means that
-the turn is not trained, whatever the objective; any other value is the turn's advantage.
+the turn is not trained, whatever the objective; any other value is the turn's *advantage*: how much better the turn was
+than what it is compared with, or its plain reward where a credit compares nothing. All tokens of its response share it.
+The objective makes a loss of it (learner/objectives/): above 0 it makes the turn more likely, at 0 it says nothing of
+it, and what it does below 0 is the objective's choice.
+
+`learner.credit.name` is one of NAMES, or `package.module:function`, or `package.module:Class` of a class with a static
+method `credit` that states `facts` (learner/credit_config.py).
 """
 
 from __future__ import annotations
@@ -11,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from learner.credit_config import CreditSettings
+from learner.credit_config import CreditSettings, OwnCredit
+from protocols import named
 from protocols.errors import SettingError
-from protocols.named import load
 from protocols.turns import Group, Role, Turn
 
 NAMES = {name: f"learner.credits.{name}:{name}" for name in ("group", "turnwise", "raw", "reflection", "trajectory")}
@@ -26,12 +32,20 @@ def scored(turn: Turn) -> bool:
     return turn.role not in (Role.REFLECTION, Role.REVISION, Role.ERROR)
 
 
-def find(settings: CreditSettings) -> Callable[[Sequence[Group], Any], list[np.ndarray]]:
+def find(settings: named.Named) -> Callable[[Sequence[Group], Any], list[np.ndarray]]:
     """The function of `learner.credit`. Raises SettingError when there is none."""
-    return load(SETTING, settings.name, NAMES)
+    return named.function(SETTING, settings.name, NAMES, "credit")
 
 
-def credit(batch: Sequence[Group], settings: CreditSettings) -> list[np.ndarray]:
+def stated(settings: CreditSettings) -> CreditSettings:
+    """The settings with the facts that a credit of the user's own states; those of a known one hold theirs. Imports
+    the user's module. Raises SettingError."""
+    if not isinstance(settings, OwnCredit):
+        return settings
+    return settings.stating(named.stated(SETTING, settings.name, settings.facts))
+
+
+def credit(batch: Sequence[Group], settings: named.Named) -> list[np.ndarray]:
     """The advantage of every turn: one float32[turns] a group, NaN where the turn is not trained, 0 for turns of role
     error. Raises SettingError when a credit of the user's own returns anything else."""
     advantages = find(settings)(batch, settings)
@@ -40,7 +54,7 @@ def credit(batch: Sequence[Group], settings: CreditSettings) -> list[np.ndarray]
     return [_checked(group, values, settings) for group, values in zip(batch, advantages, strict=True)]
 
 
-def _checked(group: Group, values: Any, settings: CreditSettings) -> np.ndarray:
+def _checked(group: Group, values: Any, settings: named.Named) -> np.ndarray:
     wanted = f"float32[{len(group.turns)}] for a group of {len(group.turns)} turns"
     if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.shape != (len(group.turns),):
         raise _wrong(settings, f"returned {_kind(values)}", wanted)
@@ -49,7 +63,7 @@ def _checked(group: Group, values: Any, settings: CreditSettings) -> np.ndarray:
     return np.where([turn.role is Role.ERROR for turn in group.turns], np.float32(0), values)
 
 
-def _wrong(settings: CreditSettings, problem: str, wanted: str) -> SettingError:
+def _wrong(settings: named.Named, problem: str, wanted: str) -> SettingError:
     return SettingError(SETTING, f"{settings.name} {problem}", f"Return {wanted}")
 
 

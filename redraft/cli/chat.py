@@ -64,7 +64,7 @@ async def _talk(recipe: Recipe, model: Path, task: dict | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's own would wait for the line to be typed
     renderer = rendering.load(model, "new_root", recipe.rollout.system)
     settings = recipe.actors.engine.model_copy(update={"max_running": 1})
-    engine = await engines.start(model, recipe.model.dtype, settings, recipe.seed)
+    engine = await engines.start(str(model), recipe.model.dtype, settings, recipe.seed)
     try:
         talk = Talk(renderer, engine, recipe.sampling)
         await (converse(talk) if task is None else play(talk, recipe, task))
@@ -145,7 +145,7 @@ async def _episode(talk: Talk, recipe: Recipe, playing: Playing, typed: Iterator
     """One episode, until the person wants another one (True) or leaves. A person's words stand in for the
     environment's; after its end they are all that is left."""
     _show("environment", messages.asked(playing.observation))
-    answer, over = await _first(talk, recipe, playing.observation), False
+    answer, over = await _answer(talk, recipe.rollout.opening(playing.observation)), False
     while True:
         if answer is not None and not over:
             outcome = await playing.step(answer)
@@ -161,25 +161,18 @@ async def _episode(talk: Talk, recipe: Recipe, playing: Playing, typed: Iterator
         elif answer is None or over:
             _show("redraft", f"there is nothing to go on with: {HELP}")
         else:
-            answer = await _next(talk, recipe, messages.asked(playing.observation))
+            again = recipe.rollout.tested(turns=2, episodes=1)
+            answer = await _answer(talk, again.following(messages.asked(playing.observation)))
 
 
-async def _first(talk: Talk, recipe: Recipe, question: Question) -> str | None:
-    """The first answer, after a plan where the rollout wants one."""
-    plan = getattr(recipe.rollout, "plan", None)
-    if plan is None:
-        return await talk.answer(question)
-    planned = await talk.answer(messages.added(question, plan.ask))
-    return None if planned is None else await talk.answer(plan.answer)
-
-
-async def _next(talk: Talk, recipe: Recipe, feedback: str) -> str | None:
-    """The answer after feedback, after a reflection where the rollout wants one."""
-    whole = recipe.rollout.tested(turns=2, episodes=1)
-    if not getattr(whole, "reflect", False):
-        return await talk.answer(feedback)
-    reflected = await talk.answer(feedback + whole.reflect_prompt)
-    return None if reflected is None else await talk.answer(whole.retry_prompt)
+async def _answer(talk: Talk, told: Sequence[Question]) -> str | None:
+    """What the model says to the last of these messages, after what it said to those before: a plan, a reflection."""
+    answer = None
+    for heard in told:
+        answer = await talk.answer(heard)
+        if answer is None:
+            break
+    return answer
 
 
 def _verdict(outcome: Outcome) -> str:

@@ -221,7 +221,7 @@ class Diagnosis:
             return None
         fate = "filtered" if recipe.replay.drop_flat else "worth nothing to the learner"
         cures = [_difficulty(right)]
-        cures.append(f"a larger sampling.temperature or more {recipe.rollout.variety}")
+        cures.append(f"a larger sampling.temperature or more {recipe.rollout.facts.variety}")
         cures += ["partial credit"]
         cures += ["replay.drop_flat: false, with a credit that needs no variance"] if recipe.replay.drop_flat else []
         return (
@@ -341,7 +341,7 @@ CAUSES: dict[str, Callable[[Diagnosis, float], Told | None]] = {
 
 def _needs_variance(recipe: Recipe) -> bool:
     """Whether groups whose scores do not differ are of no use."""
-    return recipe.replay.drop_flat or bool(recipe.learner.credit.compares)
+    return recipe.replay.drop_flat or bool(recipe.learner.credit.facts.compares)
 
 
 def _difficulty(right: float) -> str:

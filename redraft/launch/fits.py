@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from protocols.errors import SettingError
-from protocols.settings import Settings
 from redraft.evaluation import failures
 from redraft.evaluation.measures import plays
 from redraft.recipe import Recipe
 
-SAID = ("system", "reflect_prompt", "retry_prompt", "fixed_reflection", "plan.ask", "plan.answer")  # texts of rollouts
 LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -34,9 +31,9 @@ def check(model: Path, recipe: Recipe) -> None:
     from actors import environments, rendering
 
     renderer = rendering.load(model, recipe.model.on_rewrite, recipe.rollout.system)
-    for key in SAID:
+    for key, text in recipe.rollout.texts.items():
         try:
-            renderer.answer(_said(recipe.rollout, key))
+            renderer.answer(text)
         except SettingError as error:
             raise SettingError(f"rollout.{key}", str(error), "Write it in what the tokenizer knows") from None
     config = _config(model)
@@ -119,11 +116,3 @@ def _check_turns(renderer, recipe: Recipe) -> None:
 
 def _does_nothing(why: str) -> SettingError:
     return SettingError("model.on_rewrite", f"new_root does nothing: {why}", "Leave it out")
-
-
-def _said(settings: Settings, key: str) -> str:
-    """The text at a dotted key, empty where there is none."""
-    found: Any = settings
-    for name in key.split("."):
-        found = getattr(found, name, None)
-    return found or ""

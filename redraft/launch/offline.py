@@ -105,6 +105,7 @@ def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, c
     from redraft.control.evaluator import Exam
 
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"failures": None})})
+    recipe = preflight.with_facts(recipe)
     preflight.check_environment(recipe)
     tasks = environments.tasks(recipe.environment, recipe.data, "train")
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)

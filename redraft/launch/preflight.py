@@ -7,6 +7,23 @@ from protocols.named import OwnSettings
 from redraft.recipe import Recipe
 
 
+def with_facts(recipe: Recipe) -> Recipe:
+    """The recipe with what parts of the user's own state of themselves, and checked by that as for known parts. Raises
+    SettingError."""
+    from actors import rollouts
+    from learner import credits
+
+    learner = recipe.learner
+    if recipe.steps:
+        learner = learner.model_copy(update={"credit": credits.stated(learner.credit)})
+    recipe = recipe.model_copy(update={"rollout": rollouts.stated(recipe.rollout), "learner": learner})
+    try:
+        recipe.check()
+    except ValueError as error:
+        raise SettingError("recipe", str(error)) from None
+    return recipe
+
+
 def check_environment(recipe: Recipe) -> None:
     """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks,
     for a curriculum of tasks without levels, or for an engine that this machine cannot load."""
@@ -27,7 +44,7 @@ def check_environment(recipe: Recipe) -> None:
     if lacking := [kind for kind in recipe.evaluation.feedbacks if kind not in made.feedbacks]:
         known = f"Use {', '.join(made.feedbacks)}"
         raise SettingError("evaluation.feedbacks", f"{recipe.environment.name} has no {lacking[0]!r}", known)
-    if lacking := [hook for hook in recipe.rollout.hooks if not hasattr(made, hook)]:
+    if lacking := [hook for hook in recipe.rollout.facts.hooks if not hasattr(made, hook)]:
         problem = f"rollout {recipe.rollout.name} needs an environment with `{lacking[0]}`"
         raise SettingError("environment.name", problem, "Add it (actors/environments/base.py), or name another one")
     tasks = {split: environments.tasks(recipe.environment, recipe.data, split) for split in ("train", "test")}

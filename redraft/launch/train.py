@@ -50,6 +50,7 @@ def _train(
     recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console, story: Story
 ) -> RunEnded:
     trackers.check(recipe.tracking)
+    recipe = preflight.with_facts(recipe)
     preflight.check_environment(recipe)
     if recipe.steps:
         preflight.check_learner(recipe)

@@ -1,16 +1,12 @@
 """A recipe is right as a whole, or refused in one line that names the key and the cure."""
 
-import contextlib
-from typing import ClassVar
-
 import pytest
 import yaml
 from support.places import ROOT
 
-from actors.config import DataSettings
-from actors.rollout_config import RetrySettings
+from actors.rollout_config import NOT_STATED
+from learner.credit_config import CreditFacts
 from protocols.errors import SettingError
-from protocols.turns import Role
 from redraft import recipe
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -141,39 +137,11 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, words):
         recipe.load(path)
 
 
-def test_a_rollout_and_a_credit_of_a_users_own_are_checked_by_their_facts_like_known_ones():
+def test_reading_a_recipe_holds_parts_of_a_users_own_to_nothing_but_its_settings():
     credit = "learner.credit={name: 'mine:credit'}"
     own = recipe.load(QUICKSTART, ["rollout={name: 'mine:play', turns: 3, episodes: 4}", credit])
-    assert own.rollout.offers == {"episodes", "turns", "retries"} and own.learner.credit.compares == ""
+    assert own.rollout.facts == NOT_STATED and own.learner.credit.facts == CreditFacts()
     for name in ("group", "turnwise", "reflection", "trajectory"):
         recipe.load(QUICKSTART, ["rollout={name: 'mine:play', episodes: 2}", f"learner.credit={{name: {name}}}"])
     with pytest.raises(SettingError, match=r"rollout\.episodes: .* compares episodes of a task; set 2 or more"):
         recipe.load(QUICKSTART, ["rollout={name: 'mine:play'}", "learner.credit={name: group}"])
-
-
-REVISED = "learner.roles={attempt: 1, revision: 1}"
-
-
-class Seventh(RetrySettings):
-    """A rollout from outside, which states what its turns are."""
-
-    offers: ClassVar[frozenset] = frozenset({"retries"})
-    starts_from_failures: ClassVar[bool] = True
-    writes: ClassVar[frozenset] = frozenset({Role.REVISION})
-    authored: ClassVar[str] = "what its author wrote"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "refused"),
-    [
-        (["learner.roles={attempt: 1, revision: 0}"], "writes turns of role revision, and none has a weight"),
-        ([REVISED, "learner.credit={name: turnwise}"], "turnwise compares turns of one number, which rollout"),
-        ([REVISED, "learner.objective={name: grpo}"], "grpo never trains what its author wrote"),
-        ([REVISED], None),
-    ],
-)
-def test_a_seventh_rollout_from_outside_is_held_to_what_it_states(overrides, refused):
-    found = recipe.load(QUICKSTART, ["rollout.episodes=2", *overrides])
-    found = found.model_copy(update={"rollout": Seventh(episodes=2), "data": DataSettings(failures="wrong.jsonl")})
-    with pytest.raises(ValueError, match=refused) if refused else contextlib.nullcontext():
-        found._fits_together()
