@@ -198,7 +198,7 @@ class Actor:
         async with asyncio.timeout(self._spec.actors.silence_s):
             files = await self._node_files()
             try:
-                path = await files.place.remote(ref, self._name)
+                path = await files.provide.remote(ref, self._name)
                 self._look()
                 self._loading = True
                 return await weights.apply(self._made.engine, ref, path, self._limit(ref))

@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors import messages
 from actors.messages import Question
 from protocols import metrics
+
+if TYPE_CHECKING:
+    from actors.environments.base import Hints
 
 
 class EpisodeFailure(Exception):
@@ -53,7 +56,7 @@ class Playing:
         self.observation: Question = ""
 
     async def reset(self, task: dict, seed: int) -> None:
-        """Begins the task. Raises EpisodeFailure when the environment raises, or asks what is no question."""
+        """Begins the task. Raises EpisodeFailure when the environment raises, or its observation is not a question."""
         observation, _ = await self._call(self._environment.reset, seed=seed, options={"task": task})
         try:
             self.observation = messages.checked(observation)
@@ -79,7 +82,8 @@ class Playing:
 
     async def hint(self) -> str | None:
         """What leads to the right answer (environments that have hints); None where nothing does."""
-        return await self._call(self._environment.hint)
+        told: Hints = self._environment
+        return await self._call(told.hint)
 
     @property
     def itself(self) -> Any:

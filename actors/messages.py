@@ -16,18 +16,18 @@ def message(role: str, content: str) -> Message:
 
 
 def checked(question: Any) -> Question:
-    """`question` itself. Raises ValueError, saying what is wrong, for what is no Question."""
+    """`question` itself. Raises ValueError, saying what is wrong, where it is not a Question."""
     if isinstance(question, str):
         return question
     if not isinstance(question, list) or not question:
         raise ValueError(f"a question is a text or a list of chat messages, not {type(question).__name__}")
-    for place, said in enumerate(question):
+    for number, said in enumerate(question):
         fields = said if isinstance(said, dict) else {}
         role, content = fields.get("role"), fields.get("content")
         if set(fields) != {"role", "content"} or role not in ROLES or not isinstance(content, str):
-            raise ValueError(f"message {place} of a question is not {{role: {' | '.join(ROLES)}, content: text}}")
-        if role == "system" and place:
-            raise ValueError(f"message {place} of a question is the system's, which can only be the first")
+            raise ValueError(f"message {number} of a question is not {{role: {' | '.join(ROLES)}, content: text}}")
+        if role == "system" and number:
+            raise ValueError(f"message {number} of a question is the system's, which can only be the first")
     if question[-1]["role"] != "user":
         raise ValueError("the last message of a question must be the user's")
     return question

@@ -58,11 +58,11 @@ class Speller:
         """Ids of a text in which nothing is a control token, as far as the tokenizer can spell that."""
         if not text:
             return []
-        ids, place = [], 0
+        ids, done = [], 0
         for found in self._alone.finditer(text):
-            ids += [*self._piece(text[place : found.start()]), self._added[found[0]][0]]
-            place = found.end()
-        return ids + self._piece(text[place:])
+            ids += [*self._piece(text[done : found.start()]), self._added[found[0]][0]]
+            done = found.end()
+        return ids + self._piece(text[done:])
 
     def _piece(self, text: str) -> list[int]:
         if not text:
@@ -79,13 +79,13 @@ class Speller:
     def unmasked(self, text: str) -> list[int]:
         """Ids of a text whose control tokens are meant, but for those that `mask` took out of it."""
         ids: list[int] = []
-        place, strip = 0, False
+        done, strip = 0, False
         for found in self._every.finditer(text):
             number, token = self._added[found[0]]
-            ids += self._stretch(text[place : found.start()], strip, token.lstrip)
+            ids += self._stretch(text[done : found.start()], strip, token.lstrip)
             ids.append(number)
-            place, strip = found.end(), token.rstrip
-        return ids + self._stretch(text[place:], strip, False)
+            done, strip = found.end(), token.rstrip
+        return ids + self._stretch(text[done:], strip, False)
 
     def check(self, ids: list[int], texts: Iterable[str]) -> None:
         """Raises SettingError where `ids` hold an unknown token that one of `texts` brought in."""

@@ -1,10 +1,10 @@
 """The order in which tasks are played: shuffled anew each epoch, the same for the same seed, without end.
 
-With a curriculum the tasks carry a `level`, an int from 0, and are unlocked level by level. A stage is a stretch of
+With a curriculum the tasks carry a `level`, an int from 0, and are unlocked level by level. A span is a stretch of
 positions with one set of tasks:
 
     position    0 ......... 700 ....... 1900 ...
-    stage       level 0     level 1     level 2      begins at the first position that is not leased when a level ends
+    span        level 0     level 1     level 2      begins at the first position that is not leased when a level ends
     epoch       0  1  2  3  4  5  6  7  8 ...        numbered on, so that (epoch, task) never comes twice
 """
 
@@ -23,13 +23,13 @@ from protocols.errors import SettingError
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """From position `first` and epoch `epoch` on, `places` (int64[n], into the tasks) are played."""
+class LevelSpan:
+    """From position `first` and epoch `epoch` on, the tasks at `indices` (int64[n]) are played."""
 
     first: int
     epoch: int
     level: int | None
-    places: np.ndarray
+    indices: np.ndarray
 
 
 class TaskOrder:
@@ -46,40 +46,40 @@ class TaskOrder:
             raise ValueError("an order needs at least one task")
         self.tasks, self.seed = tasks, seed
         self._curriculum, state = curriculum, state or {}
-        self._stages: list[Stage] = []
+        self._spans: list[LevelSpan] = []
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
         if curriculum is None:
-            self._stages.append(Stage(0, 0, None, np.arange(len(tasks))))
+            self._spans.append(LevelSpan(0, 0, None, np.arange(len(tasks))))
             return
         self._levels = np.array([_level(task) for task in tasks])
         self._window: deque[float] = deque(state.get("window", ()), curriculum.window)
-        for first, level in state.get("stages", [(0, int(self._levels.min()))]):
+        for first, level in state.get("spans", [(0, int(self._levels.min()))]):
             self._begin(first, level)
 
     @property
     def level(self) -> int | None:
         """The newest level that is played; None without a curriculum."""
-        return self._stages[-1].level
+        return self._spans[-1].level
 
     @property
     def state(self) -> dict:
         """What a resumed run needs to go on alike, in JSON values: nothing without a curriculum.
 
-        `stages` are [first position, level], `window` the successes that count towards the next level.
+        `spans` are [first position, level], `window` the successes that count towards the next level.
         """
         if self._curriculum is None:
             return {}
-        return {"stages": [[stage.first, stage.level] for stage in self._stages], "window": list(self._window)}
+        return {"spans": [[span.first, span.level] for span in self._spans], "window": list(self._window)}
 
     def task(self, position: int) -> tuple[int, dict]:
-        """(epoch, task) of the `position`-th play; within an epoch each task of its stage occurs at most once."""
-        stage = self._stages[bisect_right(self._stages, position, key=lambda stage: stage.first) - 1]
-        epochs, place = divmod(position - stage.first, len(stage.places))
-        epoch = stage.epoch + epochs
+        """(epoch, task) of the `position`-th play; within an epoch each task of its span occurs at most once."""
+        span = self._spans[bisect_right(self._spans, position, key=lambda span: span.first) - 1]
+        epochs, within = divmod(position - span.first, len(span.indices))
+        epoch = span.epoch + epochs
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch))))
-            self._epoch, self._permutation = epoch, generator.permutation(len(stage.places))
-        return epoch, self.tasks[int(stage.places[self._permutation[place]])]
+            self._epoch, self._permutation = epoch, generator.permutation(len(span.indices))
+        return epoch, self.tasks[int(span.indices[self._permutation[within]])]
 
     def closed(self, task: dict, success: float | None, position: int) -> bool:
         """Counts a group of `task` that ended; `success` is the share of its episodes that succeeded.
@@ -104,11 +104,11 @@ class TaskOrder:
             else self._levels <= level
         )
         epoch = 0
-        if self._stages:
-            last = self._stages[-1]
-            epoch = last.epoch + -(-(first - last.first) // len(last.places))  # one that has begun is not gone on with
-        self._stages.append(Stage(first, epoch, level, np.flatnonzero(played)))
-        self._epoch = -1  # whoever looked ahead saw the older stage
+        if self._spans:
+            last = self._spans[-1]
+            epoch = last.epoch + -(-(first - last.first) // len(last.indices))  # one that has begun is not gone on with
+        self._spans.append(LevelSpan(first, epoch, level, np.flatnonzero(played)))
+        self._epoch = -1  # whoever looked ahead saw the older span
 
 
 def _level(task: dict) -> int:

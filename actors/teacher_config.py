@@ -63,7 +63,8 @@ class TeacherSettings(Settings):
         """The key of this process's environment, a dummy for a loopback without one. Raises SettingError."""
         key = os.environ.get(self.key_env, "").strip()
         if key and not (key.isascii() and key.isprintable()):
-            raise SettingError("rollout.teacher.key_env", f"what {self.key_env} holds is no key", "Set it to the key")
+            problem = f"{self.key_env} holds characters that no key has"
+            raise SettingError("rollout.teacher.key_env", problem, "Set it to the key")
         if not key and not _is_loopback(urlsplit(self.url).hostname):
             problem = f"{self.key_env} is not set, and {self.host} is another machine"
             raise SettingError("rollout.teacher.key_env", problem, f"Set {self.key_env} on every node that plays")

@@ -82,17 +82,17 @@ class Template:
             )
 
         thought, plain = whole(THINKING, FOLLOWING), whole(ANSWER, FOLLOWING)
-        place = plain.find(ANSWER)
-        if place < 0:
+        start_of_answer = plain.find(ANSWER)
+        if start_of_answer < 0:
             raise _unusable("leaves the model's answers out")
-        tail, end, rest = self._end(plain[place + len(ANSWER) :])
+        tail, end, rest = self._end(plain[start_of_answer + len(ANSWER) :])
         grows = all(_follows(opening, text, answer) for text, answer in ((thought, THINKING), (plain, ANSWER)))
         if not grows:
-            headed = plain.startswith(opening) and bool(plain[len(opening) : place].strip())
+            headed = plain.startswith(opening) and bool(plain[len(opening) : start_of_answer].strip())
             why = "puts a header before answers" if headed else "rewrites earlier messages (strips thinking, say)"
             return Shape(why, end, headed, rendered=(opening, plain))
         before, found, after = rest.partition(FOLLOWING)
-        lead, head = plain[len(opening) : place], plain[: len(plain) - len(after) - len(FOLLOWING)]
+        lead, head = plain[len(opening) : start_of_answer], plain[: len(plain) - len(after) - len(FOLLOWING)]
         trim = _trim(FOLLOWING, lambda text: whole(ANSWER, text), head, after) if found else None
         if trim is None:
             return Shape("alters the user's text", end, rendered=(opening, plain))

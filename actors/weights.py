@@ -35,7 +35,7 @@ class NodeFiles:
         self._files: dict[str, asyncio.Task] = {}
         self._readers: dict[str, str] = {}
 
-    async def place(self, ref: WeightRef, reader: str) -> str:
+    async def provide(self, ref: WeightRef, reader: str) -> str:
         """The path of this version's file on this node, kept until `reader` is done with it."""
         self._readers[reader] = ref.digest
         known = self._files.get(ref.digest)

@@ -124,7 +124,7 @@ class Player:
         Afterwards the usual pace is measured, and a plain copy of as many bytes at the same place.
         """
         placing = time.monotonic()
-        path = await self._files.place.remote(ref, self._name)
+        path = await self._files.provide.remote(ref, self._name)
         began = time.monotonic()
         engine = Timed(self._engine)
         try:

@@ -79,7 +79,7 @@ class Teacher:
         counted = self._count(answer)
         text = _text(answer)
         if text is None:
-            raise self._failure("answer", "sent what is no chat completion with text")
+            raise self._failure("answer", "sent something other than a chat completion with text")
         if not counted and self._settings.budget_tokens is not None:
             problem = f"{self._settings.host} does not say how many tokens an answer used"
             raise SettingError("rollout.teacher.budget_tokens", problem, "Leave it out, or use another endpoint")
@@ -106,7 +106,7 @@ class Teacher:
         except openai.APIStatusError as error:
             raise self._refused(error.status_code, error.message) from None
         except (openai.OpenAIError, ValueError) as error:  # not JSON, for one
-            raise self._failure("answer", f"sent what cannot be read: {type(error).__name__}") from None
+            raise self._failure("answer", f"sent an answer that cannot be read: {type(error).__name__}") from None
 
     def _refused(self, status: int, message: str) -> Exception:
         """The error that an HTTP status stands for. What the endpoint says goes to the log, once a status."""
@@ -129,8 +129,8 @@ class Teacher:
         self._failed += 1
         if self._failed < LOST:
             return EpisodeFailure("teacher", f"the teacher at {self._settings.host} {what}")
-        problem = f"{self._settings.host} {what}, and so on {self._failed} times in a row"
-        return SettingError("rollout.teacher.url", problem, "See that it runs and answers, then --resume")
+        problem = f"{self._settings.host} {what}; {self._failed} requests in a row have failed"
+        return SettingError("rollout.teacher.url", problem, "Make sure that it runs and answers, then use --resume")
 
     def _count(self, answer: Any) -> bool:
         """Adds the tokens that the endpoint counted; False where it counted none."""

@@ -15,12 +15,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actors.config import EngineSettings, SamplingSettings
 from actors.engines import Completion, vllm_common
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.llm_engine import LLMEngine
 
 
 @dataclass(slots=True)
@@ -35,30 +38,38 @@ class _Waiting:
 
 
 class LocalEngine:
-    """Keeps the contract of actors.engines.Engine. One thread owns everything that begins with `_llm`.
+    """Keeps the contract of actors.engines.Engine. One thread makes `_llm` and steps it.
 
     What only reads is done beside the steps, in other threads, so that generations do not wait for it: opening the file
     of new weights, and summing the live parameters, which nothing changes before the next load.
     """
 
-    def __init__(self, version: int, max_length: int):
+    def __init__(self, llm: LLMEngine, requests: vllm_common.Requests, version: int, loop: asyncio.AbstractEventLoop):
         self.version = version
-        self._max_length = max_length
-        self._loop = asyncio.get_running_loop()
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._waiting: dict[str, _Waiting] = {}
-        self._count = 0
         self.error: BaseException | None = None
+        self._llm, self._requests, self._loop = llm, requests, loop
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._count = 0
+        self._names: dict[str, str] = {}  # vLLM's own of each request
+        self._waiting: dict[str, _Waiting] = {}  # by these
+        self._queued: deque[_Waiting] = deque()  # those that are not in the batch yet, in their order
+        self._closed = threading.Event()
 
     @classmethod
     async def start(cls, model: Path, dtype: str, settings: EngineSettings, seed: int, version: int) -> LocalEngine:
-        engine = cls(version, settings.max_length)
-        ready: Future = Future()
-        threading.Thread(
-            target=engine._run, args=(model, dtype, settings, seed, ready), name="engine", daemon=True
-        ).start()
-        await asyncio.wrap_future(ready)
-        return engine
+        loop, started = asyncio.get_running_loop(), Future()
+
+        def run():
+            try:
+                engine = cls(*_made(model, dtype, settings, seed, version), version, loop)
+                started.set_result(engine)
+            except BaseException as error:
+                started.set_exception(error)
+            else:
+                engine._serve()
+
+        threading.Thread(target=run, name="engine", daemon=True).start()
+        return await asyncio.wrap_future(started)
 
     @property
     def running(self) -> int:
@@ -141,23 +152,8 @@ class LocalEngine:
 
     # From here on: the thread.
 
-    def _run(self, model: Path, dtype: str, settings: EngineSettings, seed: int, ready: Future) -> None:
-        self._closed = threading.Event()
-        self._names: dict[str, str] = {}
-        self._queued: deque[_Waiting] = deque()
-        try:
-            vllm_common.prepare_process(settings, separate=False)
-            from vllm import EngineArgs
-            from vllm.v1.engine.llm_engine import LLMEngine
-
-            self._requests = vllm_common.Requests(vllm_common.end_token(model), self._max_length)
-            arguments = vllm_common.engine_arguments(model, dtype, settings, seed)
-            self._llm = LLMEngine.from_engine_args(EngineArgs(**arguments))
-            self._llm.set_weight_version(str(self.version))
-            ready.set_result(None)
-        except BaseException as error:
-            ready.set_exception(error)
-            return
+    def _serve(self) -> None:
+        """Commands and steps until it is closed or breaks."""
         try:
             while self._commands_done():
                 self._step()
@@ -203,6 +199,20 @@ class LocalEngine:
     def _answer(self, ended: Sequence[tuple[asyncio.Future, object]]) -> None:
         """Hands results to the event loop, all of one step in one wake-up."""
         self._loop.call_soon_threadsafe(_resolve, ended)
+
+
+def _made(
+    model: Path, dtype: str, settings: EngineSettings, seed: int, version: int
+) -> tuple[LLMEngine, vllm_common.Requests]:
+    """vLLM's engine with its weights loaded, and what makes requests for it."""
+    vllm_common.prepare_process(settings, separate=False)
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    requests = vllm_common.Requests(vllm_common.end_token(model), settings.max_length)
+    llm = LLMEngine.from_engine_args(EngineArgs(**vllm_common.engine_arguments(model, dtype, settings, seed)))
+    llm.set_weight_version(str(version))
+    return llm, requests
 
 
 def _resolve(ended: Sequence[tuple[asyncio.Future, object]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import gymnasium
 
@@ -145,11 +145,12 @@ class OneAnswer(TextEnvironment):
 class Hints(Protocol):
     """An environment that can tell the answer, so that a failed try can be repeated with it (STaR)."""
 
-    def hint(self) -> str:
-        """What is added to the observation after a wrong answer, so that the next one can be right."""
-        ...
+    def hint(self) -> str | None:
+        """What is added to the observation after a wrong answer, so that the next one can be right; None where nothing
+        leads there."""
 
 
+@runtime_checkable
 class Revises(Protocol):
     """An environment with its own way to say that one was wrong; others get one of a list of sentences."""
 

@@ -34,7 +34,7 @@ def parse(text: str) -> Any:
     parts = text.split("```")
     text = parts[-2].removeprefix("json") if len(parts) > 2 and len(parts) % 2 else text
     if len(text) > LONGEST:
-        raise ValueError("too long")
+        raise ValueError(f"longer than {LONGEST} characters")
     try:
         found = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
@@ -46,7 +46,7 @@ def parse(text: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name twice")
+        raise ValueError("a name occurs twice in a map")
     return found
 
 
@@ -93,7 +93,7 @@ def _tasks(folder: Path, kind: str) -> list[dict]:
 def _task(row: dict, calls: list[dict], level: int) -> dict:
     names = {function["name"] for function in row["function"]}
     if not all(len(call) == 1 and call.keys() <= names for call in calls):
-        raise ValueError(f"the answer of {row['id']} calls no function of that case")
+        raise ValueError(f"the answer of {row['id']} calls a function that the case does not have")
     request = row["question"][0][-1]["content"]
     return {
         "id": f"functions/{row['id']}",

@@ -66,13 +66,13 @@ def calls_match(calls: Sequence[Mapping], references: Sequence[Mapping], functio
     fits = [[call_matches(call, reference, functions) for reference in references] for call in calls]
     taken: dict[int, int] = {}  # reference -> call
 
-    def place(call: int, tried: set[int]) -> bool:
+    def paired(call: int, tried: set[int]) -> bool:
         for reference, fit in enumerate(fits[call]):
             if fit and reference not in tried:
                 tried.add(reference)
-                if reference not in taken or place(taken[reference], tried):
+                if reference not in taken or paired(taken[reference], tried):
                     taken[reference] = call
                     return True
         return False
 
-    return all(place(call, set()) for call in range(len(calls)))
+    return all(paired(call, set()) for call in range(len(calls)))

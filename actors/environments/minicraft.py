@@ -39,10 +39,10 @@ def _generate(rng: np.random.Generator, split: str) -> dict:
             break
     good, bad = ([base[n] for n in rng.permutation(BASE)[:INGREDIENTS]] for _ in range(2))
     bad[rng.integers(INGREDIENTS)] = order[-1]  # not among the base items
-    place = int(rng.integers(2))
+    right = int(rng.integers(2))
     recipes = ["".join(bad)] * 2
-    recipes[place] = "".join(good)
-    return {"base": base, "recipes": recipes, "good": place}
+    recipes[right] = "".join(good)
+    return {"base": base, "recipes": recipes, "good": right}
 
 
 @cache

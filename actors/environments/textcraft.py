@@ -85,7 +85,7 @@ class Textcraft(TextEnvironment):
     def __init__(self, feedback: str = "binary", steps: int = 100):
         super().__init__(feedback)
         if not isinstance(steps, int) or steps < 1:
-            raise SettingError("environment.options.steps", f"{steps!r} is no number of actions", "Use 1 or more")
+            raise SettingError("environment.options.steps", f"must be a whole number of at least 1, got {steps!r}")
         self._limit = steps
 
     @classmethod

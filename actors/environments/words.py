@@ -84,7 +84,7 @@ class Words(OneAnswer):
     def __init__(self, feedback: str = "binary", words: int = 2):
         super().__init__(feedback)
         if not 1 <= words <= MOST:
-            raise SettingError("environment.options.words", f"{words} is too few or too many", f"Use 1 to {MOST}")
+            raise SettingError("environment.options.words", f"must be from 1 to {MOST}, got {words}")
         self._count = words
 
     @classmethod

@@ -124,23 +124,23 @@ class Dialogue:
             extra["refused"] = True
         if outcome.parsed is not None:
             extra["parsed"] = outcome.parsed
-        for place in range(self._scored, len(self._history)):
-            said = self._history[place]
+        for position in range(self._scored, len(self._history)):
+            said = self._history[position]
             number = self._stage.group.turn(
                 said.role,
-                -1 if said.root else self._history[place - 1].turn,
+                -1 if said.root else self._history[position - 1].turn,
                 said.prompt,
                 said.completion,
                 episode=self.episode,
                 index=index,
-                after=self._history[place - 1].turn if place else -1,
+                after=self._history[position - 1].turn if position else -1,
                 reward=outcome.reward,
                 environment_s=outcome.seconds,
                 terminated=outcome.terminated,
                 truncated=outcome.truncated or ended,
                 extra=extra,
             )
-            self._history[place] = replace(said, turn=number)
+            self._history[position] = replace(said, turn=number)
         self._scored = len(self._history)
 
     def _add(self, role: Role, completion: Completion, text: str) -> str:
@@ -152,7 +152,7 @@ class Dialogue:
 
     def _seen(self) -> list[Said]:
         """The messages that an answer sees; it sees the first question before them."""
-        answers = [place for place, said in enumerate(self._history) if said.role is not Role.REFLECTION]
+        answers = [position for position, said in enumerate(self._history) if said.role is not Role.REFLECTION]
         if self._answers is None or len(answers) <= self._answers:
             return self._history
         return self._history[answers[-self._answers] :]

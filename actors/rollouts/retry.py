@@ -24,9 +24,9 @@ async def _episode(stage: Stage[RetrySettings], environment: Playing, number: in
     dialogue, previous = await begin(stage, environment.observation, number, settings.context), None
     for index in range(settings.turns):
         last = index + 1 == settings.turns
-        share = None
+        rate = None
         if last and settings.best_of > 1:
-            dialogue, outcome, share = await _best(stage, dialogue, environment)
+            dialogue, outcome, rate = await _best(stage, dialogue, environment)
         else:
             text = await _answer(
                 stage, dialogue, environment, retried=index > 0, taught=last and settings.teacher is not None
@@ -35,8 +35,8 @@ async def _episode(stage: Stage[RetrySettings], environment: Playing, number: in
         repeated = not outcome.success and outcome.answer is not None and outcome.answer == previous
         ended = (outcome.success and settings.stop_at_success) or (repeated and settings.stop_at_repeat)
         dialogue.score(index, outcome, ended)
-        if share is not None:  # the best of many is not what the model would have said
-            stage.group.successes[number] = share
+        if rate is not None:  # the best of many is not what the model would have said
+            stage.group.successes[number] = rate
         if outcome.terminated or ended:
             return
         previous = outcome.answer

@@ -17,6 +17,7 @@ from typing import Any
 
 from actors import messages
 from actors.environment_pool import EpisodeFailure, Outcome, Playing
+from actors.environments.base import Revises
 from actors.rollout_config import SearchSettings
 from actors.rollouts import Stage
 from actors.rollouts.tree import Node, pairs, shared
@@ -34,7 +35,7 @@ QUESTION = (
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Move:
     """One action of the new branch: its node in the tree (None: the revision), what came of it."""
 
     node: Node | None
@@ -62,10 +63,10 @@ async def corrected(stage: Stage[SearchSettings], environment: Playing, root: No
         if len(suffix) > 1 and suffix[0].action == text:  # the good branch begins with these words: once is enough
             suffix = suffix[1:]
         play = _replayed if stage.settings.splice == "replayed" else _verbatim
-        steps = await play(environment, error, suffix, text)
-        if steps is not None and max(0.0, steps[-1].outcome.reward) > alpha:
+        moves = await play(environment, error, suffix, text)
+        if moves is not None and max(0.0, moves[-1].outcome.reward) > alpha:
             made += 1
-            _write(error, text, steps, made, error.depth - since)
+            _write(error, text, moves, made, error.depth - since)
     return made
 
 
@@ -100,40 +101,40 @@ async def _judged_bad(stage: Stage[SearchSettings], node: Node) -> bool:
 
 def _revision(environment: Playing, good: list[str], rng: Random) -> str:
     """What the environment offers for this, or one of the sentences above."""
-    own = getattr(environment.itself, "revision", None)
-    return own(good, rng) if own else rng.choice(REVISIONS)
+    own = environment.itself
+    return own.revision(good, rng) if isinstance(own, Revises) else rng.choice(REVISIONS)
 
 
-async def _replayed(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Step] | None:
+async def _replayed(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Move] | None:
     """The good actions played after the bad prefix; None where the episode ends before they are done."""
     if error.ended:
         return None
     await environment.restore(error.state)
-    steps = [Step(None, await environment.step(text), messages.asked(environment.observation))]
+    moves = [Move(None, await environment.step(text), messages.asked(environment.observation))]
     for node in suffix:
-        if steps[-1].outcome.terminated or steps[-1].outcome.truncated:
+        if moves[-1].outcome.terminated or moves[-1].outcome.truncated:
             return None
-        steps.append(Step(node, await environment.step(node.action), messages.asked(environment.observation)))
-    return steps
+        moves.append(Move(node, await environment.step(node.action), messages.asked(environment.observation)))
+    return moves
 
 
-async def _verbatim(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Step]:
+async def _verbatim(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Move]:
     """The good actions with what the environment said to them on their own branch."""
     await environment.restore(suffix[0].before.state)
-    revision = Step(None, await environment.step(text), messages.asked(environment.observation))
-    return [revision, *(Step(node, node.outcome, messages.asked(node.observation)) for node in suffix)]
+    revision = Move(None, await environment.step(text), messages.asked(environment.observation))
+    return [revision, *(Move(node, node.outcome, messages.asked(node.observation)) for node in suffix)]
 
 
-def _write(error: Node, text: str, steps: list[Step], episode: int, length: int) -> None:
+def _write(error: Node, text: str, moves: list[Move], episode: int, length: int) -> None:
     """A new branch below the first error; `length` is how many actions after the branches parted that error was."""
     dialogue = error.dialogue.branch(episode)
     observation = messages.asked(error.observation)
-    for place, step in enumerate(steps):
+    for position, move in enumerate(moves):
         dialogue.hear(observation)
-        if step.node is None:
+        if move.node is None:
             dialogue.author(Role.REVISION, text)
         else:
-            dialogue.repeat(Role.ACTION, step.node.dialogue.last.completion.ids)
-        facts: dict[str, Any] = {"revision_length": length} if step.node is None else {}
-        dialogue.score(error.depth + place, step.outcome, **facts)
-        observation = step.observation
+            dialogue.repeat(Role.ACTION, move.node.dialogue.last.completion.ids)
+        facts: dict[str, Any] = {"revision_length": length} if move.node is None else {}
+        dialogue.score(error.depth + position, move.outcome, **facts)
+        observation = move.observation

@@ -91,11 +91,11 @@ def uct(value: float, visits: int, parent_visits: int, exploration: float) -> fl
 
 def backpropagate(node: Node, score: float) -> None:
     """One descent that ended with `score` came through this node and all above it."""
-    place: Node | None = node
-    while place is not None:
-        place.visits += 1
-        place.total += score
-        place = place.parent
+    above: Node | None = node
+    while above is not None:
+        above.visits += 1
+        above.total += score
+        above = above.parent
 
 
 def ends(root: Node) -> list[Node]:

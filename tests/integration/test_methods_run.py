@@ -195,7 +195,7 @@ def test_a_curriculum_goes_on_at_its_level_when_a_run_is_resumed(folder, failure
     """The run of the test before, which was stopped after its level had risen."""
     stopped, before = newest_state(folder, "reflect"), remembered(folder, "reflect")
     began = level_began(folder, "reflect")
-    assert stopped["cursor"]["stages"] == [[0, 0], [began, 1]]
+    assert stopped["cursor"]["spans"] == [[0, 0], [began, 1]]
     assert stopped["cursor"]["position"] >= began, "what is left to play is of the new level"
 
     steps = stopped["step"] + 4
@@ -203,7 +203,7 @@ def test_a_curriculum_goes_on_at_its_level_when_a_run_is_resumed(folder, failure
     done(run)
     assert run.summary("reflect")["state"] == "done" and run.steps("reflect") == list(range(1, steps + 1))
     resumed, tasks = newest_state(folder, "reflect"), of_groups(folder, "reflect", failures)
-    assert resumed["cursor"]["stages"] == stopped["cursor"]["stages"]
+    assert resumed["cursor"]["spans"] == stopped["cursor"]["spans"]
     assert resumed["cursor"]["position"] > stopped["cursor"]["position"] and resumed["incarnation"] == 1
     assert {tasks[group]["level"] for group in remembered(folder, "reflect") - before} == {1}
     *lines, last = run.lines("reflect", "metrics.jsonl")

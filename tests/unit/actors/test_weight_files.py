@@ -31,10 +31,10 @@ def names(folder):
 def test_all_readers_of_a_version_share_one_file_and_it_goes_when_it_is_old_and_unread(shm):
     async def scenario():
         files = weights.NodeFiles("run")
-        first, same = await files.place(ref(1), "a"), await files.place(ref(1), "b")
+        first, same = await files.provide(ref(1), "a"), await files.provide(ref(1), "b")
         assert first == same and open(first, "rb").read() == bytes([1]) * 100
         await files.done("a")
-        second = await files.place(ref(2), "a")
+        second = await files.provide(ref(2), "a")
         assert names(shm) == ["1.safetensors", "2.safetensors"], "b still reads version 1"
         await files.done("b")
         assert names(shm) == ["2.safetensors"]
@@ -50,8 +50,8 @@ def test_all_readers_of_a_version_share_one_file_and_it_goes_when_it_is_old_and_
 def test_a_reader_that_died_does_not_keep_a_file_for_ever(shm):
     async def scenario():
         files = weights.NodeFiles("run")
-        await files.place(ref(1), "a")  # a dies, is restarted under its name, and asks for the newest
-        await files.place(ref(2), "a")
+        await files.provide(ref(1), "a")  # a dies, is restarted under its name, and asks for the newest
+        await files.provide(ref(2), "a")
         assert names(shm) == ["2.safetensors"]
 
     asyncio.run(scenario())
