@@ -89,7 +89,7 @@ def test_only_the_newest_level_is_played_where_the_recipe_says_so():
     assert [levels(order, stretch) for stretch in (range(9), range(9, 30), range(30, 60))] == [{0}, {2}, {5}]
 
 
-def test_no_task_comes_twice_in_an_epoch_and_no_epoch_in_two_stages():
+def test_no_task_comes_twice_in_an_epoch_and_no_epoch_in_two_spans():
     order = TaskOrder(LEVELLED, 3, CURRICULUM)
     order.task(14)  # of an epoch that the next stage will number alike
     close(order, 0, [1] * 4, 10)

@@ -182,28 +182,28 @@ def test_a_late_word_of_an_older_play_does_not_count_towards_a_level():
     assert levels(leases.give(0, 8, 0.0)) == {0}
 
 
-def test_ids_are_unique_across_stages():
+def test_ids_are_unique_across_level_spans():
     leases = climbing()
     played = [*play(leases, 7, 1.0), *play(leases, 30, 1.0), *play(leases, 60, 1.0)]
     assert [levels(stage) for stage in (played[:7], played[7:37], played[37:])] == [{0}, {0, 1}, {0, 1, 2}]
     assert len({lease.group for lease in played}) == len(played)
 
 
-def test_a_resumed_book_continues_the_same_stages_and_leases_the_same_groups():
+def test_a_resumed_book_continues_the_same_spans_and_leases_the_same_groups():
     leases = climbing()
     closed = {lease.group for lease in play(leases, 7, 1.0)}
     open_, *rest = leases.give(0, 10, 0.0)
     leases.closed((lease.group, lease.fencing_token, 0.5) for lease in rest)
     closed |= {lease.group for lease in rest}
     state = leases.state
-    assert state["position"] == 7 and state["stages"] == [[0, 0], [7, 1]]
+    assert state["position"] == 7 and state["spans"] == [[0, 0], [7, 1]]
     resumed = climbing(state, incarnation=1, known=lambda ids: closed & set(ids))
     leases.lost(open_.group, open_.fencing_token, blamed=False)
     there, here = (side.give(0, 25, 0.0) for side in (leases, resumed))
     assert [(a.group, a.order, a.task, a.seed) for a in here] == [(b.group, b.order, b.task, b.seed) for b in there]
     for side, given_leases in ((leases, there), (resumed, here)):
         side.closed((lease.group, lease.fencing_token, 1.0) for lease in given_leases)
-    assert resumed.state == leases.state and len(leases.state["stages"]) == 3
+    assert resumed.state == leases.state and len(leases.state["spans"]) == 3
 
 
 def test_a_book_resumed_from_before_a_level_rose_plays_no_group_twice():
