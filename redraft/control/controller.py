@@ -3,7 +3,7 @@
      tasks --lease--> actors --turns--> replay --groups--> learner
        ^                ^                                     |
        |                +------------- weights v+1 -----------+
-       +---- admission: (eta + version + 1) * batch - (accepted + running)
+       +---- admission: (eta + version + 1) * batch - (accepted + running)     version: the step of the weights in use
 
 It holds no turn and no weights. Twenty times a second it takes the actors' reports, counts what replay holds, and sends
 each actor its orders: leases for as many groups as admission allows, and the newest weights. The learner calls it
@@ -14,13 +14,15 @@ after each step. Everything else flows past it.
     learner (claim)       a batch of closed groups      a close row; a straggler that closes   learner.claim_deadline_s
     actor (before play)   room in replay                acknowledgements; space on the disk    120 s, then abandons
     actor (in play)       engine, environment           a completion; environment.time_limit_s actors.lease_s
+    actor (in play)       a teacher                     its answer                             teacher.timeout_s a try
     actor (new weights)   a node's file                 the object store delivers              actors.silence_s
     controller (start)    all parts                     their first report                     start_s
     controller (leases)   admission                     a step; a lost lease                   the learner's deadline
     controller (actor)    its report                    the report, or replacing the actor     actors.silence_s
     an actor that leaves  what it still plays           it ends, or others play it anew        actors.drain_s
     an actor without room resources of the cluster      a node; a smaller `redraft scale`      no limit: others play
-    ranks 1..             an order of rank 0            the order                              the learner's + 300 s
+    ranks 1..             a command of rank 0           the command                            the learner's + 300 s
+    train (told to stop)  the learner                   the end of its step; a checkpoint      stop_s; a second Ctrl-C
 
 When a wait runs out, the run stops with an error that names who was waited for; `redraft train --resume` goes on.
 
