@@ -1,11 +1,11 @@
 """The lead's loop: what rank 0 does beside its own part of each step.
 
 take the batch that the prefetch thread packed
-order "step"  ------------ micro-batches ----->  all ranks: forward, backward, step
+command "step"  ------------ micro-batches ----->  all ranks: forward, backward, step
 commit the groups to replay
-order "weights", at the end of a round ------->  all ranks take part in the gather and the probe
+command "weights", at the end of a round ------->  all ranks take part in the gather and the probe
 put them into the object store, announce
-order "checkpoint" now and then -------------->  each rank writes its own part
+command "checkpoint" now and then -------------->  each rank writes its own part
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from learner.batches.batch import Batch
 from learner.batches.prefetch import Prefetch
 from learner.config import LearnerSettings
 from learner.objectives import report
-from learner.ranks.orders import Orders
+from learner.ranks.commands import Commands
 from learner.ranks.progress import Progress
 from learner.ranks.publisher import Publisher
 from learner.ranks.timing import timed
@@ -70,7 +70,7 @@ class Lead:
         *,
         steps: int,
         progress: Progress,
-        orders: Orders,
+        commands: Commands,
         publisher: Publisher,
         controller,
         client: Client,
@@ -81,7 +81,7 @@ class Lead:
         """`steps` of the whole run; `client` and `prefetch` are the lead's to use, not to close; `saved` is the step of
         the newest checkpoint."""
         self._settings, self._run_dir, self._run_id, self._world = settings, run_dir, run_id, world
-        self._steps, self._progress, self._orders, self._publisher = steps, progress, orders, publisher
+        self._steps, self._progress, self._commands, self._publisher = steps, progress, commands, publisher
         self._controller, self._client, self._prefetch, self._waits = controller, client, prefetch, waits
         self._transcripts = TranscriptStore(run_dir, settings.record)
         self._saved = saved
@@ -127,7 +127,7 @@ class Lead:
         progress = self._progress
         seconds["pack"] = batch.pack_s
         with timed(seconds, "train"):
-            result = self._orders.give("step", each=batch.micros)
+            result = self._commands.give("step", each=batch.micros)
         if result.gradient_norm is not None:
             self._count_bad(result.applied)
         with timed(seconds, "commit"):
@@ -177,7 +177,7 @@ class Lead:
             except GetTimeoutError:
                 raise DeadlineError("learner", "the controller's cursor", CURSOR_S) from None
             folder = checkpoint.begin(self._run_dir, progress.step)
-            self._orders.give("checkpoint", str(folder))
+            self._commands.give("checkpoint", str(folder))
             self._publisher.keep(folder)
             state = checkpoint.RunState(
                 run_id=self._run_id,

@@ -1,6 +1,6 @@
-"""A rank of the learner: one training process. Rank 0 leads (see learner.ranks.lead), the others do what it orders.
+"""A rank of the learner: one training process. Rank 0 leads (see learner.ranks.lead), the others do what it commands.
 
-Rank 0 waits for groups no longer than `claim_deadline_s`, the others for an order no longer than `ORDER_GRACE_S` more.
+Rank 0 waits for groups no longer than `claim_deadline_s`, the others for a command `COMMAND_GRACE_S` longer at most.
 Without `learner.rounds` each step is a round of its own.
 """
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
     from learner.batches.prefetch import Prefetch
-    from learner.ranks.orders import Orders
+    from learner.ranks.commands import Commands
     from learner.ranks.publisher import Publisher
     from learner.ranks.trainer import Trainer
 
 log = logging.getLogger("redraft.learner")
 
-ORDER_GRACE_S = 300.0  # on top of the claim deadline: a checkpoint, a slow step
+COMMAND_GRACE_S = 300.0  # on top of the claim deadline: a checkpoint, a slow step
 FAILED, ANNOUNCED = "failed", "announced"
 
 
@@ -65,7 +65,7 @@ class Parts:
     trainer: Trainer
     settings: LearnerSettings
     group: dist.ProcessGroup
-    orders: Orders
+    commands: Commands
     progress: Progress
     saved: Path | None
     resumed: bool
@@ -105,13 +105,13 @@ class Rank:
         import torch
 
         from learner.credits import find
-        from learner.ranks.orders import Orders, same
+        from learner.ranks.commands import Commands, same
         from learner.ranks.trainer import Trainer, join_ranks
 
         spec = self.spec
         find(spec.settings.credit)
         torch.manual_seed(spec.seed + spec.rank)
-        timeout_s = spec.settings.claim_deadline_s + ORDER_GRACE_S
+        timeout_s = spec.settings.claim_deadline_s + COMMAND_GRACE_S
         group = join_ranks(spec.rank, spec.world, master, spec.device, timeout_s)
         trainer = Trainer(
             spec.settings,
@@ -136,22 +136,22 @@ class Rank:
         if folder is not None:
             torch.set_rng_state(torch.load(folder / f"random-{spec.rank}.pt", weights_only=True))
         packing = spec.settings.model_copy(update={"packing": trainer.packed})  # batches are packed by what it found
-        orders = Orders(group, spec.world, self._obey)
-        self._parts.set_result(Parts(trainer, packing, group, orders, progress, folder, resume))
+        commands = Commands(group, spec.world, self._obey)
+        self._parts.set_result(Parts(trainer, packing, group, commands, progress, folder, resume))
         return LearnerReady(progress.step, incarnation, trainer.training.trained, cursor)
 
     def announce(self, controller) -> None:
         """Announces the weights that training starts from; on resume, replay first takes back what came after them."""
         parts, spec = self.parts, self.spec
         if spec.rank:
-            parts.orders.follow()
+            parts.commands.follow()
             return
         try:
             self._publisher.set_result(self._announced(controller))
         except RedraftError:
-            parts.orders.end(FAILED)  # the other ranks wait for an order
+            parts.commands.end(FAILED)  # the other ranks wait for a command
             raise
-        parts.orders.end(ANNOUNCED)
+        parts.commands.end(ANNOUNCED)
 
     def _announced(self, controller) -> Publisher:
         from learner.ranks.publisher import Publisher
@@ -185,14 +185,14 @@ class Rank:
         if self.spec.device == "cpu":
             torch.set_num_threads(self.spec.settings.threads)  # holds for the calling thread only
         if self.spec.rank:
-            reason = parts.orders.follow()
+            reason = parts.commands.follow()
             return LearnerEnded(parts.progress.step, reason)
         try:
             reason = self._lead(controller, until_step)
         except RedraftError:
-            parts.orders.end(FAILED)  # the other ranks wait for an order: none of these errors arises in one
+            parts.commands.end(FAILED)  # the other ranks wait for a command: none of these errors arises in one
             raise
-        parts.orders.end(reason)
+        parts.commands.end(reason)
         return LearnerEnded(parts.progress.step, reason)
 
     def stop(self) -> None:
@@ -233,7 +233,7 @@ class Rank:
             spec.world,
             steps=spec.steps,
             progress=parts.progress,
-            orders=parts.orders,
+            commands=parts.commands,
             publisher=self._publisher.result(0),
             controller=controller,
             client=client,
@@ -250,7 +250,7 @@ class Rank:
     def _client(self) -> Client:
         return Client(self._shards, f"learner-{self.parts.progress.incarnation}", self.spec.keys)
 
-    # What is ordered, on every rank.
+    # What is commanded, on every rank.
 
     def _obey(self, kind: str, payload):
         parts = self.parts
@@ -264,10 +264,10 @@ class Rank:
             return parts.trainer.full_state(), parts.trainer.probe(payload)
         if kind == "checkpoint":
             return self._write_part(Path(payload))
-        raise ValueError(f"{kind!r} is not an order")
+        raise ValueError(f"{kind!r} is not a command")
 
     def _gather(self, tokens: tuple[int, ...]):
-        return self.parts.orders.give("weights", tokens)
+        return self.parts.commands.give("weights", tokens)
 
     def _begins_from_base(self) -> bool:
         """Whether the next step is the first of a round that forgets the one before."""

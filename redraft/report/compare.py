@@ -75,7 +75,7 @@ class RunResult:
         parts = [name, *(f"{key}={value}" for key, value in sorted(options.items())), *([data] if data else [])]
         return ", ".join(map(str, parts))
 
-    def rows(self) -> list[tables.Row]:
+    def rows(self) -> list[tables.ResultRow]:
         """The figures by which runs are compared, see `rows`."""
         return rows(self.before, self.after)
 
@@ -110,7 +110,7 @@ def _spent(written: Sequence[StepLine], until: int | None = None) -> int:
     return sum(line.generations for line in written[:counted])
 
 
-def rows(before: EvaluationSummary | None, after: EvaluationSummary | None) -> list[tables.Row]:
+def rows(before: EvaluationSummary | None, after: EvaluationSummary | None) -> list[tables.ResultRow]:
     """The first and the last turn, or success; the same greedy and for controls; and figures over k independent answers
     of the start model beside those over the turns of one episode after training."""
     known = after or before
@@ -129,9 +129,11 @@ def rows(before: EvaluationSummary | None, after: EvaluationSummary | None) -> l
     found = []
     for section, old, new in tables.passes(before, after):
         if section == "sampled":
-            found += [tables.Row(label, name.meaning, given.of(old), name.of(new)) for label, given, name in pairs]
+            found += [
+                tables.ResultRow(label, name.meaning, given.of(old), name.of(new)) for label, given, name in pairs
+            ]
         else:
-            found.append(tables.Row(f"{main.label}, {section}", main.meaning, main.of(old), main.of(new)))
+            found.append(tables.ResultRow(f"{main.label}, {section}", main.meaning, main.of(old), main.of(new)))
     return [row for row in found if row.before.value is not None or row.after.value is not None]
 
 
@@ -170,11 +172,11 @@ class PooledRuns:
 
     def rows(self) -> list[PooledRow]:
         """The rows of the runs, those of one label pooled."""
-        by_label: dict[str, list[tables.Row]] = {}
+        by_label: dict[str, list[tables.ResultRow]] = {}
         for result in self.results:
             for row in result.rows():
                 by_label.setdefault(row.label, []).append(row)
-        parts: list[Callable[[tables.Row], Figure]] = [lambda r: r.before, lambda r: r.after, lambda r: r.change]
+        parts: list[Callable[[tables.ResultRow], Figure]] = [lambda r: r.before, lambda r: r.after, lambda r: r.change]
         return [
             PooledRow(label, *(mean([part(row) for row in found]) for part in parts))
             for label, found in by_label.items()

@@ -189,7 +189,7 @@ def _checkpoint(line: EvaluationLine) -> str:
     return f"<tr><th>step {line.step}</th>{''.join(f'<td>{escape(text)}</td>' for text in cells)}</tr>"
 
 
-def _row(row: tables.Row, first: bool, last: bool) -> str:
+def _row(row: tables.ResultRow, first: bool, last: bool) -> str:
     cells = [tables.shown(row.before)] * first + [tables.shown(row.after)] * last
     columns = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     if first and last:

@@ -38,7 +38,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultRow:
     """One line of the table of results. `section` is "sampled", "greedy", or the label of a control."""
 
     label: str
@@ -56,13 +56,13 @@ class Row:
         return Figure(new - old, None if old_se is None or new_se is None else math.hypot(old_se, new_se))
 
 
-def rows(before: EvaluationSummary | None, after: EvaluationSummary | None) -> list[Row]:
+def rows(before: EvaluationSummary | None, after: EvaluationSummary | None) -> list[ResultRow]:
     """What the table of results shows, of either or both evaluations."""
     known = before or after
     if known is None:
         return []
     found = [
-        Row(name.label, name.meaning, name.of(old), name.of(new), section)
+        ResultRow(name.label, name.meaning, name.of(old), name.of(new), section)
         for section, old, new in passes(before, after)
         for name in names(known)
     ]

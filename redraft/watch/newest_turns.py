@@ -28,7 +28,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class NewGroup:
     """`version` is the one that the step published."""
 
     step: int
@@ -43,9 +43,9 @@ class NewestTurns:
     def __init__(self, run: Run):
         self._index, self._words = Index(run.folder), Words([Path(run.model)])
         self._seen: list[str] = []
-        self._groups: list[Group] = []
+        self._groups: list[NewGroup] = []
 
-    def read(self) -> list[Group]:
+    def read(self) -> list[NewGroup]:
         """The newest groups, the newest first; none where there is no record."""
         newest = [entry.key for entry in self._index.entries()[:GROUPS]]
         if newest != self._seen:
@@ -54,9 +54,9 @@ class NewestTurns:
             self._seen = newest
         return self._groups
 
-    def _group(self, line: dict) -> Group:
+    def _group(self, line: dict) -> NewGroup:
         turns = tuple(self._turn(turn) for turn in line["turns"][:TURNS])
-        return Group(line["step"], line["version"], printable(line["task"]), turns)
+        return NewGroup(line["step"], line["version"], printable(line["task"]), turns)
 
     def _turn(self, turn: dict) -> Told:
         said, text = self._spelled(turn["prompt"]), self._spelled(turn["response"])

@@ -31,7 +31,7 @@ from redraft.control.remote import Remote
 from redraft.report.tables import table
 from redraft.run import Run
 from redraft.watch import live
-from redraft.watch.newest_turns import Group, NewestTurns
+from redraft.watch.newest_turns import NewestTurns, NewGroup
 
 EVERY_S = 1.0
 ASIDE = ("actors", "metrics")  # facts that are shown elsewhere
@@ -51,7 +51,7 @@ class Look:
 
     status: RunStatus | RunEnded | None
     problem: str = ""
-    turns: Sequence[Group] = ()
+    turns: Sequence[NewGroup] = ()
 
 
 class Watcher:
@@ -137,7 +137,7 @@ def _actors_wait(status: RunStatus) -> str:
     return ", ".join(found)
 
 
-def turns_text(groups: Sequence[Group]) -> Text:
+def turns_text(groups: Sequence[NewGroup]) -> Text:
     """The newest groups, a line for each thing that was told or said."""
     text = Text()
     for group in groups:

@@ -1,4 +1,4 @@
-"""Orders: rank 0 tells all ranks what to do next, and does it too. Each is a collective, so ranks never disagree."""
+"""Commands: rank 0 tells all ranks what to do next, and does it too. Each is a collective, so ranks never disagree."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Value = TypeVar("Value")
 END = "end"
 
 
-class Orders:
-    """`obey(kind, payload)` does what is ordered, on every rank; `group` is a process group on the CPU."""
+class Commands:
+    """`obey(kind, payload)` does what is commanded, on every rank; `group` is a process group on the CPU."""
 
     def __init__(self, group: dist.ProcessGroup, world: int, obey: Callable[[str, Any], Any]):
         self._group, self._world, self._obey = group, world, obey
@@ -30,7 +30,7 @@ class Orders:
             dist.scatter_object_list([None], [(END, reason)] * self._world, src=0, group=self._group)
 
     def follow(self) -> str:
-        """Ranks 1..: does what rank 0 orders until it says "end"; returns why it did."""
+        """Ranks 1..: does what rank 0 commands until it says "end"; returns why it did."""
         while True:
             box: list[Any] = [None]
             dist.scatter_object_list(box, None, src=0, group=self._group)
