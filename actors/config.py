@@ -115,7 +115,7 @@ class ActorSettings(Settings):
     """Largest median difference of the probe's log-probs, of every version (None: each version brings its own limit,
     from the noise that the learner measures on its weights)."""
     failures: int = Field(default=3, ge=1)
-    """Failed weight checks, or failed starts, of actors before the run stops."""
+    """Failed weight checks in all, or failed starts in a row, of actors before the run stops."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Prometheus port of actor 0; actor n takes the port n above (0 = any free one). No number is given twice."""
 

@@ -374,9 +374,7 @@ KNOWN: tuple[type[Rollout], ...] = (
     SearchSettings,
 )
 if TYPE_CHECKING:
-    RolloutSettings = (
-        AttemptSettings | RetrySettings | ActSettings | ReflectSettings | HintSettings | SearchSettings | OwnRollout
-    )
+    RolloutSettings = Rollout
 else:
     RolloutSettings = one_of(*KNOWN, own=OwnRollout)
 

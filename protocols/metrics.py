@@ -115,7 +115,9 @@ ADMISSION_SECONDS = Metric(
     Counter, "controller_admission_seconds_total", "Seconds of training by what holds new leases back", ("limit",)
 )
 LEASES = Metric(Gauge, "controller_leases", "Leases out")
-LEASES_LOST = Metric(Counter, "controller_leases_lost_total", "Leases that were leased again", ("reason",))
+LEASES_LOST = Metric(
+    Counter, "controller_leases_lost_total", "Plays that ended without closing their group", ("reason",)
+)
 ACTORS = Metric(Gauge, "controller_actors", "Actors", ("state",))  # starting, waiting, ready, draining
 ACTORS_TARGET = Metric(Gauge, "controller_actors_target", "Actors that there should be")
 TRACKER_LOST = Metric(Counter, "controller_tracker_lost_total", "Lines that a tracker did not take", ("tracker",))

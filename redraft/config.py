@@ -118,7 +118,7 @@ class ModelSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """How a run is measured before, during and after training."""
+    """How a run is measured before and after training."""
 
     n: int = Field(default=500, ge=1)
     """Test tasks."""

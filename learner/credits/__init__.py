@@ -3,8 +3,8 @@
 A credit is a function `(batch: Sequence[Group], settings) -> list of float32[turns]`, one array a group. NaN means that
 the turn is not trained, whatever the objective; any other value is the turn's *advantage*: how much better the turn was
 than what it is compared with, or its plain reward where a credit compares nothing. All tokens of its response share it.
-The objective makes a loss of it (learner/objectives/): above 0 it makes the turn more likely, at 0 it says nothing of
-it, and what it does below 0 is the objective's choice.
+The objective makes a loss of it (learner/objectives/): the larger, the more likely it makes the turn. What 0 and less
+mean is the objective's choice: grpo leaves a turn of 0 alone, while awr weighs it with exp(0) = 1.
 
 `learner.credit.name` is one of NAMES, or `package.module:function`, or `package.module:Class` of a class with a static
 method `credit` that states `facts` (learner/credit_config.py).

@@ -7,7 +7,7 @@
 
 It holds no turn and no weights. Twenty times a second it takes the actors' reports, counts what replay holds, and sends
 each actor its orders: leases for as many groups as admission allows, and the newest weights. The learner calls it
-after each step. Everything else flows past it.
+after each step. No other data passes through it.
 
     who waits             for what                      what ends the wait                     at the latest
     --------------------  ----------------------------  -------------------------------------  ------------------------
@@ -24,10 +24,11 @@ after each step. Everything else flows past it.
     ranks 1..             a command of rank 0           the command                            the learner's + 300 s
     train (told to stop)  the learner                   the end of its step; a checkpoint      stop_s; a second Ctrl-C
 
-When a wait runs out, the run stops with an error that names who was waited for; `redraft train --resume` goes on.
+When a wait of the learner, of a start or of a stop runs out, the run ends with an error that names who was waited for,
+and `redraft train --resume` goes on. When one of an actor runs out, its group is played anew, or it is replaced.
 
 parts.py starts all parts, exchange.py has one round of the loop, admission.py says how many groups may be leased,
-leases.py which ones, fleet.py who lives. What is told to people and files is in protocols/reports.py.
+leases.py which ones, fleet.py which actors are alive. What is told to people and files is in protocols/reports.py.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ class Controller:
         """Begins to serve this process's metrics, and the list of all processes that do."""
         for part in ("actor", "replay"):
             metrics.RESTARTS.labels(part=part)
-        for reason in ("actor", "abandoned", "expired"):
+        for reason in ("actor", "abandoned", "expired", "drained"):
             metrics.LEASES_LOST.labels(reason=reason)
         address = ray.util.get_node_ip_address() if self._run.cluster else None
         url = discovery.serve(self._run.name, self._recipe.metrics, address, self._processes)

@@ -140,16 +140,16 @@ class Exchange:
     def _take(self, number: int, report: Report) -> None:
         """What one actor reports."""
         self.parts.book.closed(report.closed)
-        for group, lease, why in report.abandoned:
-            self._abandon(group, lease, why)
+        for group, token, why in report.abandoned:
+            self._abandon(group, token, why)
         self._status.played(number, report)
 
     def _lost(self, number: int, why: str) -> None:
         """An actor is gone: its leases are given again."""
         self._status.replaced(number, why)
         metrics.RESTARTS.labels(part="actor").inc()
-        for group, lease in self.parts.book.of(number):
-            self._abandon(group, lease, why, "actor")
+        for group, token in self.parts.book.of(number):
+            self._abandon(group, token, why, "actor")
 
     def _resize(self) -> None:
         """Brings the fleet to its size. Who leaves has its leases until they end; then, or after a while, it goes."""
@@ -161,16 +161,16 @@ class Exchange:
             fleet.resize(self._size)
         for number in fleet.leaving():
             member = fleet.members[number]
-            for group, lease in book.of(number) if member.late else ():
-                self._abandon(group, lease, "its actor left", "drained")
+            for group, token in book.of(number) if member.late else ():
+                self._abandon(group, token, "its actor left", "drained")
             if not member.evaluating and not book.of(number):
                 fleet.remove(number)
                 self.parts.files.forget(member.name)
 
-    def _abandon(self, group: bytes, number: int, why: str, reason: str = "abandoned") -> None:
+    def _abandon(self, group: bytes, token: int, why: str, reason: str = "abandoned") -> None:
         """Takes a lease back and has replay drop its rows. Raises RedraftError when groups fail again and again."""
         blamed, book = reason not in BLAMELESS, self.parts.book
-        lease = book.lost(group, number, blamed)
+        lease = book.lost(group, token, blamed)
         if lease is None:
             return
         metrics.LEASES_LOST.labels(reason=reason).inc()
@@ -184,8 +184,8 @@ class Exchange:
         """How many groups may be leased now."""
         fleet, book = self.parts.fleet, self.parts.book
         limit_s = self._recipe.actors.lease_s + self._recipe.actors.silence_s
-        for group, lease in book.overdue(time.monotonic() - limit_s):
-            self._abandon(group, lease, f"no word of it for {limit_s:.0f} s", "expired")
+        for group, token in book.overdue(time.monotonic() - limit_s):
+            self._abandon(group, token, f"no word of it for {limit_s:.0f} s", "expired")
         reports = [fleet.members[number].report for number in fleet.ready()]
         steps = [step_of(report.version) for report in reports if report.version is not None]
         if not steps:

@@ -14,7 +14,7 @@ from protocols.turns import Lease
 
 log = logging.getLogger("redraft.leases")
 INCARNATION_LEASES = 1000  # fencing tokens of one incarnation: a resumed run leases under higher ones than it can know
-PLAYS = 5  # a group that ends without being closed so often is given up
+PLAYS = 5  # a group that ends so often by its own fault without being closed is given up
 
 
 @dataclass(slots=True)
@@ -50,6 +50,7 @@ class LeaseBook:
         self._again: deque[tuple[Lease, int]] = deque()
         self._lock = threading.Lock()  # the learner asks for the state from another thread
         self.live: dict[bytes, Live] = {}
+        self._failed: Counter[bytes] = Counter()  # by its own fault, so often; of groups that are not closed
         self._given_up: set[bytes] = set()
 
     @property
@@ -99,6 +100,7 @@ class LeaseBook:
             for group, token, *success in plays:
                 if self._is_live(group, token):
                     lease = self.live.pop(group).lease
+                    self._failed.pop(group, None)
                     if self._order.closed(lease.task, success[0] if success else None, self._position):
                         log.info("level %d begins at position %d", self._order.level, self._position)
 
@@ -121,8 +123,8 @@ class LeaseBook:
     def lost(self, group: bytes, token: int, blamed: bool = True) -> Lease | None:
         """This play ended without closing its group, which is leased again under the next fencing token.
 
-        After PLAYS plays a group that is `blamed` is given up; one whose actor died is not. Returns the lease that was
-        lost, None if it was not out.
+        A group that was `blamed` PLAYS times is given up; a play whose actor died is not counted. Returns the lease
+        that was lost, None if it was not out.
         """
         with self._lock:
             return self._lose(self.live.pop(group), blamed) if self._is_live(group, token) else None
@@ -131,11 +133,14 @@ class LeaseBook:
         return group in self.live and self.live[group].lease.fencing_token == token
 
     def _lose(self, live: Live, blamed: bool) -> Lease:
-        if not blamed or live.lease.fencing_token % INCARNATION_LEASES + 1 < PLAYS:
-            self._again.append((replace(live.lease, fencing_token=live.lease.fencing_token + 1), live.position))
+        lease = live.lease
+        self._failed[lease.group] += blamed
+        if self._failed[lease.group] < PLAYS:
+            self._again.append((replace(lease, fencing_token=lease.fencing_token + 1), live.position))
         else:
-            self._given_up.add(live.lease.group)
-        return live.lease
+            del self._failed[lease.group]
+            self._given_up.add(lease.group)
+        return lease
 
     def busy(self) -> Counter[int]:
         """How many leases each actor has."""

@@ -40,7 +40,7 @@ class State(IntEnum):
     CLAIMED = 2
     USED = 3
     ABANDONED = 4  # no rows: only rows under a higher fencing token open it again
-    FILTERED = 5  # counts as used: `reason` says why nothing will train on it
+    FILTERED = 5  # ended like a used one, kept as long: `reason` says why nothing will train on it
 
 
 PLAYED = (State.OPEN, State.ABANDONED)  # rows may still come

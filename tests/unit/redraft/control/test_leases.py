@@ -74,6 +74,17 @@ def test_a_group_whose_actors_die_is_never_given_up():
         last = again
 
 
+def test_the_deaths_of_actors_do_not_count_among_the_failures_of_a_group():
+    leases = book()
+    (lease,) = leases.give(0, 1, 0.0)
+    for blamed in [False] * PLAYS + [True] * (PLAYS - 1):
+        leases.lost(lease.group, leases.of(0)[0][1], blamed)
+        leases.give(0, 1, 0.0)
+        assert leases.given_up == 0 and leases.of(0)[0][0] == lease.group
+    leases.lost(lease.group, leases.of(0)[0][1])
+    assert leases.given_up == 1
+
+
 def test_a_late_word_of_an_older_play_changes_nothing():
     leases = book()
     (lease,) = leases.give(0, 1, 0.0)
