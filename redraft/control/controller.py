@@ -43,7 +43,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
@@ -287,8 +287,13 @@ class Controller:
 
 
 def _have_ended(learning: list[Any]) -> bool:
-    """Whether all ranks have returned. Raises what one of them raised."""
+    """Whether all ranks have returned. Raises what one of them raised, and RedraftError where its process died."""
     ended, running = ray.wait(learning, num_returns=len(learning), timeout=0)
     for result in ended:
-        ray.get(result)
+        try:
+            ray.get(result)
+        except RayActorError as error:
+            number = learning.index(result)
+            problem = f"the process of learner rank {number} died; logs/learner-{number}.log may say why"
+            raise RedraftError(f"{problem}. Ray says: {error}") from None
     return not running

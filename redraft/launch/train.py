@@ -155,7 +155,7 @@ def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None
     if (example := dialogues.example(dialogues.pairs(run.folder))) is not None:
         console.print(example)
     console.print(f"report: {relative(write_report(run.folder))}", soft_wrap=True)
-    if summary.state == "stopped":
+    if summary.state in ("stopped", "failed") and summary.steps:
         console.print("Go on with --resume.")
     if summary.state == "done":
         console.print("\n".join(next_commands(run)), markup=False, highlight=False, soft_wrap=True)

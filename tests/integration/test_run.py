@@ -287,7 +287,7 @@ def test_replay_may_be_killed_and_may_grow_while_the_run_goes_on(crew, folder):
 def test_a_learner_that_is_killed_ends_the_run_with_a_clear_word(crew):
     crew.part("ray::RankPart").send_signal(signal.SIGKILL)
     output = crew.wait(120)
-    assert crew.process.returncode != 0 and "learner" in output and "--resume" in output, output[-3000:]
+    assert crew.process.returncode != 0 and "learner rank 0 died" in output and "--resume" in output, output[-3000:]
 
 
 def test_after_all_that_resume_goes_on_and_every_step_used_whole_groups_once(crew, folder):

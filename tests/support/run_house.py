@@ -28,8 +28,8 @@ class Command:
 
     def __init__(self, folder: Path, *arguments: str):
         self.folder = folder
-        self.log = folder / "output.txt"
-        with open(self.log, "ab") as output:
+        self.log = folder / f"output-{len(list(folder.glob('output-*.txt')))}.txt"
+        with open(self.log, "wb") as output:
             self.process = processes.start(
                 [sys.executable, "-m", "redraft", *arguments],
                 cwd=folder,
