@@ -45,7 +45,7 @@ LIMIT_S = 120.0  # of a start or a slice
 END_S = 5.0
 CHUNKS = (512, 2048)  # of tokens; the larger is all that are scored
 MODELS = {"cpu": {}, "cuda": {"hidden": 1024, "layers": 18, "heads": 16, "feed_forward": 4096}}
-DTYPES, ATTENTION = {"cpu": "float32", "cuda": "bfloat16"}, {"cpu": "eager", "cuda": "sdpa"}
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 operations a second
 
 
@@ -166,7 +166,7 @@ def job_on(device: str, folder: Path) -> Job:
     settings = LearnerSettings(
         row_tokens=parts.KINDS["signs"].row_tokens,
         micro_tokens=TOKENS // 2,
-        attention=ATTENTION[device],
+        attention="varlen",
         credit={"name": "raw"},
         objective={"name": "grpo", "correction": "none"},
     )

@@ -145,6 +145,7 @@ def _torch(job: Job, threads: int) -> tuple[dict, Callable[[], object]]:
     """The same without anything of ours but the packed arrays: what a script of one page would do."""
     import torch
 
+    from learner.model.attention import bounds
     from learner.model.load import load_model
 
     torch.set_num_threads(threads)
@@ -160,7 +161,7 @@ def _torch(job: Job, threads: int) -> tuple[dict, Callable[[], object]]:
         for micro in arrays:
             tokens, positions, picks, targets, shares, advantages, sampler = (array.to(job.device) for array in micro)
             hidden = model.get_decoder()(
-                input_ids=tokens, position_ids=positions, attention_mask=None, use_cache=False
+                input_ids=tokens, position_ids=positions, attention_mask=None, use_cache=False, **bounds(positions)
             ).last_hidden_state
             logits = model.lm_head(hidden.flatten(0, 1)[picks]).float()
             logprobs = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)

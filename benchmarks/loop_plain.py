@@ -216,9 +216,7 @@ def main(job: dict) -> dict:
     recipe = load(Path(job["recipe"]), job["changes"])
 
     def made():
-        model = AutoModelForCausalLM.from_pretrained(
-            job["model"], dtype=torch.float32, attn_implementation=recipe.learner.attention
-        )
+        model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")
         return model.to(job["device"])
 
     model, tokenizer = made(), AutoTokenizer.from_pretrained(job["model"])

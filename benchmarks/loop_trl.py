@@ -150,9 +150,7 @@ def main(job: dict) -> dict:
     torch.set_num_threads(job["threads"])
     recipe, out = load(Path(job["recipe"]), job["changes"]), Path(job["out"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(
-        job["model"], dtype=torch.float32, attn_implementation=recipe.learner.attention
-    )
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="sdpa")
     order = TaskOrder(environments.tasks(recipe.environment, recipe.data, "train"), recipe.seed)
     environment = environments.make(recipe.environment)
     chosen = [order.task(place)[1] for place in range(recipe.steps * recipe.learner.batch_groups)]

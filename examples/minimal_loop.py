@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a second one gains little here, and on a busy machine both lose much
     folder = prepare(MODEL, ENVIRONMENT, Path(".cache/models"))  # made once, in about a minute
-    model = load_model(str(folder), torch.float32, attention="eager")
+    model = load_model(str(folder), torch.float32, attention="sdpa")
     renderer = rendering.load(folder)
     tasks = TaskOrder(environments.tasks(ENVIRONMENT, DataSettings(), "train"), chosen.seed)
     tests = environments.tasks(ENVIRONMENT, DataSettings(), "test")[:TESTS]

@@ -84,8 +84,10 @@ class LearnerSettings(Settings):
     """Several sequences in a row. Not every model keeps them apart: recurrent and convolution layers carry state over,
     some attention masks ignore positions. false puts one sequence into a row, padded at the right, which is sound for
     every causal model and takes more rows; auto packs unless the self-test at the start of the run finds a leak."""
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    """Attention kernel. On CPU with a small model and short rows, eager is the fastest."""
+    attention: Literal["auto", "eager", "sdpa", "varlen"] = "auto"
+    """Attention kernel. varlen makes no mask: each sequence of a packed row attends to itself alone, by torch's kernel
+    for that on CUDA (not in float32), by a loop over sequences on a CPU. auto is varlen, or sdpa for a model that needs
+    masks, by the self-test at the start of the run."""
     head: Literal["model", "float32"] = "model"
     """Type of the logits: the model's own, which the engine rounds to as well, or float32, exact under bfloat16 weights
     at twice the memory of a piece of logits."""
@@ -136,11 +138,6 @@ class LearnerSettings(Settings):
             raise ValueError(
                 f"micro_tokens ({self.micro_tokens}) is not a multiple of row_tokens ({self.row_tokens}). "
                 f"Set micro_tokens to {max(1, self.micro_tokens // self.row_tokens) * self.row_tokens}"
-            )
-        if self.attention == "flash_attention_2" and self.packing and self.micro_tokens != self.row_tokens:
-            raise ValueError(
-                "attention: flash_attention_2 keeps packed sequences apart in a single row only. "
-                "Set micro_tokens to row_tokens, attention to sdpa, or packing to false"
             )
         if self.rounds is not None and self.max_staleness < self.rounds.steps - 1:
             steps = self.rounds.steps

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from learner.model.attention import VARLEN, register
 from protocols.errors import SettingError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def load_model(
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.utils import logging
 
+    if attention == VARLEN:
+        register()
     logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(path)

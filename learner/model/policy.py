@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from learner.model.attention import BOUNDS, bounds, used_by
 from learner.model.head import Shape, body_of, compute_in_float32, linear_of, round_first, shape_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Policy(nn.Module):
         if not self.packed:
             tokens_BS, positions_BS, picks_N = apart(tokens_BS, positions_BS, picks_N)
         inputs = {"input_ids": tokens_BS, "position_ids": positions_BS, "attention_mask": None, "use_cache": False}
+        if used_by(self.model):
+            inputs |= bounds(positions_BS)
         body = body_of(self.model)
         hidden_BSD = body(**{name: inputs[name] for name in inputs if name in self._takes}).last_hidden_state
         hidden_ND = hidden_BSD.flatten(0, 1)[picks_N]
@@ -80,7 +83,7 @@ class Policy(nn.Module):
 
 def _arguments(body: nn.Module) -> set[str]:
     """Which of the inputs that a policy gives its body takes: recurrent ones know no positions."""
-    names = {"input_ids", "position_ids", "attention_mask", "use_cache"}
+    names = {"input_ids", "position_ids", "attention_mask", "use_cache", *BOUNDS}
     parameters = inspect.signature(body.forward).parameters
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return names if anything else names & parameters.keys()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings, OptimizerSettings
 from learner.lora_config import LoraSettings
+from learner.model import attention
 from learner.model.load import load_model
 from learner.model.policy import Policy
 from learner.model.saved import as_saved, saved_buffers
@@ -102,6 +103,7 @@ class Trainer:
         self.settings, self.steps, self.device = settings, steps, device
         self.model_path, self.temperature, self.dtype = model_path, temperature, DTYPES[dtype]
         self.objective = make(settings.objective)
+        self.attention = attention.choose(settings.attention, device, self.dtype)
         self.adapter = self._adapter(lora, seed)
         self.packed = False  # whether sequences may share a row: see `examine`
         self.reference = self._start_model()
@@ -122,15 +124,25 @@ class Trainer:
             problem = "needs a whole copy of the start model on every rank, which learner.zero: 3 is there to avoid"
             cure = "Set learner.zero to 2, or train an adapter (model.lora)"
             raise SettingError(SETTING, f"{self.settings.objective.name} {problem}", cure)
-        model = load_model(self.model_path, self.dtype, self.settings.attention).requires_grad_(False)
+        model = self._load().requires_grad_(False)
         return Policy(model.eval(), self.temperature, self.settings.head).to(self.device)
+
+    def _load(self) -> PreTrainedModel:
+        """The start model. With attention: auto one that knows no other attention than transformers' gets that."""
+        try:
+            return load_model(self.model_path, self.dtype, self.attention)
+        except SettingError:
+            if self.settings.attention != "auto" or self.attention == "sdpa":
+                raise
+            self.attention = "sdpa"
+            return load_model(self.model_path, self.dtype, self.attention)
 
     @property
     def vocabulary(self) -> int:
         return self.training.policy.model.config.get_text_config().vocab_size
 
     def _begin(self) -> Training:
-        model = load_model(self.model_path, self.dtype, self.settings.attention)
+        model = self._load()
         if self.adapter is not None:
             self.adapter.add(model)
         if self.settings.gradient_checkpointing:
@@ -147,18 +159,14 @@ class Trainer:
     def examine(self, seed: int) -> None:
         """Tests the loaded model (see learner.model.selftest) and finds out whether sequences may share a row.
 
-        Raises SettingError where the model does not compute here what it computes elsewhere, or where `packing: true`
-        would mix sequences.
+        With attention: auto, a model that cannot do without masks gets them. Raises SettingError where the model does
+        not compute here what it computes elsewhere, or where `packing: true` would mix sequences.
         """
-        from learner.model.selftest import examine, judge
-
         policy, settings = self.training.policy, self.settings
-        state = self.full_state()
-        rows = settings.micro_tokens // settings.row_tokens
-        found = examine(policy, lambda: self.model_of(state) if state else None, seed, bool(settings.packing), rows)
-        worst = torch.from_numpy(found).to(self.device)
-        dist.all_reduce(worst, dist.ReduceOp.MAX)  # ranks must not disagree
-        sound = judge(policy, worst.cpu().numpy())
+        if settings.attention == "auto" and self.attention == attention.VARLEN:
+            sound = self._without_masks(seed)
+        else:
+            sound = self._examined(seed)
         if settings.packing is True and not sound:
             problem = f"a model of type {policy.model.config.model_type} does not keep the sequences of a row apart"
             raise SettingError("learner.packing", problem, "Set it to auto or false")
@@ -171,6 +179,33 @@ class Trainer:
         self.packed = bool(settings.packing) and sound
         for one in filter(None, (policy, self.reference)):
             one.packed = self.packed
+
+    def _without_masks(self, seed: int) -> bool:
+        """As `_examined`; where the model fails without masks, or mixes sequences, with masks."""
+        try:
+            if self._examined(seed):
+                return True
+            why = "it does not keep the sequences of a row apart"
+        except SettingError as error:
+            why = str(error)
+        if dist.get_rank() == 0:
+            log.info("learner.attention is sdpa: without masks, %s", why)
+        self.attention = "sdpa"
+        for one in filter(None, (self.training.policy, self.reference)):
+            one.model.set_attn_implementation(self.attention)
+        return self._examined(seed)
+
+    def _examined(self, seed: int) -> bool:
+        """Whether sequences may share a row, by a test of the loaded model. Raises SettingError where it fails."""
+        from learner.model.selftest import examine, judge
+
+        policy, state = self.training.policy, self.full_state()
+        rows = self.settings.micro_tokens // self.settings.row_tokens
+        packing = bool(self.settings.packing)
+        found = examine(policy, lambda: self.model_of(state) if state else None, seed, packing, rows)
+        worst = torch.from_numpy(found).to(self.device)
+        dist.all_reduce(worst, dist.ReduceOp.MAX)  # ranks must not disagree
+        return judge(policy, worst.cpu().numpy())
 
     def step(self, micros: Sequence[MicroBatch], step: int) -> StepResult:
         """One optimizer step, the run's number `step` (0 is the first), on this rank's micro-batches.
@@ -265,11 +300,9 @@ class Trainer:
 
     def model_of(self, state: dict[str, Tensor]) -> PreTrainedModel:
         """A model with the weights of such a state, on the CPU. No collective."""
-        flash = self.settings.attention == "flash_attention_2"  # which knows no float32
-        attention = "eager" if flash else self.settings.attention
         if self.adapter is not None:
-            return self.adapter.merged(state, self.dtype, attention)
-        return load_model(self.model_path, self.dtype, attention, state)
+            return self.adapter.merged(state, self.dtype, self.attention)
+        return load_model(self.model_path, self.dtype, self.attention, state)
 
     def perturbed(self, state: dict[str, Tensor], strength: float, seed: int) -> dict[str, Tensor]:
         """Such a state with relative changes of `strength` of the weights that it changes. No collective."""

@@ -75,6 +75,7 @@ def begin(
         lr=settings.optimizer.lr,
         betas=settings.optimizer.betas,
         weight_decay=settings.optimizer.weight_decay,
+        fused=True,
     )
     policy = Policy(model.train(), temperature, settings.head, packed)
     clips_itself = settings.zero == 0 and dtype is torch.float32

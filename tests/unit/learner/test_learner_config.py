@@ -23,10 +23,6 @@ from protocols.turns import Role
 
 REFUSED = {
     "a micro-batch of broken rows": ({"row_tokens": 100, "micro_tokens": 250}, "Set micro_tokens to 200"),
-    "flash attention over many rows": (
-        {"attention": "flash_attention_2", "row_tokens": 64, "micro_tokens": 128},
-        "Set micro_tokens to row_tokens",
-    ),
     "a deviation that nothing divides by": ({"credit": {"name": "raw", "std": False}}, "std"),
     "a baseline without turns": ({"credit": {"name": "group", "baseline": "batch"}}, "baseline"),
     "an unknown credit": ({"credit": {"name": "grp"}}, "group, turnwise, raw, reflection, trajectory"),

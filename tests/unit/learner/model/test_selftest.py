@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from support.families import FAMILIES, write
-from support.ports import free_port
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM, Qwen3_5Config
 
@@ -15,7 +14,7 @@ from learner.model import selftest
 from learner.model.load import load_model
 from learner.model.policy import Policy
 from learner.model.selftest import CHECKS, Examiner, examine, judge
-from learner.ranks.trainer import Trainer, join_ranks
+from learner.ranks.trainer import Trainer
 from protocols.errors import SettingError
 
 
@@ -120,13 +119,6 @@ def test_noise_is_a_rounding_and_not_a_fault(tmp_path):
         with torch.no_grad():
             noise = Examiner(loaded("llama", tmp_path / str(dtype), dtype).eval(), 0).causal().explained
         assert torch.finfo(dtype).eps / 2 < noise < most
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    join_ranks(0, 1, ("127.0.0.1", free_port()), "cpu", 60)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
