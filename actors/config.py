@@ -69,6 +69,10 @@ class EngineSettings(Settings):
     """GPUs of one engine."""
     threads: int = Field(default=1, ge=1)
     """Compute threads on a CPU."""
+    speculate: Literal["off", "ngram"] = "off"
+    """ngram: what followed the last two to four tokens where they stood before is proposed as the next, so that a retry
+    which copies its attempt takes fewer steps. Distribution and log-probs stay those of the model, so it needs
+    sampling.temperature 1 and top_p 1. Pays where a wider step costs little (a GPU), not on a CPU."""
     stats: bool | None = None
     """Export vLLM's own metrics (`vllm:...`), too. None: where its core runs in processes of its own; in process they
     take time from generation."""

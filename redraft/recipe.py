@@ -77,6 +77,13 @@ class Recipe(Settings):
                 f"rollout.teacher: by timeout_s and retries one answer may take {teacher.deadline_s:g} s, longer "
                 f"than actors.lease_s={self.actors.lease_s:g}; lower them, or raise that"
             )
+        if engine.speculate != "off" and (
+            engine.name != "vllm" or (self.sampling.temperature, self.sampling.top_p) != (1, 1)
+        ):
+            raise ValueError(
+                "actors.engine.speculate: only vLLM at sampling.temperature 1 and top_p 1 gives the model's log-probs; "
+                "set it to off, or those to 1"
+            )
         self._adapter_fits()
         self._controls_fit()
         if self.steps:

@@ -20,6 +20,7 @@ from protocols.turns import LOGPROBS, TOKENS, Stop
 
 NUMA = "libnuma.so.1"
 NUMA_CURE = "Debian's and Ubuntu's package is libnuma1"
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
 WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
 
 
@@ -81,6 +82,9 @@ def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: in
         generation_config="vllm",
         tensor_parallel_size=settings.tensor_parallel,
     )
+    if settings.speculate == "ngram":
+        # Processed log-probs are wrong where tokens are proposed; at temperature 1, raw ones are the same.
+        arguments |= dict(speculative_config=NGRAM, logprobs_mode="raw_logprobs")
     if on_gpu():
         return arguments | dict(gpu_memory_utilization=settings.gpu_memory)
     # Compiling costs a minute at every start and gains nothing at the sizes that a CPU can train.

@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
     from vllm.model_executor.layers import utils
     from vllm.v1.attention.backend import MultipleOf
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+    from vllm.v1.sample import rejection_sampler
 
     # Without AMX its kernels take blocks of 16 tokens as well, which it does not own up to.
     sizes = staticmethod(lambda kv_cache_spec=None: [MultipleOf(16)])
@@ -32,6 +33,15 @@ if not torch.cuda.is_available():
     # vLLM would pack linears and free their parameters. A later load then has to unpack, and leaves a tied head as
     # it was. Live parameters can be copied into, checked, and cost no more at these sizes.
     utils.dispatch_cpu_unquantized_gemm = _keep_parameters_live
+
+    def _for_each_token(
+        x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+    ) -> torch.Tensor:
+        counts = cu_num_tokens.diff(prepend=cu_num_tokens.new_zeros(1))
+        return torch.where(x == replace_from, replace_to, x).repeat_interleave(counts, output_size=num_tokens)
+
+    # vLLM's own writes into a copy unless x are int64, so that proposed tokens meet temperatures that were never set.
+    rejection_sampler.expand_batch_to_tokens = _for_each_token
 
 
 class WeightsExtension:

@@ -83,6 +83,8 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
         ("signs-star", ["steps=61"], "steps: .* whole rounds of 20 steps, and 61 is not; set it to 80"),
         ("signs-star", ["steps=20"], "set it to 40, or from_base to false"),
         ("signs-star", ["steps=5"], "set it to 40"),
+        ("quickstart", ["actors.engine.speculate=ngram", "sampling.top_p=0.9"], "set it to off, or those to 1"),
+        ("quickstart", ["actors.engine.speculate=ngram", "actors.engine.name=scripted"], "only vLLM"),
         ("quickstart", ["model.lora.rank=8", "steps=0"], "model.lora: a run of 0 steps trains no adapter"),
         (
             "signs-grpo",
