@@ -155,7 +155,8 @@ def _torch(job: Job, threads: int) -> tuple[dict, Callable[[], object]]:
     batch = prepare(groups_of(job.kind, job.tokens, 0), 0, job.settings)
     names = ("tokens", "positions", "picks", "targets", "coefficients", "advantages", "sampler")
     arrays = [[torch.from_numpy(getattr(micro, name)) for name in names] for micro in batch.micros[0]]
-    low, high = 1 - job.settings.objective.clip_low, 1 + job.settings.objective.clip_high
+    lower, higher = job.settings.objective.clips
+    low, high = 1 - lower, 1 + higher
 
     def step() -> float:
         for micro in arrays:

@@ -39,11 +39,27 @@ class OptimizerSettings(Settings):
     """Largest norm of the batch's gradient."""
 
 
+class UpdateSettings(Settings):
+    """Optimizer steps of a batch. However many, a batch is one step of the run: one weights version, one learning rate
+    of the schedule, one commit of its groups; it counts once in `steps`, `checkpoint_every` and staleness."""
+
+    minibatches: PositiveInt = 1
+    """Parts of a batch, each one optimizer step: groups stay whole, and are dealt anew in each epoch."""
+    epochs: PositiveInt = 1
+    """How often a batch is trained on. The clips of `objective` bound how far the policy moves from where it was at the
+    start of the batch."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a batch."""
+        return self.minibatches * self.epochs
+
+
 class RoundSettings(Settings):
     """Rounds of training on what one model sampled: iterations of RISE (arXiv 2407.18219), STaR, Agent-R."""
 
     steps: PositiveInt
-    """Optimizer steps of a round. Weights are published after each round only, and at the end of the run, so that
+    """Steps of a round, a batch each. Weights are published after each round only, and at the end of the run, so that
     actors sample a whole round with one model."""
     from_base: bool = False
     """Train each round from the start model with a fresh optimizer, the learning rate running over the round (STaR,
@@ -73,7 +89,9 @@ class LearnerSettings(Settings):
     resources: dict[str, PositiveFloat] = {}
     """Ray resources of one rank that only some nodes have, so that ranks land there: {learner: 1}."""
     batch_groups: PositiveInt = 32
-    """Groups an optimizer step: one batch is one step."""
+    """Groups of a batch: one batch is one step of the run, and one weights version."""
+    updates: UpdateSettings = UpdateSettings()
+    """Several optimizer steps a batch, as PPO takes them."""
     max_staleness: NonNegativeInt = 1
     """eta: most steps between the weights that sampled a token and those that learn from it."""
     row_tokens: PositiveInt = 1024
@@ -139,6 +157,12 @@ class LearnerSettings(Settings):
                 f"micro_tokens ({self.micro_tokens}) is not a multiple of row_tokens ({self.row_tokens}). "
                 f"Set micro_tokens to {max(1, self.micro_tokens // self.row_tokens) * self.row_tokens}"
             )
+        if self.updates.minibatches > self.batch_groups:
+            raise ValueError(
+                f"updates.minibatches ({self.updates.minibatches}) is more than the groups of a batch. "
+                f"Set it to {self.batch_groups} at most, or raise batch_groups"
+            )
+        self.objective.check_updates(self.updates.steps)
         if self.rounds is not None and self.max_staleness < self.rounds.steps - 1:
             steps = self.rounds.steps
             raise ValueError(

@@ -28,7 +28,11 @@ class CreditFacts:
 
 
 class CreditSettings(Settings):
-    """What every credit has: its facts."""
+    """What every credit has: its facts, and which answers it leaves out."""
+
+    mask_truncated: bool = False
+    """Leave answers out of the loss that ran into `sampling.max_tokens` or the end of the context (DAPO's overlong
+    filtering, arXiv 2503.14476). What they were worth still counts in the baselines of others."""
 
     if TYPE_CHECKING:
 
@@ -64,6 +68,8 @@ class GroupCredit(CreditSettings):
     name: Literal["group"] = "group"
     std: bool = True
     """Divide by the group's standard deviation (false: Dr. GRPO, arXiv 2503.20783)."""
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """The mean over all episodes of the group, or over all others (RLOO, arXiv 2402.14740, with std false)."""
     overlong: OverlongSettings | None = None
     """Punish long responses (DAPO)."""
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from protocols.named import OwnSettings, either, name_of, one_of
 from protocols.settings import Settings
 
-GSPO_CLIPS = {"clip_low": 3e-4, "clip_high": 4e-4}
+CLIPS = (0.2, 0.2)
+GSPO_CLIPS = (3e-4, 4e-4)
+CISPO_CLIPS = (None, 4.0)
 
 
 class ObjectiveSettings(Settings):
@@ -17,6 +19,13 @@ class ObjectiveSettings(Settings):
 
     only_sampled: ClassVar[bool] = False
     """Whether it trains only what the model sampled on the very ids that are trained."""
+
+    def held_to_start(self) -> list[str]:
+        """Those of these settings that need the start model beside the trained one, in force as they are."""
+        return []
+
+    def check_updates(self, updates: int) -> None:
+        """Raises ValueError where a setting cannot act when a batch takes so many optimizer steps."""
 
 
 class AwrSettings(ObjectiveSettings):
@@ -35,48 +44,88 @@ class GrpoSettings(ObjectiveSettings):
     """Clipped policy gradient (arXiv 2402.03300) with corrections for turns that older weights sampled."""
 
     name: Literal["grpo"] = "grpo"
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio is clipped below at 1 - clip_low (0.0003 where `ratio: sequence` and nothing else is said)."""
-    clip_high: PositiveFloat = 0.2
-    """The ratio is clipped above at 1 + clip_high (0.0004 where `ratio: sequence` and nothing else is said). DAPO:
-    0.28."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The ratio is clipped below at 1 - clip_low. null: 0.2, with `ratio: sequence` 0.0003 (GSPO), with `loss: cispo`
+    not at all."""
+    clip_high: PositiveFloat | None = None
+    """The ratio is clipped above at 1 + clip_high. null: 0.2, with `ratio: sequence` 0.0004 (GSPO), with `loss: cispo`
+    4, so that a token weighs 5 at most (ScaleRL, arXiv 2510.13786). DAPO: 0.28."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Largest ratio at which what was worse than its baseline is still made less likely (dual clip, arXiv 1912.09729).
+    null: any, as in the papers of PPO and GRPO; verl's default is 3."""
     ratio: Literal["token", "sequence"] = "token"
     """Of each token, or one for the whole sequence (GSPO, arXiv 2507.18071)."""
     loss: Literal["clip", "cispo"] = "clip"
     """clip: a token beyond the clip has no gradient. cispo: it keeps the gradient of its log-prob, weighted with the
     clipped ratio (arXiv 2506.13585)."""
     correction: Literal["none", "tis", "decoupled"] = "decoupled"
-    """none: clip the ratio to the sampling policy. tis: multiply the loss by that ratio, capped. decoupled: multiply
-    by it, and mask tokens where it is too large (arXiv 2505.24298)."""
+    """none: clip the ratio to the sampling policy. Others clip the ratio to the trainer's policy at the start of the
+    batch, which is 1 unless `learner.updates` takes several optimizer steps a batch; tis: multiply the loss by that
+    policy's ratio to the sampling policy, capped; decoupled: multiply by it, and mask tokens where it is too large
+    (arXiv 2505.24298)."""
     tis_cap: PositiveFloat = 2.0
     """tis: largest factor."""
     max_weight: PositiveFloat = 5.0
     """decoupled: tokens of a larger factor are masked; they still count in the mean."""
+    sequence_mask: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Mask whole sequences where the ratio of the trainer's policy at the start of the batch to the sampling policy,
+    the geometric mean over trained tokens, lies outside of these two bounds: [0.99, 1.01], for example. They still
+    count in the mean."""
+    entropy: NonNegativeFloat = 0.0
+    """Weight of the entropy bonus on trained tokens."""
     kl: NonNegativeFloat = 0.0
-    """Weight of the divergence from the start model (k3 estimator) on tokens that are trained; with this or `anchor`
-    above 0 every rank holds a copy of that model."""
+    """Weight of the divergence from the start model (k3 estimator) on tokens that are trained; with this, `anchor` or
+    `kl_reward` above 0 every rank holds a copy of that model."""
+    kl_reward: NonNegativeFloat = 0.0
+    """The divergence from the start model as a cost in the reward: each token's advantage is less by this times the sum
+    of estimates from the token to the end of its sequence (REINFORCE++, arXiv 2501.03262)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """kl_reward: the estimate at a token, by d = log-prob at the start of the batch less the start model's. k1: d, with
+    which the gradient is that of the divergence. k2: d^2 / 2. k3: exp(-d) - 1 + d."""
     anchor: NonNegativeFloat = 0.0
-    """The same weight on tokens that the model sampled in turns that are not trained, each counted like a trained one:
-    it keeps what carries out a reflection from drifting while only reflections are rewarded."""
+    """Weight of the divergence on tokens that the model sampled in turns that are not trained, each counted like a
+    trained one: it keeps what carries out a reflection from drifting while only reflections are rewarded."""
 
     only_sampled: ClassVar[bool] = True
 
-    @model_validator(mode="before")
-    @classmethod
-    def _clips_of_gspo(cls, values: Any) -> Any:
-        return GSPO_CLIPS | values if isinstance(values, dict) and values.get("ratio") == "sequence" else values
+    @property
+    def clips(self) -> tuple[float | None, float]:
+        """`clip_low` and `clip_high` as they are in force; None clips nothing."""
+        low, high = GSPO_CLIPS if self.ratio == "sequence" else CLIPS
+        if self.loss == "cispo":
+            low, high = CISPO_CLIPS
+        return low if self.clip_low is None else self.clip_low, high if self.clip_high is None else self.clip_high
+
+    def held_to_start(self) -> list[str]:
+        return [key for key in ("kl", "anchor", "kl_reward") if getattr(self, key) > 0]
+
+    def check_updates(self, updates: int) -> None:
+        if updates > 1 or self.correction == "none":
+            return
+        for key in ("clip_low", "clip_high", "dual_clip", "ratio", "loss"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"objective.{key}: does nothing with objective.correction: {self.correction} and one optimizer "
+                    "step a batch, since the ratio is exactly 1. Remove it, set updates.minibatches to 2 or more, or "
+                    "objective.correction to none"
+                )
 
     @model_validator(mode="after")
     def _fits(self):
-        for key, owner in (("tis_cap", "tis"), ("max_weight", "decoupled")):
-            if self.correction != owner and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"objective.{key} only acts with objective.correction: {owner}. Remove it or set that")
-        for key, value in (("ratio", "sequence"), ("loss", "cispo")):
-            if getattr(self, key) == value and self.correction != "none":
-                raise ValueError(
-                    f"objective.{key}: {value} clips the ratio to the sampling policy, which objective.correction: "
-                    f"{self.correction} takes out of it. Set objective.correction to none"
-                )
+        owners = {
+            "tis_cap": ("correction: tis", self.correction == "tis"),
+            "max_weight": ("correction: decoupled", self.correction == "decoupled"),
+            "kl_estimator": ("kl_reward above 0", self.kl_reward > 0),
+            "dual_clip": ("loss: clip", self.loss == "clip"),
+        }
+        for key, (owner, acts) in owners.items():
+            if not acts and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"objective.{key} only acts with objective.{owner}. Remove it or set that")
+        if self.sequence_mask is not None and not self.sequence_mask[0] < 1 < self.sequence_mask[1]:
+            raise ValueError(
+                f"objective.sequence_mask: {list(self.sequence_mask)} does not hold 1, the ratio of equal policies. "
+                "Set a bound below 1 and one above it"
+            )
         return self
 
 

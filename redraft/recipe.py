@@ -38,7 +38,7 @@ class Recipe(Settings):
     seed: int = Field(default=0, ge=0)
     """Of everything that draws: tasks, sampling, the order of batches."""
     steps: int = Field(ge=0)
-    """Optimizer steps of the whole run; 0 only evaluates the model."""
+    """Steps of the whole run, a batch each; 0 only evaluates the model."""
     model: ModelSettings
     data: DataSettings = DataSettings()
     environment: EnvironmentSettings
@@ -141,8 +141,8 @@ class Recipe(Settings):
         learner, lora = self.learner, self.model.lora
         if lora is not None and not self.steps:
             raise ValueError("model.lora: a run of 0 steps trains no adapter; leave it out, or set steps")
-        for key in ("kl", "anchor"):
-            if learner.zero == 3 and lora is None and getattr(learner.objective, key, 0.0) > 0:
+        for key in learner.objective.held_to_start():
+            if learner.zero == 3 and lora is None:
                 raise ValueError(
                     f"learner.objective.{key}: above 0 it puts a whole copy of the start model on every rank, which "
                     f"learner.zero=3 is there to avoid; set learner.zero to 2, train an adapter (model.lora), or set "

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from learner.batches.linearise import linearise
-from learner.batches.packing import MicroBatch, pack
+from learner.batches.packing import MicroBatch
 from learner.batches.responses import responses_of
+from learner.batches.updates import divide
 from learner.config import LearnerSettings
 from learner.credits import credit, scored
-from learner.objectives import coefficients, make
+from learner.objectives import make
 from learner.sequences import Linearised, Shares, brought_along
 from learner.transcripts.store import sample
 from protocols.errors import RedraftError
@@ -25,8 +26,9 @@ from protocols.weights import staleness
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One optimizer step's work: micro-batches of each rank, the groups to commit with their priorities (the mean size
-    of a turn's advantage, 0 where it is not trained), what the step reports of it, and what the transcripts keep."""
+    """One step's work: micro-batches of each rank, in the order of its optimizer steps, the groups to commit with their
+    priorities (the mean size of a turn's advantage, 0 where it is not trained), what the step reports of it, and what
+    the transcripts keep."""
 
     ids: list[bytes]
     priorities: list[float]
@@ -37,11 +39,16 @@ class Batch:
 
 
 def prepare(
-    groups: Sequence[Group], step: int, settings: LearnerSettings, importance: np.ndarray | None = None
+    groups: Sequence[Group],
+    step: int,
+    settings: LearnerSettings,
+    importance: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Batch:
     """Credit, linearise, weigh and pack the groups that a trainer at `step` steps is going to train on.
 
-    `importance` float32[groups] scales the loss of each group, as replay's sampler asks for (None: all by 1).
+    `importance` float32[groups] scales the loss of each group, as replay's sampler asks for (None: all by 1); `seed` is
+    the run's, by which groups are dealt to minibatches.
     Raises RedraftError when every episode in them ended with an error: there is nothing to learn from, and will not be.
     """
     turns = [turn for group in groups for turn in group.turns]
@@ -53,10 +60,8 @@ def prepare(
     start = time.monotonic()
     advantages, objective = credit(groups, settings.credit), make(settings.objective)
     lines = linearise(groups, advantages, settings, objective)
-    shares = coefficients(lines.sequences, settings, objective)
-    if importance is not None:
-        shares = [share.times(importance[group]) for share, group in zip(shares, lines.groups, strict=True)]
-    packed = pack(lines.sequences, shares, settings)
+    updates = divide(lines, len(groups), settings, objective, importance=importance, seed=seed, step=step)
+    packed, shares = updates.packed, updates.shares
     sequences, trained_turns = trained_of(lines, shares)
     report = replace(
         report_of(groups, step),

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 
 from learner.config import LearnerSettings
 from learner.sequences import Shares, TokenSequence
 
-TYPES = (np.int64, np.int64, *(np.float32 for _ in range(4)), np.bool_, np.int64)  # from `picks` on
+TYPES = (np.int64, np.int64, *(np.float32 for _ in range(4)), np.bool_, np.int64, np.int64)  # from `picks` on
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,10 @@ class MicroBatch:
     """What one rank forwards at once: B rows of S tokens, and the N of them that are trained or anchored.
 
     `picks` are indices into a flat [B*S] array: the token *before* the one that counts, whose output predicts it.
-    `coefficients` and `divergences` are the tokens' shares of the batch's loss, so micro-batches and ranks just add up.
-    A sequence is whole in one row, with all its tokens that count. `chunks` is the same on all ranks: into how many
-    pieces the log-probs are cut.
+    `coefficients` and `divergences` are the tokens' shares of the loss of one optimizer step, the batch's number
+    `update`, so its micro-batches and ranks just add up. A sequence is whole in one row, with all its tokens that
+    count. `places` tell a token of the batch from all others, in whatever optimizer step it is. `chunks` is the same on
+    all ranks: into how many pieces the log-probs are cut.
     """
 
     tokens: np.ndarray  # int64[B, S]
@@ -42,8 +44,14 @@ class MicroBatch:
     advantages: np.ndarray  # float32[N]
     sampler: np.ndarray  # float32[N], log-probs of the policy that sampled
     sampled: np.ndarray  # bool[N]
-    sequences: np.ndarray  # int64[N], numbers of the sequences of this micro-batch
+    sequences: np.ndarray  # int64[N], numbers of the sequences of this micro-batch, in order
+    places: np.ndarray  # int64[N]
     chunks: int = 1
+    update: int = 0
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name."""
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("chunks", "update")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +64,32 @@ class Packed:
     padding: int
 
 
-def pack(sequences: Sequence[TokenSequence], shares: Sequence[Shares], settings: LearnerSettings) -> Packed:
-    """Packs the sequences that have a share other than 0. Ranks short of work get ones without weight."""
+def pack(
+    sequences: Sequence[TokenSequence],
+    shares: Sequence[Shares],
+    settings: LearnerSettings,
+    *,
+    places: Sequence[int] | None = None,
+    update: int = 0,
+) -> Packed:
+    """Packs the sequences that have a share other than 0. Ranks short of work get ones without weight.
+
+    `places` are those of the sequences' first tokens in the batch (None: they are all of it, end to end), `update` is
+    the number of the optimizer step.
+    """
+    places = [0, *accumulate(len(sequence.tokens) for sequence in sequences)] if places is None else places
     useful = [index for index, share in enumerate(shares) if share.loss.any() or share.kl.any()]
-    sequences, shares = [sequences[index] for index in useful], [shares[index] for index in useful]
+    sequences, shares, places = ([given[index] for index in useful] for given in (sequences, shares, places))
     lengths = [len(sequence.tokens) for sequence in sequences]
     divide = alone if settings.packing is False else together
     micros = [
-        _micro([[(sequences[k], shares[k]) for k in row] for row in rows], settings.logprob_chunk)
+        _micro([[(sequences[k], shares[k], places[k]) for k in row] for row in rows], settings.logprob_chunk)
         for rows in divide(lengths, settings)
     ]
     for start in range(0, len(micros), settings.ranks):
         abreast = micros[start : start + settings.ranks]
         chunks = max(micro.chunks for micro in abreast)
-        micros[start : start + settings.ranks] = [replace(micro, chunks=chunks) for micro in abreast]
+        micros[start : start + settings.ranks] = [replace(micro, chunks=chunks, update=update) for micro in abreast]
     tokens = sum(micro.tokens.size for micro in micros) if useful else 0
     padding = tokens - sum(len(sequence.tokens) for sequence in sequences)
     return Packed([micros[rank :: settings.ranks] for rank in range(settings.ranks)], tokens, padding)
@@ -140,14 +160,14 @@ def _first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return [rows[row] for row in sorted(range(len(rows)), key=lambda row: room[row])]
 
 
-def _micro(rows: list[list[tuple[TokenSequence, Shares]]], logprob_chunk: int) -> MicroBatch:
-    width = max((sum(len(sequence.tokens) for sequence, _ in row) for row in rows), default=2)
+def _micro(rows: list[list[tuple[TokenSequence, Shares, int]]], logprob_chunk: int) -> MicroBatch:
+    width = max((sum(len(sequence.tokens) for sequence, *_ in row) for row in rows), default=2)
     tokens = np.zeros((max(1, len(rows)), width), np.int64)
     positions = np.tile(np.arange(width), (len(tokens), 1))
     picked: list[tuple[np.ndarray, ...]] = []
     for number, row in enumerate(rows):
         start = 0
-        for sequence, share in row:
+        for sequence, share, place in row:
             end = start + len(sequence.tokens)
             tokens[number, start:end] = sequence.tokens
             positions[number, start:end] = np.arange(end - start)
@@ -159,6 +179,7 @@ def _micro(rows: list[list[tuple[TokenSequence, Shares]]], logprob_chunk: int) -
                     sequence.tokens[counting],
                     *(column[counting] for column in columns),
                     np.full(len(counting), len(picked)),
+                    place + counting,
                 )
             )
             start = end

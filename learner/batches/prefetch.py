@@ -27,8 +27,9 @@ FLAT_CURE = (
 class Prefetch:
     """Claims with a client of its own, for a waiting claim holds up every other request of its client."""
 
-    def __init__(self, client: Client, settings: LearnerSettings):
-        self._settings, self._client = settings, client
+    def __init__(self, client: Client, settings: LearnerSettings, seed: int = 0):
+        """`seed` is the run's."""
+        self._settings, self._client, self._seed = settings, client, seed
         self._stopping = threading.Event()
         self.reason = ""  # why the claim under way, or the last one, was not served yet
         self.crowded = False  # replay holds so much that a checkpoint should let it forget, as of the last claim
@@ -71,7 +72,7 @@ class Prefetch:
             self.crowded = claim.stats.fullest > CROWDED
             if claim.groups:
                 self._before = claim.stats
-                return prepare(claim.groups, step, settings, claim.weights)
+                return prepare(claim.groups, step, settings, claim.weights, self._seed)
             self.reason = claim.reason
             if time.monotonic() >= deadline:
                 raise _late(claim, settings, self._before)

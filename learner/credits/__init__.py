@@ -3,6 +3,7 @@
 A credit is a function `(batch: Sequence[Group], settings) -> list of float32[turns]`, one array a group. NaN means that
 the turn is not trained, whatever the objective; any other value is the turn's *advantage*: how much better the turn was
 than what it is compared with, or its plain reward where a credit compares nothing. All tokens of its response share it.
+With `learner.credit.mask_truncated` a turn whose response was cut is NaN whatever the credit says.
 The objective makes a loss of it (learner/objectives/): the larger, the more likely it makes the turn. What 0 and less
 mean is the objective's choice: grpo leaves a turn of 0 alone, while awr weighs it with exp(0) = 1.
 
@@ -20,7 +21,7 @@ import numpy as np
 from learner.credit_config import CreditSettings, OwnCredit
 from protocols import named
 from protocols.errors import SettingError
-from protocols.turns import Group, Role, Turn
+from protocols.turns import Group, Role, Stop, Turn
 
 NAMES = {name: f"learner.credits.{name}:{name}" for name in ("group", "turnwise", "raw", "reflection", "trajectory")}
 SETTING = "learner.credit.name"
@@ -30,6 +31,11 @@ def scored(turn: Turn) -> bool:
     """Whether the reward is the turn's own: a reflection repeats that of its attempt, a revision and an error have
     none."""
     return turn.role not in (Role.REFLECTION, Role.REVISION, Role.ERROR)
+
+
+def flat(values: Sequence[float]) -> bool:
+    """Whether they are all the same, but for how float32 rewards round when they are summed in another order."""
+    return not len(values) or bool(np.ptp(values) <= np.finfo(np.float32).eps * np.abs(values).max())
 
 
 def find(settings: named.Named) -> Callable[[Sequence[Group], Any], list[np.ndarray]]:
@@ -45,7 +51,7 @@ def stated(settings: CreditSettings) -> CreditSettings:
     return settings.stating(named.stated(SETTING, settings.name, settings.facts))
 
 
-def credit(batch: Sequence[Group], settings: named.Named) -> list[np.ndarray]:
+def credit(batch: Sequence[Group], settings: CreditSettings) -> list[np.ndarray]:
     """The advantage of every turn: one float32[turns] a group, NaN where the turn is not trained, 0 for turns of role
     error. Raises SettingError when a credit of the user's own returns anything else."""
     advantages = find(settings)(batch, settings)
@@ -54,13 +60,16 @@ def credit(batch: Sequence[Group], settings: named.Named) -> list[np.ndarray]:
     return [_checked(group, values, settings) for group, values in zip(batch, advantages, strict=True)]
 
 
-def _checked(group: Group, values: Any, settings: named.Named) -> np.ndarray:
+def _checked(group: Group, values: Any, settings: CreditSettings) -> np.ndarray:
     wanted = f"float32[{len(group.turns)}] for a group of {len(group.turns)} turns"
     if not isinstance(values, np.ndarray) or values.dtype != np.float32 or values.shape != (len(group.turns),):
         raise _wrong(settings, f"returned {_kind(values)}", wanted)
     if np.isinf(values).any():
         raise _wrong(settings, "returned an infinite value", f"{wanted}, finite, or NaN where a turn is not trained")
-    return np.where([turn.role is Role.ERROR for turn in group.turns], np.float32(0), values)
+    values = np.where([turn.role is Role.ERROR for turn in group.turns], np.float32(0), values)
+    if not settings.mask_truncated:
+        return values
+    return np.where([turn.stop is Stop.LENGTH for turn in group.turns], np.float32(np.nan), values)
 
 
 def _wrong(settings: named.Named, problem: str, wanted: str) -> SettingError:

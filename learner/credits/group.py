@@ -8,16 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from learner.credit_config import GroupCredit, OverlongSettings
-from learner.credits import scored
+from learner.credits import flat, scored
 from protocols.turns import Group, Role, Turn
 
 EPSILON = 1e-6  # keeps the division by a group's deviation finite
 
 
 def group(batch: Sequence[Group], settings: GroupCredit) -> list[np.ndarray]:
-    """(return - mean) / std over the episodes of a group, on all turns of the episode.
+    """(return - mean) / std over the episodes of a group, on all turns of the episode; 0 where it is flat.
 
     Without `std` it is Dr. GRPO's (arXiv 2503.20783). With `overlong` each response's punishment counts as reward.
+    `leave_one_out` is RLOO's baseline (arXiv 2402.14740): return - mean of the others = n / (n - 1) (return - mean).
     """
     return [_of_group(one.turns, settings) for one in batch]
 
@@ -28,14 +29,16 @@ def _of_group(turns: Sequence[Turn], settings: GroupCredit) -> np.ndarray:
         returns[turn.episode] += turn.reward if scored(turn) else 0.0
         if settings.overlong is not None and turn.role is not Role.ERROR:
             returns[turn.episode] += punishment(len(turn.response), settings.overlong)
-    worth = dict(zip(returns, relative(list(returns.values()), settings.std), strict=True))
+    count = len(returns)
+    factor = count / (count - 1) if settings.baseline == "leave_one_out" and count > 1 else 1.0
+    worth = dict(zip(returns, factor * relative(list(returns.values()), settings.std), strict=True))
     return np.array([worth[turn.episode] for turn in turns], np.float32)
 
 
 def relative(values: Sequence[float], std: bool) -> np.ndarray:
-    """float64[n]: each value less the mean, over the standard deviation if `std`."""
-    if not len(values):
-        return np.zeros(0)
+    """float64[n]: each value less the mean, over the standard deviation if `std`; exactly 0 where they are flat."""
+    if flat(values):
+        return np.zeros(len(values))
     around = np.asarray(values, np.float64) - np.mean(values)
     return around / (np.std(values) + EPSILON) if std else around
 

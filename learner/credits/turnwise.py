@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from learner.credit_config import TurnwiseCredit
-from learner.credits import scored
+from learner.credits import flat, scored
 from protocols.turns import Group, Turn
 
 
@@ -33,4 +33,4 @@ def _mean_by_index(turns: Sequence[Turn]) -> dict[int, float]:
     for turn in turns:
         if scored(turn):
             rewards[turn.index].append(turn.reward)
-    return {index: float(np.mean(values)) for index, values in rewards.items()}
+    return {index: values[0] if flat(values) else float(np.mean(values)) for index, values in rewards.items()}

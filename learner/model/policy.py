@@ -55,8 +55,8 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-prob of each target at the output of flat index `picks`, and the entropy there: float32[N] each.
 
-        The entropy carries no gradient. `chunks` pieces are computed one after the other, and again in the backward
-        pass; under ZeRO 3 it must be the same on all ranks, for each piece gathers the head.
+        `chunks` pieces are computed one after the other, and again in the backward pass; under ZeRO 3 it must be the
+        same on all ranks, for each piece gathers the head.
         """
         if not self.packed:
             tokens_BS, positions_BS, picks_N = apart(tokens_BS, positions_BS, picks_N)
@@ -121,19 +121,27 @@ class Chosen(torch.autograd.Function):
             finite_nV = logprobs_nV.clamp_(min=torch.finfo(torch.float32).min)
             entropies.append(-shares_nV.mul_(finite_nV).sum(-1))
         entropy_N = torch.cat(entropies)
-        ctx.save_for_backward(linear_NV, targets_N)
+        ctx.save_for_backward(linear_NV, targets_N, entropy_N)
         ctx.temperature, ctx.shape = temperature, shape
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.set_materialize_grads(False)  # mostly nothing is asked of the entropy, and then it costs nothing
         return torch.cat(logprobs), entropy_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient_N: Tensor, _) -> tuple[Tensor, None, None, None]:
-        linear_NV, targets_N = ctx.saved_tensors
-        factor_N = gradient_N * (ctx.shape.scale / ctx.temperature)
-        for linear_nV, targets_n, factor_n in _slices(linear_NV, targets_N, factor_N):
+    def backward(ctx, gradient_N: Tensor | None, bonus_N: Tensor | None) -> tuple[Tensor, None, None, None]:
+        linear_NV, targets_N, entropy_N = ctx.saved_tensors
+        gradient_N = torch.zeros_like(entropy_N) if gradient_N is None else gradient_N
+        scale = ctx.shape.scale / ctx.temperature
+        rows = (targets_N, gradient_N * scale, entropy_N, entropy_N if bonus_N is None else bonus_N * scale)
+        for linear_nV, targets_n, factor_n, entropy_n, bonus_n in _slices(linear_NV, *rows):
             logits_nV = _logits(linear_nV, ctx.shape)
-            slope_nV = torch.softmax(logits_nV / ctx.temperature, -1).mul_(-factor_n[:, None])
+            if bonus_N is None:
+                slope_nV = torch.softmax(logits_nV / ctx.temperature, -1).mul_(-factor_n[:, None])
+            else:  # the slope of the entropy H is -p (log p + H)
+                slope_nV = torch.log_softmax(logits_nV / ctx.temperature, -1)
+                shares_nV = slope_nV.exp()
+                slope_nV.clamp_(min=torch.finfo(torch.float32).min).add_(entropy_n[:, None]).mul_(shares_nV)
+                slope_nV.mul_(-bonus_n[:, None]).sub_(shares_nV.mul_(factor_n[:, None]))
             slope_nV.scatter_add_(-1, targets_n[:, None], factor_n[:, None])
             if ctx.shape.softcap is not None:  # the slope of tanh is 1 - tanh^2
                 slope_nV.mul_(1 - (logits_nV / ctx.shape.softcap).square_())

@@ -2,7 +2,8 @@
 
 An *objective* says what training makes as small as it can. For a batch that is a number, its *loss*, whose gradient
 moves the weights: a sum over tokens of share times loss of the token. An objective gives the loss of a token, and how
-much its advantage weighs; the share follows from that weight, the token's role and `learner.average`.
+much its advantage weighs; the share follows from that weight, the token's role and `learner.average`. Where a batch is
+several optimizer steps (`learner.updates`), all of this holds for each minibatch as if it were the batch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.config import LearnerSettings
+from learner.config import LearnerSettings, UpdateSettings
 from learner.objectives.base import Objective, Tokens, k3, ratio
 from learner.sequences import Shares, TokenSequence
 from protocols.errors import SettingError
@@ -43,7 +44,7 @@ def make(settings: Named) -> Objective:
 
 
 def coefficients(sequences: Sequence[TokenSequence], settings: LearnerSettings, objective: Objective) -> list[Shares]:
-    """The shares of the tokens of all sequences of a batch, taken over the whole batch before it is split.
+    """The shares of the tokens of all sequences of a minibatch, taken over the whole of it before it is split.
 
     Shares of trained tokens add up to 1 (not with `average: constant`), times what the objective weighs it. An anchored
     token has `anchor` times the share of a trained one of role weight 1: anchoring changes nothing about what trained
@@ -98,12 +99,15 @@ def loss_of(
     entropy_N: Tensor,
     micro: Mapping[str, Tensor],
     reference_N: Tensor | None = None,
+    prox_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The micro-batch's part of the batch's loss (a scalar), and its float64[len(STATS)] for the report.
+    """The micro-batch's part of the loss (a scalar), and its float64[len(STATS)] for the report.
 
-    `micro` holds a MicroBatch's arrays of N tokens by name; `reference` are the start model's log-probs of them.
+    `micro` holds a MicroBatch's arrays of N tokens by name; `reference` are the start model's log-probs of them, `prox`
+    those of the trainer at the start of the batch (None: the same as now).
     """
     coefficients_N, sampled_N, zero_N = micro["coefficients"], micro["sampled"], torch.zeros_like(logprobs_N)
+    prox_N = logprobs_N.detach() if prox_N is None else prox_N
     trained_N = coefficients_N > 0
     loss, cut_N = zero_N @ logprobs_N, torch.zeros_like(trained_N)  # a rank without work needs a graph, too
     if trained_N.any():
@@ -114,14 +118,17 @@ def loss_of(
             advantages=micro["advantages"][trained_N],
             sequences=micro["sequences"][trained_N],
             reference=None if reference_N is None else reference_N[trained_N],
+            prox=prox_N[trained_N] if objective.proximal else None,
         )
         each_N, cut_N[trained_N] = objective.loss(tokens)
         loss = coefficients_N[trained_N] @ each_N
+    if objective.entropy:
+        loss = loss - objective.entropy * (coefficients_N @ entropy_N)
     kl_N = zero_N if reference_N is None else k3(logprobs_N, reference_N)
     loss = loss + micro["divergences"] @ kl_N
     anchored_N = (micro["divergences"] > 0) & ~trained_N
     counted_N = (sampled_N & trained_N).double()
-    log_ratio_N = torch.where(sampled_N, logprobs_N.detach() - micro["sampler"], zero_N)
+    log_ratio_N = torch.where(sampled_N, prox_N - micro["sampler"], zero_N)
     ratio_N, mismatch_N = ratio(log_ratio_N).double() * counted_N, log_ratio_N.abs().double() * counted_N
     stats = [
         loss.detach(),
@@ -131,7 +138,7 @@ def loss_of(
         ratio_N.sum(),
         (ratio_N * ratio_N).sum(),
         cut_N.sum(),
-        (entropy_N * trained_N).sum(),
+        (entropy_N.detach() * trained_N).sum(),
         trained_N.sum() * (reference_N is not None),
         (kl_N.detach() * trained_N).sum(),
         anchored_N.sum(),
@@ -139,6 +146,14 @@ def loss_of(
         mismatch_N.max(),
     ]
     return loss, torch.stack([value.double() for value in stats])
+
+
+def per_batch(stats: np.ndarray, updates: UpdateSettings) -> np.ndarray:
+    """The STATS of a batch from their sums over its optimizer steps: each token counts once, and the loss is a mean."""
+    each = np.full(len(STATS), updates.epochs)
+    each[STATS.index("loss")] *= updates.minibatches
+    each[STATS.index("mismatch_max")] = 1
+    return stats / each
 
 
 def report(stats: np.ndarray) -> FitReport:
@@ -152,7 +167,7 @@ def report(stats: np.ndarray) -> FitReport:
     squared = named["ratio_squared"] * named["sampled"]
     return FitReport(
         loss=named["loss"] if named["tokens"] or named["anchored"] else None,
-        trained_tokens=int(named["tokens"]),
+        trained_tokens=round(named["tokens"]),
         mismatch_mean=over("mismatch", "sampled"),
         mismatch_max=named["mismatch_max"] if named["sampled"] else None,
         effective_samples=named["ratio"] ** 2 / squared if squared else None,

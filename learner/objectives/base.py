@@ -18,10 +18,11 @@ LOG_RATIO_BOUND = 20.0  # exp(20) is far beyond every cap, and finite
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The N >= 1 trained tokens of a micro-batch, which holds every sequence that it has a token of whole.
+    """The N >= 1 trained tokens of a micro-batch, sequence after sequence and each in the order of its text; every
+    sequence that has a token here is whole.
 
-    `mu` is the policy that sampled, `theta` the current one. One batch is one optimizer step, so `prox`, the trainer's
-    policy at the start of the batch, is theta without its gradient.
+    `mu` is the policy that sampled, `theta` the current one, `prox` the trainer's at the start of the batch: where a
+    batch is one optimizer step, theta without its gradient.
     """
 
     logprobs: Tensor  # float32[N] under theta, with a gradient
@@ -30,20 +31,25 @@ class Tokens:
     advantages: Tensor  # float32[N]
     sequences: Tensor  # int64[N], the number of the token's sequence in the micro-batch
     reference: Tensor | None = None  # float32[N] under the start model, where the objective asks for it
+    prox: Tensor | None = None  # float32[N] under prox, where the objective asks for it
 
 
 class Objective(ABC, Generic[S]):
     """A loss. It is made with its settings: an OwnSettings, where it is named as `package.module:Name`.
 
-    The loss of a batch is the sum over trained tokens of share x weight x (loss + kl x divergence), and over anchored
-    tokens of share x anchor x divergence. The share comes from `learner.average` and the role, the weight from
-    `weigh`; the divergence is that from the start model (k3), and anchored are the tokens that the model sampled in
-    turns that are not trained, in this run or as the failed answers of `data.failures`.
+    The loss of an optimizer step is the sum over trained tokens of share x weight x (loss + kl x divergence - entropy x
+    entropy of the policy there), and over anchored tokens of share x anchor x divergence. The share comes from
+    `learner.average` and the role, the weight from `weigh`; the divergence is that from the start model (k3), and
+    anchored are the tokens that the model sampled in turns that are not trained, in this run or as the failed answers
+    of `data.failures`.
     """
 
     reference: Literal["start"] | None = None
     """The model besides the trained one whose log-probs it needs."""
+    proximal: bool = False
+    """Whether it needs log-probs of the trainer's policy at the start of the batch."""
     kl: float = 0.0
+    entropy: float = 0.0
     anchor: float = 0.0
     authored: ClassVar[bool] = True
     """Whether it also trains tokens that were not sampled, which have no ratio."""
@@ -79,3 +85,11 @@ def k3(logprobs_N: Tensor, reference_N: Tensor) -> Tensor:
     """Schulman's k3 estimate of the divergence from the reference, of sampled tokens: never negative, 0 when equal."""
     difference_N = (reference_N - logprobs_N).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     return difference_N.exp() - difference_N - 1
+
+
+ESTIMATES = {
+    "k1": lambda logprobs_N, reference_N: logprobs_N - reference_N,
+    "k2": lambda logprobs_N, reference_N: (logprobs_N - reference_N).square() / 2,
+    "k3": k3,
+}
+"""Schulman's estimates of the divergence from the reference, of sampled tokens."""

@@ -1,14 +1,17 @@
 """grpo: the clipped policy gradient, its variants, and corrections for turns that older weights sampled.
 
-| variant                      | set                                                        | learner.average |
-|------------------------------|------------------------------------------------------------|-----------------|
-| GRPO (arXiv 2402.03300)      | correction none                                            | sequence        |
-| Dr. GRPO (arXiv 2503.20783)  | correction none, credit group with std false               | constant        |
+| variant                      | set                                                         | learner.average |
+|------------------------------|-------------------------------------------------------------|-----------------|
+| GRPO (arXiv 2402.03300)      | correction none                                             | sequence        |
+| Dr. GRPO (arXiv 2503.20783)  | correction none, credit group with std false                | constant        |
 | DAPO (arXiv 2503.14476)      | correction none, clip_high 0.28, replay.drop_flat, overlong | token           |
-| GSPO (arXiv 2507.18071)      | correction none, ratio sequence                            | sequence        |
-| CISPO (arXiv 2506.13585)     | correction none, loss cispo                                | token           |
-| TIS                          | correction tis                                             | token           |
-| decoupled (arXiv 2505.24298) | correction decoupled                                       | token           |
+| GSPO (arXiv 2507.18071)      | correction none, ratio sequence                             | sequence        |
+| CISPO (arXiv 2506.13585)     | correction none, loss cispo                                 | token           |
+| TIS                          | correction tis                                              | token           |
+| decoupled (arXiv 2505.24298) | correction decoupled, learner.updates with several steps    | token           |
+
+With one optimizer step a batch the ratio of TIS and decoupled is 1: both are then the policy gradient weighted by
+prox/mu, and nothing is clipped.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 from learner.objective_config import GrpoSettings
-from learner.objectives.base import Objective, Tokens, ratio, uncut
+from learner.objectives.base import ESTIMATES, Objective, Tokens, ratio, uncut
 
 
 class Grpo(Objective[GrpoSettings]):
@@ -28,42 +31,68 @@ class Grpo(Objective[GrpoSettings]):
 
     def __init__(self, settings: GrpoSettings):
         super().__init__(settings)
-        self.kl, self.anchor = settings.kl, settings.anchor
-        self.reference = "start" if settings.kl > 0 or settings.anchor > 0 else None
+        self.kl, self.anchor, self.entropy = settings.kl, settings.anchor, settings.entropy
+        self.reference = "start" if settings.held_to_start() else None
+        self.proximal = settings.correction != "none" or settings.kl_reward > 0 or settings.sequence_mask is not None
 
     def weigh(self, advantages: np.ndarray) -> np.ndarray:
-        moving = advantages != 0
-        if self.kl > 0 or (self.settings.ratio == "sequence" and moving.any()):
+        settings, moving = self.settings, advantages != 0
+        whole = settings.ratio == "sequence" or settings.sequence_mask is not None
+        if settings.kl > 0 or settings.kl_reward > 0 or settings.entropy > 0 or (whole and moving.any()):
             return np.ones(len(advantages))  # all tokens of a sequence make its ratio
         return moving.astype(np.float64)
 
     def loss(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """none: r = theta/mu. tis: r = theta/prox, and the loss times min(prox/mu, cap). decoupled: r = theta/prox, and
-        the loss times prox/mu, or 0 where that exceeds `max_weight`."""
-        settings, prox_N = self.settings, tokens.logprobs.detach()
-        loss_N, cut_N = self._clipped(tokens, tokens.sampler if settings.correction == "none" else prox_N)
-        if settings.correction == "none":
-            return loss_N, cut_N
-        weight_N = ratio(prox_N - tokens.sampler)
+        the loss times prox/mu, or 0 where that exceeds `max_weight`. With `sequence_mask` also 0 in sequences whose
+        mean of log prox/mu is out of bounds."""
+        settings = self.settings
+        if not self.proximal:
+            return self._clipped(tokens, tokens.advantages, tokens.sampler)
+        assert tokens.prox is not None, "it asks for them"
+        older_N = tokens.sampler if settings.correction == "none" else tokens.prox
+        loss_N, cut_N = self._clipped(tokens, self._advantages(tokens, tokens.prox), older_N)
+        log_weight_N = tokens.prox - tokens.sampler
+        weight_N, masked_N = ratio(log_weight_N), uncut(tokens)
         if settings.correction == "tis":
-            return loss_N * weight_N.clamp(max=settings.tis_cap), cut_N
-        masked_N = weight_N > settings.max_weight
-        return loss_N * weight_N.masked_fill(masked_N, 0.0), masked_N
+            loss_N = loss_N * weight_N.clamp(max=settings.tis_cap)
+        elif settings.correction == "decoupled":
+            masked_N = weight_N > settings.max_weight
+            loss_N = loss_N * weight_N.masked_fill(masked_N, 0.0)
+        if settings.sequence_mask is not None:
+            low, high = settings.sequence_mask
+            mean_N = ratio(_mean(log_weight_N, tokens.sequences))
+            masked_N = masked_N | (mean_N < low) | (mean_N > high)
+            loss_N = loss_N.masked_fill(masked_N, 0.0)
+        return loss_N, cut_N | masked_N
 
-    def _clipped(self, tokens: Tokens, older_N: Tensor) -> tuple[Tensor, Tensor]:
+    def _advantages(self, tokens: Tokens, prox_N: Tensor) -> Tensor:
+        """Those of the credit, less `kl_reward` times the estimates from each token to the end of its sequence."""
+        if not self.settings.kl_reward:
+            return tokens.advantages
+        assert tokens.reference is not None, "it asks for the start model's log-probs"
+        cost_N = ESTIMATES[self.settings.kl_estimator](prox_N, tokens.reference)
+        return tokens.advantages - self.settings.kl_reward * _to_go(cost_N, tokens.sequences)
+
+    def _clipped(self, tokens: Tokens, advantages_N: Tensor, older_N: Tensor) -> tuple[Tensor, Tensor]:
         """The loss with the ratio to the older log-probs, and where the clip ended its gradient.
 
-        cispo: -sg(clip(r)) A log theta, which no clip ends.
+        cispo: -sg(clip(r)) A log theta, which no clip ends. With a dual clip c also -c A at most, where A < 0.
         """
-        settings = self.settings
+        settings, (low, high) = self.settings, self.settings.clips
         whole = settings.ratio == "sequence"
         ratio_N = _of_sequences(tokens, older_N) if whole else ratio(tokens.logprobs - older_N)
-        clipped_N = ratio_N.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+        clipped_N = ratio_N.clamp(None if low is None else 1 - low, 1 + high)
         if settings.loss == "cispo":
-            weight_N = (clipped_N * tokens.advantages).detach()
+            weight_N = (clipped_N * advantages_N).detach()
             return -weight_N * tokens.logprobs, uncut(tokens)
-        plain_N, bounded_N = ratio_N * tokens.advantages, clipped_N * tokens.advantages
-        return -torch.minimum(plain_N, bounded_N), (bounded_N < plain_N).detach()
+        plain_N, bounded_N = ratio_N * advantages_N, clipped_N * advantages_N
+        surrogate_N, cut_N = torch.minimum(plain_N, bounded_N), (bounded_N < plain_N).detach()
+        if settings.dual_clip is not None:
+            floor_N = torch.where(advantages_N < 0, settings.dual_clip * advantages_N, -torch.inf)
+            cut_N = cut_N | (surrogate_N < floor_N).detach()
+            surrogate_N = torch.maximum(surrogate_N, floor_N)
+        return -surrogate_N, cut_N
 
 
 def _of_sequences(tokens: Tokens, older_N: Tensor) -> Tensor:
@@ -71,8 +100,19 @@ def _of_sequences(tokens: Tokens, older_N: Tensor) -> Tensor:
     that of s theta / sg(theta), so that turns of one sequence may differ in advantage. Where they do not, it is GSPO.
     """
     current_N = tokens.logprobs.detach()
-    sequences = int(tokens.sequences.max()) + 1
-    sums = torch.zeros(sequences, device=current_N.device).index_add(0, tokens.sequences, current_N - older_N)
-    counts = torch.zeros_like(sums).index_add(0, tokens.sequences, torch.ones_like(current_N))
-    mean_N = (sums / counts)[tokens.sequences]
-    return ratio(mean_N + (tokens.logprobs - current_N))
+    return ratio(_mean(current_N - older_N, tokens.sequences) + (tokens.logprobs - current_N))
+
+
+def _mean(values_N: Tensor, sequences_N: Tensor) -> Tensor:
+    """[N]: at each token the mean over its sequence."""
+    sums = values_N.new_zeros(int(sequences_N.max()) + 1).index_add(0, sequences_N, values_N)
+    counts = torch.zeros_like(sums).index_add(0, sequences_N, torch.ones_like(values_N))
+    return (sums / counts)[sequences_N]
+
+
+def _to_go(values_N: Tensor, sequences_N: Tensor) -> Tensor:
+    """[N]: at each token the sum over it and all that follow in its sequence."""
+    sums = torch.zeros(int(sequences_N.max()) + 1, dtype=torch.float64, device=values_N.device)
+    wide_N = values_N.double()
+    ends_N = sums.index_add(0, sequences_N, wide_N).cumsum(0)[sequences_N]
+    return (ends_N - wide_N.cumsum(0) + wide_N).to(values_N.dtype)

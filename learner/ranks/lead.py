@@ -1,7 +1,7 @@
 """The lead's loop: what rank 0 does beside its own part of each step.
 
 take the batch that the prefetch thread packed
-command "step"  ------------ micro-batches ----->  all ranks: forward, backward, step
+command "step"  ------------ micro-batches ----->  all ranks: forward, backward, step, `learner.updates` times
 commit the groups to replay
 command "weights", at the end of a round ------->  all ranks take part in the gather and the probe
 put them into the object store, announce
@@ -158,7 +158,7 @@ class Lead:
         if applied:
             return
         self._skipped += 1
-        log.warning("step %d: the gradient is not finite, so the weights stay as they were", self._progress.step)
+        log.warning("step %d: a gradient is not finite, so the weights stay as they were", self._progress.step)
         if self._bad_steps == BAD_STEPS:
             objective = self._settings.objective.model_dump()
             raise RedraftError(

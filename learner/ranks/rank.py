@@ -224,7 +224,7 @@ class Rank:
 
         spec, parts = self.spec, self.parts
         client, claiming = self._clients = [self._client(), self._client()]
-        prefetch = Prefetch(claiming, parts.settings)
+        prefetch = Prefetch(claiming, parts.settings, spec.seed)
         self._prefetch.set_result(prefetch)
         lead = Lead(
             parts.settings,

@@ -1,4 +1,4 @@
-"""The trainer: one optimizer step of many micro-batches in one rank, and the weights gathered from all of them."""
+"""The trainer: the optimizer steps of a batch in one rank, and the weights gathered from all of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ from learner.model import attention
 from learner.model.load import load_model
 from learner.model.policy import Policy
 from learner.model.saved import as_saved, saved_buffers
-from learner.objectives import SETTING, STATS, loss_of, make
+from learner.objectives import SETTING, STATS, loss_of, make, per_batch
 from learner.ranks.training import Training, begin
 from learner.weights.proof import perturbed
 from protocols.errors import SettingError
@@ -41,9 +42,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`stats` are the summed STATS of all ranks; without `applied` the gradient was not finite and nothing moved.
+    """`stats` are the STATS of all ranks, each token counted once; without `applied` a gradient was not finite, and its
+    optimizer step moved nothing.
 
-    `gradient_norm` is None where no token of the batch weighs: then there was no gradient, and nothing moved either.
+    `gradient_norm` is the mean over optimizer steps, but for those in which no token weighs: there is no gradient, and
+    nothing moves. None where there is no other.
     """
 
     stats: np.ndarray
@@ -208,27 +211,57 @@ class Trainer:
         return judge(policy, worst.cpu().numpy())
 
     def step(self, micros: Sequence[MicroBatch], step: int) -> StepResult:
-        """One optimizer step, the run's number `step` (0 is the first), on this rank's micro-batches.
-
-        Coefficients are shares of the whole batch's loss, so gradients add up; DeepSpeed averages over ranks, which
-        the factor `world` undoes.
-        """
+        """The run's step number `step` (0 is the first), on this rank's micro-batches: the optimizer steps that these
+        are of, as many on every rank."""
         lr = learning_rate(self.settings.optimizer, *self._scheduled(step))
         for group in self.training.optimizer.param_groups:
             group["lr"] = lr
-        sums = torch.zeros(len(STATS), dtype=torch.float64)
-        if not self._weighs(micros):
+        updates = [list(part) for _, part in groupby(micros, key=lambda micro: micro.update)]
+        prox_T = self._proximal(updates)
+        sums, norms = torch.zeros(len(STATS), dtype=torch.float64), []
+        for update in updates:
+            if self._weighs(update):
+                sums = self._update(update, prox_T, sums)
+                norms.append(self.training.norm)
+        if not norms:
             return StepResult(sums.numpy(), None, lr, applied=True)
+        norm = float(np.mean(norms))
+        stats = per_batch(self._over_ranks(sums), self.settings.updates)
+        return StepResult(stats, norm, lr, applied=math.isfinite(norm))
+
+    def _update(self, micros: Sequence[MicroBatch], prox_T: Tensor | None, sums: Tensor) -> Tensor:
+        """One optimizer step; the sums of STATS with what its micro-batches add.
+
+        Coefficients are shares of the minibatch's loss over all ranks, so gradients add up; DeepSpeed averages over
+        ranks, which the factor `world` undoes.
+        """
         for micro in micros:
-            loss, stats = self._loss(micro)
+            loss, stats = self._loss(micro, prox_T)
             self.training.engine.backward(loss * dist.get_world_size())
             stats = stats.cpu()
             sums = torch.cat([sums[:-1] + stats[:-1], torch.maximum(sums[-1:], stats[-1:])])
         if self.settings.zero == 0:
             self._fill_gradients()
         self.training.engine.step()
-        norm = self.training.norm
-        return StepResult(self._over_ranks(sums), norm, lr, applied=math.isfinite(norm))
+        return sums
+
+    @torch.no_grad()
+    def _proximal(self, updates: Sequence[Sequence[MicroBatch]]) -> Tensor | None:
+        """Log-probs under the weights as they are, float32 by the places of the batch's trained tokens, on all ranks:
+        in another epoch another rank may train them. None where nothing needs them, or the batch is one optimizer
+        step."""
+        if not self.objective.proximal or len(updates) == 1:
+            return None
+        last = max(int(micro.places.max()) for update in updates for micro in update)
+        size = torch.tensor([last + 1], device=self.device)
+        dist.all_reduce(size, dist.ReduceOp.MAX)
+        prox_T = torch.zeros(int(size), device=self.device)
+        for micro in chain.from_iterable(updates[: self.settings.updates.minibatches]):
+            tensors, inputs = self._tensors(micro)
+            trained_N = tensors["coefficients"] > 0  # a micro-batch without work has a place that is not its own
+            prox_T[tensors["places"][trained_N]] = self.training.policy(*inputs)[0][trained_N].float()
+        dist.all_reduce(prox_T)
+        return prox_T
 
     def _fill_gradients(self) -> None:
         """Gradients where the batch made none, as DeepSpeed would, but in the type of the sums."""
@@ -252,16 +285,18 @@ class Trainer:
         start = step - step % rounds.steps
         return step - start, min(rounds.steps, self.steps - start)
 
-    def _loss(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        tensors = {
-            name: torch.from_numpy(getattr(micro, name)).to(self.device, non_blocking=True)
-            for name in MicroBatch.__slots__
-            if name != "chunks"
-        }
-        inputs = (tensors["tokens"], tensors["positions"], tensors["picks"], tensors["targets"], micro.chunks)
+    def _tensors(self, micro: MicroBatch) -> tuple[dict[str, Tensor], tuple]:
+        """The arrays on the device by name, and the policy's inputs among them."""
+        named = micro.arrays().items()
+        tensors = {name: torch.from_numpy(array).to(self.device, non_blocking=True) for name, array in named}
+        return tensors, (*(tensors[name] for name in ("tokens", "positions", "picks", "targets")), micro.chunks)
+
+    def _loss(self, micro: MicroBatch, prox_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        tensors, inputs = self._tensors(micro)
         reference = self._reference(inputs)
+        prox = None if prox_T is None else prox_T[tensors["places"]]
         logprobs, entropy = self.training.engine(*inputs)
-        return loss_of(self.objective, logprobs, entropy, tensors, reference)
+        return loss_of(self.objective, logprobs, entropy, tensors, reference, prox)
 
     @torch.no_grad()
     def _reference(self, inputs: tuple) -> Tensor | None:

@@ -23,7 +23,6 @@ from support.waiting import deadline_s, until
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from learner.batches.batch import prepare
-from learner.batches.packing import MicroBatch
 from learner.batches.prefetch import Prefetch
 from learner.checkpoint import newest
 from learner.config import LearnerSettings
@@ -154,7 +153,7 @@ def plain_torch(model_path: str, made: list[Group], steps: int) -> dict[str, tor
     optimizer = torch.optim.AdamW(policy.parameters(), betas=(0.9, 0.999), weight_decay=0.1)
     for step, lr in zip(range(steps), RATES, strict=False):
         ((micro,),) = prepare(made[step * BATCH : (step + 1) * BATCH], step, choice).micros
-        tensors = {name: torch.from_numpy(getattr(micro, name)) for name in MicroBatch.__slots__ if name != "chunks"}
+        tensors = {name: torch.from_numpy(array) for name, array in micro.arrays().items()}
         logprobs, entropy = policy(*(tensors[name] for name in ("tokens", "positions", "picks", "targets")))
         loss, _ = loss_of(make(choice.objective), logprobs, entropy, tensors)
         optimizer.zero_grad()

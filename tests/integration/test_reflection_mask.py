@@ -11,7 +11,6 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.batches.batch import prepare
-from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings
 from learner.model.policy import Policy
 from learner.objectives import loss_of, make
@@ -64,8 +63,7 @@ def backward(policy: Policy, start: Policy, made: list[Group], **objective) -> d
     )
     sizes: dict[int, float] = {}
     for micro in (micro for rank in prepare(made, 0, choice).micros for micro in rank):
-        names = [name for name in MicroBatch.__slots__ if name != "chunks"]
-        tensors = {name: torch.from_numpy(getattr(micro, name)) for name in names}
+        tensors = {name: torch.from_numpy(array) for name, array in micro.arrays().items()}
         inputs = (*(tensors[name] for name in ("tokens", "positions", "picks", "targets")), micro.chunks)
         with torch.no_grad():
             reference = start(*inputs)[0]

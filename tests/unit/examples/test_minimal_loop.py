@@ -16,7 +16,6 @@ from actors.config import DataSettings
 from actors.engines import Completion
 from actors.rendering import Renderer
 from learner.batches.batch import prepare
-from learner.batches.packing import MicroBatch
 from learner.credits import credit
 from learner.model.load import load_model
 from learner.model.policy import Policy
@@ -167,7 +166,7 @@ def test_advantages_loss_and_gradient_are_those_of_the_learner(groups, model, qu
 
     policy, objective, total = Policy(model), make(settings.objective), 0.0
     for micro in prepare(groups, 0, settings).micros[0]:
-        arrays = {name: torch.from_numpy(getattr(micro, name)) for name in MicroBatch.__slots__ if name != "chunks"}
+        arrays = {name: torch.from_numpy(array) for name, array in micro.arrays().items()}
         inputs = (arrays[name] for name in ("tokens", "positions", "picks", "targets"))
         part, _ = loss_of(objective, *policy(*inputs, micro.chunks), arrays)
         part.backward()

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from learner.config import LearnerSettings
-from learner.credit_config import GroupCredit, RawCredit, ReflectionCredit, TrajectoryCredit, TurnwiseCredit
+from learner.credit_config import GroupCredit, OwnCredit, RawCredit, ReflectionCredit, TrajectoryCredit, TurnwiseCredit
 from learner.credits import credit
 from protocols.errors import SettingError
-from protocols.named import OwnSettings
 from protocols.turns import Group, Role, Turn
 
 A, F, R, E = Role.ATTEMPT, Role.REFLECTION, Role.RETRY, Role.ERROR
@@ -249,7 +248,7 @@ def infinite(batch, settings):
     return [np.full(len(group.turns), np.inf, np.float32) for group in batch]
 
 
-def own(function, **options) -> OwnSettings:
+def own(function, **options) -> OwnCredit:
     return LearnerSettings(credit={"name": f"{__name__}:{function.__name__}", "options": options}).credit
 
 
@@ -275,4 +274,4 @@ def test_a_credit_of_ones_own_that_returns_nonsense_is_refused(function, words):
 
 def test_a_credit_that_is_not_there_is_refused():
     with pytest.raises(SettingError, match="cannot be imported"):
-        credit(DIALOGUES, OwnSettings(name="nowhere.at_all:credit"))
+        credit(DIALOGUES, OwnCredit(name="nowhere.at_all:credit"))

@@ -8,7 +8,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from learner.config import LearnerSettings, RoundSettings
+from learner.config import LearnerSettings, RoundSettings, UpdateSettings
 from learner.credit_config import (
     GroupCredit,
     OverlongSettings,
@@ -31,13 +31,38 @@ REFUSED = {
         {"credit": {"overlong": {"limit": 5, "cache": 6}}},
         "overlong.cache .6. is above overlong.limit",
     ),
-    "a sequence ratio that a correction takes away": (
-        {"objective": {"name": "grpo", "ratio": "sequence"}},
-        "Set objective.correction to none",
+    "a sequence ratio that is 1": (
+        {"objective": {"ratio": "sequence"}},
+        "objective.ratio: does nothing with objective.correction: decoupled",
     ),
-    "clipped weights that a correction takes away": (
-        {"objective": {"name": "grpo", "loss": "cispo", "correction": "tis"}},
-        "Set objective.correction to none",
+    "clipped weights that are 1": (
+        {"objective": {"loss": "cispo", "correction": "tis"}},
+        "objective.loss: does nothing with objective.correction: tis and one optimizer step a batch",
+    ),
+    "a clip that cannot act": (
+        {"objective": {"clip_high": 0.28}},
+        "objective.clip_high: does nothing .* set updates.minibatches to 2 or more, or objective.correction to none",
+    ),
+    "a lower clip that cannot act, of the size that it would have": (
+        {"objective": {"clip_low": 0.2}},
+        "clip_low: does",
+    ),
+    "a dual clip that cannot act": ({"objective": {"dual_clip": 3}}, "objective.dual_clip: does nothing"),
+    "a dual clip of weights that no clip ends": (
+        {"objective": {"loss": "cispo", "correction": "none", "dual_clip": 3}},
+        "objective.dual_clip only acts with objective.loss: clip",
+    ),
+    "an estimator of a divergence that costs nothing": (
+        {"objective": {"kl": 0.1, "kl_estimator": "k3"}},
+        "objective.kl_estimator only acts with objective.kl_reward above 0",
+    ),
+    "bounds that mask equal policies": (
+        {"objective": {"sequence_mask": [1.0, 1.1]}},
+        r"objective.sequence_mask: \[1.0, 1.1\] does not hold 1",
+    ),
+    "more minibatches than groups": (
+        {"batch_groups": 4, "updates": {"minibatches": 5}},
+        r"updates.minibatches \(5\) is more than the groups of a batch. Set it to 4 at most",
     ),
     "rounds whose last batch would be too old": (
         {"rounds": {"steps": 4}, "max_staleness": 2},
@@ -72,7 +97,7 @@ def test_every_field_explains_itself():
             assert field.description, name
     for kind in (GroupCredit, TurnwiseCredit, RawCredit, ReflectionCredit, TrajectoryCredit, OverlongSettings):
         check_fields(kind)
-    for kind in (GrpoSettings, AwrSettings, RoundSettings):
+    for kind in (GrpoSettings, AwrSettings, RoundSettings, UpdateSettings):
         check_fields(kind)
 
 
@@ -82,17 +107,26 @@ def check_fields(kind: type[Settings]) -> None:
 
 
 def test_without_a_name_the_parts_are_the_defaults():
-    settings = LearnerSettings(credit={"std": False}, objective={"clip_high": 0.28})
-    assert (settings.credit, settings.objective) == (GroupCredit(std=False), GrpoSettings(clip_high=0.28))
+    settings = LearnerSettings(credit={"std": False}, objective={"kl": 0.1})
+    assert (settings.credit, settings.objective) == (GroupCredit(std=False), GrpoSettings(kl=0.1))
 
 
-def test_the_ratio_of_a_sequence_has_clips_of_its_own():
-    token = GrpoSettings(correction="none")
-    sequence = GrpoSettings(ratio="sequence", correction="none")
-    own = GrpoSettings(ratio="sequence", correction="none", clip_high=0.01)
-    assert (token.clip_low, token.clip_high) == (0.2, 0.2)
-    assert (sequence.clip_low, sequence.clip_high) == (3e-4, 4e-4)
-    assert (own.clip_low, own.clip_high) == (3e-4, 0.01)
+def test_the_ratio_of_a_sequence_and_cispo_have_clips_of_their_own():
+    assert GrpoSettings().clips == (0.2, 0.2)
+    assert GrpoSettings(ratio="sequence").clips == (3e-4, 4e-4)
+    assert GrpoSettings(loss="cispo").clips == GrpoSettings(loss="cispo", ratio="sequence").clips == (None, 4.0)
+    assert GrpoSettings(ratio="sequence", clip_high=0.01).clips == (3e-4, 0.01)
+    assert GrpoSettings(loss="cispo", clip_low=0.2).clips == (0.2, 4.0)
+
+
+@pytest.mark.parametrize(
+    "objective", [{"clip_high": 0.28}, {"clip_low": 0.1}, {"dual_clip": 3}, {"ratio": "sequence"}, {"loss": "cispo"}]
+)
+@pytest.mark.parametrize(
+    "acts", [{"updates": {"minibatches": 2}}, {"updates": {"epochs": 2}}, {"objective": {"correction": "none"}}]
+)
+def test_clips_are_accepted_where_several_optimizer_steps_or_an_older_policy_let_them_act(objective, acts):
+    assert LearnerSettings(**(acts | {"objective": objective | acts.get("objective", {})}))
 
 
 def test_a_round_needs_batches_as_old_as_it_is_long():

@@ -32,8 +32,8 @@ def test_every_recipe_of_the_repository_is_valid_and_named_after_its_file(path):
         ("rollout.name=attempt", "rollout.turns", "Allowed here: system, name, episodes"),
         ("rollout.turn=3", "rollout.turn", "Did you mean turns?"),
         ("rollout={name: mine.rollouts:play, option: 1}", "rollout.option", "Did you mean options?"),
-        ("learner.credit.basline=group", "learner.credit.basline", "Did you mean baseline? Allowed here: name, b"),
-        ("learner.credit.keep=best", "learner.credit.keep", "Allowed here: name, baseline"),
+        ("learner.credit.basline=group", "learner.credit.basline", "Did you mean baseline? Allowed here: mask_"),
+        ("learner.credit.keep=best", "learner.credit.keep", "Allowed here: mask_truncated, name, baseline"),
         ("learner.credit={name: group, overlong: {limits: 3}}", "learner.credit.overlong.limit", "missing"),
         (
             "learner.credit={name: group, overlong: {limit: 3, cache: 1, max: 1}}",
@@ -42,7 +42,9 @@ def test_every_recipe_of_the_repository_is_valid_and_named_after_its_file(path):
         ),
         ("learner.credit={name: grup}", "learner.credit", "group, turnwise, raw, reflection, trajectory"),
         ("learner.objective={name: mine.losses:Loss, kl: 1}", "learner.objective.kl", "Allowed here: name, options"),
-        ("learner.objective={name: grpo, loss: cispo}", "learner.objective", "Set objective.correction to none"),
+        ("learner.objective={name: grpo, correction: none, tis_cap: 3}", "learner.objective", "correction: tis"),
+        ("learner.objective={name: grpo, clip_high: 0.28}", "learner", "objective.clip_high: does nothing"),
+        ("learner.updates.minibatches=129", "learner", "updates.minibatches (129) is more than the groups"),
         ("learner.rounds={steps: 9}", "learner", "Set max_staleness to 8"),
         ("learner.row_tokens=32", "recipe", "actors.engine.max_length"),
         ("sampling.temperature=0", "recipe", "sampling.temperature"),
@@ -95,6 +97,11 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
             "signs-grpo",
             ["learner.zero=3", "learner.objective={name: grpo, kl: 0, anchor: 1}"],
             "or set learner.objective.anchor to 0",
+        ),
+        (
+            "signs-grpo",
+            ["learner.zero=3", "learner.objective={name: grpo, kl_reward: 1}"],
+            "or set learner.objective.kl_reward to 0",
         ),
     ],
 )

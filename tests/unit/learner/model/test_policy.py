@@ -8,7 +8,6 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.batches.batch import prepare
-from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings
 from learner.model import head
 from learner.model import policy as logprobs
@@ -61,7 +60,7 @@ def gradient(policy: Policy, choice: LearnerSettings, made: list[Group]) -> tupl
     policy.zero_grad()
     total = np.zeros(len(STATS))
     for micro in (micro for rank in prepare(made, 0, choice).micros for micro in rank):
-        tensors = {name: torch.from_numpy(getattr(micro, name)) for name in MicroBatch.__slots__ if name != "chunks"}
+        tensors = {name: torch.from_numpy(array) for name, array in micro.arrays().items()}
         loss, stats = loss_of(make(choice.objective), *run(policy, micro), tensors)
         loss.backward()
         total += stats.numpy()

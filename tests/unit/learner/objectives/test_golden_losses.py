@@ -337,8 +337,7 @@ def settings_of(case: Case, **values) -> LearnerSettings:
 
 def micros_of(choice: LearnerSettings) -> list[tuple[MicroBatch, dict[str, torch.Tensor]]]:
     every = [micro for rank in prepare(batch(), 0, choice).micros for micro in rank]
-    names = [name for name in MicroBatch.__slots__ if name != "chunks"]
-    return [(micro, {name: torch.from_numpy(getattr(micro, name)) for name in names}) for micro in every]
+    return [(micro, {name: torch.from_numpy(array) for name, array in micro.arrays().items()}) for micro in every]
 
 
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())

@@ -31,7 +31,7 @@ def gradient(
     current = logs(*ratios).requires_grad_()
     same = torch.zeros(len(ratios))
     numbers = torch.tensor(sequences or range(len(ratios)))
-    tokens = Tokens(current, same, same == 0, torch.tensor(advantages), numbers)
+    tokens = Tokens(current, same, same == 0, torch.tensor(advantages), numbers, prox=current.detach())
     loss, cut = make(objective).loss(tokens)
     loss.sum().backward()
     return loss.tolist(), current.grad.tolist(), cut.tolist()
