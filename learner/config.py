@@ -162,13 +162,23 @@ class LearnerSettings(Settings):
                 f"updates.minibatches ({self.updates.minibatches}) is more than the groups of a batch. "
                 f"Set it to {self.batch_groups} at most, or raise batch_groups"
             )
-        self.objective.check_updates(self.updates.steps)
         if self.rounds is not None and self.max_staleness < self.rounds.steps - 1:
             steps = self.rounds.steps
             raise ValueError(
                 f"max_staleness ({self.max_staleness}) is too small for rounds of {steps} steps: the last batch of a "
                 f"round is {steps - 1} steps old. Set max_staleness to {steps - 1}, or to {2 * steps - 1} so that "
                 "actors play the next round while one is trained, with the weights before"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _takes_effect(self):
+        """Refuses what would do nothing."""
+        self.objective.check_updates(self.updates.steps)
+        if self.average == "constant" and self.objective.normalises:
+            raise ValueError(
+                f"average: constant does what token does with objective {self.objective.name}, which scales the "
+                "weights of a batch to a mean of 1. Set average to token, or normalise to false where it can be"
             )
         return self
 

@@ -20,6 +20,11 @@ class ObjectiveSettings(Settings):
     only_sampled: ClassVar[bool] = False
     """Whether it trains only what the model sampled on the very ids that are trained."""
 
+    @property
+    def normalises(self) -> bool:
+        """Whether it scales the weights of a batch to a mean of 1."""
+        return False
+
     def held_to_start(self) -> list[str]:
         """Those of these settings that need the start model beside the trained one, in force as they are."""
         return []
@@ -38,6 +43,10 @@ class AwrSettings(ObjectiveSettings):
     """Scale the weights of a batch to a mean of 1 (the code of RISE does not)."""
     max_weight: PositiveFloat = 20.0
     """Largest weight, before they are normalised."""
+
+    @property
+    def normalises(self) -> bool:
+        return self.normalise
 
 
 class GrpoSettings(ObjectiveSettings):
@@ -133,6 +142,10 @@ class SftSettings(ObjectiveSettings):
     """Cross-entropy weighted by the credit where it is positive: with raw rewards of 0 and 1, successes only."""
 
     name: Literal["sft"] = "sft"
+
+    @property
+    def normalises(self) -> bool:
+        return True
 
 
 class OwnObjective(OwnSettings, ObjectiveSettings):

@@ -15,7 +15,7 @@ class Awr(Objective[AwrSettings]):
 
     def __init__(self, settings: AwrSettings):
         super().__init__(settings)
-        self.normalise = settings.normalise
+        self.normalise = settings.normalises
 
     def weigh(self, advantages: np.ndarray) -> np.ndarray:
         return np.exp(np.minimum(advantages / self.settings.temperature, np.log(self.settings.max_weight)))

@@ -1,14 +1,23 @@
-"""In bfloat16 the learner adds up gradients in float32, whatever is sharded, over micro-batches and over ranks."""
+"""What ranks do together is what one would do alone: in bfloat16 gradients add up in float32, whatever is sharded, over
+micro-batches and over ranks; the optimizer steps of a batch are those of plain torch."""
 
 import numpy as np
 import pytest
 import ray
 import torch
+from support.dialogues import groups
 from support.places import PYTHONPATH
 from support.ports import free_port
 from support.summing_house import Summing
 from support.waiting import deadline_s
 from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from learner.batches.batch import prepare
+from learner.batches.updates import deal
+from learner.config import LearnerSettings
+from learner.model.load import load_model
+from learner.model.policy import Policy
+from learner.objectives import loss_of, make
 
 pytestmark = pytest.mark.ray
 
@@ -81,3 +90,53 @@ def test_512_micro_batches_in_bfloat16_add_up_to_the_gradient_of_float32(ranks, 
 @pytest.mark.parametrize("zero", [0, 1])
 def test_a_step_in_bfloat16_survives_a_gradient_that_is_not_finite_and_a_resume_changes_no_bit(ranks, tmp_path, zero):
     assert ranks[1].call("lives", zero, str(tmp_path)) == [(True, True, True)] * ranks[0]
+
+
+def settings(**values) -> LearnerSettings:
+    base = {
+        "batch_groups": 5,
+        "row_tokens": 32,
+        "micro_tokens": 32,
+        "attention": "eager",
+        "packing": False,
+        "updates": {"minibatches": 2, "epochs": 2},
+        "objective": {"clip_low": 0.05, "clip_high": 0.05},
+        "optimizer": {"lr": 1e-2, "clip": 0.05, "weight_decay": 0.1},
+    }
+    return LearnerSettings(**(base | values))
+
+
+def plain_torch(model_path: str, batches: list) -> dict[str, torch.Tensor]:
+    """The weights after two epochs of two minibatches on each batch, by nothing but torch: the proximal policy is a
+    second model, with the weights from before the batch."""
+    whole = settings(updates={}, objective={}, micro_tokens=4096)
+    objective = make(settings().objective)
+    policy, before = (Policy(load_model(model_path, torch.float32, "eager")) for _ in range(2))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.1)
+    for step, batch in enumerate(batches):
+        before.load_state_dict(policy.state_dict())
+        for chosen in deal(len(batch), settings().updates, seed=0, step=step):
+            ((micro,),) = prepare([batch[index] for index in sorted(chosen)], step, whole).micros
+            tensors = {name: torch.from_numpy(array) for name, array in micro.arrays().items()}
+            inputs = [tensors[name] for name in ("tokens", "positions", "picks", "targets")]
+            with torch.no_grad():
+                prox = before(*inputs)[0]
+            loss, _ = loss_of(objective, *policy(*inputs), tensors, prox_N=prox)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.05)
+            optimizer.step()
+    return dict(policy.model.named_parameters())
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_minibatches_and_epochs_are_those_of_plain_torch_on_every_number_of_ranks(ranks, model_path, zero):
+    world, parts = ranks
+    made = groups(10, vocabulary=40)
+    batches = [made[:5], made[5:]]
+    expected = plain_torch(model_path, batches)
+    (state, cut), *_ = parts.call("updates", batches, settings(ranks=world, zero=zero))
+    worst = max((state[name] - expected[name]).abs().max().item() for name in expected)
+    print(f"{world} ranks, stage {zero}: {worst:.1e} from plain torch; {cut:.0%} of the tokens were clipped")
+    assert state.keys() == expected.keys() and worst < 2e-5
+    assert cut > 0, "the clip acts, since the policy moves away from where it was at the start of the batch"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from learner.batches.batch import prepare
 from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings
+from learner.objectives import report
 from learner.ranks.trainer import Trainer, join_ranks
+from protocols.turns import Group
 
 WIDTH, VOCABULARY = 16, 8  # the model knows more tokens: all sequences pull away from those alike
 
@@ -71,6 +75,15 @@ class Summing:
         equal = same(trainer.full_state(), after)
         trainer.training.free()
         return told, moved, equal
+
+    def updates(self, batches: Sequence[Sequence[Group]], settings: LearnerSettings) -> tuple[dict, float | None]:
+        """A step on each of the batches: the state on rank 0, and the share of tokens that were cut in the last."""
+        trainer = Trainer(settings, self._model_path, steps=len(batches))
+        for step, groups in enumerate(batches):
+            result = trainer.step(prepare(groups, step, settings).micros[self._rank], step)
+        state = trainer.full_state()
+        trainer.training.free()
+        return state, report(result.stats).masked_share
 
     def _trainer(self, zero: int, dtype: str) -> Trainer:
         settings = LearnerSettings(

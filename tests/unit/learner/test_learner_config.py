@@ -68,6 +68,10 @@ REFUSED = {
         {"rounds": {"steps": 4}, "max_staleness": 2},
         "Set max_staleness to 3, or to 7",
     ),
+    "a constant that weights are divided by again": (
+        {"objective": {"name": "sft"}, "average": "constant"},
+        "average: constant does what token does with objective sft",
+    ),
     "a cap that nothing uses": (
         {"objective": {"name": "grpo", "correction": "none", "tis_cap": 3}},
         "objective.tis_cap only acts with",

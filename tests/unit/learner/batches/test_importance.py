@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.dialogues import groups
 
 from learner.batches.batch import Batch, prepare
 from learner.config import LearnerSettings
 from learner.credits import credit
-from protocols.turns import Group, Role, Turn
+from protocols.turns import Role
 
 GROUPS = 5
 OBJECTIVES = [
@@ -26,24 +27,6 @@ def settings(**values) -> LearnerSettings:
     return LearnerSettings(**({"row_tokens": 32, "micro_tokens": 64, "ranks": 2} | values))
 
 
-def turn_of(group: int, number: int, random: np.random.Generator) -> Turn:
-    """Turn `number` of three dialogues of two turns; its tokens lie in the hundred that belongs to its group."""
-    prompt, response = (random.integers(100 * group, 100 * (group + 1), size) for size in random.integers(2, 6, 2))
-    logprobs = -random.random(len(response), dtype=np.float32)
-    arrays = (prompt.astype(np.int32), response.astype(np.int32), logprobs)
-    facts = {"episode": number // 2, "index": number % 2, "reward": float(random.random())}
-    parent = number - 1 if number % 2 else -1
-    return Turn(group.to_bytes(16, "big"), 0, number, parent, *arrays, ((0, 0),), Role.ATTEMPT, **facts)
-
-
-def groups() -> list[Group]:
-    random = np.random.default_rng(5)
-    return [
-        Group(group.to_bytes(16, "big"), 0, tuple(turn_of(group, n, random) for n in range(6)))
-        for group in range(GROUPS)
-    ]
-
-
 def tokens_of(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """The trained tokens of a batch and their coefficients, over all ranks and micro-batches in order."""
     micros = [micro for rank in batch.micros for micro in rank if micro.coefficients.any()]
@@ -52,7 +35,7 @@ def tokens_of(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("choice", OBJECTIVES)
 def test_each_token_of_a_group_is_scaled_by_its_importance_and_nothing_else_changes(choice):
-    made, importance = groups(), np.array([1.0, 0.25, 0.5, 0.125, 0.75], np.float32)
+    made, importance = groups(GROUPS), np.array([1.0, 0.25, 0.5, 0.125, 0.75], np.float32)
     plain, scaled = (prepare(made, 0, settings(**choice), given) for given in (None, importance))
     targets, before = tokens_of(plain)
     same, after = tokens_of(scaled)
@@ -64,7 +47,7 @@ def test_each_token_of_a_group_is_scaled_by_its_importance_and_nothing_else_chan
 
 
 def test_what_holds_a_group_to_the_start_model_is_scaled_too():
-    made, importance = groups(), np.array([1.0, 0.25, 0.5, 0.125, 0.75], np.float32)
+    made, importance = groups(GROUPS), np.array([1.0, 0.25, 0.5, 0.125, 0.75], np.float32)
     made = [replace(one, turns=tuple(replace(t, role=Role(t.index)) for t in one.turns)) for one in made]
     choice = settings(objective={"name": "grpo", "kl": 0.5, "anchor": 2}, roles={"attempt": 1})
     plain, scaled = (prepare(made, 0, choice, given).micros for given in (None, importance))
@@ -80,14 +63,14 @@ def test_what_holds_a_group_to_the_start_model_is_scaled_too():
 @pytest.mark.parametrize("choice", OBJECTIVES)
 def test_an_importance_of_one_changes_no_bit(choice):
     given = (None, np.ones(GROUPS, np.float32))
-    (_, before), (_, after) = (tokens_of(prepare(groups(), 0, settings(**choice), ones)) for ones in given)
+    (_, before), (_, after) = (tokens_of(prepare(groups(GROUPS), 0, settings(**choice), ones)) for ones in given)
     assert before.tobytes() == after.tobytes()
 
 
 def test_a_group_without_importance_is_not_forwarded():
     importance = np.ones(GROUPS, np.float32)
     importance[2] = 0.0
-    batch = prepare(groups(), 0, settings(), importance)
+    batch = prepare(groups(GROUPS), 0, settings(), importance)
     forwarded = {token // 100 for rank in batch.micros for micro in rank for token in micro.tokens.ravel()}
     assert forwarded | {0} == {0, 1, 3, 4}, "padding is token 0"
     assert len(batch.ids) == GROUPS, "it is committed all the same"
@@ -95,7 +78,7 @@ def test_a_group_without_importance_is_not_forwarded():
 
 @pytest.mark.parametrize("name", ["raw", "turnwise", "group"])
 def test_a_priority_is_the_mean_size_of_the_advantages_of_the_turns(name):
-    made, choice = groups(), settings(credit={"name": name})
+    made, choice = groups(GROUPS), settings(credit={"name": name})
     expected = [np.mean([abs(value) for value in values]) for values in credit(made, choice.credit)]
     for importance in (None, np.full(GROUPS, 0.5, np.float32)):
         priorities = prepare(made, 0, choice, importance).priorities
@@ -105,7 +88,7 @@ def test_a_priority_is_the_mean_size_of_the_advantages_of_the_turns(name):
 
 
 def test_a_turn_that_is_not_trained_has_no_priority():
-    made = groups()[:2]
+    made = groups(GROUPS)[:2]
     (every, _), (successes, _) = (
         prepare(made, 0, settings(credit={"name": "raw", "keep": keep})).priorities for keep in ("all", "best")
     )
@@ -114,7 +97,7 @@ def test_a_turn_that_is_not_trained_has_no_priority():
 
 
 def test_a_flat_group_has_no_priority_and_an_error_counts_as_a_turn_without_advantage():
-    good = groups()[0]
+    good = groups(GROUPS)[0]
     flat = replace(good, turns=tuple(replace(turn, reward=1.0) for turn in good.turns))
     nothing = {"prompt": np.zeros(0, np.int32), "response": np.zeros(0, np.int32), "logprobs": np.zeros(0, np.float32)}
     errors = [replace(good.turns[0], turn=n, role=Role.ERROR, versions=(), **nothing) for n in (6, 7)]

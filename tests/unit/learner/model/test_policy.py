@@ -143,8 +143,9 @@ def test_logprobs_are_those_of_sampling_at_the_temperature():
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("bonus", [None, 0.4], ids=["log-probs alone", "with an entropy bonus"])
 @pytest.mark.parametrize("shape", [Shape(scale=0.3), Shape(softcap=2.0), Shape(scale=1.7, softcap=3.0)], ids=str)
-def test_scaled_and_capped_logits_have_the_gradient_of_plain_autograd_in_float64(shape, monkeypatch):
+def test_scaled_and_capped_logits_have_the_gradient_of_plain_autograd_in_float64(shape, bonus, monkeypatch):
     monkeypatch.setattr(logprobs, "SLICE", 3 * VOCABULARY)
     torch.manual_seed(2)
     linear, targets, shares = 3 * torch.randn(7, VOCABULARY), torch.randint(VOCABULARY, (7,)), torch.randn(7)
@@ -155,8 +156,9 @@ def test_scaled_and_capped_logits_have_the_gradient_of_plain_autograd_in_float64
     whole = (logits / 0.7).log_softmax(-1)
     torch.testing.assert_close(chosen, whole[range(7), targets], check_dtype=False)
     torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1), check_dtype=False)
-    (shares @ chosen).backward()
-    (shares.double() @ whole[range(7), targets]).backward()
+    ((shares @ chosen) if bonus is None else (shares @ chosen - bonus * (shares @ entropy))).backward()
+    expected = shares.double() @ whole[range(7), targets]
+    (expected + (bonus or 0.0) * (shares.double() @ (whole.exp() * whole).sum(-1))).backward()
     torch.testing.assert_close(ours.grad, plain.grad, check_dtype=False)
 
 
@@ -165,11 +167,11 @@ def test_tokens_that_cannot_be_sampled_leave_entropy_and_gradient_finite(shape):
     linear = torch.randn(3, VOCABULARY)
     linear[:, 5:] = -torch.inf
     ours = linear.clone().requires_grad_()
-    chosen, entropy = logprobs.Chosen.apply(ours, torch.tensor([0, 1, 2]), 1.0, shape)
-    chosen.sum().backward()
+    chosen, entropy = logprobs.Chosen.apply(ours, torch.tensor([0, 1, 2]), 0.1, shape)
+    (chosen.sum() + 9 * entropy.sum()).backward()
     assert chosen.isfinite().all() and entropy.isfinite().all() and ours.grad.isfinite().all()
     if shape.softcap is None:
-        few = linear[:, :5].log_softmax(-1)
+        few = (linear[:, :5] / 0.1).log_softmax(-1)
         torch.testing.assert_close(entropy, -(few.exp() * few).sum(-1))
 
 
