@@ -11,7 +11,7 @@ from learner.config import LearnerSettings
 from learner.credit_config import GroupCredit, OwnCredit, RawCredit, ReflectionCredit, TrajectoryCredit, TurnwiseCredit
 from learner.credits import credit
 from protocols.errors import SettingError
-from protocols.turns import Group, Role, Turn
+from protocols.turns import Group, Role, Stop, Turn
 
 A, F, R, E = Role.ATTEMPT, Role.REFLECTION, Role.RETRY, Role.ERROR
 ACT, REV = Role.ACTION, Role.REVISION
@@ -77,6 +77,48 @@ def test_a_group_of_one_episode_or_without_variance_teaches_nothing(std):
     alone, same = group((A, 0, 0, 1.0)), group((A, 0, 0, 1.0), (A, 1, 0, 1.0))
     for values in credit([alone, same], GroupCredit(std=std)):
         assert not values.any()
+
+
+FLAT = {
+    "group": (GroupCredit(), group(*((A, episode, 0, 0.1) for episode in range(3)))),
+    "group without std": (GroupCredit(std=False), group(*((A, episode, 0, 0.7) for episode in range(7)))),
+    "leave one out": (GroupCredit(std=False, baseline="leave_one_out"), group(*((A, n, 0, 0.1) for n in range(3)))),
+    "returns that add up in other orders": (
+        GroupCredit(),
+        group(*((A, 0, n, reward) for n, reward in enumerate((0.1, 0.2, 0.3))), *((A, 1, n, 0.2) for n in range(3))),
+    ),
+    "turnwise": (TurnwiseCredit(), group(*((A, episode, 0, 0.1) for episode in range(3)))),
+    "turnwise over the batch": (TurnwiseCredit(baseline="batch"), group(*((A, n, 0, 0.1) for n in range(6)))),
+}
+
+
+@pytest.mark.parametrize(("settings", "made"), FLAT.values(), ids=FLAT.keys())
+def test_the_advantages_of_a_flat_group_are_exactly_0(settings, made):
+    (values,) = credit([made], settings)
+    assert values.tolist() == [0.0] * len(made.turns)
+
+
+def test_rewards_that_differ_a_little_are_not_flat():
+    (values,) = credit([group((A, 0, 0, 1.0), (A, 1, 0, 1.001))], GroupCredit())
+    np.testing.assert_allclose(values, [-1, 1], rtol=1e-2)
+
+
+def test_each_return_is_compared_with_the_mean_of_the_others():
+    made = group((A, 0, 0, 1.0), (A, 1, 0, 0.0), (A, 2, 0, 0.5), (A, 3, 0, 0.0))
+    (values,) = credit([made], GroupCredit(std=False, baseline="leave_one_out"))
+    np.testing.assert_allclose(values, [1 - 0.5 / 3, 0 - 1.5 / 3, 0.5 - 1 / 3, 0 - 1.5 / 3], rtol=1e-6)
+    (alone,) = credit([group((A, 0, 0, 1.0))], GroupCredit(std=False, baseline="leave_one_out"))
+    assert alone.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("name", ["group", "turnwise", "raw", f"{__name__}:ones"])
+def test_a_truncated_answer_is_left_out_of_the_loss_and_stays_in_the_baselines(name):
+    made = group((A, 0, 0, 1.0), (A, 1, 0, 0.0), (A, 2, 0, 0.5))
+    cut = Group(made.id, made.lease, (replace(made.turns[0], stop=Stop.LENGTH), *made.turns[1:]))
+    plain, masked = (LearnerSettings(credit={"name": name, "mask_truncated": mask}).credit for mask in (False, True))
+    (before,), (after,) = credit([cut], plain), credit([cut], masked)
+    assert np.isfinite(before).all() and np.isnan(after[0])
+    assert after[1:].tolist() == before[1:].tolist()
 
 
 @pytest.mark.parametrize("settings", [RawCredit(), TurnwiseCredit(), GroupCredit()], ids=["raw", "turnwise", "group"])
@@ -242,6 +284,10 @@ def one_short(batch, settings):
 
 def one_array(batch, settings):
     return np.zeros(3, np.float32)
+
+
+def ones(batch, settings):
+    return [np.ones(len(group.turns), np.float32) for group in batch]
 
 
 def infinite(batch, settings):
