@@ -77,13 +77,14 @@ def pack(
     `places` are those of the sequences' first tokens in the batch (None: they are all of it, end to end), `update` is
     the number of the optimizer step.
     """
-    places = [0, *accumulate(len(sequence.tokens) for sequence in sequences)] if places is None else places
+    offsets = [0, *accumulate(len(sequence.tokens) for sequence in sequences)] if places is None else places
     useful = [index for index, share in enumerate(shares) if share.loss.any() or share.kl.any()]
-    sequences, shares, places = ([given[index] for index in useful] for given in (sequences, shares, places))
+    sequences, shares = [sequences[index] for index in useful], [shares[index] for index in useful]
+    offsets = [offsets[index] for index in useful]
     lengths = [len(sequence.tokens) for sequence in sequences]
     divide = alone if settings.packing is False else together
     micros = [
-        _micro([[(sequences[k], shares[k], places[k]) for k in row] for row in rows], settings.logprob_chunk)
+        _micro([[(sequences[k], shares[k], offsets[k]) for k in row] for row in rows], settings.logprob_chunk)
         for rows in divide(lengths, settings)
     ]
     for start in range(0, len(micros), settings.ranks):

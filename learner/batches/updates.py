@@ -39,8 +39,8 @@ def divide(
 
     `importance` float32[groups] scales the loss of each group (None: all by 1); `seed` and `step` are those of the run.
     """
-    places = [0, *accumulate(len(one.tokens) for one in lines.sequences)][:-1]
-    shares = [Shares(np.zeros(0), np.zeros(0))] * len(lines.sequences)
+    places = [0, *accumulate(len(one.tokens) for one in lines.sequences)]
+    shares: dict[int, Shares] = {}
     packed = []
     for number, chosen in enumerate(deal(groups, settings.updates, seed=seed, step=step)):
         indices = [index for index, group in enumerate(lines.groups) if group in chosen]
@@ -49,11 +49,11 @@ def divide(
         if importance is not None:
             found = [share.times(importance[lines.groups[index]]) for index, share in zip(indices, found, strict=True)]
         if number < settings.updates.minibatches:
-            for index, share in zip(indices, found, strict=True):
-                shares[index] = share
+            shares |= zip(indices, found, strict=True)
         packed.append(pack(sequences, found, settings, places=[places[index] for index in indices], update=number))
     micros = [[micro for one in packed for micro in one.micros[rank]] for rank in range(settings.ranks)]
-    return Updates(Packed(micros, sum(one.tokens for one in packed), sum(one.padding for one in packed)), shares)
+    whole = Packed(micros, sum(one.tokens for one in packed), sum(one.padding for one in packed))
+    return Updates(whole, [shares[index] for index in range(len(lines.sequences))])
 
 
 def deal(groups: int, settings: UpdateSettings, *, seed: int, step: int) -> list[set[int]]:

@@ -158,7 +158,7 @@ class Lead:
         if applied:
             return
         self._skipped += 1
-        log.warning("step %d: a gradient is not finite, so the weights stay as they were", self._progress.step)
+        log.warning("step %d: a gradient is not finite, so its optimizer step moves nothing", self._progress.step)
         if self._bad_steps == BAD_STEPS:
             objective = self._settings.objective.model_dump()
             raise RedraftError(

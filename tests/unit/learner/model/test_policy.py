@@ -111,15 +111,21 @@ def test_logprobs_their_entropy_and_gradient_are_those_of_a_plain_log_softmax(mo
 
 def test_chunked_logprobs_and_their_gradient_equal_the_whole_ones():
     policy, made = Policy(tiny()), groups(4)
-    whole, _ = gradient(policy, settings(), made)
-    pieces, _ = gradient(policy, settings(logprob_chunk=5), made)
+    bonus = {"name": "grpo", "entropy": 0.3}
+    whole, _ = gradient(policy, settings(objective=bonus), made)
+    pieces, _ = gradient(policy, settings(objective=bonus, logprob_chunk=5), made)
     torch.testing.assert_close(pieces, whole)
 
 
 @pytest.mark.parametrize(
     "objective",
-    [{"name": "grpo"}, {"name": "grpo", "correction": "none"}, {"name": "awr", "temperature": 0.5}, {"name": "sft"}],
-    ids=["decoupled", "clipped", "awr", "sft"],
+    [
+        {"name": "grpo"},
+        {"name": "grpo", "correction": "none", "entropy": 0.3},
+        {"name": "awr", "temperature": 0.5},
+        {"name": "sft"},
+    ],
+    ids=["decoupled", "clipped, with an entropy bonus", "awr", "sft"],
 )
 def test_the_gradient_does_not_depend_on_micro_batches_or_ranks(objective):
     policy, made = Policy(tiny()), groups(8)
