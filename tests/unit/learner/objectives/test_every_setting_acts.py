@@ -124,7 +124,7 @@ def without(chosen: dict) -> list[tuple[str, dict]]:
 @example({"objective": {"ratio": "sequence", "loss": "cispo", "correction": "tis"}, "updates": {"epochs": 2}})
 @example({"objective": {"entropy": 0.1, "kl": 0.1, "kl_reward": 0.1, "anchor": 0.1, "sequence_mask": (0.9, 1.1)}})
 @example({"objective": {"kl_reward": 0.1, "kl_estimator": "k3"}, "credit": {"mask_truncated": True}})
-@trials(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@trials(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_setting_that_is_accepted_changes_the_step(chosen):
     learner = accepted(chosen)
     if learner is None:
