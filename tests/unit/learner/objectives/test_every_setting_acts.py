@@ -22,9 +22,9 @@ from learner.batches.batch import prepare
 from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings
 from learner.objectives import loss_of, make
-from protocols.turns import Group, Role, Stop
+from protocols.turns import Group, Role, Stop, Turn
 
-GROUPS, TOKENS, WEIGHTS, RATES = 30, 2000, 8, (0.3, 3.0)
+GROUPS, TOKENS, WEIGHTS, LENGTHS = 30, 2000, 8, (None, 0.3, 2.0)
 RANDOM = np.random.default_rng(2)
 OWN, FROM_START = (torch.tensor(RANDOM.normal(0, 0.5, TOKENS), dtype=torch.float32) for _ in range(2))
 FEATURES = torch.tensor(RANDOM.normal(0, 1, (TOKENS, WEIGHTS)), dtype=torch.float32)
@@ -34,25 +34,24 @@ BASE = {"batch_groups": GROUPS, "row_tokens": 64, "micro_tokens": 1 << 14, "role
 @cache
 def batch() -> list[Group]:
     """Some second turns are reflections, which are not trained, and some answers were cut."""
-    return [
-        replace(
-            group,
-            turns=tuple(
-                replace(turn, role=Role.REFLECTION if turn.turn == 3 else turn.role, stop=Stop(place % 3 == turn.turn))
-                for turn in group.turns
-            ),
-        )
-        for place, group in enumerate(groups(GROUPS))
-    ]
+    made = enumerate(groups(GROUPS))
+    return [replace(group, turns=tuple(_turned(turn, place) for turn in group.turns)) for place, group in made]
+
+
+def _turned(turn: Turn, place: int) -> Turn:
+    role = Role.REFLECTION if turn.turn == 3 else turn.role
+    stop = Stop.LENGTH if turn.turn == place % 3 else Stop.END
+    return replace(turn, role=role, stop=stop, reward=4 * turn.reward)
 
 
 def trained(learner: LearnerSettings) -> torch.Tensor:
-    """The weights after one step of the run, by plain gradient descent, end to end for each of RATES."""
+    """The weights after one step of the run, by plain gradient descent, end to end for each of LENGTHS: that of an
+    optimizer step, or that of its gradient."""
     (micros,) = prepare(batch(), 0, learner).micros
-    return torch.cat([descended(learner, micros, rate) for rate in RATES])
+    return torch.cat([descended(learner, micros, length) for length in LENGTHS])
 
 
-def descended(learner: LearnerSettings, micros: list[MicroBatch], rate: float) -> torch.Tensor:
+def descended(learner: LearnerSettings, micros: list[MicroBatch], length: float | None) -> torch.Tensor:
     objective, weights = make(learner.objective), torch.zeros(WEIGHTS, requires_grad=True)
     for micro in micros:
         tensors = {name: torch.from_numpy(array) for name, array in micro.arrays().items()}
@@ -62,7 +61,8 @@ def descended(learner: LearnerSettings, micros: list[MicroBatch], rate: float) -
         start = prox + FROM_START[places] if objective.reference else None
         loss, _ = loss_of(objective, logprobs, 0.1 * logprobs.square(), tensors, start, prox)
         (slope,) = torch.autograd.grad(loss, weights)
-        weights = (weights - rate * slope).detach().requires_grad_()
+        slope = slope if length is None else slope * (length / slope.norm().clamp(min=1e-9))
+        weights = (weights - slope).detach().requires_grad_()
     return weights.detach()
 
 
