@@ -104,7 +104,7 @@ class BatchReport(Reported):
 class StepReport(Reported):
     """The learner's report of one step."""
 
-    step: int = measured("Optimizer steps done", Value("learner_step"), tracked="", default=0)
+    step: int = measured("Steps of the run that are done", Value("learner_step"), tracked="", default=0)
     version: int = measured("Version published last", group="run", default=0)
     fit: FitReport = field(default_factory=FitReport)
     gradient_norm: float | None = measured(
