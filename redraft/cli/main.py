@@ -96,6 +96,24 @@ def train(
 
 
 @app.command()
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    gpu_memory: Annotated[float, typer.Option(min=1, metavar="GIB", help="Memory of one GPU.")] = 80,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A config.json (default: that of the recipe's model).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it, in bytes.")] = False,
+) -> None:
+    """What each GPU of a run will hold, by formulas, and what will not fit. Exit code 1 then."""
+    from redraft import recipe as recipes
+    from redraft.cli.plan import show
+
+    if not show(recipes.load(recipe, overrides or ()), config, gpu_memory, as_json, console):
+        raise typer.Exit(1)
+
+
+@app.command()
 def eval(
     run: RunName,
     overrides: Overrides = None,

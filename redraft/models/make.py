@@ -12,12 +12,15 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from actors.config import EnvironmentSettings
 from protocols.errors import SettingError
 from redraft.config import MakeSettings, ModelSettings
 from redraft.models import own_template, pretrained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 log = logging.getLogger("redraft.models")
 CHARACTERS = "0123456789+-*/()>?=.,;:!@ abcdefghijklmnopqrstuvwxyz"
@@ -173,10 +176,26 @@ def _digest(make: MakeSettings, environment: EnvironmentSettings) -> str:
 def _make(make: MakeSettings, environment: EnvironmentSettings, folder: Path, progress: Callable[[str], None]) -> None:
     progress("the model: a tiny one is made here, once" + (f"; {PRETRAINED}" if make.pretrain else ""))
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    config, tokenizer = config_of(make)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(make.seed)
+        model = Qwen2ForCausalLM(config).float()
+    if make.pretrain is not None:
+        from redraft.models.pretrain import pretrain
+
+        pretrain(model, tokenizer, make.pretrain, environment, make.seed, progress)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def config_of(make: MakeSettings) -> tuple[Qwen2Config, PreTrainedTokenizerFast]:
+    """The config of a made model, and its tokenizer."""
+    from transformers import Qwen2Config
+
     tokenizer = build_tokenizer(make.tokenizer, make.max_length)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -192,15 +211,7 @@ def _make(make: MakeSettings, environment: EnvironmentSettings, folder: Path, pr
         # Flash attention's backward was half of a step at this size on a CPU.
         attn_implementation="eager",  # pyright: ignore[reportCallIssue]  one of the base class's
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(make.seed)
-        model = Qwen2ForCausalLM(config).float()
-    if make.pretrain is not None:
-        from redraft.models.pretrain import pretrain
-
-        pretrain(model, tokenizer, make.pretrain, environment, make.seed, progress)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return config, tokenizer
 
 
 def build_tokenizer(kind: Literal["characters", "bytes"], max_length: int):

@@ -1,0 +1,44 @@
+"""A rank of one, in a process of its own, that tells the bytes of a parameter that a training step takes, as JSON:
+python -m support.rank_memory MODEL STAGE:DTYPE..."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import warnings
+
+import torch
+
+from learner.config import LearnerSettings
+from learner.ranks.trainer import Trainer, join_ranks
+from support.ports import free_port
+from support.summing_house import micros
+
+
+def tensors() -> int:
+    """Bytes of all that are alive."""
+    gc.collect()
+    found = [one for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+    found += [one.grad for one in found if one.is_leaf and one.grad is not None]
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
+    return sum(size for place, size in storages.items() if place)
+
+
+def taken(path: str, zero: int, dtype: str) -> float:
+    """Bytes a parameter when the optimizer has its state and the gradients are still there."""
+    before, found = tensors(), []
+    settings = LearnerSettings(zero=zero, attention="eager", objective={"name": "sft"}, optimizer={"lr": 1e-3})
+    trainer = Trainer(settings, path, steps=3, dtype=dtype)
+    trainer.training.optimizer.register_step_post_hook(lambda *_: found.append(tensors() - before))
+    trainer.step(micros(2, 0, 1), 0)
+    count = sum(getattr(one, "ds_numel", one.numel()) for one in trainer.training.policy.parameters())
+    trainer.training.free()
+    return found[0] / count
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    join_ranks(0, 1, ("127.0.0.1", free_port()), "cpu", 60)
+    cases = (case.split(":") for case in sys.argv[2:])
+    print(json.dumps({f"{zero}:{dtype}": taken(sys.argv[1], int(zero), dtype) for zero, dtype in cases}))
