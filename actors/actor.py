@@ -149,7 +149,8 @@ class Actor:
         base, number = spec.actors.metrics_port, int(self._name.rpartition("-")[2])
         self._report.metrics_port = metrics.serve(base + number if base else 0, "actors.metrics_port", spec.listen)
         metrics.ENGINE_MAX_RUNNING.set(spec.actors.engine.max_running)
-        engine = await engines.start(spec.model, spec.dtype, spec.actors.engine, spec.seed, spec.version or 0)
+        how = spec.actors.engine, spec.seed, spec.version or 0
+        engine = await engines.start(spec.model, spec.dtype, *how, tell=self._starting)
         log.info("the engine is up, after %.1f s", time.monotonic() - began)
         renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
         self._report.untemplated = untemplated(renderer, Path(spec.model))
@@ -157,6 +158,9 @@ class Actor:
         producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
         teacher = None if taught is None else Teacher(taught)
         return Parts(engine, renderer, foreign_ids(renderer), lent, producer, teacher)
+
+    def _starting(self, phase: str) -> None:
+        self._report.phase = phase
 
     def _lender(self, feedback: Feedback) -> EnvironmentPool:
         from actors import environments
@@ -332,6 +336,7 @@ class Actor:
             report.probe_difference,
             report.probe_limit,
             untemplated=report.untemplated,
+            phase=report.phase,
             error=report.error,
             fatal=report.fatal,
             weights_refused=report.weights_refused,

@@ -75,6 +75,8 @@ class Report:
     """Tasks of that share that have ended."""
     tested_tokens: int = 0
     """Tokens that were sampled for that share."""
+    phase: str = ""
+    """What the start of its engine is at, where that is known."""
     error: str = ""
     fatal: bool = False
     """Failed for a cause that a new actor would meet, too: the run has to end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,8 +64,20 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
-async def start(model: str | Path, dtype: str, settings: EngineSettings, seed: int, version: int = 0) -> Engine:
-    """The engine that the recipe asks for, ready to generate."""
+def unheard(phase: str) -> None:
+    """For who does not ask how far a start is."""
+
+
+async def start(
+    model: str | Path,
+    dtype: str,
+    settings: EngineSettings,
+    seed: int,
+    version: int = 0,
+    tell: Callable[[str], None] = unheard,
+) -> Engine:
+    """The engine that the recipe asks for, ready to generate; one in processes of its own has `tell` hear what its
+    start is at."""
     if settings.name == "scripted":
         from actors.engines.scripted import ScriptedEngine
 
@@ -72,7 +85,9 @@ async def start(model: str | Path, dtype: str, settings: EngineSettings, seed: i
     from actors.engines import vllm_common
 
     if vllm_common.in_process(settings):
-        from actors.engines.vllm_local import LocalEngine as VllmEngine
-    else:
-        from actors.engines.vllm_async import AsyncEngine as VllmEngine
-    return await VllmEngine.start(Path(model), dtype, settings, seed, version)
+        from actors.engines.vllm_local import LocalEngine
+
+        return await LocalEngine.start(Path(model), dtype, settings, seed, version)
+    from actors.engines.vllm_async import AsyncEngine
+
+    return await AsyncEngine.start(Path(model), dtype, settings, seed, version, tell)

@@ -6,36 +6,57 @@ Weights are replaced by one RPC that the core carries out between two steps; gen
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from actors.config import EngineSettings, SamplingSettings
 from actors.engines import Completion, vllm_common
+from actors.engines.vllm_output import Output
+from protocols.errors import RedraftError
+
+log = logging.getLogger("redraft.engine")
+LOOK_S = 0.5  # between two looks at how far a start is
 
 
 class AsyncEngine:
     """Keeps the contract of actors.engines.Engine."""
 
-    def __init__(self, llm, requests: vllm_common.Requests, settings: EngineSettings, version: int):
+    def __init__(self, llm, requests: vllm_common.Requests, settings: EngineSettings, version: int, output: Output):
         self.version = version
-        self._llm, self._requests = llm, requests
+        self._llm, self._requests, self._output = llm, requests, output
         self._whole = settings.tensor_parallel == 1  # the parameters of one worker are all there are
         self._under_way: set[str] = set()
         self._count = 0
 
     @classmethod
-    async def start(cls, model: Path, dtype: str, settings: EngineSettings, seed: int, version: int) -> AsyncEngine:
-        vllm_common.prepare_process(settings, separate=True)
+    async def start(
+        cls,
+        model: Path,
+        dtype: str,
+        settings: EngineSettings,
+        seed: int,
+        version: int,
+        tell: Callable[[str], None],
+    ) -> AsyncEngine:
+        """Tells meanwhile what the start is at. Raises RedraftError with what the core wrote where that ended."""
+        vllm_common.prepare_process(settings, separate=True, model=model)
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         requests = vllm_common.Requests(vllm_common.end_token(model), settings.max_length)
         arguments = vllm_common.engine_arguments(model, dtype, settings, seed)
-        llm = await asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
+        output = Output()
+        telling = asyncio.create_task(_tell(output, tell))
+        try:
+            llm = await asyncio.to_thread(_made, output, AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
+        finally:
+            telling.cancel()
         await llm.update_weight_version(str(version))
-        return cls(llm, requests, settings, version)
+        return cls(llm, requests, settings, version, output)
 
     @property
     def running(self) -> int:
@@ -43,7 +64,9 @@ class AsyncEngine:
 
     @property
     def error(self) -> BaseException | None:
-        return self._llm.dead_error if self._llm.errored else None
+        if not self._llm.errored:
+            return None
+        return RedraftError(f"{self._llm.dead_error} Its core wrote: {self._output.cause}")
 
     async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
         added, version = time.monotonic(), self.version
@@ -87,3 +110,22 @@ class AsyncEngine:
         finally:
             self._under_way.discard(name)
         return last
+
+
+def _made(output: Output, make: Callable, arguments):
+    """The engine; its processes write to `output`. Raises RedraftError where one of them ended."""
+    with output, vllm_common.telling():
+        try:
+            return make(arguments)
+        except RuntimeError as error:
+            if "core" not in str(error):
+                raise
+            failed = error
+    log.error("vLLM's core ended at its start; its last lines:\n%s", output.end)
+    raise RedraftError(f"vLLM's core ended at its start: {output.cause}") from failed
+
+
+async def _tell(output: Output, tell: Callable[[str], None]) -> None:
+    while True:
+        await asyncio.sleep(LOOK_S)
+        tell(output.phase)

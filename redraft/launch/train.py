@@ -21,7 +21,7 @@ from redraft import logs
 from redraft import run as runs
 from redraft.control import client, services
 from redraft.control.cluster import ray_for
-from redraft.launch import fits, offline, preflight
+from redraft.launch import fits, offline, preflight, room
 from redraft.models import make as models
 from redraft.owner import Owner
 from redraft.recipe import Recipe
@@ -61,6 +61,7 @@ def _train(
     pool.shutdown(wait=False)
     story.tell("Ray: it runs each part in a process of its own; meanwhile, whether the model and the recipe fit")
     with ray_for(recipe) as address:
+        room.check(recipe, joined=bool(os.environ.get("RAY_ADDRESS")))
         fit.result()
         run = runs.create(recipe, str(model), owner, resume, again, identity)
         run = replace(run, ray=address, cluster=bool(os.environ.get("RAY_ADDRESS")))

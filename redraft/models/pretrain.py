@@ -56,26 +56,33 @@ def pretrain(
 def _train(model, tokenizer, settings: PretrainSettings, source: Demonstrates, seed: int, progress) -> float:
     rng = np.random.Generator(np.random.Philox(seed))
     shares = np.array([share for _, _, share in settings.batch])
+    device = device_of_training()
+    model.to(device).train()
     optimizers = _optimizers(model, settings)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, _schedule(settings)) for o in optimizers]
-    model.train()
     begun, tokens, loss = time.monotonic(), 0, torch.tensor(torch.nan)
     for step in range(1, settings.steps + 1):
         turns, count, _ = settings.batch[rng.choice(len(shares), p=shares / shares.sum())]
         ids_BT = collate(source.demonstrations(rng, count, turns), tokenizer)
         tokens += int((ids_BT != tokenizer.pad_token_id).sum())
+        ids_BT = ids_BT.to(device)
         loss = _step(model, ids_BT, tokenizer.pad_token_id, optimizers)
         for schedule in schedules:
             schedule.step()
         if step % REPORT_EVERY == 0 or step == settings.steps:
             seconds = time.monotonic() - begun
             progress(f"pretrain {step}/{settings.steps}: loss {loss.item():.3f}, {tokens:,} tokens, {seconds:.0f} s")
-    model.eval()
+    model.to("cpu").eval()
     return loss.item()
 
 
+def device_of_training() -> str:
+    """A GPU, where torch has one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _step(model, ids_BT: torch.Tensor, pad: int, optimizers) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(ids_BT.device.type, torch.bfloat16):
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
     # Right padding needs no attention mask: causal attention never looks at what follows.
     loss = torch.nn.functional.cross_entropy(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from support.places import PYTHONPATH
+from support.places import PYTHONPATH, RECIPES
 from support.waiting import deadline_s, until
 
 from actors.config import (
@@ -22,10 +22,13 @@ from actors.weights import NodeFiles
 from learner.model.load import load_model
 from learner.weights.proof import Proof, perturbed
 from learner.weights.publish import publish
+from protocols.errors import SettingError
 from protocols.weights import TRIAL, WeightRef
+from redraft import recipe as recipes
 from redraft.config import MakeSettings, ModelSettings
 from redraft.control import workers as parts
 from redraft.control.fleet import Fleet
+from redraft.launch import room
 from redraft.models.make import prepare
 
 pytestmark = pytest.mark.ray
@@ -148,3 +151,11 @@ def test_who_needs_a_resource_of_ray_waits_until_a_node_has_it_free():
     ray.kill(first)
     assert ray.get(waiting, timeout=deadline_s(60))
     ray.kill(second)
+
+
+@pytest.mark.parametrize("setting", ["learner.gpus", "actors.gpus"])
+def test_a_gpu_that_no_node_has_and_nothing_brings_is_refused_before_the_start(setting):
+    assert not room.scaled(), "Ray was started here, so no autoscaler makes nodes"
+    recipe = recipes.load(RECIPES / "quickstart.yaml", [f"{setting}=1000"])
+    with pytest.raises(SettingError, match=f"{setting}: 1000 is asked for"):
+        room.check(recipe, joined=True, join_s=0.1)

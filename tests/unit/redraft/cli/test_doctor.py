@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -10,6 +12,7 @@ from rich.console import Console
 from actors.engines import vllm_common
 from protocols.errors import SettingError
 from redraft.cli import doctor
+from redraft.nvml import Nvml
 
 
 def said() -> tuple[bool, str]:
@@ -25,3 +28,55 @@ def test_a_library_that_vllm_cannot_load_is_named_with_its_cure(monkeypatch):
         vllm_common.check_libraries()
     good, text = said()
     assert not good and "missing libmissing.so.1" in text and "libnuma1" in text
+
+
+@pytest.mark.parametrize(("version", "good"), [((3, 10), False), ((3, 11), True), ((3, 12), True), ((3, 13), True)])
+def test_every_python_that_is_supported_is_good(monkeypatch, version, good):
+    monkeypatch.setattr(sys, "version_info", (*version, 1))
+    check = next(iter(doctor._software()))
+    assert (check.good, bool(check.cure)) == (good, not good)
+
+
+class Library:
+    """The functions of pynvml, of two GPUs of which one does not tell its power."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlSystemGetDriverVersion(self):
+        return b"580.1"
+
+    def nvmlDeviceGetCount(self):
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, number):
+        return number
+
+    def nvmlDeviceGetName(self, handle):
+        return f"Card {handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(total=80 << 30, used=(handle + 1) << 30)
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        return SimpleNamespace(gpu=40)
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        if handle:
+            raise self.NVMLError("Not Supported")
+        return 350_000
+
+
+def test_gpus_are_told_with_memory_driver_and_what_is_in_use():
+    library = Nvml(Library())
+    assert [(gpu.busy, gpu.watts) for gpu in library.gpus()] == [(0.4, 350.0), (0.4, None)]
+    checks = list(doctor.gpus([("Card", 80 << 30)] * 2, library, ""))
+    assert [check.what for check in checks] == [
+        "2 GPUs: Card, 80 GiB each",
+        "NVIDIA driver 580.1; NVML answers, 3.0 GiB of the GPUs' memory are in use",
+    ]
+    (card, without) = doctor.gpus([("Card", 80 << 30)], None, "Driver Not Loaded")
+    assert card.what == "1 GPU: Card, 80 GiB" and without.good is None and "Driver Not Loaded" in without.what

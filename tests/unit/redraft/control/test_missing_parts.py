@@ -14,10 +14,11 @@ def test_an_actor_lacks_one_thing_after_the_other_until_it_is_ready():
     found = [member.lacks]
     member.waiting = False
     found.append(member.lacks)
-    for report in (Report("starting", pid=7), Report("ready", pid=7), Report("ready", pid=7, version=0)):
+    starting = Report("starting", pid=7), Report("starting", pid=7, phase="compiling")
+    for report in (*starting, Report("ready", pid=7), Report("ready", pid=7, version=0)):
         member.report = report
         found.append(member.lacks)
-    assert found == ["resources", "process", "engine", "weights", ""]
+    assert found == ["resources", "process", "engine", "engine (compiling)", "weights", ""]
 
 
 def test_the_first_few_of_many_missing_parts_are_named_and_the_rest_counted(tmp_path):

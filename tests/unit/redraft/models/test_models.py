@@ -19,7 +19,7 @@ from actors.rendering import Renderer
 from protocols.errors import SettingError
 from redraft.config import MakeSettings, ModelSettings, PretrainSettings
 from redraft.models.make import build_tokenizer, prepare
-from redraft.models.pretrain import collate
+from redraft.models.pretrain import collate, device_of_training
 
 SIGNS = EnvironmentSettings(name="signs", feedback="residual")
 BRIEF = PretrainSettings(steps=8, warmup=2, batch=((1, 16, 0.5), (2, 8, 0.5)))
@@ -136,3 +136,10 @@ def test_a_model_that_cannot_be_fetched_names_model_path(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SettingError, match=r"^model\.path"):
         prepare(ModelSettings(path="nobody/nothing-of-this-name"), SIGNS, tmp_path)
+
+
+def test_pretraining_runs_on_a_gpu_where_torch_has_one(monkeypatch):
+    assert device_of_training() == ("cuda" if torch.cuda.is_available() else "cpu")
+    for there, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert device_of_training() == device

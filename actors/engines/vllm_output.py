@@ -1,0 +1,79 @@
+"""What vLLM's processes write while an engine starts and afterwards: how far it is, and why it ended.
+
+They write to the outputs that they inherit. So these lead to a file while they are started, which has no name and ends
+with them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import threading
+
+PREFIX = re.compile(r"^(\([^)]*pid=\d+[^)]*\)\s*)?((ERROR|WARNING|INFO|DEBUG) \d\d-\d\d [\d:]+ \[[^]]*\]\s?)?")
+CAUSE = re.compile(r"^([\w.]*(Error|Exception|Interrupt|Exit|Fault)|Fatal Python error)\b")
+GENERIC = re.compile(r"root cause|initialization failed|failed to start", re.IGNORECASE)
+PHASES = {
+    "Starting to load model": "loading weights",
+    "Model loading took": "compiling",
+    "Available KV cache memory": "capturing graphs",
+    "Graph capturing finished": "warming up",
+}
+"""What the line says that begins so, and what is done after it."""
+KEPT_BYTES = 1 << 18
+"""Of the end of what was written: more is not looked at."""
+LAST = 40
+"""Lines for a log."""
+
+
+class Output:
+    """Inside `with`, processes that start write here. It reads what they have written by then, also later."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile("ab+")  # open for as long as the engine lives
+        self._own: list[int] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Output:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        self._own = [os.dup(1), os.dup(2)]
+        os.dup2(self._file.fileno(), 1)
+        os.dup2(self._file.fileno(), 2)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number, own in zip((1, 2), self._own, strict=True):
+            os.dup2(own, number)
+            os.close(own)
+
+    def lines(self) -> list[str]:
+        """Without what vLLM puts before each, and without empty ones."""
+        with self._lock:
+            size = os.fstat(self._file.fileno()).st_size
+            text = os.pread(self._file.fileno(), KEPT_BYTES, max(0, size - KEPT_BYTES)).decode(errors="replace")
+        found = (PREFIX.sub("", line).rstrip() for line in text.splitlines())
+        return [line for line in found if line.strip()]
+
+    @property
+    def phase(self) -> str:
+        """What is done now, "" before anything is known."""
+        known = [phase for line in self.lines() for begins, phase in PHASES.items() if line.startswith(begins)]
+        return known[-1] if known else ""
+
+    @property
+    def cause(self) -> str:
+        """The line that says why it ended."""
+        return (self.end.splitlines() or ["it wrote nothing"])[-1].strip()
+
+    @property
+    def end(self) -> str:
+        """The last lines down to that: to the first error that is no mere consequence, where there is one."""
+        lines = self.lines()
+        errors = (n for n, line in enumerate(lines) if CAUSE.match(line) and not GENERIC.search(line))
+        until = next(errors, len(lines) - 1) + 1
+        return "\n".join(lines[max(0, until - LAST) : until])

@@ -1,0 +1,46 @@
+"""GPUs that no node has are refused before anything waits for them."""
+
+from __future__ import annotations
+
+import pytest
+from support.places import RECIPES
+
+from redraft import recipe as recipes
+from redraft.launch import room
+
+
+def asked(*overrides: str) -> recipes.Recipe:
+    return recipes.load(RECIPES / "quickstart.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "said"),
+    [
+        (["learner.gpus=1"], [0, 0], "learner.gpus: 1 is asked for, and no node has a GPU. Set it to 0"),
+        (["actors.gpus=1"], [], "actors.gpus: 1 is asked for, and no node has a GPU. Set it to 0"),
+        (["actors.gpus=4"], [2, 2], "actors.gpus: 4 is asked for, and no node has more than 2. Set it to 2"),
+        (["learner.gpus=1", "learner.ranks=4"], [2, 1], "learner.ranks: 4 ranks of learner.gpus=1 do not fit on the 3"),
+        (["learner.gpus=1", "actors.gpus=1"], [1], "actors.gpus: ranks take so many.* such as 0.5"),
+        (["learner.gpus=0.5", "actors.gpus=2"], [2], "actors.gpus: ranks take so many"),
+    ],
+)
+def test_what_no_node_has_is_named_with_its_cure(overrides, nodes, said):
+    problem = room.lacking(asked(*overrides), nodes)
+    assert problem is not None
+    with pytest.raises(type(problem), match=said):
+        raise problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes"),
+    [
+        ([], [0]),
+        (["learner.gpus=0.5", "actors.gpus=0.5"], [1]),
+        (["learner.gpus=1", "learner.ranks=3", "actors.gpus=4"], [4, 4]),
+        (["learner.gpus=0.6", "actors.gpus=0.5"], [2]),
+        (["learner.gpus=1", "actors.gpus=1", "actors.count=8"], [2]),  # the other seven wait, and one plays
+        (["learner.gpus=8", "steps=0"], [0]),
+    ],
+)
+def test_what_has_room_starts(overrides, nodes):
+    assert room.lacking(asked(*overrides), nodes) is None
