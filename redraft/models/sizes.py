@@ -18,6 +18,7 @@ from protocols.errors import SettingError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
 KERNEL = "redraft_sizes"
@@ -72,7 +73,6 @@ class Sizes:
     """Of a token in the engine's cache."""
     cache_heads: int
     """Over which tensor parallelism can spread the cache."""
-    tied: bool
     adapter_kept: int = 0
     """Outputs of the adapter's first matrices, of a token."""
     kept: Kept | None = field(default=None)
@@ -100,29 +100,34 @@ def sizes(config: Any, dtype: str, rows: Rows, lora: LoraSettings | None) -> Siz
 
     model = _empty(config, dtype, rows.attention)
     text = config.get_text_config()
-    head = linear_of(model)
+    vocabulary, hidden = _shape(linear_of(model))
     trained = parameters = sum(part.numel() for part in model.parameters())
     ranks = 0
     if lora is not None:
         from learner.model.lora import targets
 
         modules = dict(model.named_modules())
-        shapes = [modules[name].weight.shape for name in targets(model, lora)]
-        trained, ranks = lora.rank * sum(map(sum, shapes)), lora.rank * len(shapes)
+        shapes = [_shape(modules[name]) for name in targets(model, lora)]
+        trained, ranks = lora.rank * sum(rows + columns for rows, columns in shapes), lora.rank * len(shapes)
     heads, cached = _cache(text)
     return Sizes(
         type=text.model_type,
         parameters=parameters,
         trained=trained,
-        vocabulary=int(head.weight.shape[0]),
-        hidden=int(head.weight.shape[1]),
-        inner=int(getattr(text, "intermediate_size", None) or 4 * head.weight.shape[1]),
+        vocabulary=vocabulary,
+        hidden=hidden,
+        inner=int(getattr(text, "intermediate_size", None) or 4 * hidden),
         cached=cached,
         cache_heads=heads,
-        tied=bool(getattr(text, "tie_word_embeddings", False)),
         adapter_kept=ranks,
         kept=_kept(model, rows),
     )
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    """Of a linear layer's weight."""
+    rows, columns = layer.get_parameter("weight").shape
+    return rows, columns
 
 
 def _empty(config: Any, dtype: str, attention: str) -> PreTrainedModel:
