@@ -50,6 +50,7 @@ def _print(found: Plan, console: Console) -> None:
         console.print(_table(part))
         _tell(part, console)
     verdict = "It fits." if found.fits else "It does not fit."
+    verdict = verdict if found.gpus else "No GPU is asked for, so there is no memory of one to fill."
     console.print(f"{verdict} Computed from the recipe and the model's config; nothing was measured.", style="bold")
 
 

@@ -359,9 +359,8 @@ def _actor(recipe: Recipe, measured: Measured, gpu_bytes: int, with_cures: bool 
         return part
     problem, cures = part.problem, ()
     if not problem:
-        problem = (
-            f"weights and one request of actors.engine.max_length take {part.bytes / GIB:.1f} GiB of {room / GIB:.1f}"
-        )
+        takes = f"{part.bytes / GIB:.1f} GiB of {(room or 0) / GIB:.1f}"
+        problem = f"weights and one request of actors.engine.max_length take {takes}"
         cures = tuple(
             _cures(recipe, _actor_changes(recipe), lambda other: _actor(other, measured, gpu_bytes, False).fits)
         )
