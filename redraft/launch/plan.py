@@ -135,7 +135,8 @@ def plan(recipe: Recipe, config: Any, gpu_bytes: int) -> Plan:
 def _rows(recipe: Recipe) -> Rows:
     learner = recipe.learner
     kernel = "eager" if learner.attention == "eager" else models.KERNEL
-    masked = learner.attention == "sdpa" and learner.packing is not False
+    dense = learner.attention == "sdpa" or (learner.attention == "auto" and recipe.model.dtype == "float32")
+    masked = dense and learner.packing is not False
     return Rows(learner.micro_tokens // learner.row_tokens, learner.row_tokens, kernel, masked)
 
 
@@ -194,13 +195,8 @@ def _rank_shares(recipe: Recipe, measured: Measured) -> Iterator[Share]:
     if _refers(recipe):
         yield Share("start model", found.parameters * width, f"{found.parameters:,} x {width} B, for kl or anchor")
     yield Share("communication", *_communication(found, width, zero, ranks))
-    activations = _activations(recipe, found)
-    yield activations
-    pieces = _log_probs(recipe, found)
-    yield pieces
-    step, working = 4 * trained // (ranks if zero else 1), activations.bytes + pieces.bytes
-    if step > working:
-        yield Share("optimizer step", step - working, f"{trained:,} x 4 B{over if zero else ''}, less the two above")
+    yield _activations(recipe, found)
+    yield _log_probs(recipe, found)
 
 
 def _gradients(trained: int, width: int, zero: int, ranks: int) -> tuple[int, str]:
