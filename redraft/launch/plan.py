@@ -259,8 +259,7 @@ def _log_probs(recipe: Recipe, found: Sizes) -> Share:
 
 
 def _refers(recipe: Recipe) -> bool:
-    objective = recipe.learner.objective
-    return recipe.model.lora is None and any(getattr(objective, key, 0.0) > 0 for key in ("kl", "anchor"))
+    return recipe.model.lora is None and bool(recipe.learner.objective.held_to_start())
 
 
 def _rank_changes(recipe: Recipe) -> Iterator[dict[str, Any]]:
