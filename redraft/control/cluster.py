@@ -31,7 +31,7 @@ def ray_for(recipe: Recipe) -> Iterator[str]:
     local: dict[str, Any] = dict(num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), include_dashboard=False)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     context: Any = ray.init(
-        address=address,
+        address=address or "local",  # by itself Ray would join one that somebody else has started here
         namespace="redraft",
         log_to_driver=False,
         logging_level=logging.ERROR,

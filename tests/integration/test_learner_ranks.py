@@ -71,7 +71,7 @@ class Controller:
 def cluster():
     paths = os.pathsep.join((PYTHONPATH, str(Path(__file__).parent)))  # this file holds an actor class
     env = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": env}, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, runtime_env={"env_vars": env}, log_to_driver=False)
     yield
     ray.shutdown()
 

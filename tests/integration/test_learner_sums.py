@@ -27,7 +27,7 @@ MICROS = 512
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     env = {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": env}, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": env}, log_to_driver=False)
     yield
     ray.shutdown()
 

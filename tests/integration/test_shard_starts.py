@@ -34,7 +34,13 @@ class Service:
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     paths = os.pathsep.join((PYTHONPATH, str(Path(__file__).parent)))
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
+    ray.init(
+        "local",
+        num_cpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
     yield
     ray.shutdown()
 
