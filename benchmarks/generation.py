@@ -1,6 +1,6 @@
 """Multi-turn generation of an actor beside offline vLLM: the same work through each, in one run, interleaved.
 
-    python -m benchmarks.generation [--quick] [--device cpu|cuda]
+    python -m benchmarks.generation [--quick] [--device cpu|cuda] [--rounds N]
 
 The work: waves of 64 and of 192 episodes at once, each of 4 turns. A question has 64 tokens, each turn samples exactly
 64 (end tokens do not end it), and 11 tokens of feedback come between, so an episode ends with 353 tokens.
@@ -161,12 +161,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 4 minutes on two cores; else about 7")
     parser.add_argument("--device", choices=START_S, default="cpu")
+    parser.add_argument("--rounds", type=int, help="instead of those of --quick or of the whole")
     chosen = parser.parse_args()
     import torch
 
     if (chosen.device == "cuda") != torch.cuda.is_available():
         parser.error("--device is cuda where PyTorch finds a GPU, which vLLM then uses, and cpu elsewhere")
-    rounds = QUICK_ROUNDS if chosen.quick else ROUNDS
+    rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="redraft-", ignore_cleanup_errors=True) as folder,

@@ -1,6 +1,6 @@
 """The learner's step beside plain torch on the same packed batch, the padding of that batch, and memory of log-probs.
 
-    python -m benchmarks.learner [--quick] [--device cpu|cuda]
+    python -m benchmarks.learner [--quick] [--device cpu|cuda] [--rounds N]
 
     torch_N   transformers' model, whole float32 logits of the trained tokens, a clipped loss of three lines, AdamW and
               a clipped gradient, with N threads
@@ -31,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -252,11 +252,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learner", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on two cores; else under 10")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, help="instead of those of --quick or of the whole")
     chosen = parser.parse_args()
+    plan = QUICK if chosen.quick else FULL
+    plan = plan if chosen.rounds is None else replace(plan, rounds=chosen.rounds)
     os.environ |= {"DS_ACCELERATOR": chosen.device, "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="redraft-") as folder:
-        result = run(QUICK if chosen.quick else FULL, chosen.device, Path(folder))
+        result = run(plan, chosen.device, Path(folder))
     show(result)
     facts = {"device": chosen.device, "quick": chosen.quick, "cores": os.cpu_count()}
     facts |= {"python": platform.python_version(), "seconds": round(time.monotonic() - began)}

@@ -128,7 +128,8 @@ def _by_sequence(
     for query, key, value in parts:
         mask = None
         if window is not None and window < len(query):
-            back = torch.arange(len(query))[:, None] - torch.arange(len(query))
+            places = torch.arange(len(query), device=query.device)
+            back = places[:, None] - places
             mask = (back >= 0) & (back < window)
         heads = (part.transpose(0, 1)[None] for part in (query, key, value))
         found = scaled_dot_product_attention(
