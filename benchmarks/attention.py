@@ -1,6 +1,6 @@
 """Kinds of attention on the same packed rows: forward and backward of a policy, one kind after the other in each round.
 
-    python -m benchmarks.attention [--device cpu|cuda]
+    python -m benchmarks.attention [--device cpu|cuda] [--rounds N]
 
 `sdpa` and `eager` make a mask [B, 1, S, S]; `varlen` none (learner/model/attention.py). On a CPU in CPU seconds of one
 thread and in float32, on CUDA in seconds and in bfloat16, without eager. The last line is JSON.
@@ -23,7 +23,7 @@ from torch import Tensor
 from learner.model.attention import VARLEN, register
 from learner.model.policy import Policy
 
-ROUNDS = 6  # the first warms up
+ROUNDS = 5  # beside one that warms up
 
 
 class Work(NamedTuple):
@@ -81,7 +81,7 @@ def packed(work: Work) -> Tensor:
     return torch.tensor(rows)
 
 
-def race(work: Work, device: str) -> dict[str, float]:
+def race(work: Work, device: str, rounds: int) -> dict[str, float]:
     """Milliseconds of a pass by kind of attention, medians."""
     kinds = ("sdpa", VARLEN, "eager")[: 3 if device == "cpu" else 2]
     positions = packed(work).to(device)
@@ -90,7 +90,7 @@ def race(work: Work, device: str) -> dict[str, float]:
     policies = {kind: policy(work, kind, device) for kind in kinds}
     clock: Callable[[], float] = time.process_time if device == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(ROUNDS):
+    for _ in range(rounds + 1):
         for kind, one in policies.items():
             began = clock()
             logprobs, _ = one(tokens, positions, picks, tokens.flatten()[1:])
@@ -104,14 +104,16 @@ def race(work: Work, device: str) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=WORKS, default="cpu")
-    device = parser.parse_args().device
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    chosen = parser.parse_args()
+    device = chosen.device
     torch.set_num_threads(1)
     register()
     found = {}
     for work in WORKS[device]:
-        found[work.name] = race(work, device)
+        found[work.name] = race(work, device, chosen.rounds)
         print(f"{work.name}: {found[work.name]} ms", file=sys.stderr, flush=True)
-    print(json.dumps({"device": device, "ms": found}))
+    print(json.dumps({"device": device, "rounds": chosen.rounds, "ms": found}))
     return 0
 
 

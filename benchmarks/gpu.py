@@ -58,8 +58,7 @@ class Part:
 
 def benchmark(name: str, *arguments: str) -> Callable[[str, str | None, float], dict[str, Any]]:
     def measure(device: str, model: str | None, limit_s: float) -> dict[str, Any]:
-        rounds = [] if name == "attention" else ["--quick", "--rounds", ROUNDS[device]]
-        return run(name, ["--device", device, *rounds, *arguments], limit_s)
+        return run(name, ["--device", device, "--rounds", ROUNDS[device], *arguments], limit_s)
 
     return measure
 
@@ -133,9 +132,9 @@ def tests(device: str, model: str | None, limit_s: float) -> dict[str, Any]:
 
 PARTS = (
     Part("attention", 1, benchmark("attention")),
-    Part("learner", 3, benchmark("learner")),
-    Part("weights", 2, benchmark("weights")),
-    Part("generation", 3, benchmark("generation")),
+    Part("learner", 3, benchmark("learner", "--quick")),
+    Part("weights", 3, benchmark("weights", "--quick")),
+    Part("generation", 2, benchmark("generation", "--quick")),
     Part("run", 4, runs),
     Part("tests", 1, tests),
 )
