@@ -16,19 +16,20 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from actors import engines, rendering, rollouts, weights
+from actors import engines, rendering, rollouts
 from actors.clock import StateClock, state_of
 from actors.config import Feedback, SamplingSettings
 from actors.contract import Orders, Report, Spec
-from actors.engines import Engine
 from actors.engines.teacher import Teacher, TeacherBudget
 from actors.environment_pool import EnvironmentPool, EpisodeFailure
 from actors.group import GroupWriter
 from actors.rendering import Renderer
 from actors.rollout_config import Rollout
 from actors.tally import foreign_ids, untemplated
+from actors.transports import Superseded, Transports
+from actors.weights import Proved
 from protocols import metrics
 from protocols.errors import DeadlineError, SettingError, WeightsError
 from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
@@ -46,7 +47,7 @@ CAUSES = 1000  # of failures that are logged: an environment may word each of th
 class Parts:
     """What an actor plays with, once it has started. `foreign` are ids that no answer should hold."""
 
-    engine: Engine
+    engine: Proved
     renderer: Renderer
     foreign: frozenset[int]
     environments: EnvironmentPool
@@ -55,11 +56,12 @@ class Parts:
 
 
 class Actor:
-    """See the module. `files` is the node's NodeFiles as a Ray handle."""
+    """See the module. `files` is the node's NodeFiles as a Ray handle, `node` Ray's id of the node."""
 
-    def __init__(self, spec: Spec, name: str, files):
+    def __init__(self, spec: Spec, name: str, files: Any, node: str = ""):
         self._spec, self._name, self._files = spec, name, files
-        self._report = Report("starting", pid=os.getpid(), node=socket.gethostname())
+        self._transports = Transports(node, name, self._node_files)
+        self._report = Report("starting", pid=os.getpid(), node=socket.gethostname(), node_id=node)
         self._tasks: set[asyncio.Task] = set()
         self._playing = self._evaluating = self._at_replay = 0
         self._share, self._tested, self._tested_tokens = -1, 0, 0
@@ -157,7 +159,7 @@ class Actor:
         lent, taught = self._lender(spec.environment.feedback), getattr(spec.rollout, "teacher", None)
         producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
         teacher = None if taught is None else Teacher(taught)
-        return Parts(engine, renderer, foreign_ids(renderer), lent, producer, teacher)
+        return Parts(Proved(engine), renderer, foreign_ids(renderer), lent, producer, teacher)
 
     def _starting(self, phase: str) -> None:
         self._report.phase = phase
@@ -180,7 +182,10 @@ class Actor:
                 ref = self._announced.pop()
                 if ref.version == self._report.version:
                     continue
-                self._report.probe_difference = await self._try(ref)
+                try:
+                    self._report.probe_difference = await self._try(ref)
+                except Superseded:
+                    continue  # the newer one comes with the next orders
                 self._report.probe_limit = self._limit(ref)
                 self._report.version = ref.version
         except WeightsError as error:
@@ -199,17 +204,14 @@ class Actor:
         return self._spec.actors.probe_tolerance or ref.probe.limit
 
     async def _try(self, ref: WeightRef) -> float:
-        async with asyncio.timeout(self._spec.actors.silence_s):
-            files = await self._node_files()
+        async with asyncio.timeout(self._spec.actors.silence_s), self._transports.fetched(ref) as path:
+            self._look()
+            self._loading = True
             try:
-                path = await files.provide.remote(ref, self._name)
-                self._look()
-                self._loading = True
-                return await weights.apply(self._made.engine, ref, path, self._limit(ref))
+                return await self._made.engine.apply(ref, path, self._limit(ref))
             finally:
                 self._look()
                 self._loading = False
-                await files.done.remote(self._name)
 
     async def _node_files(self):
         """The owner of this node's weight files."""

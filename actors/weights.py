@@ -1,88 +1,78 @@
-"""Weights on a node: one file in /dev/shm for all its engines, and the proof that an engine computes with it."""
+"""The proof that an engine computes with the weights that the learner published, and what waits for it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
 import time
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from actors.engines import Engine
+from actors.config import SamplingSettings
+from actors.engines import ABORTED, Completion, Engine
 from protocols import metrics
+from protocols.checksum import Sums, Unit, summed, sums_of, word_sums
 from protocols.errors import WeightsError
 from protocols.weights import WeightRef
 
 log = logging.getLogger("redraft.weights")
-FOLDER = Path("/dev/shm")
-PREFIX = "redraft-"
+UNITS: tuple[Unit, ...] = ("words", "elements")  # the fast one first
 
 
-class NodeFiles:
-    """Owns the weight files of one run on one node. A Ray actor a node; engines ask it for a version's file.
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A version that is being proved."""
 
-    A file goes when no engine is reading it and a newer version has come, so a node holds one file, or two while an
-    update is under way. Folders that a dead run left behind are swept when the next one starts.
-    """
+    version: int
+    passed: asyncio.Future[bool]
 
-    def __init__(self, run_id: str):
-        sweep()
-        self._folder = FOLDER / f"{PREFIX}{run_id[:12]}-{os.getpid()}"
-        self._folder.mkdir(mode=0o700)
-        self._files: dict[str, asyncio.Task] = {}
-        self._readers: dict[str, str] = {}
 
-    async def provide(self, ref: WeightRef, reader: str) -> str:
-        """The path of this version's file on this node, kept until `reader` is done with it."""
-        self._readers[reader] = ref.digest
-        known = self._files.get(ref.digest)
-        if known is None or (known.done() and known.exception() is not None):
-            self._files[ref.digest] = asyncio.ensure_future(self._fetch(ref))
-        path = await self._files[ref.digest]
-        self._remove_unread(newest=next(reversed(self._files)))
-        return path
+class Proved:
+    """An engine that takes new weights with their proof. Generations run on meanwhile, but no answer gets out in which
+    weights had a part that are not proved: it waits, and is given up where the proof fails."""
 
-    async def done(self, reader: str) -> None:
-        self._readers.pop(reader, None)
-        self._remove_unread(newest=next(reversed(self._files), ""))
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._trial: _Trial | None = None
+
+    @property
+    def version(self) -> int:
+        return self._engine.version
+
+    @property
+    def running(self) -> int:
+        return self._engine.running
+
+    @property
+    def error(self) -> BaseException | None:
+        return self._engine.error
+
+    async def abort(self) -> None:
+        await self._engine.abort()
 
     async def close(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        await self._engine.close()
 
-    async def _fetch(self, ref: WeightRef) -> str:
-        data = await ref.blob  # pyright: ignore[reportGeneralTypeIssues]  a Ray reference
-        path = self._folder / f"{ref.version}.safetensors"
-        await asyncio.to_thread(_write, path, data)
-        return str(path)
+    async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
+        made, trial = await self._engine.generate(prompt_ids, sampling), self._trial
+        if trial is None or all(version != trial.version for _, version in made.versions):
+            return made
+        return made if await asyncio.shield(trial.passed) else ABORTED
 
-    def _remove_unread(self, newest: str) -> None:
-        for digest, task in list(self._files.items()):
-            if task.done() and digest != newest and digest not in self._readers.values():
-                del self._files[digest]
-                if task.exception() is None:
-                    Path(task.result()).unlink(missing_ok=True)
-
-
-def _write(path: Path, data: np.ndarray) -> None:
-    """Writes aside and renames, so that nobody maps half a file."""
-    aside = path.with_suffix(".tmp")
-    with open(aside, "wb") as file:
-        file.write(data.data)
-    aside.rename(path)
-
-
-def sweep() -> list[Path]:
-    """Removes the folders of processes that are gone; returns them."""
-    swept = []
-    for folder in FOLDER.glob(f"{PREFIX}*-*"):
-        owner = folder.name.rsplit("-", 1)[1]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            swept.append(folder)
-    return swept
+    async def apply(self, ref: WeightRef, path: str, limit: float) -> float:
+        """See the function of this name."""
+        trial = self._trial = _Trial(ref.version, asyncio.get_running_loop().create_future())
+        try:
+            difference = await apply(self._engine, ref, path, limit)
+        except BaseException:
+            trial.passed.set_result(False)
+            raise
+        trial.passed.set_result(True)
+        self._trial = None
+        return difference
 
 
 async def apply(engine: Engine, ref: WeightRef, path: str, limit: float) -> float:
@@ -92,13 +82,11 @@ async def apply(engine: Engine, ref: WeightRef, path: str, limit: float) -> floa
     the file, or when the engine's log-probs of the probe differ from the learner's by more than `limit`.
     """
     began = time.monotonic()
-    if (found := await asyncio.to_thread(_digest, path)) != ref.digest:
-        raise WeightsError(f"version {ref.version}: the file's digest is {found[:12]}, {ref.digest[:12]} was published")
+    await asyncio.to_thread(check, ref, path)
     await engine.load(Path(path), ref.version)
-    elements = await engine.elements()
-    if elements is not None and elements != ref.elements:
+    live, difference = await asyncio.gather(_read_back(engine, ref, path), probe(engine, ref))
+    if not live:
         raise WeightsError(f"version {ref.version}: the engine's live parameters are not those that were loaded")
-    difference = await probe(engine, ref)
     if not difference <= limit:  # also when it is not a number
         raise WeightsError(
             f"version {ref.version}: the engine's log-probs of the probe differ from the learner's by "
@@ -112,13 +100,51 @@ async def apply(engine: Engine, ref: WeightRef, path: str, limit: float) -> floa
     return difference
 
 
+def check(ref: WeightRef, path: str) -> None:
+    """Raises WeightsError unless the bytes at `path` are those that were published."""
+    from safetensors import safe_open
+
+    size = Path(path).stat().st_size
+    if size != ref.size_bytes:
+        raise WeightsError(f"version {ref.version}: {size:,} bytes have come, {ref.size_bytes:,} were published")
+    with open(path, "rb") as file:
+        head = file.read(8)
+        head += file.read(min(size, int.from_bytes(head, "little")))
+    if word_sums(np.frombuffer(head, np.uint8)) != ref.head:
+        raise WeightsError(f"version {ref.version}: its header is not the one that was published")
+    with safe_open(path, "pt") as file:
+        names = iter(file.offset_keys())
+        for bucket in ref.buckets:
+            mine = list(islice(names, bucket.tensors))
+            if summed(sums_of(file.get_tensor(name)) for name in mine) != bucket.sums:
+                where = mine[0] if len(mine) == 1 else f"{mine[0]} to {mine[-1]}"
+                raise WeightsError(f"version {ref.version}: the digest of {where} is not the one that was published")
+
+
+async def _read_back(engine: Engine, ref: WeightRef, path: str) -> bool:
+    """Whether the live parameters are those of the file, where they can be read back: word by word, and where an engine
+    keeps them in another order, element by element."""
+    for unit in UNITS:
+        live = await engine.sums(unit)
+        if live is None:
+            return True
+        if ref.rest is not None:
+            wanted = ref.rest[unit]
+        else:
+            wanted = ref.sums if unit == "words" else await asyncio.to_thread(_elements, path)
+        if live.sums == wanted * live.times:
+            return True
+    return False
+
+
+def _elements(path: str) -> Sums:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return summed(sums_of(file.get_tensor(name), "elements") for name in file.keys())
+
+
 async def probe(engine: Engine, ref: WeightRef) -> float:
     """Median absolute difference between the engine's log-probs of the probe and the learner's."""
     scored = await engine.score(np.array(ref.probe.tokens, np.int32))
     return float(np.median(np.abs(scored - np.array(ref.probe.logprobs, np.float32))))
-
-
-def _digest(path: str) -> str:
-    from blake3 import blake3
-
-    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()

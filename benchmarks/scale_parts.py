@@ -20,7 +20,7 @@ from actors.rollouts import Stage
 from protocols.errors import RedraftError
 from protocols.reports import LearnerEnded, LearnerReady
 from protocols.turns import TOKENS, Role
-from protocols.weights import Probe, WeightRef
+from protocols.weights import Probe
 from redraft import logs
 from redraft.control import workers as parts
 from redraft.control.controller import Controller
@@ -133,7 +133,15 @@ class Consumer:
         return LearnerReady(step=0, incarnation=0, trained=0)
 
     def announce(self, controller) -> None:
+        from learner.weights.publish import Versions
+
+        here = ray.get_runtime_context()
+        self._versions = Versions(here.get_node_id(), here.current_actor)
         self._publish(controller, 0)
+
+    def blob(self, version: int) -> list:
+        """See Versions."""
+        return self._versions.blob(version)
 
     def run(self, controller, until_step: int) -> LearnerEnded:
         """Until `stop`. The next batch is claimed while this one is committed."""
@@ -175,14 +183,12 @@ class Consumer:
         return self._clients[1].claim(learner.batch_groups, step, learner.max_staleness, CLAIM_S).groups
 
     def _publish(self, controller, step: int) -> None:
-        from blake3 import blake3
+        import torch
 
-        data = step.to_bytes(64, "little")
         tokens = tuple(range(8))
         logprobs = tuple(np.full(len(tokens) - 1, -np.log(self._vocabulary)).tolist())
-        blob = ray.put(np.frombuffer(data, np.uint8))
-        digest = blake3(data).hexdigest()
-        controller.announce.remote(WeightRef(step, digest, len(data), blob, Probe(tokens, logprobs, 1e-6), ""))
+        self._versions.write({"step": torch.tensor([step])}, step)
+        controller.announce.remote(self._versions.ref(step, Probe(tokens, logprobs, 1e-6)))
 
 
 def start_consumer(run: Run, recipe: Recipe, shards: tuple, keys, kind: type = Consumer) -> list:

@@ -1,22 +1,28 @@
 """How long new weights take to every actor, and how long generations stand still for them, beside a plain copy.
 
-    python -m benchmarks.weights [--quick] [--device cpu|cuda]
+    python -m benchmarks.weights [--quick] [--device cpu|cuda] [--sizes 300M,1.5B]
 
-For models of 0.4, 50 and 300 million random weights (the first is the quickstart's, float32; the others bfloat16), two
-actors each. A round is one version: it is published, both actors take it while their generations run on, and then each
-copies as many bytes with one `memcpy` at the place where weights are loaded, between two steps of its engine: the
-limit. Figures are medians over rounds.
+For models of 0.4, 50 and 300 million random weights (the first is the quickstart's, float32; the others bfloat16) and,
+where it is asked for, 1.5 billion, two actors each. A round is one version by each transport in turn: it is published,
+both actors take it while their generations run on, and then each copies as many bytes with one `memcpy` at the place
+where weights are loaded, between two steps of its engine: the limit. Figures are medians over rounds, without a prefix
+those of `shared`.
 
-    publish to applied   from the gathered weights until the last actor has proved that it computes with them
+    publish to applied   from the live weights until the last actor has proved that it computes with them: the sum of
+        gather           copying them to where they can be had, and summing them
+        send             until the bytes are on the actor's node, and will stay as they are while it reads
+        check            whether they are those that were published
+        apply            loading them into the engine, between two of its steps
+        prove            reading the live parameters back, and the probe
     pause                the longest time between two steps of an engine while it takes a version, beyond the usual
     held                 all time between its steps meanwhile, beyond the usual
     token gap            the longest time that running generations wait for their next token meanwhile, beyond the
-                         usual: also what digests, checksums and the probe cost the steps on the same cores
+                         usual: also what checks, sums and the probe cost the steps on the same cores
 
-Real: `learner.weights.publish` in a process of its own; Ray's object store; the node's files in /dev/shm; digest, load,
-checksum of the live parameters and probe as `actors.weights` does them; vLLM, in process on a CPU and in processes of
-its own on CUDA, where steps are not seen and the token gap stands for the pause. Simulated: a step scales all weights;
-the controller, which passes a version on within 50 ms, is left out; prompts are random.
+Real: `learner.weights.publish` in a process of its own; its memory, or Ray's object store and the node's files in
+/dev/shm; all that `actors.weights` does; vLLM, in process on a CPU and in processes of its own on CUDA, where steps are
+not seen and the token gap stands for the pause. Simulated: a step scales all weights; the controller, which passes a
+version on within 50 ms, is left out; prompts are random.
 
 The share of a run is from a real run of recipes/quickstart.yaml without pretraining, whose engine loads the 0.4M model:
 held of that model over the median time from one version to the next.
@@ -25,6 +31,7 @@ held of that model over the median time from one version to the next.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -37,7 +44,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.weights_parts import Player, Publisher, Spec
+from benchmarks.weights_parts import Player, Publisher, Sent, Spec
 
 # Ray reads these when it is imported, here and in the processes that it starts; see `redraft.control.cluster`.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -62,7 +69,11 @@ SIZES = {
     "0.4M": Size({}, "float32", 64),
     "50M": Size({"hidden": 512, "layers": 12, "heads": 8, "feed_forward": 2048}, "bfloat16", 16),
     "300M": Size({"hidden": 1024, "layers": 18, "heads": 16, "feed_forward": 4096}, "bfloat16", 8),
+    "1.5B": Size({"hidden": 2048, "layers": 22, "heads": 16, "feed_forward": 8192}, "bfloat16", 8),
 }
+USUAL = ("0.4M", "50M", "300M")
+TRANSPORTS = ("shared", "object_store")
+PARTS = ("gather", "send", "check", "apply", "prove")
 ACTORS = 2
 
 
@@ -80,7 +91,7 @@ def measure(name: str, plan: Plan, device: str, cache: Path) -> dict:
     import ray
 
     from actors.config import EnvironmentSettings
-    from actors.weights import NodeFiles
+    from actors.transports import NodeFiles
     from redraft.config import MakeSettings, ModelSettings
     from redraft.control.workers import worker_environment
     from redraft.models.make import prepare
@@ -98,29 +109,31 @@ def measure(name: str, plan: Plan, device: str, cache: Path) -> dict:
         for number in range(spec.actors)
     ]
     kinds = ray.get([player.start.remote() for player in players], timeout=LIMIT_S)
-    rounds = []
+    rounds: dict[str, list[dict]] = {transport: [] for transport in TRANSPORTS}
     try:
-        for number in range(plan.rounds + 1):
-            ref, began, publish_s = ray.get(publisher.publish.remote(), timeout=LIMIT_S)
-            found = ray.get([player.update.remote(ref) for player in players], timeout=LIMIT_S)
-            figures = round_of(found, began, publish_s)
-            print(f"{name} {kinds[0]} round {number}: {json.dumps(rounded(figures))}", file=sys.stderr, flush=True)
-            rounds += [figures] if number else []  # the first one meets cold memory everywhere
+        for number, transport in itertools.product(range(plan.rounds + 1), TRANSPORTS):
+            sent = ray.get(publisher.publish.remote(transport), timeout=LIMIT_S)
+            found = ray.get([player.update.remote(sent.ref) for player in players], timeout=LIMIT_S)
+            figures = round_of(found, sent)
+            print(f"{name} {transport} round {number}: {json.dumps(rounded(figures))}", file=sys.stderr, flush=True)
+            rounds[transport] += [figures] if number else []  # the first one meets cold memory everywhere
         ray.get([player.close.remote() for player in players] + [files.close.remote()], timeout=LIMIT_S)
     finally:
         for actor in (*players, publisher, files):
             ray.kill(actor)
-    return medians(rounds) | {"bytes": ref.size_bytes, "generations": spec.generations, "engine": kinds[0]}
+    store = {f"object_store_{key}": value for key, value in medians(rounds["object_store"]).items()}
+    facts = {"bytes": sent.ref.size_bytes, "generations": spec.generations, "engine": kinds[0]}
+    return medians(rounds["shared"]) | store | facts
 
 
-def round_of(found: list[dict], began: float, publish_s: float) -> dict:
+def round_of(found: list[dict], sent: Sent) -> dict:
     """Of one version on all actors: the worst of them, and their mean for the copy."""
-    figures = {"publish_to_applied_ms": 1e3 * (max(each["applied_at"] for each in found) - began)}
+    figures = {"publish_to_applied_ms": 1e3 * (max(each["applied_at"] for each in found) - sent.began)}
     for key in ("pause_ms", "held_ms", "token_gap_ms", "usual_ms"):
         figures[key] = max(each[key] for each in found)
     figures["memcpy_ms"] = statistics.mean(each["memcpy_ms"] for each in found)
     figures["pause_of_memcpy"] = figures["pause_ms"] / figures["memcpy_ms"]
-    figures["publish"] = 1e3 * publish_s
+    figures["gather"] = 1e3 * sent.gather_s
     return figures | {part: max(each["parts_ms"][part] for each in found) for part in found[0]["parts_ms"]}
 
 
@@ -142,8 +155,10 @@ def quickstart(steps: int, folder: str) -> float:
 def run(plan: Plan, sizes: list[str], device: str, folder: str) -> dict:
     import ray
 
-    every_s = quickstart(plan.steps, folder)
-    print(f"quickstart: a version every {every_s:.2f} s", file=sys.stderr, flush=True)
+    every_s = None
+    if "0.4M" in sizes:
+        every_s = quickstart(plan.steps, folder)
+        print(f"quickstart: a version every {every_s:.2f} s", file=sys.stderr, flush=True)
     ray.init(
         address="local",
         num_cpus=1,
@@ -165,10 +180,10 @@ def show(result: dict) -> None:
 
     table = Table(box=None)
     heads = ("model", "MB", "memcpy", "pause", "held", "token gap", "usual step", "publish to applied")
-    for head in (*heads, "publish", "place", "digest", "load", "elements", "score"):
+    for head in (*heads, *PARTS, "by object store", "its pause"):
         table.add_column(head, justify="right")
-    keys = ("memcpy_ms", "pause_ms", "held_ms", "token_gap_ms", "usual_ms", "publish_to_applied_ms")
-    keys += ("publish", "place", "digest", "load", "elements", "score")
+    keys = ("memcpy_ms", "pause_ms", "held_ms", "token_gap_ms", "usual_ms", "publish_to_applied_ms", *PARTS)
+    keys += ("object_store_publish_to_applied_ms", "object_store_pause_ms")
     for name, found in result["sizes"].items():
         table.add_row(name, f"{found['bytes'] / 1e6:.1f}", *(f"{found[key]:.1f}" for key in keys))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
@@ -182,19 +197,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on two cores; else under 10")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the learner and the engines")
+    parser.add_argument("--sizes", default=",".join(USUAL), help=f"of {', '.join(SIZES)}")
     chosen = parser.parse_args()
+    if unknown := set(chosen.sizes.split(",")) - SIZES.keys():
+        parser.error(f"--sizes: {', '.join(unknown)} is none of {', '.join(SIZES)}")
     plan = QUICK if chosen.quick else FULL
     with tempfile.TemporaryDirectory(prefix="redraft-", ignore_cleanup_errors=True) as folder:
-        result = run(plan, list(SIZES), chosen.device, folder)
+        result = run(plan, chosen.sizes.split(","), chosen.device, folder)
     show(result)
     sizes = result["sizes"]
     summary = {
         key: {name: round(found[key], 2) for name, found in sizes.items()}
-        for key in ("pause_ms", "publish_to_applied_ms", "memcpy_ms", "held_ms", "token_gap_ms", "pause_of_memcpy")
+        for key in (
+            *("pause_ms", "publish_to_applied_ms", "object_store_publish_to_applied_ms", "memcpy_ms"),
+            *("held_ms", "token_gap_ms", "pause_of_memcpy"),
+        )
     }
+    if "0.4M" in sizes:
+        step_s = result["step_s"]
+        summary |= {"share_of_run": round(sizes["0.4M"]["held_ms"] / 1e3 / step_s, 5), "step_s": round(step_s, 3)}
     summary |= {
-        "share_of_run": round(sizes["0.4M"]["held_ms"] / 1e3 / result["step_s"], 5),
-        "step_s": round(result["step_s"], 3),
         "actors": ACTORS,
         "device": chosen.device,
         "quick": chosen.quick,

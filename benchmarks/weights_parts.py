@@ -7,12 +7,13 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 
-from actors import engines, weights
+from actors import engines, transports, weights
 from actors.config import EngineSettings, SamplingSettings
 from protocols.turns import TOKENS
 from protocols.weights import WeightRef
@@ -33,6 +34,15 @@ class Spec:
     generations: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A version, when the clock started (as `gather` is called), and the seconds until it was in memory to be had."""
+
+    ref: WeightRef
+    began: float
+    gather_s: float
+
+
 class Publisher:
     """The learner's side: a model that changes a little before each version, as a step changes it."""
 
@@ -42,25 +52,28 @@ class Publisher:
         from learner.model.load import load_model
         from learner.model.policy import Policy
         from learner.ranks.trainer import DTYPES
-        from learner.weights import publish
         from learner.weights.proof import Proof, perturbed
+        from learner.weights.publish import Versions, probe_tokens
 
         torch.set_num_threads(1)
         model = load_model(spec.model, DTYPES[spec.dtype], "sdpa")
         self._policy = Policy(model.eval()).to(device)
-        self._tokens = publish.probe_tokens(PROBE_TOKENS, model.config.vocab_size, 0)
+        self._tokens = probe_tokens(PROBE_TOKENS, model.config.vocab_size, 0)
         load = partial(load_model, spec.model, DTYPES[spec.dtype], "sdpa")
         self._proof = Proof(load, perturbed, self._tokens, model.config.vocab_size, device)
-        self._device, self._version, self._blob = device, 0, None
+        self._device, self._version = device, 0
+        import ray
 
-    def publish(self) -> tuple[WeightRef, float, float]:
-        """A new version, when the clock started, and the seconds until its reference is there.
+        here = ray.get_runtime_context()
+        self._versions = Versions(here.get_node_id(), here.current_actor)
 
-        The clock starts with the weights gathered on the CPU and the probe scored, as `publish` is called.
-        """
+    def blob(self, version: int) -> list:
+        """See Versions."""
+        return self._versions.blob(version)
+
+    def publish(self, transport: str) -> Sent:
+        """A new version, by that transport. When the clock starts its probe has been scored."""
         import torch
-
-        from learner.weights.publish import publish
 
         self._version += 1
         with torch.no_grad():
@@ -69,26 +82,29 @@ class Publisher:
             row = torch.tensor([self._tokens], device=self._device)
             places = torch.arange(row.shape[1], device=self._device)
             logprobs, _ = self._policy(row, places[None], places[:-1], row[0, 1:])
-            named = self._policy.model.named_parameters()
-            state = {name: parameter.detach().to("cpu", copy=True) for name, parameter in named}
-        probe = self._proof.probe(state, tuple(logprobs.tolist()))
+        live = {name: parameter.detach() for name, parameter in self._policy.model.named_parameters()}
         began = time.monotonic()
-        ref = publish(state, self._version, probe)
-        self._blob = ref.blob  # the one version that is kept
-        return ref, began, time.monotonic() - began
+        state = self._versions.write(live, self._version)
+        gather_s = time.monotonic() - began
+        measuring = time.monotonic()
+        probe = self._proof.probe(state, tuple(logprobs.tolist()))
+        began += time.monotonic() - measuring
+        ref = self._versions.ref(self._version, probe)
+        return Sent(ref if transport == "shared" else replace(ref, path=""), began, gather_s)
 
 
 class Timed:
-    """An engine that notes how long `weights.apply` waits for each of its parts, in `seconds`."""
+    """An engine that notes when `weights.apply` calls each of its parts, and when that has ended."""
 
     def __init__(self, engine):
-        self._engine, self.seconds = engine, {}
+        self._engine = engine
+        self.times: dict[str, tuple[float, float]] = {}
 
     def __getattr__(self, name: str):
         async def timed(*arguments):
             began = time.monotonic()
             result = await getattr(self._engine, name)(*arguments)
-            self.seconds[name] = time.monotonic() - began
+            self.times[name] = began, time.monotonic()
             return result
 
         return timed
@@ -98,7 +114,15 @@ class Player:
     """An actor's side: an engine that keeps `generations` going, and takes new weights as `actors.actor` does."""
 
     def __init__(self, spec: Spec, number: int, files):
-        self._spec, self._name, self._files = spec, f"actor-{number}", files
+        self._spec, self._name = spec, f"actor-{number}"
+
+        async def owner():
+            return files
+
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        self._transports = transports.Transports(node, self._name, owner)
         self._random = np.random.default_rng(number)
 
     async def start(self) -> str:
@@ -123,20 +147,16 @@ class Player:
 
         Afterwards the usual pace is measured, and a plain copy of as many bytes at the same place.
         """
-        placing = time.monotonic()
-        path = await self._files.provide.remote(ref, self._name)
-        began = time.monotonic()
-        engine = Timed(self._engine)
-        try:
-            await weights.apply(engine, ref, path, ref.probe.limit)
-        finally:
-            await self._files.done.remote(self._name)
-        applied = time.monotonic()
+        asked, engine = time.monotonic(), Timed(self._engine)
+        async with self._transports.fetched(ref) as path:
+            came = time.monotonic()
+            await weights.apply(cast(engines.Engine, engine), ref, path, ref.probe.limit)
+            applied = time.monotonic()
         await self._tokens(WARM_TOKENS)
-        parts = {"place": began - placing, **engine.seconds}
-        parts["digest"] = applied - began - sum(engine.seconds.values())
+        loading, loaded = engine.times["load"]
+        parts = {"send": came - asked, "check": loading - came, "apply": loaded - loading, "prove": applied - loaded}
         found = {"applied_at": applied, "parts_ms": {name: 1e3 * value for name, value in parts.items()}}
-        found |= self._clock.figures(began, applied)
+        found |= self._clock.figures(came, applied)
         return found | {"memcpy_ms": 1e3 * await self._copy(ref.size_bytes)}
 
     async def _tokens(self, count: int) -> None:

@@ -1,32 +1,116 @@
-"""An order-free checksum of all elements of a model: the same however its tensors are fused, split or zero-padded."""
+"""Order-free checksums of weights: the same however tensors are fused, split or zero-padded.
+
+Both are a sum and a sum of squares, modulo 2**64. Of *words* of 8 bytes it runs at the speed of memory, and is the same
+as long as what is fused or split has whole words, as rows of weights do. Of *elements* it takes several times as long,
+and is the same in whatever order they lie, also transposed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-CHUNK = 1 << 16  # elements summed at once, so that the 64-bit copies stay in the cache: five times as fast
+Unit = Literal["words", "elements"]
+
+CHUNK_BYTES = 1 << 18  # summed at once on a CPU, so that it stays in the cache
+ELEMENTS = 1 << 16  # the same of elements, which become 64-bit numbers
+DEVICE_WORDS = 1 << 24  # summed at once elsewhere, so that squares take little memory
+MODULUS = 1 << 64
 
 
-def element_checksum(tensors: Iterable[np.ndarray]) -> str:
-    """Sum of all elements' bits and sum of their squares, each modulo 2**64, as 32 hex digits.
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sum and sum of squares, modulo 2**64. Zeros add nothing. They tell which values are there, not where."""
 
-    Elements of 2 bytes (bfloat16 viewed as uint16, float16) count as 16-bit numbers, of 4 bytes as 32-bit ones. Zeros
-    add nothing. It tells which values are there, not where: it complements a digest of the bytes.
-    """
+    total: int = 0
+    squares: int = 0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums((self.total + other.total) % MODULUS, (self.squares + other.squares) % MODULUS)
+
+    def __sub__(self, other: Sums) -> Sums:
+        """What is left without the `other`."""
+        return Sums((self.total - other.total) % MODULUS, (self.squares - other.squares) % MODULUS)
+
+    def __mul__(self, times: int) -> Sums:
+        return Sums(self.total * times % MODULUS, self.squares * times % MODULUS)
+
+    def __str__(self) -> str:
+        return f"{self.total:016x}{self.squares:016x}"
+
+    @classmethod
+    def of(cls, text: str) -> Sums:
+        """Those that are spelled so."""
+        return cls(int(text[:16], 16), int(text[16:], 16))
+
+
+def summed(parts: Iterable[Sums]) -> Sums:
+    return sum(parts, Sums())
+
+
+def word_sums(array: np.ndarray, copy: np.ndarray | None = None) -> Sums:
+    """Of an array's bytes as words of 8 bytes, zeros at the end; copies them to `copy`, uint8[bytes], on the way."""
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    whole = data.size & -8
+    found = _sums_of_words(data[:whole].view("<u8"), None if copy is None else copy[:whole].view("<u8"))
+    if whole == data.size:
+        return found
+    if copy is not None:
+        copy[whole:] = data[whole:]
+    return found + _sums_of_words(np.pad(data[whole:], (0, whole + 8 - data.size)).view("<u8"))
+
+
+def _sums_of_words(words: np.ndarray, copy: np.ndarray | None = None) -> Sums:
+    total, squares, step = 0, 0, CHUNK_BYTES // 8
+    room = np.empty(min(step, words.size), np.uint64)
+    for start in range(0, words.size, step):
+        chunk = words[start : start + step]
+        if copy is not None:
+            copy[start : start + step] = chunk
+        total += int(np.add.reduce(chunk))
+        squares += int(np.add.reduce(np.multiply(chunk, chunk, out=room[: chunk.size])))
+    return Sums(total % MODULUS, squares % MODULUS)
+
+
+def element_sums(tensors: Iterable[np.ndarray]) -> Sums:
+    """Of all elements' bits: those of 2 bytes (bfloat16 viewed as uint16, float16) count as 16-bit numbers, of 4 bytes
+    as 32-bit ones."""
     total = squares = np.uint64(0)
     with np.errstate(over="ignore"):
         for tensor in tensors:
             bits = np.ascontiguousarray(tensor).reshape(-1).view(f"<u{tensor.dtype.itemsize}")
-            for start in range(0, bits.size, CHUNK):
-                wide = bits[start : start + CHUNK].astype(np.uint64)
+            for start in range(0, bits.size, ELEMENTS):
+                wide = bits[start : start + ELEMENTS].astype(np.uint64)
                 total += wide.sum(dtype=np.uint64)
                 squares += (wide * wide).sum(dtype=np.uint64)
-    return f"{int(total):016x}{int(squares):016x}"
+    return Sums(int(total), int(squares))
 
 
-def without(checksum: str, part: str) -> str:
-    """What is left of a checksum without the elements that have the checksum `part`."""
-    left = ((int(checksum[n : n + 16], 16) - int(part[n : n + 16], 16)) % (1 << 64) for n in (0, 16))
-    return "".join(f"{number:016x}" for number in left)
+def sums_of(tensor: Any, unit: Unit = "words") -> Sums:
+    """Of one of torch's tensors; its words are summed on the device where it lies."""
+    flat = tensor.detach().contiguous().flatten()
+    kinds = flat.new_empty(0)  # torch is not to be imported here: its types are asked of the tensor
+    if unit == "elements":
+        size = flat.element_size()
+        words = flat.view(kinds.byte().dtype if size == 1 else kinds.short().dtype if size == 2 else kinds.int().dtype)
+        return element_sums([words.cpu().numpy()])
+    data = flat.view(kinds.byte().dtype)
+    if data.device.type == "cpu":
+        return word_sums(data.numpy())
+    return device_sums(data)
+
+
+def device_sums(data: Any) -> Sums:
+    """`word_sums` of a flat tensor of bytes, by reductions of torch on its device."""
+    missing = -len(data) % 8
+    if missing or data.storage_offset() % 8:
+        padded = data.new_zeros(len(data) + missing)
+        padded[: len(data)] = data
+        data = padded
+    words = data.view(data.new_empty(0).long().dtype)
+    pieces = words.split(DEVICE_WORDS)
+    totals = [(piece.sum(), (piece * piece).sum()) for piece in pieces]  # int64 wraps as the others do
+    return summed(Sums(int(total) % MODULUS, int(squares) % MODULUS) for total, squares in totals)

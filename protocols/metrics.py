@@ -74,6 +74,7 @@ ACTOR_VERSION = Metric(Gauge, "actor_weights_version", "Version that this actor 
 ACTOR_VERIFIED = Metric(Gauge, "actor_weights_verified", "1 when digest, elements and probe of the last version agreed")
 PROBE_DIFFERENCE = Metric(Gauge, "actor_probe_difference", "Median |log-prob of engine - learner| on the probe")
 PROBE_LIMIT = Metric(Gauge, "actor_probe_limit", "Largest difference on the probe that rounding explains")
+WEIGHTS_FETCHED = Metric(Counter, "weights_fetched_total", "Versions that have come, by how", ("transport",))
 WEIGHTS_APPLIED_SECONDS = Metric(Histogram, "weights_apply_seconds", "Load and check of one version", buckets=SECONDS)
 
 # teacher

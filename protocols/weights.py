@@ -7,8 +7,11 @@ difference of steps, also between incarnations.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from protocols.checksum import Sums, Unit, summed
 
 INCARNATION = 1_000_000
 TRIAL = -1  # the version of perturbed weights that prove an engine follows; nothing is sampled from it
@@ -41,16 +44,43 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightRef:
-    """An announced version. `blob` is the Ray reference of the safetensors bytes; `digest` their blake3, in hex.
+class Bucket:
+    """So many tensors, one after the other as they lie in the version's bytes, and the sums of their words."""
 
-    `elements` is their order-free checksum, which fusing and padding leave unchanged: it is compared with the live
-    parameters of an engine where they can be read back. Of an adapter it is that of the weights which it leaves alone.
+    tensors: int
+    sums: Sums
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRef:
+    """An announced version: what proves a copy of it, and where one is to be had.
+
+    Its bytes are laid out as a safetensors file of `size_bytes`; `head` are the sums of its header. On the learner's
+    `node` (Ray's id) they are memory that other processes map by its `path`, as long as the learner has not replaced
+    them; `stamp` is in their header. For other nodes `source`, a Ray handle of the learner, puts them into the object
+    store: see `Rank.blob`.
+
+    Engines' live parameters are compared with the buckets' sums where they can be read back; of an adapter the weights
+    that it leaves alone, with `rest`, by the unit in which they are summed.
     """
 
     version: int
-    digest: str
     size_bytes: int
-    blob: Any
+    head: Sums
+    buckets: tuple[Bucket, ...]
     probe: Probe
-    elements: str
+    node: str = ""
+    path: str = ""
+    stamp: str = ""
+    source: Any = None
+    rest: Mapping[Unit, Sums] | None = None
+
+    @property
+    def sums(self) -> Sums:
+        """Of all its tensors."""
+        return summed(bucket.sums for bucket in self.buckets)
+
+    @property
+    def digest(self) -> str:
+        """The same for two versions whose values are the same."""
+        return str(self.sums)

@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from actors.config import EngineSettings, SamplingSettings
-from protocols.turns import Stop
+from protocols.checksum import Sums, Unit
+from protocols.turns import LOGPROBS, TOKENS, Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +29,41 @@ class Completion:
     queued_s: float = 0.0
 
 
+ABORTED = Completion(np.empty(0, TOKENS), np.empty(0, LOGPROBS), (), Stop.ABORTED, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Sums of the parameters that an engine computes with, `times` as large as those of what was loaded; of an adapter
+    without the matrices that it changes, as they are merged. Nothing is left of those if they are in place."""
+
+    sums: Sums
+    times: int = 1
+
+
 class PromptTooLong(ValueError):
     """The prompt leaves no room for a response."""
 
 
-class Engine(Protocol):
-    """A running model. `version` is that of its weights; `running` counts requests under way."""
+class Sampler(Protocol):
+    """What a rollout needs of an engine. `version` is that of its weights."""
 
     @property
     def version(self) -> int: ...
+
+    async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
+        """Samples one response. Raises PromptTooLong."""
+        ...
+
+
+class Engine(Sampler, Protocol):
+    """A running model. `running` counts requests under way."""
+
     @property
     def running(self) -> int: ...
     @property
     def error(self) -> BaseException | None:
         """What stopped the engine for good, if anything did."""
-        ...
-
-    async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
-        """Samples one response. Raises PromptTooLong."""
         ...
 
     async def load(self, path: Path, version: int) -> None:
@@ -55,8 +73,8 @@ class Engine(Protocol):
         """Log-probs float32[len - 1] of ids[1:], at temperature 1, computed anew by the weights now in force."""
         ...
 
-    async def elements(self) -> str | None:
-        """Order-free checksum of the live parameters, or None where they cannot be read back. Not beside a load."""
+    async def sums(self, unit: Unit) -> Live | None:
+        """Of the live parameters, or None where they cannot be read back. Not beside a load."""
 
     async def abort(self) -> None:
         """Ends everything under way with stop ABORTED."""

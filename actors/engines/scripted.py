@@ -9,7 +9,8 @@ import numpy as np
 
 from actors import rendering
 from actors.config import EngineSettings, SamplingSettings
-from actors.engines import Completion
+from actors.engines import Completion, Live
+from protocols.checksum import Unit
 from protocols.turns import LOGPROBS, TOKENS, Stop
 
 
@@ -53,7 +54,7 @@ class ScriptedEngine:
     async def score(self, ids: np.ndarray) -> np.ndarray:
         return np.full(len(ids) - 1, -np.log(self._vocabulary), LOGPROBS)
 
-    async def elements(self) -> str | None:
+    async def sums(self, unit: Unit) -> Live | None:
         return None
 
     async def abort(self) -> None:

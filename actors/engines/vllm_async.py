@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from actors.config import EngineSettings, SamplingSettings
-from actors.engines import Completion, vllm_common
+from actors.engines import ABORTED, Completion, Live, vllm_common
 from actors.engines.vllm_output import Output
+from protocols.checksum import Unit
 from protocols.errors import RedraftError
 
 log = logging.getLogger("redraft.engine")
@@ -25,10 +26,9 @@ LOOK_S = 0.5  # between two looks at how far a start is
 class AsyncEngine:
     """Keeps the contract of actors.engines.Engine."""
 
-    def __init__(self, llm, requests: vllm_common.Requests, settings: EngineSettings, version: int, output: Output):
+    def __init__(self, llm, requests: vllm_common.Requests, version: int, output: Output):
         self.version = version
         self._llm, self._requests, self._output = llm, requests, output
-        self._whole = settings.tensor_parallel == 1  # the parameters of one worker are all there are
         self._under_way: set[str] = set()
         self._count = 0
 
@@ -56,7 +56,7 @@ class AsyncEngine:
         finally:
             telling.cancel()
         await llm.update_weight_version(str(version))
-        return cls(llm, requests, settings, version, output)
+        return cls(llm, requests, version, output)
 
     @property
     def running(self) -> int:
@@ -72,7 +72,7 @@ class AsyncEngine:
         added, version = time.monotonic(), self.version
         output = await self._last(prompt_ids, self._requests.sampling(sampling), sampling.max_tokens)
         if output is None:
-            return vllm_common.ABORTED
+            return ABORTED
         times = output.metrics  # None where vLLM's stats are off
         queued_s = max(0.0, times.scheduled_ts - times.queued_ts) if times else 0.0
         return vllm_common.completion_of(output, version, time.monotonic() - added, queued_s)
@@ -86,8 +86,8 @@ class AsyncEngine:
         await self._llm.update_weight_version(str(version))
         self.version = version
 
-    async def elements(self) -> str | None:
-        return (await self._llm.collective_rpc("redraft_elements"))[0] if self._whole else None
+    async def sums(self, unit: Unit) -> Live | None:
+        return vllm_common.live(await self._llm.collective_rpc("redraft_sums", args=(unit,)))
 
     async def abort(self) -> None:
         await self._llm.abort(list(self._under_way))

@@ -7,16 +7,18 @@ import ctypes
 import hashlib
 import importlib.metadata
 import logging
+import math
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from actors import rendering
 from actors.config import EngineSettings, SamplingSettings
-from actors.engines import Completion, PromptTooLong
+from actors.engines import Completion, Live, PromptTooLong
 from protocols import metrics
+from protocols.checksum import Sums, summed
 from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, TOKENS, Stop
 
@@ -25,6 +27,7 @@ NUMA_CURE = "Debian's and Ubuntu's package is libnuma1"
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
 COMPILED = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Variables that say where compiled code is kept, and the folder of each."""
+Share = tuple[dict[int, str], str]
 WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
 
 
@@ -140,9 +143,6 @@ def end_token(model: Path) -> tuple[int, ...]:
     return rendering.load(model).ends
 
 
-ABORTED = Completion(np.empty(0, TOKENS), np.empty(0, LOGPROBS), (), Stop.ABORTED, 0.0)
-
-
 class Requests:
     """Makes vLLM's parameters and prompts and reads its outputs; parameters are made once for each sampling setting."""
 
@@ -205,6 +205,20 @@ def completion_of(request_output, started_with: int, seconds: float, queued_s: f
     stop = {"stop": Stop.END, "length": Stop.LENGTH}.get(output.finish_reason, Stop.ABORTED)
     versions = tuple(spans) or ((0, started_with),)
     return Completion(ids, logprobs[: len(ids)], versions, stop, seconds, queued_s)
+
+
+def live(workers: Sequence[Share | None]) -> Live | None:
+    """What the engine holds, from the shares of its workers; None where one cannot tell.
+
+    A share is the sums of a worker's parameters by how many workers hold the same ones, and those of an adapter's
+    matrices, whole and merged, which every worker finds alike.
+    """
+    shares = [share for share in workers if share is not None]
+    if len(shares) < len(workers):
+        return None
+    times = math.lcm(*(copies for held, _ in shares for copies in held))
+    found = summed(Sums.of(text) * (times // copies) for held, _ in shares for copies, text in held.items())
+    return Live(found - Sums.of(shares[0][1]) * times, times)
 
 
 def prompt_logprobs(output, ids: np.ndarray) -> np.ndarray:

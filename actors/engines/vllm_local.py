@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.config import EngineSettings, SamplingSettings
-from actors.engines import Completion, vllm_common
+from actors.engines import ABORTED, Completion, Live, vllm_common
+from protocols.checksum import Unit
 
 if TYPE_CHECKING:
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -90,14 +91,14 @@ class LocalEngine:
         await asyncio.to_thread(self._llm.collective_rpc, "redraft_open", args=(str(path),))
         await self._do(load)
 
-    async def elements(self) -> str | None:
-        found: Sequence[Any] = await asyncio.to_thread(self._llm.collective_rpc, "redraft_elements")
-        return str(found[0])
+    async def sums(self, unit: Unit) -> Live | None:
+        found: Any = await asyncio.to_thread(self._llm.collective_rpc, "redraft_sums", args=(unit,))
+        return vllm_common.live(found)
 
     async def abort(self) -> None:
         def abort():
             self._llm.abort_request(list(self._waiting), internal=True)
-            ended = [(waiting.future, vllm_common.ABORTED) for waiting in self._waiting.values()]
+            ended = [(waiting.future, ABORTED) for waiting in self._waiting.values()]
             self._waiting.clear()
             self._names.clear()
             self._queued.clear()

@@ -7,12 +7,13 @@ from collections.abc import Collection
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from actors.engines.vllm_adapter import Base
+from actors.engines.vllm_common import Share
+from actors.engines.vllm_shares import shares
 from protocols.adapter import PREFIX, scale_of
-from protocols.checksum import element_checksum, without
+from protocols.checksum import Sums, Unit, summed, sums_of
 
 if not torch.cuda.is_available():
     from vllm.model_executor.layers import utils
@@ -84,19 +85,14 @@ class WeightsExtension:
         self._loaded = self.model_runner.model.load_weights(self._opened) or ()
         del self._opened
 
-    def redraft_elements(self) -> str:
-        """Order-free checksum of the parameters that the model computes with, and of the buffers that were loaded.
-
-        Of an adapter's version less that of the matrices as they are merged: if those are in place, the rest is what
-        the adapter leaves alone."""
-        model = self.model_runner.model
-        buffers = (buffer for name, buffer in model.named_buffers() if name in self._loaded)
-        live = element_checksum(_bits(tensor.detach()) for tensor in (*model.parameters(), *buffers))
-        if self._adapter is None:
-            return live
-        return without(live, element_checksum(_bits(tensor) for _, tensor in self._base.merged(*self._adapter)))
-
-
-def _bits(tensor: torch.Tensor) -> np.ndarray:
-    words = {1: torch.uint8, 2: torch.uint16}
-    return tensor.cpu().flatten().view(words.get(tensor.element_size(), torch.uint32)).numpy()
+    def redraft_sums(self, unit: Unit) -> Share | None:
+        """Sums of the parameters that the model computes with and of the buffers that were loaded, and of an adapter's
+        matrices as they are merged: see vllm_common.live. None where it is not known who holds what."""
+        held: dict[int, Sums] = {}
+        for copies, tensor in shares(self.model_runner.model, self._loaded):
+            if not copies:
+                return None
+            held[copies] = held.get(copies, Sums()) + sums_of(tensor, unit)
+        merged = () if self._adapter is None else self._base.merged(*self._adapter)
+        changed = summed(sums_of(tensor, unit) for _, tensor in merged)
+        return {copies: str(sums) for copies, sums in held.items()}, str(changed)

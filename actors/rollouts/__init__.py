@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from actors.config import SamplingSettings
-from actors.engines import Completion, Engine, PromptTooLong
+from actors.engines import Completion, PromptTooLong, Sampler
 from actors.environment_pool import EnvironmentPool, EpisodeFailure, Playing
 from actors.group import GroupWriter
 from actors.rendering import Renderer
@@ -49,7 +49,7 @@ class Aborted(Exception):
 class Stage(Generic[Played]):
     """All that one group is played with. `count(role)` is called for each response that is sampled."""
 
-    engine: Engine
+    engine: Sampler
     renderer: Renderer
     environments: EnvironmentPool
     group: GroupWriter

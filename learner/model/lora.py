@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from learner.lora_config import LoraSettings
 from learner.model.head import linear_of
 from learner.model.load import load_model
-from learner.model.saved import as_saved, bits_of, saved_buffers
+from learner.model.saved import as_saved, saved_buffers
 from protocols.adapter import PREFIX, UP, adapted_name, layers_of, merged, metadata, weight_files
-from protocols.checksum import element_checksum
+from protocols.checksum import Sums, Unit, summed, sums_of
 from protocols.errors import SettingError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Adapter:
         """`seed` of the first values: every fresh adapter of a run is the same, on all ranks."""
         self._settings, self._path, self._seed = settings, model_path, seed
         self.metadata = metadata(settings.scale)
-        self.rest = ""  # element checksum of all weights that it leaves alone, and of these buffers
+        self.rest: dict[Unit, Sums] = {}  # of all weights that it leaves alone, and of these buffers
         self.buffers: dict[str, Tensor] = {}  # that belong to the weights: published with each version
         self._sizes: dict[str, float] = {}  # root mean square of each matrix that it changes
 
@@ -109,8 +109,8 @@ class Adapter:
         """What is asked later of weights that by then may be sharded."""
         weights = {name: part.detach() for name, part in model.named_parameters()}
         self.buffers = {name: buffer.clone() for name, buffer in saved_buffers(model).items()}
-        left = (part for name, part in weights.items() if name not in adapted)
-        self.rest = element_checksum(bits_of((*left, *self.buffers.values())))
+        left = [part for name, part in weights.items() if name not in adapted] + list(self.buffers.values())
+        self.rest = {unit: summed(sums_of(part, unit) for part in left) for unit in get_args(Unit)}
         self._sizes = {name: float(weights[name].float().square().mean().sqrt()) for name in adapted}
 
     @staticmethod

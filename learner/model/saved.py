@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,10 +35,3 @@ def _whole(tensor: Tensor) -> Tensor:
     """Not a view of a larger tensor, nor of one that lies otherwise: safetensors refuses both."""
     apart = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if apart else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def bits_of(tensors: Iterable[Tensor]) -> Iterable[np.ndarray]:
-    """The tensors' bits as numpy arrays, which know no bfloat16; elements of 8 bytes as two of 4."""
-    words = {1: torch.uint8, 2: torch.uint16}
-    for tensor in tensors:
-        yield tensor.flatten().view(words.get(tensor.element_size(), torch.uint32)).numpy()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from learner.batches.prefetch import Prefetch
     from learner.ranks.commands import Commands
     from learner.ranks.publisher import Publisher
-    from learner.ranks.trainer import Trainer
+    from learner.ranks.trainer import Keep, Trainer
 
 log = logging.getLogger("redraft.learner")
 
@@ -85,6 +85,7 @@ class Rank:
         self._stopping = threading.Event()
         self._shards, self._clients = spec.shards, []
         self._port: Future[int] = Future()
+        self._keep: Keep = dict  # what rank 0 does with gathered weights
 
     @property
     def parts(self) -> Parts:
@@ -154,8 +155,10 @@ class Rank:
         parts.commands.end(ANNOUNCED)
 
     def _announced(self, controller) -> Publisher:
+        import ray
+
         from learner.ranks.publisher import Publisher
-        from learner.weights.publish import probe_tokens
+        from learner.weights.publish import Versions, probe_tokens
 
         parts, spec = self.parts, self.spec
         if parts.resumed:
@@ -165,7 +168,9 @@ class Rank:
             finally:
                 client.close()
         tokens = probe_tokens(parts.settings.probe_tokens, parts.trainer.vocabulary, spec.seed)
-        publisher = Publisher(parts.trainer, self._gather, controller, parts.progress, tokens)
+        me = ray.get_runtime_context()
+        versions = Versions(me.get_node_id(), me.current_actor)
+        publisher = Publisher(parts.trainer, self._gather, controller, parts.progress, tokens, versions)
         publisher.trial(spec.seed)
         if parts.saved is None or parts.progress.published == parts.progress.step:
             publisher.publish({})
@@ -211,6 +216,10 @@ class Rank:
         self._shards = shards
         for client in self._clients:
             client.grow(shards)
+
+    def blob(self, version: int) -> list:
+        """A version's bytes in the object store, for actors of other nodes: see Versions. Called from other threads."""
+        return self._publisher.result(0).versions.blob(version)
 
     def serve_metrics(self, listen: str) -> int:
         """The port of `listen` on which this process serves its metrics."""
@@ -261,12 +270,13 @@ class Rank:
             parts.progress.step += 1
             return result
         if kind == "weights":
-            return parts.trainer.full_state(), parts.trainer.probe(payload)
+            return parts.trainer.full_state(self._keep), parts.trainer.probe(payload)
         if kind == "checkpoint":
             return self._write_part(Path(payload))
         raise ValueError(f"{kind!r} is not a command")
 
-    def _gather(self, tokens: tuple[int, ...]):
+    def _gather(self, tokens: tuple[int, ...], keep: Keep):
+        self._keep = keep
         return self.parts.commands.give("weights", tokens)
 
     def _begins_from_base(self) -> bool:

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, groupby
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("redraft.learner")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Keep = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class StepResult:
     gradient_norm: float | None
     lr: float
     applied: bool
+
+
+def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own, on the CPU."""
+    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in state.items()}
 
 
 def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, timeout_s: float) -> dist.ProcessGroup:
@@ -315,23 +321,22 @@ class Trainer:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return torch.cat([total[:-1], largest]).cpu().numpy()
 
-    def full_state(self) -> dict[str, Tensor]:
+    def full_state(self, keep: Keep = copied) -> dict[str, Tensor]:
         """What a model folder of these weights holds, by the names in it, on the CPU: the weights in the run's dtype,
         and in their own the buffers that are saved (a router's bias). Empty on ranks other than 0.
 
         A head that is tied to the embeddings is not among them. Of a model with an adapter only that, by the names of
-        PEFT's files.
+        PEFT's files. `keep` is given the live tensors, wherever they lie, and returns them as they are to be kept.
         """
         model = self.training.policy.model
         named = dict(model.named_parameters()) if self.adapter is None else self.adapter.trained(model)
         with self._whole(list(named.values())):
             if dist.get_rank():
                 return {}
-            state = {name: parameter.detach().to("cpu", self.dtype, copy=True) for name, parameter in named.items()}
-            if self.adapter is not None:
-                return state
-            state |= {name: buffer.to("cpu", copy=True) for name, buffer in saved_buffers(model).items()}
-        return as_saved(model, state)
+            state = {name: parameter.detach().to(self.dtype) for name, parameter in named.items()}
+            if self.adapter is None:
+                state = as_saved(model, state | saved_buffers(model))
+            return keep(state)
 
     def model_of(self, state: dict[str, Tensor]) -> PreTrainedModel:
         """A model with the weights of such a state, on the CPU. No collective."""

@@ -1,36 +1,151 @@
-"""Publishing: gathered weights as one blob in the object store, with what an actor needs to check its copy."""
+"""Publishing: gathered weights as they lie in shared memory, with what an actor needs to check its copy.
+
+The bytes are those of a safetensors file, written in place: the header tells names, types and shapes, and the version's
+stamp. They are copied once, tensor by tensor, and summed while they are in the processor's cache.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors.torch import save
+import torch
+from safetensors.torch import _TYPES
 from torch import Tensor
 
-from learner.model.saved import bits_of
-from protocols.checksum import element_checksum
-from protocols.weights import Probe, WeightRef
+from learner.weights.memory import Buffer, Memory
+from protocols.checksum import Sums, Unit, sums_of, word_sums
+from protocols.weights import TRIAL, Bucket, Probe, WeightRef
 
-if TYPE_CHECKING:
-    from learner.model.lora import Adapter
+BUCKET_BYTES = 64 << 20  # summed apart, so that damage is told from where it is
+TYPES = {dtype: name for name, dtype in _TYPES.items()}
 
 
-def publish(state: dict[str, Tensor], version: int, probe: Probe, adapter: Adapter | None = None) -> WeightRef:
-    """Puts the weights, or those of the adapter, into Ray's object store as safetensors bytes (uint8[size]) and returns
-    their reference."""
-    import ray
-    from blake3 import blake3
+@dataclass(slots=True)
+class Held:
+    """A version in memory. `blob` is its copy in the object store, once someone has asked for one."""
 
-    blob = save(state) if adapter is None else save(state | adapter.buffers, adapter.metadata)
-    return WeightRef(
-        version=version,
-        digest=blake3(blob).hexdigest(),
-        size_bytes=len(blob),
-        blob=ray.put(np.frombuffer(blob, np.uint8)),
-        probe=probe,
-        elements=element_checksum(bits_of(state.values())) if adapter is None else adapter.rest,
-    )
+    buffer: Buffer
+    stamp: str
+    head: Sums
+    buckets: tuple[Bucket, ...]
+    rest: Mapping[Unit, Sums] | None
+    blob: Any = None
+
+
+class Versions:
+    """What a learner holds for its actors: the trial, and the newest version. `blob` may be called in any thread.
+
+    `node` is Ray's id of the learner's, `source` its handle: see WeightRef.
+    """
+
+    def __init__(self, node: str = "", source: Any = None):
+        self._node, self._source, self._run = node, source, uuid.uuid4().hex
+        self._memory, self._held = Memory(), dict[int, Held]()
+        self._lock = threading.Lock()
+
+    def write(
+        self,
+        state: dict[str, Tensor],
+        version: int,
+        metadata: Mapping[str, str] | None = None,
+        rest: Mapping[Unit, Sums] | None = None,
+    ) -> dict[str, Tensor]:
+        """Copies tensors, wherever they lie, into memory as `version`, which is the newest from now on. Returns them as
+        they lie there: they may be read until the version after the next is written."""
+        stamp = f"{self._run}/{version}"
+        names, head = _laid_out(state, {"format": "pt", "stamp": stamp, **(metadata or {})})
+        buffer = self._memory.take(len(head) + sum(tensor.nbytes for tensor in state.values()))
+        buffer.data[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        placed, start = {}, len(head)
+        for name in names:
+            tensor = state[name]
+            data = buffer.data[start : start + tensor.nbytes]
+            placed[name] = data.view(tensor.dtype).view(tensor.shape)
+            start += tensor.nbytes
+        buckets = _filled([(placed[name], state[name]) for name in names])
+        buffer.release()
+        with self._lock:
+            for old in [number for number in self._held if version != TRIAL != number]:
+                self._memory.give(self._held.pop(old).buffer)
+            self._held[version] = Held(buffer, stamp, sums_of(buffer.data[: len(head)]), buckets, rest)
+        return placed
+
+    def ref(self, version: int, probe: Probe) -> WeightRef:
+        """What is announced of a version that was written last, or of the trial."""
+        held = self._held[version]
+        return WeightRef(
+            version=version,
+            size_bytes=len(held.buffer),
+            head=held.head,
+            buckets=held.buckets,
+            probe=probe,
+            node=self._node,
+            path=held.buffer.path,
+            stamp=held.stamp,
+            source=self._source,
+            rest=held.rest,
+        )
+
+    def blob(self, version: int) -> list:
+        """Ray's reference of the version's bytes (uint8[size]) in the object store, put there when first asked for, in
+        a list so that Ray passes it on as it is; an empty one where there is a newer version."""
+        import ray
+
+        with self._lock:
+            held = self._held.get(version)
+            if held is None:
+                return []
+            if held.blob is None:
+                held.blob = ray.put(held.buffer.data.numpy())  # while the lock keeps the buffer from being given back
+            return [held.blob]
+
+    def save(self, version: int, path: Path) -> None:
+        """Writes a version as a safetensors file."""
+        with open(path, "wb") as file:
+            file.write(self._held[version].buffer.data.numpy().data)
+
+
+def _laid_out(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[list[str], bytes]:
+    """Names in the order in which the tensors lie, larger types first so that each is aligned, and the header."""
+    names = sorted(state, key=lambda name: (-state[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name in names:
+        tensor = state[name]
+        end = start + tensor.nbytes
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # the data begin at a multiple of 64
+    return names, len(text).to_bytes(8, "little") + text
+
+
+def _filled(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Bucket, ...]:
+    """Copies each second tensor into the first; what is filled, bucket by bucket."""
+    buckets, count, size, sums = [], 0, 0, Sums()
+    for place, tensor in pairs:
+        sums += _copied(place, tensor.detach())
+        count, size = count + 1, size + tensor.nbytes
+        if size >= BUCKET_BYTES:
+            buckets.append(Bucket(count, sums))
+            count, size, sums = 0, 0, Sums()
+    return (*buckets, Bucket(count, sums)) if count else tuple(buckets)
+
+
+def _copied(place: Tensor, tensor: Tensor) -> Sums:
+    """Copies a tensor and returns its sums: on a CPU in one pass, else those that its own device finds."""
+    if tensor.device.type == "cpu":
+        source, target = (each.contiguous().view(-1).view(torch.uint8).numpy() for each in (tensor, place))
+        return word_sums(source, target)
+    place.copy_(tensor)
+    return sums_of(tensor)
 
 
 def probe_tokens(count: int, vocabulary: int, seed: int) -> tuple[int, ...]:

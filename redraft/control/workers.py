@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.actor import Actor
 from actors.config import ActorSettings
 from actors.contract import Spec
-from actors.weights import NodeFiles
+from actors.transports import NodeFiles
 from learner.config import LearnerSettings
 from learner.ranks.rank import Rank, RankSpec
 from protocols import metrics
@@ -85,9 +85,8 @@ class ActorPart(Actor):
 
     def __init__(self, folder: str, run: str, spec: Spec, name: str):
         logs.to_file(Path(folder), run, name)
-        super().__init__(spec, name, files=None)
+        super().__init__(spec, name, files=None, node=ray.get_runtime_context().get_node_id())
         self._report.address = ray.util.get_node_ip_address()
-        self._report.node_id = ray.get_runtime_context().get_node_id()
 
     async def _node_files(self):
         if self._files is None:

@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 from support.places import PYTHONPATH, RECIPES
+from support.published import Published
 from support.waiting import deadline_s, until
 
 from actors.config import (
@@ -18,12 +20,10 @@ from actors.config import (
 )
 from actors.contract import Orders, Spec
 from actors.rollout_config import AttemptSettings
-from actors.weights import NodeFiles
 from learner.model.load import load_model
 from learner.weights.proof import Proof, perturbed
-from learner.weights.publish import publish
 from protocols.errors import SettingError
-from protocols.weights import TRIAL, WeightRef
+from protocols.weights import TRIAL
 from redraft import recipe as recipes
 from redraft.config import MakeSettings, ModelSettings
 from redraft.control import workers as parts
@@ -56,8 +56,8 @@ def model(tmp_path_factory) -> Path:
     return prepare(settings, EnvironmentSettings(name="signs"), tmp_path_factory.mktemp("model"), print)
 
 
-def published(model: Path, version: int) -> WeightRef:
-    """What a learner would announce in bfloat16: the model's weights, or perturbed ones for the trial."""
+def published(model: Path, version: int) -> Published:
+    """What a learner would publish in bfloat16: the model's weights, or perturbed ones for the trial."""
     import torch
     from safetensors.torch import load_file
 
@@ -66,8 +66,9 @@ def published(model: Path, version: int) -> WeightRef:
     proof = Proof(lambda state: load_model(str(model), torch.bfloat16, "eager", state), perturbed, tokens, 50)
     if version == TRIAL:
         state, probe = proof.trial(state, seed=0)
-        return publish(state, TRIAL, probe)
-    return publish(state, version, proof.probe_of(state))
+    else:
+        probe = proof.probe_of(state)
+    return Published(state, version, probe, node=ray.get_runtime_context().get_node_id())
 
 
 def faulty_actor(marker: Path):
@@ -82,7 +83,8 @@ def faulty_actor(marker: Path):
             marker.touch()
             from safetensors.torch import load_file, save_file
 
-            engine, old = made.engine, load_file(Path(self._spec.model) / "model.safetensors")[HEAD]
+            engine: Any = made.engine._engine
+            old = load_file(Path(self._spec.model) / "model.safetensors")[HEAD]
             load = engine.load
 
             async def faulty_load(path, version):
@@ -91,17 +93,16 @@ def faulty_actor(marker: Path):
                 save_file(state, marker.with_suffix(".safetensors"))
                 await load(marker.with_suffix(".safetensors"), version)
 
-            async def no_elements():
+            async def no_sums(unit):
                 return None
 
-            engine.load, engine.elements = faulty_load, no_elements
+            engine.load, engine.sums = faulty_load, no_sums
             return made
 
     return KeepsOldHeadOnce
 
 
 def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_verified(model, tmp_path):
-    files = ray.remote(NodeFiles).remote("test")
     spec = Spec(
         run_id="test",
         model=str(model),
@@ -114,14 +115,16 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
         actors=ActorSettings(engine=EngineSettings(max_length=128, max_running=8)),
         keys=None,
     )
+    node = ray.get_runtime_context().get_node_id()
     part = ray.remote(faulty_actor(tmp_path / "failed-once"))
 
     def make(name):
-        return part.options(num_cpus=1, max_restarts=-1, max_concurrency=100).remote(spec, name, files)
+        return part.options(num_cpus=1, max_restarts=-1, max_concurrency=100).remote(spec, name, None, node)
 
     lost: list[str] = []
+    first, trial = published(model, 0), published(model, TRIAL)
     fleet = Fleet(make, spec.actors, start_s=deadline_s(120), on_lost=lambda number, why: lost.append(why))
-    orders = Orders(weights=published(model, 0), trial=published(model, TRIAL))
+    orders = Orders(weights=first.ref, trial=trial.ref)
 
     def ready() -> bool:
         fleet.receive()
@@ -133,7 +136,6 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
     print(f"lost: {lost}; probe of the replacement: {fleet.members[0].report.probe_difference:.4f}")
     assert len(lost) == 1 and "version -1" in lost[0] and "does not compute with these weights" in lost[0]
     assert fleet.members[0].report.version == 0
-    ray.get(files.close.remote(), timeout=deadline_s(10))
     fleet.close(5.0)
 
 

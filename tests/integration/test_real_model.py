@@ -7,17 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from support.published import Published
 from support.run_house import Command
 from support.smollm2 import smollm2
 
 from actors import engines, weights
 from actors.config import EngineSettings
-from learner.model.saved import bits_of
 from learner.weights.proof import ENOUGH, LIMIT, Proof, perturbed
 from learner.weights.publish import probe_tokens
-from protocols.checksum import element_checksum
 from protocols.errors import WeightsError
-from protocols.weights import TRIAL, Probe, WeightRef
+from protocols.weights import TRIAL
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.real_model]
 
@@ -40,10 +39,10 @@ def running(model):
         runner.run(engine.close())
 
 
-class Published:
-    """What a learner in bfloat16 announces with the probe of `seed`: its weights, and the trial."""
+class Learned:
+    """What a learner in bfloat16 publishes with the probe of `seed`: its weights, and the trial."""
 
-    def __init__(self, model: Path, seed: int, folder: Path):
+    def __init__(self, model: Path, seed: int):
         import torch
         from safetensors.torch import load_file
 
@@ -55,37 +54,27 @@ class Published:
         proof = Proof(load, perturbed, probe_tokens(32, vocabulary, seed), vocabulary)
         self.after, probe = proof.trial(self.before, seed)
         self.change = np.abs(np.array(proof.probe_of(self.before).logprobs) - np.array(probe.logprobs))
-        self.trial = self._write(self.after, TRIAL, probe, folder)
-        self.first = self._write(self.before, 0, proof.probe_of(self.before), folder)
-
-    def _write(self, state: dict, version: int, probe: Probe, folder: Path) -> tuple[WeightRef, str]:
-        from blake3 import blake3
-        from safetensors.torch import save_file
-
-        path = folder / f"{version}.safetensors"
-        save_file(state, path)
-        digest = blake3(path.read_bytes()).hexdigest()
-        size = path.stat().st_size
-        return WeightRef(version, digest, size, None, probe, element_checksum(bits_of(state.values()))), str(path)
+        self.trial = Published(self.after, TRIAL, probe)
+        self.first = Published(self.before, 0, proof.probe_of(self.before))
 
 
 class Keeps:
     """A faulty engine: what `old` names it does not load, and it cannot be read back."""
 
-    def __init__(self, engine, published: Published, old: tuple[str, ...]):
-        self._engine, self._published, self._old = engine, published, old
+    def __init__(self, engine, published: Learned, old: tuple[str, ...], folder: Path):
+        self._engine, self._published, self._old, self._folder = engine, published, old, folder
 
     async def load(self, path, version):
         from safetensors.torch import load_file, save_file
 
         kept = {name: part for name, part in self._published.before.items() if any(old in name for old in self._old)}
         assert kept
-        mixed = Path(path).with_name("mixed.safetensors")
+        mixed = self._folder / "mixed.safetensors"
         save_file(load_file(path) | kept, mixed)
         await self._engine.load(mixed, version)
         mixed.unlink()
 
-    async def elements(self):
+    async def sums(self, unit):
         return None
 
     async def score(self, ids):
@@ -97,16 +86,17 @@ def test_an_engine_proves_the_weights_of_a_real_model_and_one_that_keeps_its_hea
     running, model, tmp_path, seed
 ):
     engine, run = running
-    published = Published(model, seed, tmp_path)
+    published = Learned(model, seed)
     shares = []
-    for ref, path in (published.trial, published.first):
-        shares.append(run(weights.apply(engine, ref, path, ref.probe.limit)) / ref.probe.limit)
-    ref, path = published.trial
+    for made in (published.trial, published.first):
+        limit = made.ref.probe.limit
+        shares.append(run(weights.apply(engine, made.ref, made.path, limit)) / limit)
+    ref, path = published.trial.ref, published.trial.path
     print(f"differences in limits {np.round(shares, 2)}; the trial changes by {published.change.mean():.2f}")
     assert np.median(published.change) > 0.9 * ENOUGH / LIMIT * ref.probe.limit
     for old in (("embed_tokens",), NORMS, ("",)):
         with pytest.raises(WeightsError, match="version -1: .*it does not compute with these weights") as refused:
-            run(weights.apply(Keeps(engine, published, old), ref, path, ref.probe.limit))
+            run(weights.apply(Keeps(engine, published, old, tmp_path), ref, path, ref.probe.limit))
         print(refused.value)
 
 

@@ -4,17 +4,15 @@ import asyncio
 
 import numpy as np
 import pytest
-from blake3 import blake3
 from prometheus_client import REGISTRY
+from support.published import Published
 
 from actors import engines, weights
 from actors.config import EngineSettings, EnvironmentSettings, SamplingSettings
-from learner.model.saved import bits_of
 from protocols import metrics
-from protocols.checksum import element_checksum
 from protocols.errors import WeightsError
 from protocols.turns import Stop
-from protocols.weights import Probe, WeightRef
+from protocols.weights import Probe
 from redraft.config import MakeSettings, ModelSettings
 from redraft.models.make import prepare
 
@@ -52,19 +50,12 @@ def transformers_logprobs(folder, ids, temperature=1.0) -> np.ndarray:
     return logprobs[:-1].gather(-1, torch.tensor(ids[1:].tolist())[:, None])[:, 0].numpy()
 
 
-def reference(folder, version: int, path=None) -> WeightRef:
-    """What the learner would announce for the model in `folder`."""
+def published(folder, version: int) -> Published:
+    """The model in `folder` as the learner publishes it."""
     from safetensors.torch import load_file
 
-    path = path or folder / "model.safetensors"
-    return WeightRef(
-        version=version,
-        digest=blake3(path.read_bytes()).hexdigest(),
-        size_bytes=path.stat().st_size,
-        blob=None,
-        probe=Probe(tuple(TOKENS.tolist()), tuple(transformers_logprobs(folder, TOKENS).tolist()), CLOSE),
-        elements=element_checksum(bits_of(load_file(path).values())),
-    )
+    probe = Probe(tuple(TOKENS.tolist()), tuple(transformers_logprobs(folder, TOKENS).tolist()), CLOSE)
+    return Published(load_file(folder / "model.safetensors"), version, probe)
 
 
 def test_after_an_update_log_probs_are_those_of_transformers_with_the_new_weights(running, models):
@@ -120,15 +111,14 @@ def test_a_generation_that_spans_an_update_reports_both_versions(running, models
 
 def test_what_was_published_is_accepted_and_what_was_damaged_is_refused(running, models, tmp_path):
     engine, run = running
-    ref = reference(models[1], 100)
-    difference = run(weights.apply(engine, ref, str(models[1] / "model.safetensors"), CLOSE))
+    made = published(models[1], 100)
+    difference = run(weights.apply(engine, made.ref, made.path, CLOSE))
     assert difference < CLOSE and engine.version == 100
-    damaged = tmp_path / "damaged.safetensors"
-    data = bytearray((models[1] / "model.safetensors").read_bytes())
+    damaged, data = tmp_path / "damaged.safetensors", made.bytes()
     data[-100] ^= 1
     damaged.write_bytes(data)
     with pytest.raises(WeightsError, match="digest"):
-        run(weights.apply(engine, ref, str(damaged), CLOSE))
+        run(weights.apply(engine, made.ref, str(damaged), CLOSE))
     assert engine.version == 100, "damaged bytes never reach the engine"
 
 
@@ -173,7 +163,7 @@ class KeepsOldHead:
         save_file(load_file(path) | {kept: load_file(self._old)[kept]}, mixed)
         await self._engine.load(mixed, version)
 
-    async def elements(self):
+    async def sums(self, unit):
         return None
 
     async def score(self, ids):
@@ -183,23 +173,24 @@ class KeepsOldHead:
 def test_an_engine_that_keeps_its_old_head_fails_the_probe(running, models, tmp_path):
     engine, run = running
     faulty = KeepsOldHead(engine, models[0] / "model.safetensors", tmp_path)
+    made = published(models[1], 101)
     with pytest.raises(WeightsError, match="does not compute with these weights"):
-        run(weights.apply(faulty, reference(models[1], 101), str(models[1] / "model.safetensors"), CLOSE))
+        run(weights.apply(faulty, made.ref, made.path, CLOSE))
 
 
 def test_an_engine_that_keeps_its_old_head_fails_the_read_back(running, models, tmp_path):
     engine, run = running
     faulty = KeepsOldHead(engine, models[0] / "model.safetensors", tmp_path)
-    faulty.elements = engine.elements
+    faulty.sums = engine.sums
+    made = published(models[1], 102)
     with pytest.raises(WeightsError, match="live parameters"):
-        run(weights.apply(faulty, reference(models[1], 102), str(models[1] / "model.safetensors"), CLOSE))
+        run(weights.apply(faulty, made.ref, made.path, CLOSE))
 
 
 @pytest.fixture(scope="module")
-def adapters(models, tmp_path_factory):
-    """Two published adapters of the first model: what is announced of each, and its file."""
+def adapters(models):
+    """Two published adapters of the first model."""
     import torch
-    from safetensors.torch import save_file
 
     from learner.lora_config import LoraSettings
     from learner.model.lora import Adapter
@@ -210,23 +201,20 @@ def adapters(models, tmp_path_factory):
         model = adapter.merged({}, torch.float32)
         adapter.add(model)
         state = adapter.perturbed({name: part.detach() for name, part in adapter.trained(model).items()}, 0.3, seed)
-        path = tmp_path_factory.mktemp("adapter") / "published.safetensors"
-        save_file(state | adapter.buffers, path, adapter.metadata)
         with torch.no_grad():
             logprobs = adapter.merged(state, torch.float32)(ids).logits[0, :-1].log_softmax(-1)
         probe = Probe(tuple(TOKENS.tolist()), tuple(logprobs.gather(-1, ids[0, 1:, None])[:, 0].tolist()), CLOSE)
-        digest = blake3(path.read_bytes()).hexdigest()
-        made.append((WeightRef(200 + seed, digest, path.stat().st_size, None, probe, adapter.rest), path))
+        made.append(Published(state, 200 + seed, probe, adapter))
     return made
 
 
 def test_adapters_are_merged_into_the_start_model_however_often_they_change(running, models, adapters):
     engine, run = running
-    for ref, path in (*adapters, adapters[0]):
-        difference = run(weights.apply(engine, ref, str(path), CLOSE))
-        print(f"an adapter of {ref.size_bytes} bytes: difference from transformers {difference:.1e}")
-    whole = reference(models[0], 203)
-    assert run(weights.apply(engine, whole, str(models[0] / "model.safetensors"), CLOSE)) < CLOSE
+    for made in (*adapters, adapters[0]):
+        difference = run(weights.apply(engine, made.ref, made.path, CLOSE))
+        print(f"an adapter of {made.ref.size_bytes} bytes: difference from transformers {difference:.1e}")
+    whole = published(models[0], 203)
+    assert run(weights.apply(engine, whole.ref, whole.path, CLOSE)) < CLOSE
 
 
 class Deaf:
@@ -238,7 +226,7 @@ class Deaf:
     async def load(self, path, version):
         pass
 
-    async def elements(self):
+    async def sums(self, unit):
         return None
 
     async def score(self, ids):
@@ -248,18 +236,17 @@ class Deaf:
 @pytest.mark.parametrize("before", ["the start model", "another adapter"])
 def test_an_engine_that_does_not_apply_an_adapter_fails_the_probe(running, models, adapters, before):
     engine, run = running
-    run(engine.load(models[0] / "model.safetensors" if before == "the start model" else adapters[1][1], 204))
-    ref, path = adapters[0]
+    run(engine.load(models[0] / "model.safetensors" if before == "the start model" else adapters[1].path, 204))
+    made = adapters[0]
     with pytest.raises(WeightsError, match="does not compute with these weights"):
-        run(weights.apply(Deaf(engine), ref, str(path), CLOSE))
+        run(weights.apply(Deaf(engine), made.ref, made.path, CLOSE))
 
 
 def test_parameters_that_are_not_the_start_model_s_beside_an_adapter_fail_the_read_back(running, models, adapters):
     engine, run = running
     run(engine.load(models[1] / "model.safetensors", 205))  # all its weights, of which the adapter changes a part
-    ref, path = adapters[0]
     with pytest.raises(WeightsError, match="live parameters"):
-        run(weights.apply(engine, ref, str(path), CLOSE))
+        run(weights.apply(engine, adapters[0].ref, adapters[0].path, CLOSE))
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_by_the_names_of_the_settings(running):

@@ -10,11 +10,12 @@ import pytest
 
 from actors.actor import Actor
 from actors.contract import Orders, Report
+from protocols.checksum import Sums
 from protocols.weights import Probe, WeightRef
 
 
 def weights(version: int) -> WeightRef:
-    return WeightRef(version, "digest", 1, None, Probe((), (), 1.0), None)
+    return WeightRef(version, 1, Sums(), (), Probe((), (), 1.0))
 
 
 class Updated(Actor):

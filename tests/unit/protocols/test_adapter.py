@@ -1,12 +1,10 @@
 """An adapter's file, and the formula by which all who need merged weights merge it."""
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from protocols.adapter import DOWN, UP, adapted_name, layers_of, merged, metadata, scale_of, weight_files
-from protocols.checksum import element_checksum, without
 
 SHAPE, RANK, SCALE = (160, 96), 4, 2.0
 
@@ -63,9 +61,3 @@ def test_every_tensor_of_a_folder_is_found_in_its_file(tmp_path):
     save_file({"c": torch.ones(3)}, tmp_path / "two.safetensors")
     found = {name: path.name for name, path in weight_files(tmp_path).items()}
     assert found == {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}
-
-
-def test_elements_can_be_taken_out_of_a_checksum():
-    first, second = (np.random.default_rng(seed).integers(0, 2**32, 1000, np.uint32) for seed in (0, 1))
-    whole = element_checksum([first, second])
-    assert without(whole, element_checksum([second])) == element_checksum([first])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols import checksum, keys, metrics, wire
+from protocols import keys, metrics, wire
 from protocols.errors import DeadlineError, SettingError, WireError
 from protocols.turns import Close, Role, Stop, Turn
 from protocols.weights import staleness, step_of, version_of
@@ -121,13 +121,3 @@ def test_a_metrics_port_in_use_is_refused_by_the_name_of_its_setting():
         taken.listen()
         with pytest.raises(SettingError, match=r"actors\.metrics_port: port \d+ cannot be used"):
             metrics.serve(taken.getsockname()[1], "actors.metrics_port", metrics.LOOPBACK)
-
-
-def test_the_checksum_sees_elements_and_not_their_layout():
-    weights = np.random.default_rng(0).integers(0, 2**16, (8, 4), dtype=np.uint16)
-    whole = checksum.element_checksum([weights])
-    assert checksum.element_checksum([weights[:3], weights[3:]]) == whole
-    assert checksum.element_checksum([np.vstack([weights, np.zeros((2, 4), np.uint16)])]) == whole
-    changed = weights.copy()
-    changed[5, 2] += 1
-    assert checksum.element_checksum([changed]) != whole

@@ -8,9 +8,10 @@ import socket
 import pytest
 from support.places import RECIPES
 
+from protocols.checksum import Sums
 from protocols.errors import SettingError
 from protocols.reports import StepReport
-from protocols.weights import Probe, WeightRef
+from protocols.weights import Bucket, Probe, WeightRef
 from redraft import recipe as recipes
 from redraft.control.controller import Controller
 from redraft.control.exchange import Announced
@@ -28,7 +29,7 @@ def controller(run: Run, *overrides: str) -> Controller:
 
 
 def weights(version: int) -> WeightRef:
-    return WeightRef(version, f"digest {version}", 4, None, Probe((1, 2), (-1.0,), 0.1), "elements")
+    return WeightRef(version, 4, Sums(), (Bucket(1, Sums(version)),), Probe((1, 2), (-1.0,), 0.1))
 
 
 def test_before_its_parts_are_up_it_says_what_it_knows_and_refuses_what_it_cannot_do_yet(run):

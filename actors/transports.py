@@ -1,0 +1,179 @@
+"""How a version's bytes reach an engine: shared memory on the learner's node, the object store on all others.
+
+    shared         the actor maps the learner's own memory, and holds a lock that keeps it as it is
+    object_store   Ray moves the bytes once to each node, where one file in /dev/shm serves all engines
+
+Which one follows from where the actor is. Where shared memory cannot be mapped, say between containers of one node, the
+object store stands in: that is said once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protocols import metrics
+from protocols.errors import RedraftError
+from protocols.weights import WeightRef
+
+log = logging.getLogger("redraft.weights")
+FOLDER = Path("/dev/shm")
+PREFIX = "redraft-"
+STAMP_WITHIN = 512  # bytes from the start, in which a version's stamp is
+
+
+class Superseded(Exception):
+    """The learner has replaced this version by a newer one, which it has announced."""
+
+
+class Transports:
+    """Of one actor. `node` is Ray's id of its own; `files` finds the NodeFiles there, when they are first needed."""
+
+    def __init__(self, node: str, reader: str, files: Callable[[], Awaitable[Any]]):
+        self._node, self._reader, self._files = node, reader, files
+        self._said = False
+
+    @contextlib.asynccontextmanager
+    async def fetched(self, ref: WeightRef) -> AsyncIterator[str]:
+        """The path of a version's bytes on this node, which stay as they are until the end of the context.
+
+        Raises Superseded where they are gone.
+        """
+        pinned = self._pinned(ref)
+        metrics.WEIGHTS_FETCHED.labels(transport="object_store" if pinned is None else "shared").inc()
+        if pinned is not None:
+            with pinned:
+                yield ref.path
+            return
+        files = await self._files()
+        try:
+            path = await files.provide.remote(ref, self._reader)
+            if path is None:
+                raise Superseded(f"version {ref.version}")
+            yield path
+        finally:
+            await files.done.remote(self._reader)
+
+    def _pinned(self, ref: WeightRef) -> Pinned | None:
+        if not ref.path or ref.node != self._node:
+            return None
+        try:
+            return Pinned(ref)
+        except BlockingIOError:
+            return None  # a newer version is being written there
+        except OSError as error:
+            if not self._said:
+                log.warning("weights come through the object store: the learner's memory cannot be mapped (%s)", error)
+            self._said = True
+            return None
+
+
+class Pinned:
+    """A version in the learner's memory, which stays as it is until this is closed, or this process ends.
+
+    Raises BlockingIOError where it has been replaced, or is being, and OSError where it cannot be read.
+    """
+
+    def __init__(self, ref: WeightRef):
+        self._file = os.open(ref.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if ref.stamp.encode() not in os.pread(self._file, STAMP_WITHIN, 0):
+                raise BlockingIOError(f"{ref.path} holds another version")
+        except OSError:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Pinned:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+
+class NodeFiles:
+    """Owns the weight files of one run on one node. A Ray actor a node; engines ask it for a version's file.
+
+    A file goes when no engine is reading it and a newer version has come, so a node holds one file, or two while an
+    update is under way. Folders that a dead run left behind are swept when the next one starts.
+    """
+
+    def __init__(self, run_id: str):
+        sweep()
+        self._folder = FOLDER / f"{PREFIX}{run_id[:12]}-{os.getpid()}"
+        self._folder.mkdir(mode=0o700)
+        self._files: dict[int, asyncio.Task[str | None]] = {}
+        self._readers: dict[str, int] = {}
+
+    async def provide(self, ref: WeightRef, reader: str) -> str | None:
+        """The path of this version's file on this node, kept until `reader` is done with it; None where the learner
+        holds it no more. Raises RedraftError where there is no room for it."""
+        self._readers[reader] = ref.version
+        known = self._files.get(ref.version)
+        if known is None or (known.done() and not _path_of(known)):
+            self._files[ref.version] = asyncio.ensure_future(self._fetch(ref))
+        path = await self._files[ref.version]
+        self._remove_unread(newest=next(reversed(self._files)))
+        return path
+
+    async def done(self, reader: str) -> None:
+        self._readers.pop(reader, None)
+        self._remove_unread(newest=next(reversed(self._files), None))
+
+    async def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _fetch(self, ref: WeightRef) -> str | None:
+        found = await ref.source.blob.remote(ref.version)
+        if not found:
+            return None
+        data = await found[0]
+        path = self._folder / f"{ref.version}.safetensors"
+        await asyncio.to_thread(_write, path, data)
+        return str(path)
+
+    def _remove_unread(self, newest: int | None) -> None:
+        for version, task in list(self._files.items()):
+            if task.done() and version != newest and version not in self._readers.values():
+                del self._files[version]
+                if path := _path_of(task):
+                    Path(path).unlink(missing_ok=True)
+
+
+def _path_of(task: asyncio.Task[str | None]) -> str | None:
+    """Of a file that has been written; None where none came of it."""
+    return None if task.cancelled() or task.exception() is not None else task.result()
+
+
+def _write(path: Path, data: np.ndarray) -> None:
+    """Writes aside and renames, so that nobody maps half a file."""
+    free = shutil.disk_usage(path.parent).free
+    if free < data.nbytes:
+        raise RedraftError(
+            f"{FOLDER} of this node has {free / 1e6:.0f} MB free, and a version takes {data.nbytes / 1e6:.0f}: "
+            "give the container more of it (--shm-size)"
+        )
+    aside = path.with_suffix(".tmp")
+    with open(aside, "wb") as file:
+        file.write(data.data)
+    aside.rename(path)
+
+
+def sweep() -> list[Path]:
+    """Removes the folders of processes that are gone; returns them."""
+    swept = []
+    for folder in FOLDER.glob(f"{PREFIX}*-*"):
+        owner = folder.name.rsplit("-", 1)[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            swept.append(folder)
+    return swept
