@@ -4,7 +4,7 @@ take the batch that the prefetch thread packed
 command "step"  ------------ micro-batches ----->  all ranks: forward, backward, step, `learner.updates` times
 commit the groups to replay
 command "weights", at the end of a round ------->  all ranks take part in the gather and the probe
-put them into the object store, announce
+which writes them into shared memory; announce
 command "checkpoint" now and then -------------->  each rank writes its own part
 """
 

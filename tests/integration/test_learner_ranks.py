@@ -8,8 +8,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ class Controller:
         self.weights, self.reports, self.trials = [], [], []
 
     def announce(self, ref):
-        with Pinned(ref):  # as an actor of the learner's node does; afterwards the learner may write there again
+        with Pinned(ref):  # as an actor of the learner's node does
             self.weights.append((ref, Path(ref.path).read_bytes()))
 
     def announce_trial(self, ref):
@@ -66,6 +68,29 @@ class Controller:
 
     def noted(self):
         return self.weights, self.reports
+
+
+@dataclass(frozen=True)
+class Noting:
+    """The controller's handle. An announcement returns once it is noted: later the learner may write there again."""
+
+    handle: Any
+
+    @property
+    def announce(self):
+        return SimpleNamespace(remote=lambda ref: ray.get(self.handle.announce.remote(ref), timeout=deadline_s(60)))
+
+    @property
+    def announce_trial(self):
+        return self.handle.announce_trial
+
+    @property
+    def step_done(self):
+        return self.handle.step_done
+
+    @property
+    def cursor(self):
+        return self.handle.cursor
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -181,8 +206,9 @@ class Learner:
         )
 
     def start(self, until_step: int):
-        ray.get([rank.announce.remote(self.controller) for rank in self.ranks], timeout=deadline_s(60))
-        self.running = [rank.run.remote(self.controller, until_step) for rank in self.ranks]
+        noting = Noting(self.controller)
+        ray.get([rank.announce.remote(noting) for rank in self.ranks], timeout=deadline_s(60))
+        self.running = [rank.run.remote(noting, until_step) for rank in self.ranks]
 
     def finish(self) -> tuple[list[dict], list, list]:
         """What the ranks returned, the announced weights and the reports; the processes end."""
