@@ -6,6 +6,7 @@ checkpoints/step-000100/state.json     the run's identity, step, incarnation, co
                         engine/        DeepSpeed's: weights that are trained, optimizer
                         published.safetensors  amid a round: the weights that actors play with, where they are others
                         random-0.pt    random state of each rank
+                        digests.json   blake3 of every file, by which damage is found before anything is loaded
 checkpoints/incarnation                       the newest incarnation: no later one publishes its version numbers again
 """
 
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocols.errors import SettingError
+from protocols.errors import RedraftError, SettingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +30,7 @@ WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|index\.json)")
 TAG = "engine"
 MODEL, ADAPTER = "model", "adapter"
 PUBLISHED = "published.safetensors"
+DIGESTS = "digests.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ def write_folder(target: Path, model_path: str | Path, config, state: dict[str, 
 def finish(folder: Path, state: RunState, keep: int) -> Path:
     """Makes the checkpoint durable under its own name, and removes all but the `keep` newest."""
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
+    digests = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / DIGESTS).write_text(json.dumps(digests, indent=2))
     for path in sorted(folder.rglob("*"), reverse=True):
         _fsync(path)
     _fsync(folder)
@@ -104,6 +108,21 @@ def finish(folder: Path, state: RunState, keep: int) -> Path:
     for old in _finished(target.parent.parent)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def check(folder: Path) -> None:
+    """Raises RedraftError naming the first file of a checkpoint that is not as it was written."""
+    for name, digest in json.loads((folder / DIGESTS).read_text()).items():
+        path = folder / name
+        if not path.is_file() or _digest(path) != digest:
+            what = "is damaged" if path.is_file() else "is missing"
+            raise RedraftError(f"{path} {what}. Remove {folder}, to resume from the checkpoint before it")
+
+
+def _digest(path: Path) -> str:
+    from blake3 import blake3
+
+    return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
 def read(folder: Path, run_id: str, ranks: int, zero: int) -> RunState:

@@ -130,6 +130,8 @@ class Rank:
         progress, cursor = Progress(incarnation), {}
         if folder is not None:
             state = checkpoint.read(folder, spec.run_id, spec.world, spec.settings.zero)
+            if spec.rank == 0:
+                checkpoint.check(folder)
             trainer.load(str(folder), checkpoint.TAG)
             progress.step, cursor = state.step, state.cursor
             progress.published = state.step if state.published is None else state.published

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen2Config
 
-from learner.checkpoint import RunState, begin, finish, newest, next_incarnation, read, write_model
-from protocols.errors import SettingError
+from learner.checkpoint import RunState, begin, check, finish, newest, next_incarnation, read, write_model
+from protocols.errors import RedraftError, SettingError
 
 
 def write(run_dir, step: int, keep: int = 2):
@@ -44,6 +44,20 @@ def test_a_state_reads_back_as_it_was(tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_id, ranks, zero, message):
     with pytest.raises(SettingError, match=message):
         read(write(tmp_path, 3), run_id, ranks, zero)
+
+
+def test_a_file_that_is_not_as_it_was_written_is_named_with_the_cure(tmp_path):
+    folder = begin(tmp_path, 4)
+    (folder / "engine").mkdir()
+    (folder / "engine" / "weights.pt").write_bytes(bytes(1000))
+    path = finish(folder, RunState("run", 4, 0, {}, ranks=1, zero=0), keep=1)
+    check(path)
+    (path / "engine" / "weights.pt").write_bytes(bytes(500) + b"\x01" + bytes(499))
+    with pytest.raises(RedraftError, match=r"weights\.pt is damaged\. Remove .*step-000004, to resume from"):
+        check(path)
+    (path / "engine" / "weights.pt").unlink()
+    with pytest.raises(RedraftError, match=r"weights\.pt is missing"):
+        check(path)
 
 
 def test_every_incarnation_has_a_number_of_its_own_even_without_a_checkpoint(tmp_path):
