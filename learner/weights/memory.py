@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import weakref
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Buffer:
         os.ftruncate(self._file, size)
         self.data: Tensor = torch.frombuffer(mmap.mmap(self._file, size), dtype=torch.uint8)
         self.path = f"/proc/{os.getpid()}/fd/{self._file}"
+        self.close = weakref.finalize(self, os.close, self._file)  # its bytes go when the last who maps them does
 
     def __len__(self) -> int:
         return len(self.data)
@@ -40,10 +42,6 @@ class Buffer:
     def release(self) -> None:
         """Lets others read it."""
         fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """It goes when the last who maps it does."""
-        os.close(self._file)
 
 
 class Memory:

@@ -214,9 +214,16 @@ class Learner:
         """What the ranks returned, the announced weights and the reports; the processes end."""
         returned = ray.get(self.running, timeout=deadline_s(60))
         weights, reports = self.noted()
+        self._check_blobs(weights)
         for rank in self.ranks:
             ray.kill(rank)
         return returned, weights, reports
+
+    def _check_blobs(self, weights: list):
+        """Actors of other nodes get the same bytes of the newest version, and hear that older ones are replaced."""
+        newest, older = ray.get([self.ranks[0].blob.remote(ref.version) for ref, _ in (weights[-1], weights[0])])
+        assert ray.get(newest[0]).tobytes() == weights[-1][1]
+        assert older == [] or len(weights) == 1
 
     def noted(self):
         return ray.get(self.controller.noted.remote())

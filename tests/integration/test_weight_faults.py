@@ -249,7 +249,7 @@ WHOLE = [fault for fault in FAULTS if fault != "an adapter that is never loaded"
 ADAPTED = [fault for fault in FAULTS if fault not in ("an old head", "a worker that skips one")]
 
 
-@pytest.mark.parametrize("pushes", [200, pytest.param(10_000, marks=pytest.mark.prove)])
+@pytest.mark.parametrize("pushes", [200, pytest.param(10_000, marks=[pytest.mark.prove, pytest.mark.timeout(7200)])])
 def test_each_fault_is_named_by_its_push_and_no_answer_gets_out_that_wrong_weights_made(
     model, learned, tmp_path, pushes
 ):
