@@ -254,5 +254,6 @@ def test_published_bytes_are_a_safetensors_file(tmp_path):
         "one": torch.tensor(2.0),
         "none": torch.ones(0, 4),
     }
-    found = load_file(Published(state, 1, PROBE).path)
+    made = Published(state, 1, PROBE)
+    found = load_file(made.path)
     assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
