@@ -167,7 +167,8 @@ def states(status: RunStatus) -> dict[str, str]:
 
 def owners() -> list[psutil.Process]:
     """The processes that own weight files."""
-    return [found for found in psutil.Process().children(recursive=True) if "ray::NodeFiles" in found.cmdline()[:1]]
+    children = psutil.Process().children(recursive=True)  # Ray adds the method that runs to a process's title
+    return [found for found in children if "".join(found.cmdline()[:1]).startswith("ray::NodeFiles")]
 
 
 @pytest.mark.prove
