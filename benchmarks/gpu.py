@@ -34,6 +34,7 @@ from typing import Any
 from benchmarks.all import GRACE_S, ROOT, run
 
 ROUNDS = {"cpu": "1", "cuda": "5"}
+SIZES = {"cpu": "50M", "cuda": "50M,300M,1.5B"}  # of weights
 MODELS = {
     "cpu": ["model.make.pretrain=null"],
     "cuda": [
@@ -58,7 +59,8 @@ class Part:
 
 def benchmark(name: str, *arguments: str) -> Callable[[str, str | None, float], dict[str, Any]]:
     def measure(device: str, model: str | None, limit_s: float) -> dict[str, Any]:
-        return run(name, ["--device", device, "--rounds", ROUNDS[device], *arguments], limit_s)
+        sizes = ["--sizes", SIZES[device]] if name == "weights" else []
+        return run(name, ["--device", device, "--rounds", ROUNDS[device], *sizes, *arguments], limit_s)
 
     return measure
 

@@ -1,6 +1,6 @@
 """How long new weights take to every actor, and how long generations stand still for them, beside a plain copy.
 
-    python -m benchmarks.weights [--quick] [--device cpu|cuda] [--sizes 300M,1.5B]
+    python -m benchmarks.weights [--quick] [--device cpu|cuda] [--sizes 300M,1.5B] [--rounds N]
 
 For models of 0.4, 50 and 300 million random weights (the first is the quickstart's, float32; the others bfloat16) and,
 where it is asked for, 1.5 billion, two actors each. A round is one version by each transport in turn: it is published,
@@ -40,7 +40,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -198,10 +198,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="under 5 minutes on two cores; else under 10")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the learner and the engines")
     parser.add_argument("--sizes", default=",".join(USUAL), help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--rounds", type=int, help="instead of those of --quick or of the whole")
     chosen = parser.parse_args()
     if unknown := set(chosen.sizes.split(",")) - SIZES.keys():
         parser.error(f"--sizes: {', '.join(unknown)} is none of {', '.join(SIZES)}")
     plan = QUICK if chosen.quick else FULL
+    plan = plan if chosen.rounds is None else replace(plan, rounds=chosen.rounds)
     with tempfile.TemporaryDirectory(prefix="redraft-", ignore_cleanup_errors=True) as folder:
         result = run(plan, chosen.sizes.split(","), chosen.device, folder)
     show(result)
