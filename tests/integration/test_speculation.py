@@ -30,7 +30,8 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(models):
-    settings = EngineSettings(max_length=512, max_running=64, speculate="ngram")
+    """In a process of its own: what proposes brings numba, beside which no second engine starts in the same process."""
+    settings = EngineSettings(process="separate", max_length=512, max_running=64, speculate="ngram")
     with asyncio.Runner() as runner:
         engine = runner.run(engines.start(models[0], "float32", settings, seed=0))
         yield engine, runner.run
