@@ -72,7 +72,7 @@ class EngineSettings(Settings):
     speculate: Literal["off", "ngram"] = "off"
     """ngram: what followed the last two to four tokens where they stood before is proposed as the next, so that a retry
     which copies its attempt takes fewer steps. Distribution and log-probs stay those of the model, so it needs
-    sampling.temperature 1 and top_p 1. Pays where a wider step costs little (a GPU), not on a CPU."""
+    sampling.temperature 1 and top_p 1. It gains where a wider step costs little, which a CPU's does not."""
     stats: bool | None = None
     """Export vLLM's own metrics (`vllm:...`), too. None: where its core runs in processes of its own; in process they
     take time from generation."""

@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from actors.messages import Question, added
 from actors.teacher_config import TeacherSettings
-from protocols.named import OwnSettings, either, name_of, one_of
+from protocols.named import OwnStating, either, name_of, one_of
 from protocols.settings import Settings
 from protocols.turns import Role
 
@@ -334,7 +334,7 @@ class SearchSettings(Rollout):
         return ActSettings(turns=turns or self.turns, episodes=episodes, system=self.system)
 
 
-class OwnRollout(OwnSettings, Rollout):
+class OwnRollout(OwnStating, Rollout):
     """A rollout of the user's own: `async def play(stage: actors.rollouts.Stage)`, or a class with such a static method
     `play` and with `facts`, a RolloutFacts, by which the recipe is checked as for a known one."""
 
@@ -349,13 +349,6 @@ class OwnRollout(OwnSettings, Rollout):
     @property
     def facts(self) -> RolloutFacts:
         return self._facts
-
-    def stating(self, facts: RolloutFacts) -> OwnRollout:
-        """The same with the facts that its class states, which is imported before anything starts, and not to read
-        the recipe of a run."""
-        copy = self.model_copy()
-        copy._facts = facts
-        return copy
 
     def tested(self, turns: int | None, episodes: int) -> Rollout:
         return self.model_copy(update={"episodes": episodes} | ({"turns": turns} if turns else {}))

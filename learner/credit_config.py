@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
-from protocols.named import OwnSettings, either, name_of, one_of
+from protocols.named import OwnStating, either, name_of, one_of
 from protocols.settings import Settings
 
 Compared = Literal["", "episodes", "turns", "retries"]
@@ -126,7 +126,7 @@ class TrajectoryCredit(CreditSettings):
         return CreditFacts(follows_paths=True)
 
 
-class OwnCredit(OwnSettings, CreditSettings):
+class OwnCredit(OwnStating, CreditSettings):
     """A credit of the user's own: a function, see learner/credits/__init__.py, or a class with such a static method
     `credit` and with `facts`, a CreditFacts, by which the recipe is checked as for a known one."""
 
@@ -135,13 +135,6 @@ class OwnCredit(OwnSettings, CreditSettings):
     @property
     def facts(self) -> CreditFacts:
         return self._facts
-
-    def stating(self, facts: CreditFacts) -> OwnCredit:
-        """The same with the facts that its class states, which is imported before anything starts, and not to read
-        the recipe of a run."""
-        copy = self.model_copy()
-        copy._facts = facts
-        return copy
 
 
 KNOWN: tuple[type[CreditSettings], ...] = (

