@@ -112,7 +112,12 @@ def finish(folder: Path, state: RunState, keep: int) -> Path:
 
 def check(folder: Path) -> None:
     """Raises RedraftError naming the first file of a checkpoint that is not as it was written."""
-    for name, digest in json.loads((folder / DIGESTS).read_text()).items():
+    try:
+        digests = json.loads((folder / DIGESTS).read_text())
+    except (OSError, ValueError) as error:
+        problem = f"{folder / DIGESTS} cannot be read ({error}), without which no damage would be seen"
+        raise RedraftError(f"{problem}. Remove {folder}, to resume from the checkpoint before it") from error
+    for name, digest in digests.items():
         path = folder / name
         if not path.is_file() or _digest(path) != digest:
             what = "is damaged" if path.is_file() else "is missing"

@@ -58,6 +58,9 @@ def test_a_file_that_is_not_as_it_was_written_is_named_with_the_cure(tmp_path):
     (path / "engine" / "weights.pt").unlink()
     with pytest.raises(RedraftError, match=r"weights\.pt is missing"):
         check(path)
+    (path / "digests.json").write_text('{"engine/weights.pt": "12')  # the disk was full
+    with pytest.raises(RedraftError, match=r"digests\.json cannot be read .* Remove .*step-000004"):
+        check(path)
 
 
 def test_every_incarnation_has_a_number_of_its_own_even_without_a_checkpoint(tmp_path):
