@@ -133,11 +133,11 @@ def tests(device: str, model: str | None, limit_s: float) -> dict[str, Any]:
 
 
 PARTS = (
-    Part("attention", 1, benchmark("attention")),
+    Part("attention", 2, benchmark("attention")),
     Part("learner", 3, benchmark("learner", "--quick")),
-    Part("weights", 3, benchmark("weights", "--quick")),
+    Part("weights", 2, benchmark("weights", "--quick")),
     Part("generation", 2, benchmark("generation", "--quick")),
-    Part("run", 4, runs),
+    Part("run", 3, runs),
     Part("tests", 1, tests),
 )
 
