@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ FACTS = {
     "ZeRO": "learner.zero",
     "seed": "seed",
 }
-ORIGIN = {"began": "began", "machine": "machine", "Redraft": "version"}
+ORIGIN = {"machine": "machine", "Redraft": "version"}
 
 POINTS = 1000  # of a curve, or up to twice as many: a page with each of 5,000 steps had 4 MB
 
@@ -101,6 +102,7 @@ def _header(
     facts = [("steps", f"{done} of {recipe['steps']}" if "steps" in recipe else f"{done}")]
     facts += [("wall time", duration(seconds))] if seconds else []
     facts += [("model", _model(recipe, ended and ended.trained_parameters))] if at(recipe, "model") else []
+    facts += [("began", _time(run["began"]))] if at(run, "began") else []
     facts += [(label, str(run[key])) for label, key in ORIGIN.items() if at(run, key)]
     facts += [(label, _plain(value)) for label, key in FACTS.items() if (value := at(recipe, key)) is not None]
     listed = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
@@ -108,6 +110,10 @@ def _header(
     badge = f'<span class="state {escape(state.split()[0])}">{escape(state)}</span>'
     told = f'<p class="headline">{escape(came)}</p>' if came else ""
     return f'<header><h1>{escape(name)} {badge}</h1>{told}<p class="lead">{LEAD}</p>{error}<dl>{listed}</dl></header>'
+
+
+def _time(iso: str) -> str:
+    return f"{datetime.fromisoformat(iso):%Y-%m-%d %H:%M %Z}"
 
 
 def _findings(found: Sequence[Finding]) -> str:
