@@ -22,8 +22,9 @@ from actors import engines, rendering, rollouts
 from actors.clock import StateClock, state_of
 from actors.config import Feedback, SamplingSettings
 from actors.contract import Orders, Report, Spec
+from actors.door import EpisodeFailure
 from actors.engines.teacher import Teacher, TeacherBudget
-from actors.environment_pool import EnvironmentPool, EpisodeFailure
+from actors.environment_pool import EnvironmentPool
 from actors.group import GroupWriter
 from actors.rendering import Renderer
 from actors.rollout_config import Rollout
@@ -108,10 +109,16 @@ class Actor:
         feedback: Feedback | None = None,
     ) -> list[list[Turn]]:
         """Plays tasks outside of training: the turns of each task, which go nowhere else. `feedback` stands in place of
-        the environment's. Reports meanwhile say how far `share`, the caller's number of it, has come."""
+        the environment's. Reports meanwhile say how far `share`, the caller's number of it, has come.
+
+        A task that cannot be played ends with turns of role error; only a setting or an engine ends the others."""
         self._share, self._tested, self._tested_tokens = share, 0, 0
         lent = self._made.environments if feedback is None else self._lender(feedback)
-        return await asyncio.gather(*(self._evaluate(task, settings, sampling, lent) for task in tasks))
+        try:
+            return await asyncio.gather(*(self._evaluate(task, settings, sampling, lent) for task in tasks))
+        finally:
+            if feedback is not None:
+                await lent.close()
 
     async def close(self) -> None:
         """Ends everything and frees the engine's memory and files."""
@@ -121,6 +128,7 @@ class Actor:
             made = self._made
             await made.engine.abort()
             await made.engine.close()
+            await made.environments.close()
             if made.teacher is not None:
                 await made.teacher.close()
             await asyncio.to_thread(made.producer.close, 5.0)
@@ -168,7 +176,8 @@ class Actor:
         from actors import environments
 
         played = self._spec.environment.model_copy(update={"feedback": feedback})
-        return EnvironmentPool(lambda: environments.make(played), played.time_limit_s, played.threads)
+        limits = played.time_limit_s, played.threads, played.instances, played.recycle_after
+        return EnvironmentPool(lambda: environments.make(played), *limits)
 
     async def _update(self, trial: WeightRef | None) -> None:
         """Brings the engine to the newest announced version, again while newer ones come."""
@@ -222,12 +231,11 @@ class Actor:
     async def _play(self, lease: Lease) -> None:
         limit = self._spec.actors.lease_s
         try:
-            async with asyncio.timeout(limit):
+            lent, episodes = self._made.environments, self._spec.rollout.episodes
+            async with lent.room(episodes), asyncio.timeout(limit):
                 await self._for_replay(self._made.producer.room(lease.shard, ROOM_S))
                 writer = GroupWriter(lease, self._emit)
-                await self._group(
-                    lease, writer, self._spec.rollout, self._spec.sampling, self._made.environments, self._count
-                )
+                await self._group(lease, writer, self._spec.rollout, self._spec.sampling, lent, self._count)
                 kept = cast(Future, writer.close())  # what the producer promises
                 await self._for_replay(asyncio.wrap_future(kept))
         except TimeoutError:
@@ -304,13 +312,28 @@ class Actor:
 
         writer = GroupWriter(lease, keep)
         self._evaluating += 1
+        limit = self._spec.actors.lease_s
         try:
-            async with asyncio.timeout(self._spec.actors.lease_s):
+            async with lent.room(settings.episodes), asyncio.timeout(limit):
                 await self._group(lease, writer, settings, sampling, lent)
+        except (SettingError, TeacherBudget, rollouts.Aborted):
+            raise
+        except TimeoutError:
+            self._break_off(writer, settings, EpisodeFailure("hung", f"not played within actors.lease_s={limit:g}"))
+        except Exception as error:
+            log.exception("%s cannot play the test task %s", self._name, task["id"])
+            self._break_off(writer, settings, EpisodeFailure("raised", f"{type(error).__name__}: {error}"))
         finally:
             self._evaluating -= 1
         self._tested += 1
         return turns
+
+    def _break_off(self, writer: GroupWriter, settings: Rollout, failure: EpisodeFailure) -> None:
+        """Ends the episodes of a group that have not come to an end."""
+        self._note(failure)
+        for number in range(settings.episodes):
+            if number not in writer.finished:
+                writer.error(number, str(failure), failure.kind)
 
     def _count(self, role: Role) -> None:
         self._report.generations += 1

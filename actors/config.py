@@ -35,6 +35,10 @@ class EnvironmentSettings(Settings):
     """A step that takes longer ends its episode with role `error`."""
     threads: int = Field(default=32, ge=1)
     """Steps of blocking environments that one actor waits for at once; give it more where they sleep or are remote."""
+    instances: int | None = Field(default=None, ge=1)
+    """Environments that are alive at once in one actor; more episodes wait (None: one for each that is played)."""
+    recycle_after: int | None = Field(default=None, ge=1)
+    """Episodes after which an environment is closed and another one made (None: never)."""
     options: dict[str, Any] = {}
     """The environment's own settings, see its class."""
 

@@ -1,51 +1,28 @@
-"""Environments as a rollout meets them: asynchronous, with a time limit, and never the end of the actor."""
+"""Environments as a rollout meets them: asynchronous, with a time limit, and never the end of the actor.
+
+EnvironmentPool.one --makes or takes--> environment --reset, step--> actors/door.py --> Playing, Outcome
+        `-- closes it after a failure, after `recycle_after` episodes, and at the actor's end
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from actors import messages
+from actors import door
+from actors.door import EpisodeFailure, Outcome
+from actors.environments.base import Revises
 from actors.messages import Question
 from protocols import metrics
 
-if TYPE_CHECKING:
-    from actors.environments.base import Hints
-
-
-class EpisodeFailure(Exception):
-    """This episode cannot go on; the group can. `kind` is a metric label, one of KINDS."""
-
-    KINDS = ("raised", "hung", "too_long", "teacher")
-
-    def __init__(self, kind: str, message: str):
-        self.kind = kind
-        super().__init__(message)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the environment made of one answer. `parsed`: whether it found one in the text; None where it is silent."""
-
-    reward: float
-    success: bool
-    answer: str | None
-    terminated: bool
-    truncated: bool
-    seconds: float
-    refused: bool = False
-    parsed: bool | None = None
-
-
-def parsed_in(info: dict) -> bool | None:
-    """Whether an environment found an answer in a text: it says which, or that it is right. None where its `info` has
-    no `answer`, as that of one that parses nothing."""
-    return bool(info["answer"]) or bool(info.get("success", False)) if "answer" in info else None
+log = logging.getLogger("redraft.environments")
+CAUSES = 1000  # of failures to close that are logged
 
 
 class Playing:
@@ -53,25 +30,23 @@ class Playing:
 
     def __init__(self, environment, call: Callable):
         self._environment, self._call = environment, call
+        self._name = type(environment).__name__
         self.observation: Question = ""
 
     async def reset(self, task: dict, seed: int) -> None:
-        """Begins the task. Raises EpisodeFailure when the environment raises, or its observation is not a question."""
-        observation, _ = await self._call(self._environment.reset, seed=seed, options={"task": task})
-        try:
-            self.observation = messages.checked(observation)
-        except ValueError as error:
-            raise EpisodeFailure("raised", str(error)) from None
+        """Begins the task. This and all below raise EpisodeFailure when the environment raises, takes longer than its
+        limit, or returns what the contract does not have."""
+        returned = await self._call(self._environment.reset, seed=seed, options={"task": task})
+        self.observation = door.question(self._name, returned)
 
     async def step(self, text: str) -> Outcome:
-        """Acts. Raises EpisodeFailure when the environment raises or takes longer than its limit."""
+        """Acts."""
         began = time.monotonic()
-        self.observation, reward, terminated, truncated, info = await self._call(self._environment.step, text)
+        returned = await self._call(self._environment.step, text)
         seconds = time.monotonic() - began
         metrics.ENVIRONMENT_SECONDS.observe(seconds)
-        said = info.get("success", False), info.get("answer")
-        parsed = parsed_in(info)
-        return Outcome(float(reward), *said, terminated, truncated, seconds, info.get("refused", False), parsed)
+        self.observation, outcome = door.outcome(self._name, returned, seconds)
+        return outcome
 
     async def snapshot(self) -> Any:
         """The state of the episode, for `restore` here or in another environment."""
@@ -82,56 +57,150 @@ class Playing:
 
     async def hint(self) -> str | None:
         """What leads to the right answer (environments that have hints); None where nothing does."""
-        told: Hints = self._environment
-        return await self._call(told.hint)
+        found = await self._call(self._environment.hint)
+        return None if found is None else door.text(f"{self._name}.hint", found)
 
-    @property
-    def itself(self) -> Any:
-        """The environment, for what takes no time."""
-        return self._environment
+    async def revision(self, good: list[str], rng: Any) -> str | None:
+        """The environment's own way to say that one was wrong; None where it has none."""
+        if not isinstance(self._environment, Revises):
+            return None
+        return door.text(f"{self._name}.revision", await self._call(self._environment.revision, good, rng))
+
+    async def demonstrations(self, rng: Any, count: int, turns: int) -> list[list[tuple[str, bool]]]:
+        """`count` dialogues of `turns` attempts, as environments that demonstrate give them."""
+        found = await self._call(self._environment.demonstrations, rng, count, turns)
+        return door.dialogues(f"{self._name}.demonstrations", found)
+
+
+@dataclass(slots=True)
+class Lent:
+    """An environment of the pool, and how many episodes it has begun."""
+
+    environment: Any
+    episodes: int = 0
 
 
 class EnvironmentPool:
-    """Lends environments to episodes. `make` builds one; those that failed are thrown away, the others used again.
+    """Lends environments to episodes. `make` builds one; those that failed are closed, the others used again.
 
-    An environment whose class says `blocking = False` is called directly; others run in threads, since they may
-    sleep, compute or hang. A hung thread cannot be stopped: it is left behind with its pool, and a new one begins.
+    An environment whose class says `blocking = False` is called directly; others are called in threads, since they may
+    sleep, compute or hang, as all are made and closed. A hung thread cannot be stopped: it is left behind with its
+    pool, and a new one begins. At most `instances` are alive at once (None: as many as there are episodes), and each is
+    closed after `recycle_after` episodes (None: never).
     """
 
-    def __init__(self, make: Callable[[], object], time_limit_s: float, threads: int):
+    def __init__(
+        self,
+        make: Callable[[], object],
+        time_limit_s: float,
+        threads: int,
+        instances: int | None = None,
+        recycle_after: int | None = None,
+    ):
         self._make, self._limit, self._at_once = make, time_limit_s, threads
+        self._instances, self._recycle_after = instances, recycle_after
         for kind in EpisodeFailure.KINDS:
             metrics.ENVIRONMENT_ERRORS.labels(kind=kind)
-        self._idle: list = []
+        self._idle: list[Lent] = []
+        self._alive: dict[int, Lent] = {}
         self._threads = ThreadPoolExecutor(threads, "environment")
         self._free = asyncio.Semaphore(threads)  # so that the limit counts from a step's start, not from its queueing
+        self._room, self._group_room = (asyncio.Semaphore(instances or threads) for _ in range(2))
+        self._line = asyncio.Lock()
+        self._said: set[str] = set()
 
     @asynccontextmanager
     async def one(self, task: dict, seed: int) -> AsyncIterator[Playing]:
-        environment = self._idle.pop() if self._idle else await self._directly(self._make)
-        call = self._in_thread if environment.blocking else self._directly
-        playing = Playing(environment, call)
-        await playing.reset(task, seed)
-        yield playing
-        self._idle.append(environment)  # not reached after a failure
+        """An environment that was reset to the task. Waits while `instances` others play."""
+        async with self._room if self._instances is not None else nullcontext():
+            lent = self._idle.pop() if self._idle else await self._made()
+            lent.episodes += 1
+            whole = False
+            try:
+                environment = lent.environment
+                playing = Playing(environment, self._in_thread if environment.blocking else self._directly)
+                await playing.reset(task, seed)
+                yield playing
+                whole = True
+            finally:
+                if whole and (self._recycle_after is None or lent.episodes < self._recycle_after):
+                    self._idle.append(lent)
+                else:
+                    await self._close(lent)
+
+    @asynccontextmanager
+    async def room(self, episodes: int) -> AsyncIterator[None]:
+        """Waits until a group of so many episodes at once can be played without waiting for the environments of
+        others: so that no group's time runs while it cannot play. Groups go in the order in which they came."""
+        wanted = 0 if self._instances is None else min(episodes, self._instances)
+        async with AsyncExitStack() as held:
+            async with self._line:
+                for _ in range(wanted):
+                    await held.enter_async_context(self._group_room)
+            yield
+
+    async def close(self) -> None:
+        """Closes all environments, also those in which an episode is played. Each has its time limit for it."""
+        self._idle.clear()
+        await asyncio.gather(*(self._close(lent) for lent in list(self._alive.values())))
+        self._threads.shutdown(wait=False)
+
+    async def _made(self) -> Lent:
+        lent = Lent(await self._in_thread(self._make, late=_discard))
+        self._alive[id(lent)] = lent
+        return lent
+
+    async def _close(self, lent: Lent) -> None:
+        if self._alive.pop(id(lent), None) is None:
+            return
+        try:
+            await asyncio.shield(self._in_thread(lent.environment.close))
+        except EpisodeFailure as failure:
+            metrics.ENVIRONMENT_ERRORS.labels(kind=failure.kind).inc()
+            said = f"{type(lent.environment).__name__}.close failed: {failure}"
+            if len(self._said) < CAUSES and said not in self._said:
+                self._said.add(said)
+                log.warning("%s; said once", said)
 
     async def _directly(self, function: Callable, *arguments, **named):
-        try:
-            return function(*arguments, **named)
-        except Exception as error:
-            raise EpisodeFailure("raised", f"{type(error).__name__}: {error}") from error
+        return _result(*_guarded(function, *arguments, **named))
 
-    async def _in_thread(self, function: Callable, *arguments, **named):
+    async def _in_thread(self, function: Callable, *arguments, late: Callable[[Future], None] | None = None, **named):
+        """`late` is told of a call that ended after its limit."""
         async with self._free:
-            loop, threads = asyncio.get_running_loop(), self._threads
-            work = loop.run_in_executor(threads, lambda: function(*arguments, **named))
+            threads = self._threads
+            work = threads.submit(_guarded, function, *arguments, **named)
+            done = asyncio.wrap_future(work)
             try:
-                return await asyncio.wait_for(work, self._limit)
+                return _result(*await asyncio.wait_for(done, self._limit))
             except TimeoutError:
                 if threads is self._threads:
                     self._threads = ThreadPoolExecutor(self._at_once, "environment")
                     threads.shutdown(wait=False)
+                if late is not None:
+                    work.add_done_callback(late)
                 message = f"no answer within environment.time_limit_s={self._limit:g}"
                 raise EpisodeFailure("hung", message) from None
-            except Exception as error:
-                raise EpisodeFailure("raised", f"{type(error).__name__}: {error}") from error
+
+
+def _guarded(function: Callable, *arguments, **named) -> tuple[Any, BaseException | None]:
+    """(result, None), or (None, what was raised): an environment may raise SystemExit, asyncio's CancelledError or the
+    panic of an extension, none of which may end a thread, a task or the actor."""
+    try:
+        return function(*arguments, **named), None
+    except BaseException as error:
+        return None, error
+
+
+def _result(result: Any, error: BaseException | None) -> Any:
+    if error is not None:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise EpisodeFailure("raised", said) from error
+    return result
+
+
+def _discard(work: Future) -> None:
+    """Closes an environment that was made too late for its episode."""
+    made = None if work.cancelled() else work.result()[0]
+    if made is not None:
+        _guarded(made.close)

@@ -23,8 +23,11 @@ class GroupWriter:
         self._lease, self._sink = lease, sink
         self._next = 0
         self._last: dict[int, int] = {}
-        self._returns: dict[int, float] = defaultdict(float)
-        self._scores: list[float] = []
+        self._scores: dict[int, list[float]] = defaultdict(list)
+        self._broken: set[int] = set()
+        self._too_long: set[int] = set()
+        self.finished: set[int] = set()
+        """Numbers of the episodes that came to their end."""
         self.successes: dict[int, float] = {}
         """By episode whether its last sampled answer or action was a success; a rollout that knows better says so."""
         self.facts: dict = {"task": lease.task.get("id", "")}
@@ -34,8 +37,10 @@ class GroupWriter:
 
     @property
     def success(self) -> float | None:
-        """How often the model itself succeeds at the task, as far as the group shows; None before any episode."""
-        return sum(self.successes.values()) / len(self.successes) if self.successes else None
+        """How often the model itself succeeds at the task, as far as the group shows; None where no episode shows it.
+        One that broke off shows nothing."""
+        shown = [success for episode, success in self.successes.items() if episode not in self._broken]
+        return sum(shown) / len(shown) if shown else None
 
     def turn(
         self,
@@ -56,9 +61,8 @@ class GroupWriter:
         number = self._next
         self._next += 1
         self._last[episode] = number
-        if role is not Role.REFLECTION:
-            self._returns[episode] += reward
-            self._scores.append(reward)
+        if role not in (Role.REFLECTION, Role.ERROR):
+            self._scores[episode].append(reward)
             if completion.stop is not Stop.AUTHORED:
                 self.successes[episode] = float(facts.get("extra", {}).get("success", False))
         turn = Turn(
@@ -88,7 +92,15 @@ class GroupWriter:
         return number
 
     def error(self, episode: int, error: str, kind: str) -> None:
-        """Ends an episode that cannot go on: a turn of role ERROR after its last one, in which nothing was sampled."""
+        """Ends an episode that cannot go on: a turn of role ERROR after its last one, in which nothing was sampled.
+
+        An episode of the kind `too_long` failed by the model's own words and counts as wrong; any other broke off, and
+        counts for nothing."""
+        if kind == "too_long":
+            self._too_long.add(episode)
+            self.successes[episode] = 0.0
+        else:
+            self._broken.add(episode)
         parent, extra = self._last.get(episode, -1), {"error": error, "kind": kind}
         self.turn(Role.ERROR, parent, NO_TOKENS, NOTHING_SAMPLED, episode=episode, index=0, reward=0.0, extra=extra)
 
@@ -99,10 +111,16 @@ class GroupWriter:
 
     @property
     def compared_values(self) -> list[float]:
-        """The values whose spread tells groups without variance apart."""
+        """The values whose spread tells groups without variance apart. Episodes that broke off have none; one that grew
+        too long is worth no more than any other, nor than 0, as in learner/credits/group.py."""
         if self.compared is not None:
             return self.compared
-        return list(self._returns.values()) if len(self._returns) > 1 else self._scores
+        whole = {episode: scores for episode, scores in self._scores.items() if episode not in self._broken}
+        if self.episodes < 2:
+            return [score for scores in whole.values() for score in scores]
+        lowest = min([0.0, *(sum(scores) for scores in whole.values())])
+        ended = [sum(scores) for episode, scores in whole.items() if episode not in self._too_long]
+        return ended + [lowest] * len(self._too_long)
 
     @property
     def spread(self) -> float:

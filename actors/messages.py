@@ -7,6 +7,7 @@ from typing import Any
 
 ROLES = ("system", "user", "assistant")
 Message = dict[str, str]
+LONGEST_TEXT = 1_000_000  # characters of what an environment says
 Question = str | list[Message]
 """Messages are {"role": one of ROLES, "content": text}; only the first may be the system's, the last is the user's."""
 

@@ -85,7 +85,7 @@ class _Pass:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFigures(_Pass):
-    """One pass of episodes whose turns are answers. Answers that an error kept from being given count as wrong."""
+    """One pass of episodes whose turns are answers. Answers for which the context had no room count as wrong."""
 
     kind: ClassVar[Kind] = "answers"
     accuracy_by_turn: tuple[Figure, ...] = ()
@@ -139,7 +139,7 @@ class EvaluationSummary:
     sampled episode."""
     sampled: PassFigures
     errors: int = 0
-    """Episodes of all passes that an error ended."""
+    """Episodes of all passes that broke off, because the environment failed: their tasks are in no figure."""
     generations: Mapping[str, int] = field(default_factory=dict)
     """Sampled responses of each pass, so that methods can be compared at equal numbers of them."""
     greedy: PassFigures | None = None

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any, cast
 
-from actors.environment_pool import EpisodeFailure
+from actors.door import EpisodeFailure
 from actors.teacher_config import TeacherSettings
 from protocols import metrics
 from protocols.errors import RedraftError, SettingError

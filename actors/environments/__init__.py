@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from actors import door
 from actors.config import DataSettings, EnvironmentSettings
 from actors.environments.base import TextEnvironment
 from protocols import named
@@ -49,9 +50,11 @@ def make(settings: EnvironmentSettings) -> TextEnvironment:
 
 
 def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequence[dict]:
-    """The tasks of split "train" or "test", at most `data.<split>_size`. Raises SettingError if there are none."""
+    """The tasks of split "train" or "test", at most `data.<split>_size`. Raises SettingError where there are none, or
+    they are not what tasks are."""
     kind = find(settings.name)
-    found = _failures(data.failures) if data.failures and split == "train" else kind.tasks(data, split)
+    failures = data.failures if split == "train" else None
+    found = door.tasks(settings.name, split, _own(kind, data, split) if failures is None else _failures(failures))
     size = data.train_size if split == "train" else data.test_size
     if not len(found):
         where = repr(data.path) if data.path else "without a path"
@@ -59,10 +62,20 @@ def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequ
     return found if size is None else found[:size]
 
 
+def _own(kind: type[TextEnvironment], data: DataSettings, split: str) -> Sequence[dict]:
+    try:
+        return kind.tasks(data, split)
+    except SettingError:
+        raise
+    except Exception as error:
+        problem = f"{kind.__name__}.tasks({split!r}) raised {type(error).__name__}: {error}"
+        raise SettingError("environment.name", problem, "Cure it there, or give it the data that it needs") from error
+
+
 def _failures(path: str) -> list[dict]:
     cure = "Name a file that `redraft failures` wrote"
     try:
-        found = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        found = [json.loads(line) for line in Path(path).read_text("utf-8-sig").split("\n") if line.strip()]
         broken = next((n for n, task in enumerate(found, 1) if not {"id", "attempt"} <= set(task)), None)
     except (OSError, ValueError, TypeError) as error:
         raise SettingError("data.failures", f"{path} cannot be read: {error}", cure) from None

@@ -11,10 +11,8 @@ import gymnasium
 
 from actors import messages
 from actors.config import DataSettings
-from actors.messages import Question
+from actors.messages import LONGEST_TEXT, Question
 from protocols.errors import SettingError
-
-LONGEST_TEXT = 1_000_000  # characters
 
 
 class Cut(str):
@@ -35,7 +33,9 @@ class TextEnvironment(gymnasium.Env, ABC):
     terminated, truncated, info), where info holds `success` (bool) and `answer` (the answer in its canonical form, so
     that equal answers are equal strings, or None where nothing could be parsed; an environment that parses nothing
     leaves it out). Where an episode is many actions, it may also hold `refused` (bool): the action could not be done,
-    which is what an error is to a search.
+    which is what an error is to a search; and `score`: what the episode is worth so far, by which a search values it
+    where that is not the reward of its last step. What else it returns ends the episode (actors/door.py).
+    `close()` is called when it is not needed any more, also after a failure.
     """
 
     feedbacks: ClassVar[tuple[str, ...]] = ("binary", "blank")

@@ -1,7 +1,7 @@
 """`countdown`: combine the given numbers, each exactly once, with + - * / and brackets to hit a target.
 
 The task of Reflect, Retry, Reward (arXiv 2505.24726). Tasks are made here, each from an expression that solves it, or
-read from `data.path`, a folder with train.jsonl and test.jsonl (nums, target, solution).
+read from `data.path`, a folder with train.jsonl and test.jsonl (nums, target; solution where it is to be hinted).
 """
 
 from __future__ import annotations
@@ -25,6 +25,17 @@ LONGEST = 200  # characters of an expression, which bounds its depth, too
 SIZES = {"train": 4000, "test": 500}  # tasks made when data.<split>_size says nothing
 SMALLEST_TARGET, LARGEST_TARGET, LARGEST_NUMBER = 10, 99, 99
 
+SIGNS = str.maketrans("\u00d7\u00b7\u22c5\u2217\u00f7\u2212\u2013[]{}", "****/--()()", "`$")
+SPELLINGS = tuple(
+    (re.compile(pattern), other)
+    for pattern, other in (
+        (r"\\(?:left|right)(?![A-Za-z])", ""),
+        (r"\\(?:times|cdot)(?![A-Za-z])|(?<=[\d)]) ?[xX] ?(?=[\d(])", "*"),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"\\[dt]?frac ?(\(.*?\)) ?(\(.*?\))", r"(\1/\2)"),
+        (r"\) ?\(", ")*("),
+    )
+)
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -48,6 +59,9 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
         case ast.Constant(value=int() as number):
             numbers.append(number)
             return Fraction(number)
+        case ast.UnaryOp(ast.UAdd() | ast.USub() as sign, operand):
+            value = _value(operand, numbers)
+            return -value if isinstance(sign, ast.USub) else value
         case ast.BinOp(left, sign, right) if type(sign) in OPERATORS:
             a, b = _value(left, numbers), _value(right, numbers)
             if b == 0 and isinstance(sign, ast.Div):
@@ -57,11 +71,20 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
 
 
 def answer_in(text: str) -> str:
-    """The expression that a response gives: between the last <answer> tags, else its last line."""
+    """The expression that a response gives: between the last <answer> tags, else its last line, as Python spells it. Of
+    an equation the first side counts."""
     start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
     if start < 0:
-        return text.strip().rpartition("\n")[2].strip()
-    return text[start + len("<answer>") :].partition("</answer>")[0].strip()
+        return plain(text.strip().rpartition("\n")[2])
+    return plain(text[start + len("<answer>") :].partition("</answer>")[0])
+
+
+def plain(expression: str) -> str:
+    """Signs and brackets as Python has them: `$3 \\times [5 − 2] = 9$` -> `3 * (5 - 2)`."""
+    expression = " ".join(expression.partition("=")[0].translate(SIGNS).split())
+    for pattern, other in SPELLINGS:
+        expression = pattern.sub(other, expression)
+    return expression.strip()
 
 
 def _generate(rng: np.random.Generator) -> dict:
@@ -103,12 +126,19 @@ def _read(path: Path, split: str) -> list[dict]:
     try:
         found = [{"id": f"countdown/{split}/{n}", **row} for n, row in enumerate(rows(file))]
         for task in found:
-            if not solves(task["solution"], task):
-                raise ValueError(f"{task['solution']!r} does not solve {task['id']}")
+            _check(task)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        cure = "Name a folder with train.jsonl and test.jsonl (nums, target, solution), or leave it out"
+        cure = "Name a folder with train.jsonl and test.jsonl (nums, target), or leave it out"
         raise SettingError("data.path", f"{file} cannot be used: {error}", cure) from error
     return found
+
+
+def _check(task: dict) -> None:
+    target, nums, solution = task["target"], task["nums"], task.get("solution")
+    if not isinstance(target, int) or not all(isinstance(number, int) for number in nums):
+        raise ValueError(f"{task['id']} has target={target!r} and nums={nums!r}, which must be whole numbers")
+    if solution is not None and not solves(solution, task):
+        raise ValueError(f"{solution!r} does not solve {task['id']}")
 
 
 def solves(expression: str, task: dict) -> bool:
@@ -144,5 +174,5 @@ class Countdown(OneAnswer):
         except ValueError:
             return Verdict(0.0)
 
-    def hint(self) -> str:
-        return f"\n\nOne right expression is {self.task['solution']}."
+    def hint(self) -> str | None:
+        return None if self.task.get("solution") is None else f"\n\nOne right expression is {self.task['solution']}."

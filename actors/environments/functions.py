@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,62 @@ KINDS = ("simple_python", "multiple", "parallel", "irrelevance")
 """One function; one of several; several calls; no function that fits. The place of a kind is its tasks' `level`."""
 LONGEST = 4000  # characters of an answer
 DEEPEST = 12  # maps and lists in each other
+MOST_LINES = 200  # at which JSON is looked for
 
 EXAMPLE = '[{"name": "add", "arguments": {"a": 1, "b": 2}}]'
 
 
+THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+LANGUAGE = re.compile(r"\A\s*json\b", re.IGNORECASE)
+LAST_TOKEN = re.compile(r"(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>)\s*\Z")  # that a server did not take off
+BEGINNING = re.compile(r"^[ \t]*(?=[\[{])", re.MULTILINE)
+
+
 def parse(text: str) -> Any:
-    """The JSON of an answer: of its last fenced block, else the whole of it.
+    """The JSON of an answer, as calls where it is a call or several: of its last fenced block, else the whole of it,
+    else what begins at some line and goes on to the end, after whatever the model thought before.
 
     Raises ValueError where it is too long or too deep, or has a name twice in one map, NaN or an infinite number.
     """
+    text = THOUGHTS.sub("", text.lstrip("\ufeff"))
     parts = text.split("```")
-    text = parts[-2].removeprefix("json") if len(parts) > 2 and len(parts) % 2 else text
+    text = LANGUAGE.sub("", parts[-2]) if len(parts) > 2 and len(parts) % 2 else LAST_TOKEN.sub("", text)
     if len(text) > LONGEST:
         raise ValueError(f"longer than {LONGEST} characters")
-    try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("too deep") from None
+    found = _whole(text)
     _check_depth(found, DEEPEST)
-    return found
+    return _listed(found)
+
+
+def _whole(text: str) -> Any:
+    """The longest JSON that begins where the text or a line of it does, and ends where the text ends."""
+    beginnings = [0, *(line.end() for line in BEGINNING.finditer(text))][:MOST_LINES]
+    error = ValueError("no JSON")
+    for start in beginnings:
+        try:
+            return json.loads(text[start:], object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+        except RecursionError:
+            raise ValueError("too deep") from None
+        except ValueError as problem:
+            error = problem
+    raise error
+
+
+def _listed(found: Any) -> Any:
+    """One call as a list of it; arguments that were written as a JSON text as the map that it holds."""
+    calls = [found] if isinstance(found, dict) and {"name", "arguments"} <= found.keys() else found
+    return [_call(one) for one in calls] if isinstance(calls, list) else found
+
+
+def _call(one: Any) -> Any:
+    if not isinstance(one, dict) or not isinstance(one.get("arguments"), str):
+        return one
+    try:
+        arguments = _whole(one["arguments"])
+        _check_depth(arguments, DEEPEST)
+    except ValueError:
+        return one
+    return one | {"arguments": arguments}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict:

@@ -45,9 +45,15 @@ def arguments_match(arguments: Mapping, allowed: Mapping[str, Sequence], schema:
         if name in required or "" not in allowed[name]:
             return False
     return all(
-        name in allowed and any(_same(value, one, properties.get(name) or {}) for one in allowed[name])
+        name in allowed and _allowed(value, allowed[name], properties.get(name) or {})
         for name, value in arguments.items()
     )
+
+
+def _allowed(value: Any, allowed: Sequence, schema: Mapping) -> bool:
+    """Whether it is one of the allowed values. The "" that says that an argument may be left out is one for texts."""
+    of_texts = schema.get("type", "string") in ("string", "any")
+    return any(of_texts and value == "" if one == "" else _same(value, one, schema) for one in allowed)
 
 
 def call_matches(call: Mapping, reference: Mapping[str, Mapping], functions: Sequence[Mapping]) -> bool:

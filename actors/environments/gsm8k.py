@@ -6,39 +6,17 @@ Hugging Face hub, or a folder with train.jsonl and test.jsonl (question, answer 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from decimal import Decimal
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
-from actors.config import DataSettings
-from actors.environments.answers import BOXED, boxed
+from actors.config import DataSettings, Feedback
+from actors.environments.answers import final_answer, last_number, number
 from actors.environments.base import OneAnswer, Verdict
-from actors.environments.files import rows
+from actors.environments.files import field, rows
 from protocols.errors import SettingError
 
 HUB_NAME = "openai/gsm8k"
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+", re.ASCII)
-LONGEST_NUMBER = 40  # characters
-
-
-def final_answer(text: str) -> str | None:
-    r"""What stands after the last `####` (to the end of its line) or in the last `\boxed{}`, whichever is later."""
-    marked = text.rfind("####")
-    return text[marked + 4 :].partition("\n")[0] if marked > text.rfind(BOXED) else boxed(text)
-
-
-def number(text: str | None) -> str | None:
-    """The one number in an answer, canonical: "$1,234.50 dollars" -> "1234.5". None where there is none, or several."""
-    if text is None:
-        return None
-    found = NUMBER.findall(re.sub(r"\\[$,!; ]|[$%]|\\text\{[^{}]*\}", "", text).replace("{,}", ","))
-    if len(found) != 1 or len(found[0]) > LONGEST_NUMBER:
-        return None
-    plain = format(Decimal(found[0].replace(",", "")), "f")
-    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
-    return "0" if plain in ("-0", "") else plain
 
 
 def _rows(path: str, split: str) -> Iterable[dict]:
@@ -49,26 +27,34 @@ def _rows(path: str, split: str) -> Iterable[dict]:
     return cast(Dataset, load_dataset(path, "main", split=split)).to_list()
 
 
+def _task(identity: str, row: dict) -> dict:
+    answer = field(row, "answer", identity)
+    return {"id": identity, "question": field(row, "question", identity), "target": number(final_answer(answer))}
+
+
 class GSM8K(OneAnswer):
-    """Reward 1 right, 0 wrong, -1 nothing parsable."""
+    r"""Reward 1 right, 0 wrong, -1 nothing parsable.
+
+    `extract` says which number of a response counts: strict, the one that is marked as the answer, in `\\boxed{}` or
+    after `####`; last_number, where none is marked, the last one, for small models that never mark any.
+    """
 
     blocking = False
 
     right = "Your answer is correct. Write the same answer again, with the final number in \\boxed{}."
     wrong = "Your answer is incorrect. Go over the problem once more and give a better answer."
 
+    def __init__(self, feedback: Feedback = "binary", extract: Literal["strict", "last_number"] = "strict"):
+        super().__init__(feedback)
+        if extract not in ("strict", "last_number"):
+            raise SettingError("environment.options.extract", f"there is no {extract!r}", "Use strict or last_number")
+        self._last_number = extract == "last_number"
+
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> list[dict]:
         path = data.path or HUB_NAME
         try:
-            found = [
-                {
-                    "id": f"gsm8k/{split}/{n}",
-                    "question": row["question"],
-                    "target": number(final_answer(row["answer"])),
-                }
-                for n, row in enumerate(_rows(path, split))
-            ]
+            found = [_task(f"gsm8k/{split}/{n}", row) for n, row in enumerate(_rows(path, split))]
         except Exception as error:  # the hub's client raises many kinds; every one means that the data is not there
             cure = f"Name a folder with {split}.jsonl, or a hub name (needs `pip install datasets` and the network)"
             raise SettingError("data.path", f"{path!r} cannot be read: {error}", cure) from error
@@ -80,7 +66,8 @@ class GSM8K(OneAnswer):
         return f"{task['question']}\nReason step by step, then give the final number in \\boxed{{}}."
 
     def judge(self, task: dict, text: str) -> Verdict:
-        answer = number(final_answer(text))
+        marked = final_answer(text)
+        answer = last_number(text) if marked is None and self._last_number else number(marked)
         if answer is None:
             return Verdict(-1.0)
         return Verdict(float(answer == task["target"]), answer)

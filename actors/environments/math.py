@@ -2,7 +2,7 @@ r"""`math`: competition problems whose answer is an expression in `\boxed{}` (He
 
 Judged as RISE does (arXiv 2407.18219): 1 where the answer is equivalent to the reference, else 0. `data.path` is a
 folder with train.jsonl and test.jsonl, or with problems_*.jsonl, of which a fifth is held out for testing; each line
-holds problem, solution, level ("Level 3") and type.
+holds problem, solution or answer, level ("Level 3" or 3) and type or subject.
 """
 
 from __future__ import annotations
@@ -15,10 +15,19 @@ from actors.config import DataSettings
 from actors.environments.answers import boxed
 from actors.environments.base import OneAnswer, Verdict
 from actors.environments.equivalence import equivalence
-from actors.environments.files import held_out, rows, shuffled
+from actors.environments.files import field, held_out, rows, shuffled
 from protocols.errors import SettingError
 
 LONGEST = 300  # characters of an answer
+COMMAND, LETTER = re.compile(r"\\[A-Za-z]+"), re.compile(r"[A-Za-z]")
+
+
+def _mixed(found: re.Match[str]) -> str:
+    """A mixed number as a fraction: 3 1/4 -> 13/4. math-verify takes it for a product."""
+    whole, above, below = map(int, found.groups())
+    return rf"\frac{{{whole * below + above}}}{{{below}}}"
+
+
 SPELLINGS = [
     (re.compile(pattern, re.ASCII), other)
     for pattern, other in (
@@ -36,6 +45,7 @@ SPELLINGS = [
         (r"(?<![A-Za-z\d,]) +| +(?![A-Za-z\d])|(?<=[A-Za-z]) +(?=\d)|(?<=\d) +(?!\d)|(?<=,) +(?!\d{3}(?!\d))", ""),
         (r"^\\text\{([^{}]*)\}\.*$", r"\1"),
         (r"\.+$", ""),
+        (r"(?<![\d.)}])(\d+) (\d+)/(\d+)(?![\d.])", _mixed),
         (r"^\(([A-Z])\)$", r"\1"),  # a choice: (C)
     )
 ]
@@ -50,6 +60,12 @@ def canonical(answer: str) -> str:
     return answer
 
 
+def _other_letters(target: str, answer: str) -> bool:
+    """Whether they differ in the case of letters that stand for something: math-verify takes N for n."""
+    ours, theirs = ({*LETTER.findall(COMMAND.sub("", side))} for side in (target, answer))
+    return ours != theirs and {letter.lower() for letter in ours} == {letter.lower() for letter in theirs}
+
+
 def _letters(answer: str) -> str:
     return re.sub(r"\\text|[{}. ]", "", answer).casefold()
 
@@ -61,7 +77,10 @@ def equal(reference: str, answer: str) -> bool:
         return True
     if WORDS.fullmatch(reference):  # to math-verify `even` is a product, and the same as `neve`
         return _letters(answer) == _letters(target)
-    return all(equivalence.same(target, side) for side in _sides(target, answer))
+    sides = _sides(target, answer)
+    return not any(_other_letters(target, side) for side in sides) and all(
+        equivalence.same(target, side) for side in sides
+    )
 
 
 def _sides(target: str, answer: str) -> list[str]:
@@ -83,11 +102,13 @@ def _rows(path: Path, split: str) -> list[dict]:
 
 
 def _task(number: int, row: dict, split: str) -> dict:
-    target = boxed(row["solution"])
+    identity = f"math/{split}/{number}"
+    target = row["answer"] if isinstance(row.get("answer"), str) else boxed(field(row, "solution", identity))
     if not target:
         raise ValueError(f"row {number} has no answer in \\boxed{{}}")
-    task = {"id": f"math/{split}/{number}", "problem": row["problem"], "target": target, "type": row["type"]}
-    level = re.fullmatch(r"Level ([1-9])", row["level"])  # a few are "Level ?"
+    kind = row["type"] if "type" in row else row["subject"]
+    task = {"id": identity, "problem": field(row, "problem", identity), "target": target, "type": kind}
+    level = re.fullmatch(r"(?:Level )?([1-9])", str(row["level"]))  # a few are "Level ?"
     return task | ({"level": int(level[1]) - 1} if level else {})
 
 

@@ -19,8 +19,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from actors.config import SamplingSettings
+from actors.door import EpisodeFailure
 from actors.engines import Completion, PromptTooLong, Sampler
-from actors.environment_pool import EnvironmentPool, EpisodeFailure, Playing
+from actors.environment_pool import EnvironmentPool, Playing
 from actors.group import GroupWriter
 from actors.rendering import Renderer
 from actors.rollout_config import OwnRollout, Rollout
@@ -73,7 +74,9 @@ class Stage(Generic[Played]):
         """
         try:
             async with self.environments.one(self.task, self.seed + number) as environment:
-                return await play(environment)
+                came = await play(environment)
+            self.group.finished.add(number)
+            return came
         except EpisodeFailure as failure:
             self.failed(failure)
             self.group.error(number, str(failure), failure.kind)

@@ -22,5 +22,5 @@ async def _episode(stage: Stage[ActSettings], environment: Playing, number: int)
         text = await dialogue.say(Role.ACTION)
         outcome = await environment.step(text)
         dialogue.score(index, outcome, ended=index + 1 == stage.settings.turns)
-        if outcome.terminated or outcome.truncated:
+        if outcome.over:
             return

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from actors.door import EpisodeFailure, Outcome
 from actors.engines import Completion
-from actors.environment_pool import EpisodeFailure, Outcome
 from actors.environments.base import Cut
 from actors.group import NO_TOKENS
 from actors.messages import Message, Question, asked

@@ -23,7 +23,7 @@ async def _episode(stage: Stage, environment: Playing, number: int) -> None:
     outcome = await environment.step(await dialogue.say(Role.ATTEMPT))
     hint = None if outcome.success else await environment.hint()
     dialogue.score(0, outcome)
-    if hint is None:
+    if hint is None or outcome.over:
         return
     dialogue.hear(asked(environment.observation) + hint)
     outcome = await environment.step(await dialogue.say(Role.RETRY))

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.environment_pool import Outcome, Playing
+from actors.door import Outcome
+from actors.environment_pool import Playing
 from actors.messages import asked
 from actors.rollout_config import ReflectSettings
 from actors.rollouts import Stage
@@ -36,7 +37,9 @@ class First:
 async def play(stage: Stage[ReflectSettings]) -> None:
     first = await stage.episode(0, partial(_first, stage))
     compared = stage.group.compared = []
-    if first is not None and (stage.settings.solved or not first.outcome.success):
+    if first is None or first.outcome.over:  # nothing can be tried again
+        return
+    if stage.settings.solved or not first.outcome.success:
         await stage.each_episode(partial(_retry, first, compared))
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
-from actors.environment_pool import Outcome, Playing
+from actors.door import Outcome
+from actors.environment_pool import Playing
 from actors.messages import asked
 from actors.rollout_config import RetrySettings
 from actors.rollouts import Stage
@@ -37,7 +38,7 @@ async def _episode(stage: Stage[RetrySettings], environment: Playing, number: in
         dialogue.score(index, outcome, ended)
         if rate is not None:  # the best of many is not what the model would have said
             stage.group.successes[number] = rate
-        if outcome.terminated or ended:
+        if outcome.over or ended:
             return
         previous = outcome.answer
 

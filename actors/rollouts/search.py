@@ -14,7 +14,8 @@ from random import Random
 
 import numpy as np
 
-from actors.environment_pool import EpisodeFailure, Outcome, Playing
+from actors.door import EpisodeFailure, Outcome
+from actors.environment_pool import Playing
 from actors.messages import asked
 from actors.rollout_config import SearchSettings
 from actors.rollouts import Stage
@@ -36,7 +37,7 @@ async def _episode(stage: Stage[SearchSettings], environment: Playing) -> None:
     found = ends(root)
     useful = made > 0 or any(end.score > alpha for end in found)
     if useful and stage.settings.demonstrations:
-        _demonstrate(stage, environment, made + 1, rng)
+        await _demonstrate(stage, environment, made + 1, rng)
     stage.group.facts |= _searched(root) | {"alpha": alpha}
     if found:
         stage.group.successes = {0: sum(end.outcome.success for end in found) / len(found)}
@@ -84,7 +85,7 @@ async def _expand(stage: Stage[SearchSettings], environment: Playing, node: Node
     for action, branch in actions.items():
         await environment.restore(node.state)
         outcome = await environment.step(action)
-        ended = outcome.terminated or outcome.truncated or node.depth + 1 == stage.settings.turns
+        ended = outcome.over or node.depth + 1 == stage.settings.turns
         branch.score(node.depth, outcome, ended)
         state = None if ended else await environment.snapshot()
         child = Node(branch, state, environment.observation, node, action, outcome, node.depth + 1, ended, closed=ended)
@@ -103,11 +104,11 @@ def _searched(root: Node) -> dict:
     }
 
 
-def _demonstrate(stage: Stage[SearchSettings], environment: Playing, episode: int, rng: Random) -> None:
+async def _demonstrate(stage: Stage[SearchSettings], environment: Playing, episode: int, rng: Random) -> None:
     """Adds demonstrations of the environment as authored turns of episodes from `episode` on."""
     count, turns = stage.settings.demonstrations, stage.settings.turns
     generator = np.random.Generator(np.random.Philox(rng.getrandbits(63)))
-    for number, pieces in enumerate(environment.itself.demonstrations(generator, count, turns)):
+    for number, pieces in enumerate(await environment.demonstrations(generator, count, turns)):
         (question, _), *rest = pieces
         dialogue = Dialogue(stage, question, episode + number)
         actions, done = sum(mine for _, mine in rest), 0

@@ -16,11 +16,11 @@ from random import Random
 from typing import Any
 
 from actors import messages
-from actors.environment_pool import EpisodeFailure, Outcome, Playing
-from actors.environments.base import Revises
+from actors.door import EpisodeFailure, Outcome
+from actors.environment_pool import Playing
 from actors.rollout_config import SearchSettings
 from actors.rollouts import Stage
-from actors.rollouts.tree import Node, pairs, shared
+from actors.rollouts.tree import Node, pairs, shared, worth
 from protocols.turns import Role
 
 REVISIONS = (
@@ -59,12 +59,12 @@ async def corrected(stage: Stage[SearchSettings], environment: Playing, root: No
             continue
         left.add(error)
         suffix = good.path()[since:]
-        text = _revision(environment, [node.action for node in suffix], rng)
+        text = await environment.revision([node.action for node in suffix], rng) or rng.choice(REVISIONS)
         if len(suffix) > 1 and suffix[0].action == text:  # the good branch begins with these words: once is enough
             suffix = suffix[1:]
         play = _replayed if stage.settings.splice == "replayed" else _verbatim
         moves = await play(environment, error, suffix, text)
-        if moves is not None and max(0.0, moves[-1].outcome.reward) > alpha:
+        if moves is not None and worth(moves[-1].outcome) > alpha:
             made += 1
             _write(error, text, moves, made, error.depth - since)
     return made
@@ -99,12 +99,6 @@ async def _judged_bad(stage: Stage[SearchSettings], node: Node) -> bool:
     return bool(verdicts) and verdicts[-1] == "bad"
 
 
-def _revision(environment: Playing, good: list[str], rng: Random) -> str:
-    """What the environment offers for this, or one of the sentences above."""
-    own = environment.itself
-    return own.revision(good, rng) if isinstance(own, Revises) else rng.choice(REVISIONS)
-
-
 async def _replayed(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Move] | None:
     """The good actions played after the bad prefix; None where the episode ends before they are done."""
     if error.ended:
@@ -112,7 +106,7 @@ async def _replayed(environment: Playing, error: Node, suffix: list[Node], text:
     await environment.restore(error.state)
     moves = [Move(None, await environment.step(text), messages.asked(environment.observation))]
     for node in suffix:
-        if moves[-1].outcome.terminated or moves[-1].outcome.truncated:
+        if moves[-1].outcome.over:
             return None
         moves.append(Move(node, await environment.step(node.action), messages.asked(environment.observation)))
     return moves

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from actors.environment_pool import Outcome
+from actors.door import Outcome
 from actors.messages import Question
 from actors.rollouts.dialogue import Dialogue
 
@@ -43,8 +43,8 @@ class Node:
 
     @property
     def score(self) -> float:
-        """Of an end: the environment's final score, a negative one counted as 0."""
-        return max(0.0, self.outcome.reward)
+        """Of an end: what it is worth."""
+        return worth(self.outcome)
 
     def path(self) -> list[Node]:
         """From the first action to this one."""
@@ -67,6 +67,12 @@ class Node:
         yield self
         for child in self.children:
             yield from child.below()
+
+
+def worth(outcome: Outcome) -> float:
+    """Of an episode's last action: the environment's score so far where it tells one, else the reward of that action; a
+    negative one counts as 0."""
+    return max(0.0, outcome.reward if outcome.score is None else outcome.score)
 
 
 def choose(node: Node, exploration: float, rng: Random) -> Node | None:

@@ -14,7 +14,7 @@ from learner.batches.packing import MicroBatch
 from learner.batches.responses import responses_of
 from learner.batches.updates import divide
 from learner.config import LearnerSettings
-from learner.credits import credit, scored
+from learner.credits import credit, scored, telling
 from learner.objectives import make
 from learner.sequences import Linearised, Shares, brought_along
 from learner.transcripts.store import sample
@@ -104,9 +104,10 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
 
 def _attempts(group: Group) -> list[Turn]:
     """Scored turns that the model sampled, after a failed answer that its task brought along also that one. Copies,
-    demonstrations and what a teacher wrote say nothing of how good the model is."""
-    own = [turn for turn in group.turns if scored(turn) and not np.isnan(turn.logprobs).all()]
-    return [*filter(brought_along, group.turns), *own] if own else []
+    demonstrations and what a teacher wrote say nothing of how good the model is, nor do episodes that broke off."""
+    turns = telling(group.turns)
+    own = [turn for turn in turns if scored(turn) and not np.isnan(turn.logprobs).all()]
+    return [*filter(brought_along, turns), *own] if own else []
 
 
 def trained_of(lines: Linearised, shares: Sequence[Shares]) -> tuple[int, dict[str, int]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from learner.credit_config import GroupCredit, OverlongSettings
-from learner.credits import flat, scored
+from learner.credits import flat, grown_too_long, left_out, scored
 from protocols.turns import Group, Role, Turn
 
 EPSILON = 1e-6  # keeps the division by a group's deviation finite
@@ -16,6 +16,9 @@ EPSILON = 1e-6  # keeps the division by a group's deviation finite
 
 def group(batch: Sequence[Group], settings: GroupCredit) -> list[np.ndarray]:
     """(return - mean) / std over the episodes of a group, on all turns of the episode; 0 where it is flat.
+
+    An episode that broke off takes no part. One that grew too long counts as wrong: it is worth no more than any other
+    episode of the group, nor than 0.
 
     Without `std` it is Dr. GRPO's (arXiv 2503.20783). With `overlong` each response's punishment counts as reward.
     `leave_one_out` is RLOO's baseline (arXiv 2402.14740): return - mean of the others = n / (n - 1) (return - mean).
@@ -25,14 +28,19 @@ def group(batch: Sequence[Group], settings: GroupCredit) -> list[np.ndarray]:
 
 def _of_group(turns: Sequence[Turn], settings: GroupCredit) -> np.ndarray:
     returns: dict[int, float] = defaultdict(float)
+    untold = left_out(turns)
     for turn in turns:
+        if turn.turn in untold:
+            continue
         returns[turn.episode] += turn.reward if scored(turn) else 0.0
         if settings.overlong is not None and turn.role is not Role.ERROR:
             returns[turn.episode] += punishment(len(turn.response), settings.overlong)
+    lowest = min([0.0, *returns.values()])
+    returns |= {turn.episode: lowest for turn in turns if grown_too_long(turn)}
     count = len(returns)
     factor = count / (count - 1) if settings.baseline == "leave_one_out" and count > 1 else 1.0
     worth = dict(zip(returns, factor * relative(list(returns.values()), settings.std), strict=True))
-    return np.array([worth[turn.episode] for turn in turns], np.float32)
+    return np.array([worth.get(turn.episode, np.nan) for turn in turns], np.float32)
 
 
 def relative(values: Sequence[float], std: bool) -> np.ndarray:

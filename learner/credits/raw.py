@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from learner.credit_config import RawCredit
-from learner.credits import scored
+from learner.credits import scored, telling
 from protocols.turns import Group, Turn
 
 
@@ -28,7 +28,7 @@ def _kept(turns: Sequence[Turn], keep: str) -> np.ndarray:
     if keep == "all":
         return rewards
     episodes: dict[int, dict[int, float]] = defaultdict(dict)
-    for turn in turns:
+    for turn in telling(turns):
         if scored(turn):
             episodes[turn.episode][turn.index] = turn.reward
     kept = {episode: _indices(by_index, keep) for episode, by_index in episodes.items()}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from learner.credit_config import ReflectionCredit
-from learner.credits import scored
+from learner.credits import scored, telling
 from learner.credits.group import relative
 from protocols.turns import Group, Role, Turn
 
@@ -25,7 +25,7 @@ def reflection(batch: Sequence[Group], settings: ReflectionCredit) -> list[np.nd
 
 def _of_group(turns: Sequence[Turn], std: bool) -> np.ndarray:
     answers: dict[int, dict[int, float]] = defaultdict(dict)  # turn number -> episode -> reward
-    for turn in turns:
+    for turn in telling(turns):
         if scored(turn):
             answers[turn.index][turn.episode] = turn.reward
     worth = {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from learner.credit_config import TrajectoryCredit
+from learner.credits import left_out
 from learner.sequences import paths
 from protocols.turns import Group, Role, Turn
 
@@ -28,12 +29,13 @@ def trajectory(batch: Sequence[Group], settings: TrajectoryCredit) -> list[np.nd
 
 def _of_group(group: Group, settings: TrajectoryCredit) -> np.ndarray:
     worth = np.full(len(group.turns), -np.inf, np.float32)
-    found = list(paths(group))
+    untold = left_out(group.turns)
+    found = [path for path in paths(group) if path[-1].turn not in untold]
     plain = [path for path in found if not any(map(_corrects, path))]
     ended = sorted((path for path in plain if _ends(path[-1])), key=lambda path: -path[-1].reward)
-    left_out = {path[-1].turn for path in plain} - {path[-1].turn for path in ended[: settings.good]}
+    worse = {path[-1].turn for path in plain} - {path[-1].turn for path in ended[: settings.good]}
     for path in found:
-        if path[-1].turn in left_out:
+        if path[-1].turn in worse:
             continue
         for turn in reversed(path):
             worth[turn.turn] = max(worth[turn.turn], path[-1].reward)

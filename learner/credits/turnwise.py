@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from learner.credit_config import TurnwiseCredit
-from learner.credits import flat, scored
+from learner.credits import flat, scored, telling
 from protocols.turns import Group, Turn
 
 
@@ -16,12 +16,16 @@ def turnwise(batch: Sequence[Group], settings: TurnwiseCredit) -> list[np.ndarra
     """The turn's reward less the mean reward of the turns of the same number, so that late turns are not favoured for
     being late.
 
+    Turns of an episode that broke off take no part; an answer for which there was no room was not given, and has no
+    part either.
+
     Where a policy decides how many turns there are, the mean is over those that got so far, which is biased.
     """
+    told = [telling(group.turns) for group in batch]
     if settings.baseline == "group":
-        means = [_mean_by_index(group.turns) for group in batch]
+        means = [_mean_by_index(turns) for turns in told]
     else:
-        means = [_mean_by_index([turn for group in batch for turn in group.turns])] * len(batch)
+        means = [_mean_by_index([turn for turns in told for turn in turns])] * len(batch)
     return [
         np.array([turn.reward - mean.get(turn.index, turn.reward) for turn in group.turns], np.float32)
         for group, mean in zip(batch, means, strict=True)

@@ -19,7 +19,8 @@ import numpy as np
 
 from actors import engines, environments, messages, rendering
 from actors.config import SamplingSettings
-from actors.environment_pool import EnvironmentPool, EpisodeFailure, Outcome, Playing
+from actors.door import EpisodeFailure, Outcome
+from actors.environment_pool import EnvironmentPool, Playing
 from actors.messages import Question
 from protocols.errors import RedraftError, SettingError
 from protocols.turns import Stop
@@ -149,7 +150,7 @@ async def _episode(talk: Talk, recipe: Recipe, playing: Playing, typed: Iterator
     while True:
         if answer is not None and not over:
             outcome = await playing.step(answer)
-            over = outcome.terminated or outcome.truncated
+            over = outcome.over
             _show("environment", f"[{_verdict(outcome)}] {playing.observation}")
             if over:
                 _show("redraft", f"the episode has ended: {NEW} plays it again")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from learner.config import LearnerSettings
 from protocols import metrics
 from protocols.replay_stats import ReplayStats
+from redraft.recipe import Recipe
 
 LIMITS = ("none", "actors", "replay", "staleness")
 """Nothing; no actor is ready; replay is near its cap, or its disk is full; the staleness bound."""
@@ -21,6 +22,15 @@ def admissible(eta: int, version: int, step: int, batch: int, held: int, running
     What was accepted is `step` batches, that the learner has used, and `held` groups that wait or are in use.
     """
     return max(0, (eta + version + 1) * batch - (step * batch + held + running))
+
+
+def groups_at_once(recipe: Recipe) -> int:
+    """How many groups one actor plays at once: no more than there are environments for, of which a group needs one an
+    episode."""
+    instances = recipe.environment.instances
+    if instances is None:
+        return recipe.actors.groups
+    return max(1, min(recipe.actors.groups, instances // recipe.rollout.episodes))
 
 
 class Admission:

@@ -109,8 +109,15 @@ class Exam:
         }
 
     def summary(self) -> EvaluationSummary:
-        whole = self._passes[0].rollout
-        return evaluation.summarise(self.played(), whole.turns, whole.kind)
+        """Raises RedraftError where every episode broke off: there is nothing to measure."""
+        whole, played = self._passes[0].rollout, self.played()
+        found = evaluation.summarise(played, whole.turns, whole.kind)
+        if found.errors and found.errors == found.episodes:
+            last = [turn for tasks in played.values() for turns in tasks for turn in turns][-1]
+            raise RedraftError(
+                f"all {found.errors} episodes of the evaluation broke off. The last error: {last.extra.get('error')}"
+            )
+        return found
 
     def record(self, folder: Path, occasion: Occasion) -> None:
         """Keeps some of the first pass in a run's folder."""

@@ -16,7 +16,7 @@ from protocols.errors import RedraftError, SettingError
 from protocols.replay_stats import ReplayStats
 from protocols.reports import StepReport
 from protocols.weights import WeightRef, step_of
-from redraft.control.admission import Admission
+from redraft.control.admission import Admission, groups_at_once
 from redraft.control.autoscale import Autoscaler
 from redraft.control.discovery import Process
 from redraft.control.leases import PLAYS
@@ -217,7 +217,7 @@ class Exchange:
         for number in idle:
             leases = []
             if number in ready and room:
-                share = min(math.ceil(room / left), self._recipe.actors.groups - busy[number])
+                share = min(math.ceil(room / left), groups_at_once(self._recipe) - busy[number])
                 leases = book.give(number, share, time.monotonic())
                 room -= len(leases)
                 busy[number] += len(leases)

@@ -10,6 +10,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
+from learner.credits import grown_too_long
 from protocols.evaluation import NOTHING, ActionFigures, AnswerFigures, Figure, Kind
 from protocols.responses import Responses
 from protocols.turns import Role, Turn
@@ -29,10 +30,12 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """Its answers or actions in the order in which they were given; `failed`: an error ended it."""
+    """Its answers or actions in the order in which they were given; `too_long`: it ended since nothing more fitted the
+    model's context; `broken`: since the environment failed, so that it tells nothing of the model."""
 
     tries: tuple[Try, ...]
-    failed: bool = False
+    too_long: bool = False
+    broken: bool = False
 
     @property
     def success(self) -> bool:
@@ -46,14 +49,14 @@ MISSING = Try(False, None)
 def episodes(turns: Sequence[Turn], kind: Kind) -> list[Episode]:
     """The episodes of one task, by their numbers. Reflections do not count as answers."""
     tries: dict[int, list[Try]] = {}
-    failed = set()
+    too_long, broken = set(), set()
     for turn in sorted(turns, key=lambda turn: turn.turn):
         found = tries.setdefault(turn.episode, [])
         if turn.role in ROLES[kind]:
             found.append(_try(turn))
         elif turn.role is Role.ERROR:
-            failed.add(turn.episode)
-    return [Episode(tuple(tries[number]), number in failed) for number in sorted(tries)]
+            (too_long if grown_too_long(turn) else broken).add(turn.episode)
+    return [Episode(tuple(tries[number]), number in too_long, number in broken) for number in sorted(tries)]
 
 
 def _try(turn: Turn) -> Try:
@@ -79,8 +82,8 @@ def of_answers(
 ) -> AnswerFigures:
     """The figures of one episode a task; with `together` also those of the first answers of all episodes of each."""
     whole = [answers(episode, turns) for episode in played]
-    right_NT = np.array([[answer.success for answer in row] for row in whole])
-    same_NT = np.array([[_same(*pair) for pair in pairwise(row)] for row in whole], bool)
+    right_NT = np.array([[answer.success for answer in row] for row in whole], bool).reshape(len(whole), turns)
+    same_NT = np.array([[_same(*pair) for pair in pairwise(row)] for row in whole], bool).reshape(len(whole), turns - 1)
     before_NT, after_NT = right_NT[:, :-1], right_NT[:, 1:]
     wrong_N = (~before_NT).sum(1)
     firsts = [[answers(episode, 1)[0] for episode in task] for task in together or []]
@@ -98,10 +101,10 @@ def of_answers(
 
 
 def answers(episode: Episode, turns: int) -> list[Try]:
-    """Its answers at all turns. Those that an error kept from being given are wrong; where the rollout or the
-    environment ended the episode, its last answer stands."""
+    """Its answers at all turns. Those for which there was no room are wrong; where the rollout or the environment ended
+    the episode, its last answer stands."""
     given = list(episode.tries[:turns])
-    stands = MISSING if episode.failed or not given else given[-1]
+    stands = MISSING if episode.too_long or not given else given[-1]
     return given + [stands] * (turns - len(given))
 
 
@@ -125,8 +128,8 @@ def of_actions(
     played: Sequence[Episode], responses: Responses, together: Sequence[Sequence[Episode]] | None = None
 ) -> ActionFigures:
     """The figures of one episode a task; with `together` also that of all episodes of each."""
-    success_N = np.array([episode.success for episode in played])
-    refused_N = np.array([any(action.refused for action in episode.tries) for episode in played])
+    success_N = np.array([episode.success for episode in played], bool)
+    refused_N = np.array([any(action.refused for action in episode.tries) for episode in played], bool)
     loops_N = [loops([action.answer for action in episode.tries]) for episode in played]
     return ActionFigures(
         success=mean(success_N),

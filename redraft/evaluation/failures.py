@@ -44,7 +44,7 @@ def write(failures: Sequence[dict], model: Path, file: Path) -> None:
     """Writes the failures of the model in that folder."""
     named = {"tokenizer": tokenizer_digest(model)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(failure | named, ensure_ascii=False) + "\n" for failure in failures))
+    file.write_text("".join(json.dumps(failure | named) + "\n" for failure in failures), encoding="ascii")
 
 
 def check(failures: Sequence[dict], model: Path) -> None:

@@ -54,7 +54,8 @@ def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: 
     """The figures of one evaluation. `played` maps the labels of `plays` to the turns of each task.
 
     Standard errors take each task as one cluster; see episodes.ratio. An evaluation without independent tries has k = 1
-    of them: the sampled episode.
+    of them: the sampled episode. A task whose episode broke off is left out of the figures of that pass, and of those
+    over k tries where one of them did.
     """
     found = {label: [episodes(task, kind) for task in tasks] for label, tasks in played.items()}
     sampled = _one_each(found["sampled"])
@@ -70,7 +71,7 @@ def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: 
         turns=turns,
         k=len(together[0]),
         sampled=_figures(sampled, turns, kind, played["sampled"], together),
-        errors=sum(episode.failed for tasks in found.values() for task in tasks for episode in task),
+        errors=sum(episode.broken for tasks in found.values() for task in tasks for episode in task),
         generations={label: sum(map(generations, tasks)) for label, tasks in played.items()},
         greedy=apart.pop("greedy", None),
         controls=apart,
@@ -89,6 +90,9 @@ def _figures(
     together: Sequence[Sequence[Episode]] | None = None,
 ) -> PassFigures:
     responses = responses_of(turn for task in tasks for turn in task)
+    played = [episode for episode in played if not episode.broken]
+    if together is not None:
+        together = [task for task in together if not any(episode.broken for episode in task)]
     if kind == "actions":
         return of_actions(played, responses, together)
     return of_answers(played, turns, responses, together)

@@ -117,9 +117,10 @@ def remarks(before: EvaluationSummary | None, after: EvaluationSummary | None, f
     for when, summary in named:
         if said := told(summary.sampled.responses):
             found.append(f"Answers{' ' * bool(when)}{when}: {said}.")
-    if errors := sum(summary.errors for summary in (before, after) if summary):
-        lost = "the answers that they lack count as wrong" if answers else "they count by their last action"
-        found.append(f"{errors} episodes ended early with an error; {lost}.")
+    told_of = [summary for summary in (before, after) if summary]
+    if errors := sum(summary.errors for summary in told_of):
+        share = errors / sum(summary.episodes for summary in told_of)
+        found.append(f"{errors} episodes ({share:.1%}) broke off with an error; they are left out of the figures.")
     return found
 
 

@@ -23,8 +23,8 @@ from pydantic import ValidationError
 from support.waiting import deadline_s
 
 from actors.config import EnvironmentSettings
+from actors.door import EpisodeFailure
 from actors.engines.teacher import LOST, Teacher, TeacherBudget
-from actors.environment_pool import EpisodeFailure
 from actors.teacher_config import TeacherSettings
 from benchmarks.teacher_server import started
 from protocols.errors import SettingError

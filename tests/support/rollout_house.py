@@ -9,8 +9,9 @@ import numpy as np
 
 from actors import environments, rollouts
 from actors.config import EnvironmentSettings, SamplingSettings
+from actors.door import EpisodeFailure
 from actors.engines import Completion, PromptTooLong
-from actors.environment_pool import EnvironmentPool, EpisodeFailure
+from actors.environment_pool import EnvironmentPool
 from actors.group import GroupWriter
 from actors.rendering import Renderer
 from actors.rollout_config import Rollout

@@ -10,6 +10,7 @@ from support.waiting import deadline_s
 
 from actors import environments
 from actors.config import DataSettings, EngineSettings, EnvironmentSettings, SamplingSettings
+from actors.door import EpisodeFailure
 from actors.engines.scripted import ScriptedEngine
 from actors.environment_pool import EnvironmentPool
 from actors.environments.base import TextEnvironment
@@ -136,6 +137,155 @@ def test_a_group_holds_its_episodes_side_by_side(tokenizer):
     *turns, close = play(tokenizer, signs, AttemptSettings(episodes=3))
     assert [turn.episode for turn in turns] == [0, 1, 2] and all(turn.parent == -1 for turn in turns)
     assert close.turns == 3
+
+
+class Panic(BaseException):
+    """What the panic of a compiled extension is."""
+
+
+RAISED = (ValueError("x"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), Panic("p"), GeneratorExit())
+
+
+@pytest.mark.parametrize("blocking", [True, False], ids=["in a thread", "directly"])
+@pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
+def test_whatever_an_environment_raises_ends_its_episode_and_nothing_else(tokenizer, raised, blocking):
+    class Throws(Raises):
+        def act(self, text):
+            raise raised
+
+    Throws.blocking = blocking
+    error, close = play(tokenizer, Throws, AttemptSettings())
+    assert error.role is Role.ERROR and type(raised).__name__ in error.extra["error"] and close.turns == 1
+
+
+class Counted(Raises):
+    """Counts how many of it are open, and the most that were."""
+
+    open = most = 0
+
+    def __init__(self):
+        super().__init__()
+        self._count(1)
+
+    @classmethod
+    def _count(cls, change: int) -> None:
+        with cls.lock:
+            cls.open += change
+            cls.most = max(cls.most, cls.open)
+
+    lock = threading.Lock()
+
+    def act(self, text):
+        if text == "bad":
+            raise ValueError("x")
+        return "more\n", 0.0, False, False, {}
+
+    def close(self):
+        self._count(-1)
+
+
+@pytest.fixture
+def counted():
+    class Fresh(Counted):
+        pass
+
+    return Fresh
+
+
+async def visit(lent: EnvironmentPool, text: str = "good") -> None:
+    try:
+        async with lent.one({"id": "one"}, 0) as environment:
+            await environment.step(text)
+    except EpisodeFailure:
+        pass
+
+
+def test_an_environment_that_failed_is_closed(counted):
+    async def failures() -> None:
+        lent = EnvironmentPool(counted, 5.0, 4)
+        for _ in range(5):
+            await visit(lent, "bad")
+
+    asyncio.run(failures())
+    assert counted.open == 0 and counted.most == 1
+
+
+def test_at_the_end_every_environment_is_closed_also_one_that_is_played(counted):
+    async def end() -> None:
+        lent = EnvironmentPool(counted, 5.0, 4)
+        await asyncio.gather(*(visit(lent) for _ in range(3)))
+        async with lent.one({"id": "one"}, 0):
+            assert counted.open > 0
+            await lent.close()
+
+    asyncio.run(end())
+    assert counted.open == 0
+
+
+def test_no_more_environments_are_alive_than_the_recipe_says_and_others_wait(counted):
+    async def many() -> None:
+        lent = EnvironmentPool(counted, 5.0, 8, instances=2)
+        await asyncio.gather(*(visit(lent) for _ in range(10)))
+
+    asyncio.run(many())
+    assert counted.most == 2
+
+
+def test_an_environment_is_closed_after_so_many_episodes_as_the_recipe_says():
+    made = []
+
+    class Recycled(Counted):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    async def some() -> None:
+        lent = EnvironmentPool(Recycled, 5.0, 4, recycle_after=2)
+        for _ in range(6):
+            await visit(lent)
+
+    asyncio.run(some())
+    assert len(made) == 3 and Recycled.open == 0
+
+
+def test_groups_that_need_more_environments_than_are_free_wait_in_order_and_none_for_ever(counted):
+    async def groups() -> list[int]:
+        lent, done = EnvironmentPool(counted, 5.0, 8, instances=4), []
+
+        async def group(number: int, episodes: int) -> None:
+            async with lent.room(episodes):
+                await asyncio.gather(*(visit(lent) for _ in range(episodes)))
+            done.append(number)
+
+        async with asyncio.timeout(deadline_s(20)):
+            await asyncio.gather(*(group(number, episodes) for number, episodes in enumerate((3, 3, 8, 1, 4, 2))))
+        return done
+
+    assert sorted(asyncio.run(groups())) == list(range(6)) and counted.most <= 4
+
+
+def test_an_environment_that_takes_long_to_be_made_holds_up_nobody_and_is_closed_when_it_comes_too_late():
+    release, made, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Raises):
+        def __init__(self):
+            release.wait(deadline_s(20))
+            super().__init__()
+            made.set()
+
+        def close(self):
+            closed.set()
+
+    async def one() -> str:
+        lent = EnvironmentPool(Slow, 0.05, 2)
+        with pytest.raises(EpisodeFailure, match=r"environment\.time_limit_s=0\.05") as failure:
+            async with lent.one({"id": "one"}, 0):
+                pass
+        release.set()  # only now: the event loop was never held up by the making
+        return failure.value.kind
+
+    assert asyncio.run(one()) == "hung"
+    assert made.wait(deadline_s(20)) and closed.wait(deadline_s(20))
 
 
 def test_an_unknown_environment_is_refused_with_the_known_names():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from actors import environments
 from actors.config import DataSettings, EnvironmentSettings
-from actors.environments import countdown, gsm8k, signs
+from actors.environments import answers, countdown, signs
 from actors.environments.base import OneAnswer, TextEnvironment, Verdict
 from protocols.errors import SettingError
 
@@ -164,7 +164,6 @@ def _terms(attempt: str) -> list[str]:
         "2**9**9**9",
         "2//1",
         "(lambda: 1)()",
-        "-3+5",
         "0x10",
         "1_0",
         "1e3",
@@ -258,11 +257,45 @@ def test_a_countdown_row_that_its_solution_does_not_solve_names_data_path(tmp_pa
         (r"\boxed{1 or 2}", None),
         ("####", None),
         (r"\boxed{" + "9" * 5000 + "}", None),
+        (r"\boxed{- 5}", "-5"),
+        ("\\boxed{\u22125}", "-5"),
+        (r"\boxed{\text{5 apples}}", "5"),
+        (r"\boxed{5 \mathrm{cm}^3}", "5"),
+        (r"\boxed{2+3=5}", "5"),
+        (r"\boxed{x = 5}", "5"),
+        (r"\boxed{10/2}", "5"),
+        (r"\boxed{\frac{10}{2}}", "5"),
+        (r"\boxed{3\frac12}", "3.5"),
+        (r"\boxed{-3 1/2}", "-3.5"),
+        (r"\boxed{2/6}", "1/3"),
+        (r"\boxed{1/0}", None),
+        (r"\boxed{1 000}", "1000"),
+        (r"\boxed{12\,000\,000}", "12000000"),
+        (r"\boxed {5}", "5"),
+        (r"\boxed 5", "5"),
+        (r"\fbox{5}", "5"),
+        (r"it is \boxed{5}, so \boxed{6", "5"),
+        (r"\boxed{5-3}", None),
+        (r"\boxed{10:30}", None),
         (r"\boxed{" * 3000, None),
     ],
 )
 def test_gsm8k_finds_the_final_number(text, expected):
-    assert gsm8k.number(gsm8k.final_answer(text)) == expected
+    assert answers.number(answers.final_answer(text)) == expected
+
+
+def test_gsm8k_takes_the_last_number_of_a_model_that_marks_none_only_where_the_recipe_says_so():
+    task = {"id": "", "question": "How many eggs?", "target": "18"}
+    strict, last = (
+        environments.make(EnvironmentSettings(name="gsm8k", options={"extract": extract}))
+        for extract in ("strict", "last_number")
+    )
+    said = "16 - 3 - 4 = 9 eggs, 9 * 2 = $18."
+    assert strict.judge(task, said).reward == -1 and last.judge(task, said).reward == 1
+    assert last.judge(task, r"18 is \boxed{17}").reward == 0, "a marked answer counts"
+    assert last.judge(task, "none").reward == -1
+    with pytest.raises(SettingError, match=r"environment\.options\.extract.*strict or last_number"):
+        environments.make(EnvironmentSettings(name="gsm8k", options={"extract": "any"}))
 
 
 @pytest.mark.parametrize("feedback", ["blank", "binary"])

@@ -200,6 +200,15 @@ def test_an_argument_may_be_left_out_where_the_data_says_so_and_it_is_not_requir
     assert (judge(optional, nothing), judge(required, nothing)) == (1, 0)
 
 
+@pytest.mark.parametrize(("kind", "value"), [("integer", 5), ("boolean", True), ("array", [1]), ("float", 2.5)])
+def test_an_argument_that_may_be_left_out_takes_no_empty_text_for_its_value(kind, value):
+    task = case({"v": [value, ""]}, {"v": {"type": kind}})
+    said = {told: judge(task, [{"name": "f", "arguments": {"v": told}}]) for told in ("", "-", " ")}
+    assert said == {"": 0, "-": 0, " ": 0}
+    text = case({"v": ["x", ""]}, {"v": {"type": "string"}})
+    assert [judge(text, [{"name": "f", "arguments": {"v": told}}]) for told in ("", "x", "-")] == [1, 1, 0]
+
+
 def test_calls_are_paired_so_that_all_find_a_partner():
     task = case({"v": [1, 2]}, {"v": {"type": "integer"}})
     task["calls"].append({"f": {"v": [1]}})  # the first call alone fits both
@@ -215,7 +224,22 @@ RIGHT = '[{"name": "f", "arguments": {"v": 1}}]'
 
 
 @pytest.mark.parametrize(
-    "text", [RIGHT, f"  {RIGHT}\n", f"```json\n{RIGHT}\n```", f"I think ```[]``` no:\n```\n{RIGHT}```\nThere."]
+    "text",
+    [
+        RIGHT,
+        f"  {RIGHT}\n",
+        f"```json\n{RIGHT}\n```",
+        f"```JSON\n{RIGHT}\n```",
+        f"I think ```[]``` no:\n```\n{RIGHT}```\nThere.",
+        f"<think>[1] or [2]?\n[3]</think>\n{RIGHT}",
+        f"I call f with [1], since\n[2] is wrong.\n{RIGHT}",
+        f"The calls:\n{RIGHT.replace(', ', ',' + chr(10))}\n",
+        f"\ufeff{RIGHT}",
+        f"{RIGHT}<|im_end|>",
+        f"{RIGHT}</s>\n",
+        RIGHT[1:-1],
+        RIGHT.replace('{"v": 1}', json.dumps('{"v": 1}')),
+    ],
 )
 def test_a_fence_and_what_stands_around_it_are_left_out(text):
     assert judge(CALL, text) == 1
@@ -243,7 +267,6 @@ def test_a_fence_and_what_stands_around_it_are_left_out(text):
         "```" * 50_000,
         "``` " + " " * 100_000,
         RIGHT + " " * 100_000,
-        "\ufeff" + RIGHT,
     ],
 )
 def test_what_is_no_guarded_json_costs_a_point(text):
@@ -258,7 +281,7 @@ def test_what_is_no_guarded_json_costs_a_point(text):
         "null",
         "1",
         '"f"',
-        RIGHT[1:-1],
+        '{"v": 1}',
         "[1]",
         "[[]]",
         '[{"name": "f"}]',

@@ -43,7 +43,34 @@ def quickly(judge, task, text):
 COUNTDOWN = {"id": "", "nums": [2, 3, 8], "target": 8}
 
 
-@pytest.mark.parametrize("expression", ["8*(3-2)", "(3-2)*8", "8/(3-2)", "((8))*((3)-2)", "8 * ( 3 - 2 )"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "8*(3-2)",
+        "(3-2)*8",
+        "8/(3-2)",
+        "((8))*((3)-2)",
+        "8 * ( 3 - 2 )",
+        "8*-(2-3)",  # unary signs
+        "+8*(3-2)",
+        "8*(3+-2)",
+        "8*(3-2)=8",  # an equation
+        "8 * (3 - 2) = 8",
+        "8*(3\u22122)",  # signs as people write them
+        "8\u00d7(3-2)",
+        "8 \u00f7 (3-2)",
+        "8\u00a0*(3-2)",
+        r"8 \times (3 - 2)",
+        r"8 \cdot \left(3 - 2\right)",
+        "8 x (3-2)",
+        "$8*(3-2)$",
+        "`8*(3-2)`",
+        "8*[3-2]",
+        "(8)(3-2)",
+        "\n8 *\n(3-2)\n",
+        r"\frac{8}{3-2}",
+    ],
+)
 def test_countdown_takes_every_number_once(expression):
     assert quickly(grader("countdown").judge, COUNTDOWN, f"so <answer>{expression}</answer>").reward == 1
 
@@ -62,13 +89,10 @@ def test_countdown_takes_every_number_once(expression):
         "8**(3-2)",
         "8//(3-2)",
         "8%(3-2)",
-        "8*-(2-3)",  # unary
-        "+8*(3-2)",
-        "8*(3+-2)",
         "8*(3--2-2)",
         "~8*(2-3)",
         "8*(3-2)if 1 else 0",
-        "8*(3-2)==8",
+        "8=8*(3-2)",
         "8.0*(3-2)",
         "8e0*(3-2)",
         "0x8*(3-2)",
@@ -79,8 +103,6 @@ def test_countdown_takes_every_number_once(expression):
         "\uff18*(3-2)",  # digits and signs that only look like it
         "\u0668*(3-2)",
         "8*(\u00b3-2)",
-        "8*(3\u22122)",
-        "8\u00a0*(3-2)",
         "8/(3-3)",
         "8*(3-2",
         "(" * 99 + "8" + ")" * 99 + "*(3-2)",  # nesting
@@ -209,6 +231,8 @@ def test_math_equates_each_whole_number_of_the_data_with_a_fraction_and_not_with
         (r"\sqrt{8}", r"2\sqrt2"),
         ("5", "x_1 = 5"),
         ("5", "3 + 2 = 5"),
+        (r"\frac{13}{4}", "3 1/4"),
+        ("3.25", "3 1/4"),
     ],
 )
 def test_math_takes_another_spelling_of_the_reference(target, answer):
@@ -231,6 +255,9 @@ def test_math_takes_another_spelling_of_the_reference(target, answer):
         ("5", r"x \le 5"),
         ("0", "x - 3z = 0"),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"),
+        ("1", "3 1/4"),
+        ("n", "N"),
+        ("2x", "2X"),
     ],
 )
 def test_math_refuses_what_only_looks_like_the_reference(target, answer):

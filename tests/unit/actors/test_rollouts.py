@@ -8,9 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 from support.rollout_house import House
 from support.tokenizers import family
 
-from actors import environments, rollouts
+from actors import door, environments, rollouts
 from actors.config import EnvironmentSettings
-from actors.environment_pool import parsed_in
 from actors.environments.base import TextEnvironment
 from actors.environments.signs import Signs
 from actors.rollout_config import (
@@ -65,9 +64,9 @@ def test_a_turn_says_nothing_of_parsing_where_the_environment_does_not():
 
 
 def test_a_right_answer_counts_as_parsed_whatever_its_form():
-    assert parsed_in({"success": True, "answer": None}) is True
-    assert parsed_in({"success": False, "answer": ""}) is False
-    assert parsed_in({"success": False, "answer": None}) is False
+    for answer, success, parsed in ((None, True, True), ("", False, False), (None, False, False), (0, False, True)):
+        returned = "said", 0.0, False, False, {"success": success, "answer": answer}
+        assert door.outcome("Env", returned, 0.0)[1].parsed is parsed
 
 
 def test_a_dialogue_grows_by_what_is_new_and_each_turn_was_sampled_after_its_ancestors():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.rollout_house import House, Speaker
 
-from actors.environment_pool import Outcome
+from actors.door import Outcome
 from actors.environments.minicraft import Minicraft
 from actors.rollout_config import SearchSettings
 from actors.rollouts.tree import Node, backpropagate, choose, ends, pairs, shared, uct

@@ -123,13 +123,13 @@ def test_a_truncated_answer_is_left_out_of_the_loss_and_stays_in_the_baselines(n
 
 @pytest.mark.parametrize("settings", [RawCredit(), TurnwiseCredit(), GroupCredit()], ids=["raw", "turnwise", "group"])
 def test_an_environment_error_is_worth_nothing(settings):
-    (values,) = credit([group((A, 0, 0, 1.0), (E, 0, 1, -5.0), (A, 1, 0, 0.0))], settings)
+    (values,) = credit([group((A, 0, 0, 1.0), (E, 1, 0, -5.0), (A, 2, 0, 0.0))], settings)
     assert values[1] == 0
     assert np.isfinite(values).all()
 
 
 def test_an_error_does_not_move_the_means():
-    (values,) = credit([group((A, 0, 0, 1.0), (E, 0, 0, -5.0), (A, 1, 0, 0.0))], TurnwiseCredit())
+    (values,) = credit([group((A, 0, 0, 1.0), (E, 1, 0, -5.0), (A, 2, 0, 0.0))], TurnwiseCredit())
     assert values.tolist() == [0.5, 0, -0.5]
 
 

@@ -5,7 +5,7 @@ import logging
 from support.places import ROOT
 
 from actors import actor
-from actors.environment_pool import EpisodeFailure
+from actors.door import EpisodeFailure
 from redraft import recipe
 from redraft.control import status
 from redraft.run import Run

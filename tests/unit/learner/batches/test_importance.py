@@ -96,12 +96,13 @@ def test_a_turn_that_is_not_trained_has_no_priority():
     assert successes == pytest.approx(sum(best) / 6) and successes < every
 
 
-def test_a_flat_group_has_no_priority_and_an_error_counts_as_a_turn_without_advantage():
+def test_a_flat_group_has_no_priority_and_neither_has_an_episode_that_broke_off():
     good = groups(GROUPS)[0]
     flat = replace(good, turns=tuple(replace(turn, reward=1.0) for turn in good.turns))
     nothing = {"prompt": np.zeros(0, np.int32), "response": np.zeros(0, np.int32), "logprobs": np.zeros(0, np.float32)}
     errors = [replace(good.turns[0], turn=n, role=Role.ERROR, versions=(), **nothing) for n in (6, 7)]
     failed = replace(good, turns=(*good.turns, *errors))
     assert prepare([flat, good], 0, settings()).priorities[0] == 0.0
-    whole, less = prepare([good, failed], 0, settings(credit={"name": "raw"})).priorities
-    assert less == pytest.approx(whole * 6 / 8)
+    less = prepare([good, failed], 0, settings(credit={"name": "raw"})).priorities[1]
+    kept = [abs(turn.reward) for turn in good.turns if turn.episode != good.turns[0].episode]
+    assert less == pytest.approx(sum(kept) / 8)

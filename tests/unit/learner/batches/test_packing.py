@@ -241,7 +241,7 @@ ANCHORED = group(
     turn(2, 1, [], [7], role=Role.REFLECTION),
     turn(3, 2, [8], [9]),
     turn(4, 1, [], [10], role=Role.REFLECTION),
-    turn(5, 4, [], [], role=Role.ERROR),
+    turn(5, 4, [], [], role=Role.ERROR, extra={"kind": "too_long"}),
 )
 
 

@@ -25,6 +25,7 @@ SHAPE = [  # role, episode, index, parent: three reflections on one attempt, of 
     *((A, 0, 0, -1), (F, 0, 1, 0), (R, 0, 1, 1), (F, 1, 1, 0), (R, 1, 1, 3), (F, 2, 1, 0), (E, 2, 1, 5)),
     *((A, 3, 0, -1), (F, 3, 1, 7), (A, 3, 1, 8)),
 ]
+BROKEN = 2  # the episode that broke off: it tells nothing
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,8 @@ def tokens_of(case: Case, authored: bool) -> list[Token]:
     found = []
     for place, group in enumerate(batch()):
         for turn in (t for t in group.turns if t.role is not E):
-            weight, advantage = case.roles.get(turn.role.name.lower(), 0.0), case.worth(place, turn)
+            weight = case.roles.get(turn.role.name.lower(), 0.0)
+            advantage = np.nan if turn.episode == BROKEN else case.worth(place, turn)
             brought = turn.role is A and turn.after < 0 and np.isnan(turn.logprobs).all()
             for spot, token in enumerate(turn.response):
                 sampled = not np.isnan(turn.logprobs[spot])
@@ -125,9 +127,9 @@ def shares_of(tokens: list[Token], average: str) -> np.ndarray:
 
 
 def returns(place: int) -> dict[int, float]:
-    """Sum over an episode of the rewards of what was answered."""
+    """Sum over an episode of the rewards of what was answered, of those that came to their end."""
     found: dict[int, float] = {}
-    for turn in batch()[place].turns:
+    for turn in (turn for turn in batch()[place].turns if turn.episode != BROKEN):
         found[turn.episode] = found.get(turn.episode, 0.0) + turn.reward * (turn.role not in (F, E))
     return found
 
@@ -142,7 +144,8 @@ def dapo_worth(place: int, turn: Turn) -> float:
     """The same with a return that loses up to 1 for each response of more than 4 - 2 tokens."""
     values = returns(place)
     for t in batch()[place].turns:
-        values[t.episode] -= float(np.clip((len(t.response) - 2) / 2, 0, 1)) if t.role is not E else 0.0
+        if t.episode in values:
+            values[t.episode] -= float(np.clip((len(t.response) - 2) / 2, 0, 1))
     every = np.array(list(values.values()))
     return (values[turn.episode] - every.mean()) / (every.std() + 1e-6)
 

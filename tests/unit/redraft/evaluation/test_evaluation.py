@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,11 +134,29 @@ def test_turns_of_one_task_that_always_agree_count_as_one_observation():
     assert many["se"]["repeat_rate"] > 0.1
 
 
-def test_answers_that_an_error_kept_from_being_given_count_as_wrong():
-    broken = [*episode("7"), turn(1, Role.ERROR)]
-    found = figures({"sampled": [broken, [turn(0, Role.ERROR)], episode("7", "7")]}, turns=2)
+def too_long(number: int, episode: int = 0) -> Turn:
+    return replace(turn(number, Role.ERROR, episode), extra={"error": "no room", "kind": "too_long"})
+
+
+def test_answers_for_which_there_was_no_room_count_as_wrong():
+    found = figures({"sampled": [[*episode("7"), too_long(1)], [too_long(0)], episode("7", "7")]}, turns=2)
     assert found["accuracy_by_turn"] == [2 / 3, 1 / 3]
+    assert found["errors"] == 0
+
+
+def test_a_task_whose_episode_broke_off_is_counted_and_left_out_of_the_figures():
+    broken = [*episode("7"), turn(1, Role.ERROR)]
+    found = figures({"sampled": [broken, [turn(0, Role.ERROR)], episode("7", "1")]}, turns=2)
+    assert found["accuracy_by_turn"] == [1, 0] and found["n"] == 3
     assert found["errors"] == 2
+    none = figures({"sampled": [broken, broken]}, turns=2)
+    assert none["accuracy_by_turn"] == [None, None] and none["keep_rate"] is None
+
+
+def test_figures_over_several_tries_take_no_task_of_which_one_broke_off():
+    tries = [[turn(0, Role.ATTEMPT, answer="7")], [turn(0, Role.ERROR)]]
+    found = figures({"sampled": [episode("1"), episode("1")], "independent": tries}, turns=1)
+    assert found["pass_k"] == 1 and found["accuracy_by_turn"] == [0]
 
 
 def test_the_answer_with_which_an_episode_ended_early_without_an_error_stands():
@@ -166,7 +185,7 @@ def test_reflections_are_not_answers_and_episodes_stay_apart():
         turn(4, Role.ERROR, 1),
     ]
     tries = (Try(False, "1"), Try(True, "7"))
-    assert episodes(mixed, "answers") == [Episode(tries), Episode((Try(False, "2"),), failed=True)]
+    assert episodes(mixed, "answers") == [Episode(tries), Episode((Try(False, "2"),), broken=True)]
 
 
 @pytest.mark.parametrize(
@@ -249,8 +268,9 @@ def test_generations_are_the_sampled_responses_of_each_pass():
     assert any("sampled 1.0, greedy 2.0" in remark for remark in remarks(found, None, "blank"))
 
 
-def actions(*done: str, number: int = 0, failed: bool = False) -> list[Turn]:
-    """An episode of actions: "!" after one was refused, "." after one that reached the goal."""
+def actions(*done: str, number: int = 0, cut: bool = False) -> list[Turn]:
+    """An episode of actions: "!" after one was refused, "." after one that reached the goal; `cut` where there was no
+    room for more."""
     turns = [
         made(
             n,
@@ -261,10 +281,10 @@ def actions(*done: str, number: int = 0, failed: bool = False) -> list[Turn]:
         )
         for n, action in enumerate(done)
     ]
-    return turns + [turn(len(done), Role.ERROR, number)] * failed
+    return turns + [too_long(len(done), number)] * cut
 
 
-ACTED = [actions("a", "b."), actions("a!", "b", "c."), actions("a!", "a!", "a!"), actions("a", "b", "a", failed=True)]
+ACTED = [actions("a", "b."), actions("a!", "b", "c."), actions("a!", "a!", "a!"), actions("a", "b", "a", cut=True)]
 
 
 def test_the_figures_of_episodes_of_many_actions_are_those_worked_out_by_hand():
@@ -277,7 +297,6 @@ def test_the_figures_of_episodes_of_many_actions_are_those_worked_out_by_hand():
     assert found["actions"] == (2 + 3 + 3 + 3) / 4
     assert found["loop_rate"] == 1 / 4 and found["loops"] == {"1": 1 / 4, "2": 0, "3": 0}
     assert found["pass_k"] == 3 / 4
-    assert found["errors"] == 2  # sampled and greedy
     assert found["se"]["success"] == pytest.approx(math.sqrt(1 / 4 / 3))
     assert found["se"]["loops"]["1"] == found["se"]["loop_rate"]
     assert {key: value for key, value in found["greedy"].items() if key != "se"}.items() <= found.items()

@@ -1,0 +1,239 @@
+"""One door: what environments, task sources, judges and teachers return becomes the contract here, or is named.
+
+Behind the door nothing checks again. What does not fit raises EpisodeFailure, which ends its episode alone; tasks are
+read before work starts, so what is wrong with them raises SettingError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from actors import messages
+from actors.messages import LONGEST_TEXT, Question
+from protocols.errors import SettingError
+
+LARGEST = float(np.finfo(np.float32).max)
+SHOWN = 80  # characters of a value in an error
+
+
+class EpisodeFailure(Exception):
+    """This episode cannot go on; the group can. `kind` is a metric label, one of KINDS."""
+
+    KINDS = ("raised", "returned", "hung", "too_long", "teacher")
+
+    def __init__(self, kind: str, message: str):
+        self.kind = kind
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the environment made of one answer. `parsed`: whether it found one in the text; None where it is silent.
+    `score`: what the episode is worth so far; None where the environment does not say."""
+
+    reward: float
+    success: bool
+    answer: str | None
+    terminated: bool
+    truncated: bool
+    seconds: float
+    refused: bool = False
+    parsed: bool | None = None
+    score: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the environment has ended the episode."""
+        return self.terminated or self.truncated
+
+
+class _Wrong(ValueError):
+    """What is wrong with a value, in words that follow the name of whoever returned it."""
+
+
+# Environments --------------------------------------------------------------------------------------------------------
+
+
+def outcome(environment: str, returned: Any, seconds: float) -> tuple[str, Outcome]:
+    """The observation and the outcome that `step` returned, in `seconds`. Numbers and booleans of numpy and others
+    count as what they are; an `answer` that is no text becomes one. Raises EpisodeFailure."""
+    try:
+        observation, reward, terminated, truncated, info = _five(returned)
+        return _text("the observation", observation), _outcome(reward, terminated, truncated, info, seconds)
+    except _Wrong as error:
+        raise EpisodeFailure("returned", f"{environment}.step returned {error}") from None
+
+
+def question(environment: str, returned: Any) -> Question:
+    """The first observation that `reset` returned: a text, or chat messages. Raises EpisodeFailure."""
+    try:
+        if not isinstance(returned, tuple | list) or len(returned) != 2:
+            raise _Wrong(f"{_shown(returned)}, not (observation, info)")
+        found = returned[0]
+        if not isinstance(found, list):
+            return _text("the observation", found)
+        messages.checked(found)
+        return [said | {"content": _text("a message", said["content"])} for said in found]
+    except _Wrong as error:
+        raise EpisodeFailure("returned", f"{environment}.reset returned {error}") from None
+    except ValueError as error:
+        raise EpisodeFailure("returned", f"{environment}.reset returned what cannot be asked: {error}") from None
+
+
+def text(source: str, returned: Any) -> str:
+    """A text that `source` wrote: a hint, a teacher's answer. Raises EpisodeFailure."""
+    try:
+        return _text("the text", returned)
+    except _Wrong as error:
+        raise EpisodeFailure("returned", f"{source} returned {error}") from None
+
+
+def dialogues(source: str, returned: Any) -> list[list[tuple[str, bool]]]:
+    """Dialogues as (text, whether the model says it) pieces. Raises EpisodeFailure."""
+    try:
+        if not isinstance(returned, list | tuple):
+            raise _Wrong(f"{_shown(returned)}, which is no list of dialogues")
+        return [[(_text("a piece", said), _boolean("a piece's owner", own)) for said, own in told] for told in returned]
+    except _Wrong as error:
+        raise EpisodeFailure("returned", f"{source} returned {error}") from None
+    except (TypeError, ValueError):
+        raise EpisodeFailure(
+            "returned", f"{source} returned a dialogue that is no list of pieces (text, own)"
+        ) from None
+
+
+def _five(returned: Any) -> tuple:
+    wanted = "observation, reward, terminated, truncated, info"
+    if not isinstance(returned, tuple | list):
+        raise _Wrong(f"{_shown(returned)}, not the five values {wanted}")
+    if len(returned) != 5:
+        old = " (gym's old form)" if len(returned) == 4 else ""
+        raise _Wrong(f"{len(returned)} values{old}, not five: {wanted}")
+    return tuple(returned)
+
+
+def _outcome(reward: Any, terminated: Any, truncated: Any, info: Any, seconds: float) -> Outcome:
+    if not isinstance(info, Mapping):
+        raise _Wrong(f"info {_shown(info)}, which is no mapping")
+    success = _boolean("info['success']", info.get("success", False))
+    answer = None if info.get("answer") is None else _canonical(info["answer"])
+    score = None if info.get("score") is None else _number("info['score']", info["score"])
+    return Outcome(
+        _number("reward", reward),
+        success,
+        answer,
+        _boolean("terminated", terminated),
+        _boolean("truncated", truncated),
+        seconds,
+        _boolean("info['refused']", info.get("refused", False)),
+        bool(answer) or success if "answer" in info else None,
+        score,
+    )
+
+
+def _text(what: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong(f"{what} {_shown(value)}, which is no text")
+    if len(value) > LONGEST_TEXT:
+        raise _Wrong(f"{what} of {len(value):,} characters; {LONGEST_TEXT:,} is the most")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        place = f"{value[error.start]!r} at character {error.start}"
+        raise _Wrong(f"{what} with {place}, half of a character: it cannot be written as UTF-8") from None
+    return value if type(value) is str else str(value)
+
+
+def _number(what: str, value: Any) -> float:
+    """A finite number that float32 holds."""
+    try:
+        if isinstance(value, str | bytes) or np.ndim(value):
+            raise TypeError
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise _Wrong(f"{what} {_shown(value)}, which is no number") from None
+    if not math.isfinite(found):
+        raise _Wrong(f"{what} {found}, which is not finite")
+    if abs(found) > LARGEST:
+        raise _Wrong(f"{what} {found:g}, which is too large: {LARGEST:.3g} is the most")
+    return found
+
+
+def _boolean(what: str, value: Any) -> bool:
+    """True, False, 1, 0, or such of numpy and others."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if isinstance(value, str | bytes) or found not in (0.0, 1.0):
+        raise _Wrong(f"{what} {_shown(value)}, which is neither true nor false")
+    return bool(found)
+
+
+def _canonical(answer: Any) -> str:
+    """An answer as a text, equal for equal answers."""
+    if isinstance(answer, np.generic):
+        answer = answer.item()
+    if isinstance(answer, str):
+        return _text("info['answer']", answer)
+    if isinstance(answer, Number):
+        return str(answer)
+    try:
+        return json.dumps(answer, sort_keys=True, ensure_ascii=True)
+    except (TypeError, ValueError):
+        raise _Wrong(f"info['answer'] {_shown(answer)}; write it as a text") from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        said = repr(value)
+    except Exception:
+        said = "of which no text can be made"
+    said = said if len(said) <= SHOWN else said[:SHOWN] + "..."
+    return f"{said} ({type(value).__name__})"
+
+
+# Task sources --------------------------------------------------------------------------------------------------------
+
+CURE = "Return maps that msgpack can carry, each with a text `id` of its own; see actors/environments/base.py"
+
+
+def tasks(environment: str, split: str, found: Any) -> Sequence[dict]:
+    """`found` itself. Raises SettingError, with the first task that is wrong: each must be a map of its own text `id`,
+    which tells plays of one task from those of others, and must be such as can be sent to an actor."""
+    if not isinstance(found, Sequence) or isinstance(found, str | bytes):
+        raise _bad_tasks(environment, split, f"returned {_shown(found)}, which is no sequence")
+    seen: dict[str, int] = {}
+    for place, task in enumerate(found):
+        number = seen.setdefault(_identity(environment, split, place, task), place)
+        if number != place:
+            problem = f"has two tasks of the id {task['id']!r}: number {number} and number {place}"
+            raise _bad_tasks(environment, split, problem)
+        try:
+            msgpack.packb(task)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _bad_tasks(environment, split, f"has a task {task['id']!r} that cannot be sent: {error}") from None
+    return found
+
+
+def _identity(environment: str, split: str, place: int, task: Any) -> str:
+    if not isinstance(task, dict):
+        raise _bad_tasks(environment, split, f"has {_shown(task)} as task number {place}, which is no map")
+    if "id" not in task:
+        raise _bad_tasks(environment, split, f"has a task without an `id`: number {place}")
+    identity = task["id"]
+    if not isinstance(identity, str) or not identity:
+        raise _bad_tasks(environment, split, f"has the id {_shown(identity)} in task number {place}, which is no text")
+    return identity
+
+
+def _bad_tasks(environment: str, split: str, problem: str) -> SettingError:
+    return SettingError("environment.name", f"{environment}.tasks({split!r}) {problem}", CURE)

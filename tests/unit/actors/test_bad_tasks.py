@@ -1,0 +1,134 @@
+"""A task that misbehaves costs its own episode: in an evaluation no other task, in training no lease and no actor."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from support.rollout_house import Speaker
+from support.waiting import deadline_s
+
+from actors.actor import Actor, Parts
+from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
+from actors.contract import Spec
+from actors.environment_pool import EnvironmentPool
+from actors.environments.base import TextEnvironment
+from actors.rendering import Renderer
+from actors.rollout_config import ActSettings, Rollout
+from protocols.turns import Lease, Role, Turn
+from redraft.models.make import build_tokenizer
+
+TOKENIZER = build_tokenizer("characters", 256)
+
+
+class Env(TextEnvironment):
+    """Does at the third task what `bad` does; each other task is three actions long."""
+
+    release = threading.Event()
+
+    def __init__(self, bad: str = "none", blocking: bool = True):
+        super().__init__()
+        self.bad, self.blocking = bad, blocking  # pyright: ignore[reportAttributeAccessIssue]  of this one alone
+
+    @classmethod
+    def tasks(cls, data, split):
+        return []
+
+    def start(self, task):
+        return "q\n"
+
+    def act(self, text):
+        odd = self.task["id"] == "2" and len(self._actions) == 2
+        if odd and self.bad == "waits":
+            self.release.wait(deadline_s(30))
+        if odd and self.bad == "exits":
+            raise SystemExit(3)
+        reward = None if odd and self.bad == "none" else 1.0
+        said = "\ud800" if odd and self.bad == "surrogate" else "more\n"
+        return said, reward, len(self._actions) == 3, False, {"success": True, "answer": "a"}
+
+
+class Producer:
+    alive = True
+
+    def __init__(self) -> None:
+        self.items: list = []
+
+    async def room(self, shard: str, limit: float) -> None: ...
+
+    def add(self, item, lease, spread) -> Future:
+        self.items.append(item)
+        kept: Future = Future()
+        kept.set_result(None)
+        return kept
+
+
+def actor_of(make, rollout: Rollout, lease_s: float = 600.0) -> tuple[Actor, Producer]:
+    """An actor that has started, with an engine that answers "x"."""
+    environment = EnvironmentSettings(name="any")
+    settings: Any = (
+        DataSettings(),
+        environment,
+        rollout,
+        SamplingSettings(max_tokens=4),
+        ActorSettings(lease_s=lease_s),
+    )
+    actor = Actor(Spec("run", "model", "float32", 0, *settings, None), "actor-0", None)
+    engine: Any = Speaker(TOKENIZER, lambda prompt: "x")
+    producer: Any = Producer()
+    lent = EnvironmentPool(make, 600.0, 8)
+    actor._parts.set_result(Parts(engine, Renderer(TOKENIZER), frozenset(), lent, producer, None))
+    actor._report.state = "ready"
+    return actor, producer
+
+
+def evaluated(bad: str, lease_s: float = 600.0) -> list[list[Turn]]:
+    settings = ActSettings(turns=5)
+    tasks = [{"id": str(number)} for number in range(5)]
+
+    async def run() -> list[list[Turn]]:
+        actor, _ = actor_of(lambda: Env(bad), settings, lease_s)
+        return await actor.evaluate(tasks, settings, SamplingSettings(max_tokens=4), 0)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("bad", ["none", "exits", "surrogate"])
+def test_one_test_task_that_misbehaves_is_an_error_of_its_own_and_all_others_are_played(bad):
+    played = evaluated(bad)
+    assert [len(turns) for turns in played] == [3, 3, 2, 3, 3]
+    assert [turn.role for turn in played[2]] == [Role.ACTION, Role.ERROR] and played[2][-1].extra["error"]
+
+
+def test_a_test_task_that_takes_longer_than_its_lease_is_an_error_of_its_own():
+    try:
+        played = evaluated("waits", lease_s=3.0)
+    finally:
+        Env.release.set()
+    assert [len(turns) for turns in played] == [3, 3, 2, 3, 3]
+    assert "actors.lease_s=3" in played[2][-1].extra["error"]
+
+
+class Panic(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("blocking", [True, False], ids=["in a thread", "directly"])
+@pytest.mark.parametrize("raised", [ValueError("x"), asyncio.CancelledError(), Panic("rust"), SystemExit(1)], ids=repr)
+def test_a_lease_whose_environment_raises_anything_is_closed(raised, blocking):
+    class Throws(Env):
+        def act(self, text):
+            raise raised
+
+    async def run() -> Actor:
+        actor, producer = actor_of(lambda: Throws(blocking=blocking), ActSettings(turns=2))
+        actor._playing = 1
+        await actor._play(Lease(bytes(16), 0, 0, {"id": "t"}, 0))
+        assert [getattr(item, "role", None) for item in producer.items] == [Role.ERROR, None]
+        return actor
+
+    report = asyncio.run(run())._report
+    assert len(report.closed) == 1 and not report.abandoned
