@@ -24,10 +24,10 @@ class TeacherSettings(Settings):
     """The name that the endpoint gives the model."""
     key_env: str = Field(default="OPENAI_API_KEY", min_length=1)
     """Environment variable that holds the key, on every node that plays. An endpoint on a loopback needs none."""
-    temperature: float = Field(default=0.7, ge=0)
-    """0 is greedy."""
+    temperature: float | None = Field(default=0.7, ge=0)
+    """0 is greedy; null for models that take none."""
     max_tokens: int = Field(default=512, ge=1)
-    """Longest answer. One that is cut there is taken as it is: leave room."""
+    """Longest answer, thoughts included. One that is cut there ends its episode: leave room."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest wait for one try."""
     retries: int = Field(default=4, ge=0)

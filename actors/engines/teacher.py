@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from protocols import metrics
 from protocols.errors import RedraftError, SettingError
 
 log = logging.getLogger("redraft.teacher")
+THOUGHTS = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
 LOST = 50  # failures in a row after which the teacher counts as gone
 SHOWN = 300  # characters of what an endpoint says about an error
 
@@ -47,6 +49,7 @@ class Teacher:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._logged: set[int] = set()
         self._failed = 0  # in a row
+        self._completion = False  # whether the endpoint calls the longest answer max_completion_tokens
         self.used = 0
         """Tokens so far: prompts and answers, as the endpoint counts them."""
 
@@ -77,9 +80,15 @@ class Teacher:
         answer = await self._ask(messages)
         metrics.TEACHER_SECONDS.observe(time.monotonic() - began)
         counted = self._count(answer)
-        text = _text(answer)
+        text, cut = _text(answer)
         if text is None:
             raise self._failure("answer", "sent something other than a chat completion with text")
+        if cut:
+            limit = f"rollout.teacher.max_tokens={self._settings.max_tokens}"
+            raise self._failure("cut", f"gave an answer that was cut at {limit}", "rollout.teacher.max_tokens", "Raise it")
+        text = THOUGHTS.sub("", text).strip()
+        if not text:
+            raise self._failure("empty", "sent an empty answer")
         if not counted and self._settings.budget_tokens is not None:
             problem = f"{self._settings.host} does not say how many tokens an answer used"
             raise SettingError("rollout.teacher.budget_tokens", problem, "Leave it out, or use another endpoint")
@@ -92,10 +101,7 @@ class Teacher:
 
         try:
             return await self._client.chat.completions.create(
-                model=self._settings.model,
-                messages=cast(Any, messages),
-                temperature=self._settings.temperature,
-                max_tokens=self._settings.max_tokens,
+                model=self._settings.model, messages=cast(Any, messages), **self._limits()
             )
         except openai.APITimeoutError:
             tries, limit = self._settings.retries + 1, self._settings.timeout_s
@@ -104,9 +110,20 @@ class Teacher:
             cause = type(error.__cause__ or error).__name__
             raise self._failure("connection", f"cannot be reached: {cause}") from None
         except openai.APIStatusError as error:
+            if error.status_code == 400 and not self._completion and "max_completion_tokens" in error.message:
+                self._completion = True  # as newer models call it: ask again by that name
+                return await self._ask(messages)
+            if error.status_code == 400 and self._settings.temperature is not None and error.param == "temperature":
+                problem = f"{self._settings.host} takes no {self._settings.temperature:g} for {self._settings.model!r}"
+                raise SettingError("rollout.teacher.temperature", problem, "Set it to null") from None
             raise self._refused(error.status_code, error.message) from None
         except (openai.OpenAIError, ValueError) as error:  # not JSON, for one
             raise self._failure("answer", f"sent an answer that cannot be read: {type(error).__name__}") from None
+
+    def _limits(self) -> dict[str, Any]:
+        settings = self._settings
+        limits = {"max_completion_tokens" if self._completion else "max_tokens": settings.max_tokens}
+        return limits if settings.temperature is None else limits | {"temperature": settings.temperature}
 
     def _refused(self, status: int, message: str) -> Exception:
         """The error that an HTTP status stands for. What the endpoint says goes to the log, once a status."""
@@ -123,14 +140,20 @@ class Teacher:
             log.warning("the teacher at %s answers %d: %s; said once a status", settings.host, status, said)
         return self._failure(str(status), f"answers with status {status}")
 
-    def _failure(self, reason: str, what: str) -> Exception:
+    def _failure(
+        self,
+        reason: str,
+        what: str,
+        setting: str = "rollout.teacher.url",
+        cure: str = "Make sure that it runs and answers, then use --resume",
+    ) -> Exception:
         """Ends the episode; after LOST of them without an answer between, the run: no episode would end better."""
         metrics.TEACHER_FAILURES.labels(reason=reason).inc()
         self._failed += 1
         if self._failed < LOST:
             return EpisodeFailure("teacher", f"the teacher at {self._settings.host} {what}")
         problem = f"{self._settings.host} {what}; {self._failed} requests in a row have failed"
-        return SettingError("rollout.teacher.url", problem, "Make sure that it runs and answers, then use --resume")
+        return SettingError(setting, problem, cure)
 
     def _count(self, answer: Any) -> bool:
         """Adds the tokens that the endpoint counted; False where it counted none."""
@@ -145,10 +168,12 @@ class Teacher:
         return True
 
 
-def _text(answer: Any) -> str | None:
-    """The client builds objects from whatever JSON came: nothing of them is certain."""
+def _text(answer: Any) -> tuple[str | None, bool]:
+    """The text of an answer, and whether it was cut. The client builds objects from whatever JSON came: nothing of them
+    is certain."""
     try:
-        text = answer.choices[0].message.content
+        choice = answer.choices[0]
+        text, cut = choice.message.content, choice.finish_reason == "length"
     except (AttributeError, IndexError, KeyError, TypeError):
-        return None
-    return text if isinstance(text, str) else None
+        return None, False
+    return (text, cut) if isinstance(text, str) else (None, cut)

@@ -28,7 +28,7 @@ from actors.engines.teacher import LOST, Teacher, TeacherBudget
 from actors.teacher_config import TeacherSettings
 from benchmarks.teacher_server import started
 from protocols.errors import SettingError
-from redraft.config import MakeSettings, ModelSettings
+from redraft.config import MakeSettings, ModelSettings, PretrainSettings
 from redraft.models.make import prepare
 
 pytestmark = pytest.mark.vllm
@@ -39,6 +39,7 @@ DIALOGUE = [
     {"role": "user", "content": "?+3\n"},
 ]
 PROMPT_TOKENS = 8 + 7 + 1 + 4  # the bytes of the contents, and the end token of the answer
+MOST = 64  # tokens of an answer: several times what one of this model has
 SLACK_S = 1.0
 KEY = "sk-the-secret-of-this-test"
 
@@ -69,7 +70,9 @@ def metric(name: str, **labels) -> float:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    make = MakeSettings(tokenizer="bytes", max_length=256)
+    make = MakeSettings(
+        tokenizer="bytes", max_length=256, pretrain=PretrainSettings(steps=200)
+    )  # so that it ends answers
     cache = tmp_path_factory.mktemp("models")
     folder = prepare(ModelSettings(make=make, dtype="float32"), EnvironmentSettings(name="signs"), cache, print)
     began = time.monotonic()
@@ -79,7 +82,7 @@ def server(tmp_path_factory):
 
 
 def served(server, **changes) -> TeacherSettings:
-    return TeacherSettings(**{"url": server.url, "model": server.model, "max_tokens": 8} | changes)
+    return TeacherSettings(**{"url": server.url, "model": server.model, "max_tokens": MOST} | changes)
 
 
 def test_a_served_model_answers_and_its_tokens_are_counted(server):
@@ -90,9 +93,9 @@ def test_a_served_model_answers_and_its_tokens_are_counted(server):
         return await once(teacher), teacher.used, await once(teacher)
 
     text, used, again = asked(served(server, temperature=0), twice)
-    assert text == again and 0 < len(text) <= 8, "greedy"
+    assert text == again and 0 < len(text) <= MOST, "greedy"
     prompt, completion = (metric("tokens_total", kind=kind) - before[kind] for kind in ("prompt", "completion"))
-    assert prompt == 2 * PROMPT_TOKENS and 2 <= completion <= 16
+    assert prompt == 2 * PROMPT_TOKENS and 2 <= completion <= 2 * MOST
     assert used == PROMPT_TOKENS + completion / 2
     assert metric("requests_total") == requests + 2 and metric("answer_seconds_sum") > seconds
 
@@ -108,7 +111,7 @@ def test_the_budget_ends_it_with_an_error_that_names_the_setting(server):
         return None
 
     answers, used, error = asked(served(server, budget_tokens=60), until_refused)
-    assert 60 <= used < 60 + PROMPT_TOKENS + 8 and answers <= 3, "what began within the budget was answered"
+    assert 60 <= used < 60 + PROMPT_TOKENS + MOST and answers <= 3, "what began within the budget was answered"
     assert "teacher.budget_tokens" in str(error) and f"{used} of 60" in str(error)
 
 
@@ -171,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Endpoint
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["content-length"]))
+        self.asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.server.lock:
             number = len(self.server.times)
             self.server.times.append(time.monotonic())
@@ -208,14 +211,14 @@ def at(server: Endpoint, **changes) -> TeacherSettings:
     return TeacherSettings(**{"url": server.url, "model": "any", "timeout_s": 5, "retries": 0} | changes)
 
 
-def completion(text="4+3+2+1", usage=True) -> tuple[int, dict, bytes]:
-    said = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}
+def completion(text="4+3+2+1", usage=True, finish="stop") -> tuple[int, dict, bytes]:
+    said = {"choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}]}
     counted = {"usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}} if usage else {}
     return 200, {}, json.dumps(said | counted).encode()
 
 
-def error(status: int, message: str, **headers) -> tuple[int, dict, bytes]:
-    return status, headers, json.dumps({"error": {"message": message}}).encode()
+def error(status: int, message: str, param: str | None = None, **headers) -> tuple[int, dict, bytes]:
+    return status, headers, json.dumps({"error": {"message": message, "param": param}}).encode()
 
 
 def test_too_many_requests_are_tried_again_when_the_endpoint_says_so():
@@ -261,6 +264,50 @@ def test_a_teacher_that_fails_again_and_again_ends_the_run_but_not_one_that_answ
         ended = asked(at(server, retries=0), ask)
     assert ended[:answered] == [EpisodeFailure] * answered and ended[answered] is str
     assert ended.index(SettingError) == answered + LOST
+
+
+def test_a_model_that_calls_the_longest_answer_otherwise_is_asked_by_that_name():
+    asked_with = []
+
+    def reply(number, handler):
+        asked_with.append({key for key in handler.asked if "tokens" in key or key == "temperature"})
+        refused = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        return completion() if number else error(400, refused, param="max_tokens")
+
+    async def twice(teacher):
+        return await once(teacher), await once(teacher)
+
+    with endpoint(reply) as server:
+        assert asked(at(server, temperature=None), twice) == ("4+3+2+1",) * 2
+    assert asked_with == [{"max_tokens"}, {"max_completion_tokens"}, {"max_completion_tokens"}]
+
+
+def test_a_model_that_takes_no_temperature_is_told_by_the_setting():
+    with endpoint(lambda number, handler: error(400, "Unsupported value", param="temperature")) as server:
+        with pytest.raises(SettingError, match="Set it to null") as caught:
+            asked(at(server), once)
+    assert caught.value.setting == "rollout.teacher.temperature"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (completion("4+3", finish="length"), r"that was cut at rollout\.teacher\.max_tokens"),
+        (completion(""), "empty answer"),
+        (completion("<think>4 or 3</think>\n"), "empty answer"),
+    ],
+    ids=["cut", "empty", "thoughts alone"],
+)
+def test_an_answer_that_was_cut_or_is_empty_is_not_trained_on(answer, said):
+    with endpoint(lambda number, handler: answer) as server:
+        with pytest.raises(EpisodeFailure, match=said) as caught:
+            asked(at(server), once)
+    assert caught.value.kind == "teacher"
+
+
+def test_what_a_teacher_thought_is_not_part_of_its_answer():
+    with endpoint(lambda number, handler: completion("<think>4-3?</think>\n\n4+3+2+1")) as server:
+        assert asked(at(server), once) == "4+3+2+1"
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from actors import environments
 from actors.config import DataSettings, EnvironmentSettings
-from actors.environments import answers, countdown, signs
+from actors.environments import answers, arithmetic, signs
 from actors.environments.base import OneAnswer, TextEnvironment, Verdict
 from protocols.errors import SettingError
 
@@ -184,18 +184,18 @@ def _terms(attempt: str) -> list[str]:
 )
 def test_the_evaluator_refuses_all_but_plain_arithmetic(text):
     with pytest.raises(ValueError):
-        countdown.evaluate(text)
+        arithmetic.evaluate(text)
 
 
 def test_the_evaluator_is_exact():
-    assert countdown.evaluate("8 / (3 - 8/3)") == (Fraction(24), [8, 3, 8, 3])
-    assert countdown.evaluate("1/3 + 1/3 + 1/3")[0] == 1
+    assert arithmetic.evaluate("8 / (3 - 8/3)") == (Fraction(24), [8, 3, 8, 3])
+    assert arithmetic.evaluate("1/3 + 1/3 + 1/3")[0] == 1
 
 
 @given(st.text(alphabet="0123456789+-*/() .e_x", max_size=60))
 def test_the_evaluator_answers_any_text_with_a_fraction_or_a_value_error(text):
     try:
-        value, numbers = countdown.evaluate(text)
+        value, numbers = arithmetic.evaluate(text)
     except ValueError:
         return
     assert isinstance(value, Fraction) and numbers
