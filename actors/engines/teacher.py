@@ -84,8 +84,9 @@ class Teacher:
         if text is None:
             raise self._failure("answer", "sent something other than a chat completion with text")
         if cut:
-            limit = f"rollout.teacher.max_tokens={self._settings.max_tokens}"
-            raise self._failure("cut", f"gave an answer that was cut at {limit}", "rollout.teacher.max_tokens", "Raise it")
+            setting = "rollout.teacher.max_tokens"
+            problem = f"gave an answer that was cut at {setting}={self._settings.max_tokens}"
+            raise self._failure("cut", problem, setting, "Raise it")
         text = THOUGHTS.sub("", text).strip()
         if not text:
             raise self._failure("empty", "sent an empty answer")

@@ -70,9 +70,8 @@ def metric(name: str, **labels) -> float:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    make = MakeSettings(
-        tokenizer="bytes", max_length=256, pretrain=PretrainSettings(steps=200)
-    )  # so that it ends answers
+    learned = PretrainSettings(steps=200)  # to end its answers
+    make = MakeSettings(tokenizer="bytes", max_length=256, pretrain=learned)
     cache = tmp_path_factory.mktemp("models")
     folder = prepare(ModelSettings(make=make, dtype="float32"), EnvironmentSettings(name="signs"), cache, print)
     began = time.monotonic()
