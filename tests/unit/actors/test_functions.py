@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from actors import environments
 from actors.config import DataSettings, EnvironmentSettings
-from actors.environments import files, functions
+from actors.environments import files, functions, functions_parse
 from protocols.errors import SettingError
 
 SETTINGS = EnvironmentSettings(name="functions")
@@ -331,7 +331,7 @@ def test_the_widest_answers_are_judged_at_once(every, value):
     wide = [{"name": name, "arguments": dict.fromkeys(arguments, value)} for _ in task["calls"]]
     environment, text = environments.make(SETTINGS), json.dumps(wide)
     begun = time.thread_time()
-    assert environment.judge(task, text).reward == (-1 if len(text) > functions.LONGEST else 0)
+    assert environment.judge(task, text).reward == (-1 if len(text) > functions_parse.LONGEST else 0)
     assert time.thread_time() - begun < LIMIT_S
 
 
