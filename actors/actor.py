@@ -31,7 +31,7 @@ from actors.rollout_config import Rollout
 from actors.tally import foreign_ids, untemplated
 from actors.transports import Superseded, Transports
 from actors.weights import Proved
-from protocols import metrics
+from protocols import metrics, nvml
 from protocols.errors import DeadlineError, SettingError, WeightsError
 from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
 from protocols.weights import WeightRef
@@ -68,6 +68,7 @@ class Actor:
         self._share, self._tested, self._tested_tokens = -1, 0, 0
         self._loading = False
         self._clock = StateClock()
+        self._gpus: nvml.GpuWatch | None = None
         self._logged: set[str] = set()
         self._begun = False
         self._parts: Future[Parts] = Future()
@@ -158,6 +159,7 @@ class Actor:
         spec = self._spec
         base, number = spec.actors.metrics_port, int(self._name.rpartition("-")[2])
         self._report.metrics_port = metrics.serve(base + number if base else 0, "actors.metrics_port", spec.listen)
+        self._gpus = nvml.watch(spec.actors.gpus)
         metrics.ENGINE_MAX_RUNNING.set(spec.actors.engine.max_running)
         how = spec.actors.engine, spec.seed, spec.version or 0
         engine = await engines.start(spec.model, spec.dtype, *how, tell=self._starting)
@@ -352,6 +354,7 @@ class Actor:
         report = self._report
         report.playing = self._playing
         report.share, report.tested, report.tested_tokens = self._share, self._tested, self._tested_tokens
+        report.gpus = () if self._gpus is None else self._gpus.newest
         if report.state == "ready":
             report.running = self._made.engine.running
             metrics.ENGINE_RUNNING.set(report.running)

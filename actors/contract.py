@@ -12,6 +12,7 @@ from actors.rendering import OnRewrite
 from actors.rollout_config import Rollout
 from actors.tally import Tally
 from protocols.metrics import LOOPBACK
+from protocols.nvml import Gpu
 from protocols.turns import Lease
 from protocols.weights import WeightRef
 from replay.config import ClientKeys
@@ -88,3 +89,5 @@ class Report:
     address: str = ""
     """Of the node, for others."""
     metrics_port: int = 0
+    gpus: tuple[Gpu, ...] = ()
+    """Those that it was given, as NVML sees them; none where there are none, or no NVML."""

@@ -6,7 +6,9 @@ imported.
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
+from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, start_http_server
 
@@ -122,14 +124,45 @@ LEASES_LOST = Metric(
 ACTORS = Metric(Gauge, "controller_actors", "Actors", ("state",))  # starting, waiting, ready, draining
 ACTORS_TARGET = Metric(Gauge, "controller_actors_target", "Actors that there should be")
 TRACKER_LOST = Metric(Counter, "controller_tracker_lost_total", "Lines that a tracker did not take", ("tracker",))
-RESTARTS = Metric(Counter, "controller_restarts_total", "Processes replaced", ("part",))
+RESTARTS = Metric(Counter, "controller_restarts_total", "Processes replaced", ("process",))  # actor, replay
+ACTORS_BEHIND = Metric(
+    Gauge, "controller_actor_versions_behind", "Steps from an actor's weights to the newest", ("actor",)
+)
+STEPS_ASKED = Metric(Gauge, "controller_steps", "Steps that the run is to do")
+GPUS_HELD = Metric(Gauge, "controller_gpus", "GPUs that ranks and actors hold")
+GPU_SECONDS = Metric(Counter, "controller_gpu_seconds_total", "Seconds that they have held each of them")
+EVALUATION_ACCURACY = Metric(
+    Gauge, "evaluation_accuracy", "Share of test tasks solved by turn number", ("occasion", "index")
+)  # before, after
+EVALUATION_ERROR = Metric(Gauge, "evaluation_accuracy_error", "Standard error of that share", ("occasion", "index"))
 WEIGHTS_REFUSED = Metric(
     Counter, "controller_weights_refused_total", "Versions whose digest, elements or probe did not agree on an actor"
 )
 
+# the disk of the run folder (controller) and of a spool (replay)
+DISK_BYTES = Metric(Gauge, "disk_bytes", "Size of the disk that this process writes to")
+DISK_FREE = Metric(Gauge, "disk_free_bytes", "Bytes of it that this process may still write")
+
+# each process that was given GPUs, of each of them, by NVML
+GPU_BUSY = Metric(Gauge, "gpu_busy_share", "Share of the last moment in which this GPU computed", ("gpu",))
+GPU_USED = Metric(Gauge, "gpu_used_bytes", "Memory of this GPU that is in use, by whomever", ("gpu",))
+GPU_MEMORY = Metric(Gauge, "gpu_memory_bytes", "Memory of this GPU", ("gpu",))
+GPU_OWN = Metric(Gauge, "gpu_process_bytes", "Memory of this GPU that this process and its own use", ("gpu",))
+GPU_WATTS = Metric(Gauge, "gpu_watts", "Power that this GPU draws", ("gpu",))
+
 
 LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"
+
+
+def tell_disk(folder: Path) -> None:
+    """Sets this process's figures of the disk that holds a folder; one that does not answer keeps those it had."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return
+    DISK_BYTES.set(found.f_blocks * found.f_frsize)
+    DISK_FREE.set(found.f_bavail * found.f_frsize)
 
 
 def serve(port: int, setting: str, listen: str) -> int:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from protocols.evaluation import EvaluationSummary
-from protocols.measured import Ages, ByPhase, ByTurn, Reported, Value, measured
+from protocols.measured import Ages, ByPhase, ByRole, ByTurn, Reported, Value, measured
 from protocols.replay_stats import ReplayStats
 from protocols.responses import Responses
 
@@ -59,7 +59,9 @@ class FitReport(Reported):
         "Share of trained tokens masked by a correction", Value("learner_masked_share")
     )
     entropy: float | None = measured("Mean entropy of trained tokens, in nats", Value("learner_entropy"), unit="nats")
-    kl: float | None = measured("Mean divergence from the start model on trained tokens", unit="nats")
+    kl: float | None = measured(
+        "Mean divergence from the start model on trained tokens", Value("learner_kl"), unit="nats"
+    )
     anchor_kl: float | None = measured("The same on anchored tokens, which are not trained", unit="nats")
 
 
@@ -82,6 +84,12 @@ class BatchReport(Reported):
         ByTurn("learner_accuracy", "Share of successes in the last batch by turn number"),
         tracked="success_by_index",
         factory=list,
+    )
+    reward_by_role: dict[str, float] = measured(
+        "Mean reward by role",
+        ByRole("learner_role_reward", "Mean reward of the last batch by role"),
+        tracked="reward_by_role",
+        factory=dict,
     )
     staleness_mean: float | None = measured("Mean staleness of groups", unit="steps", tracked="staleness/mean")
     staleness_max: int | None = measured("Largest staleness", unit="steps", tracked="staleness/max")
@@ -111,7 +119,7 @@ class StepReport(Reported):
         "Gradient norm of the last step, before clipping", Value("learner_gradient_norm")
     )
     """None where the gradient was not finite, so that the weights stayed as they were."""
-    lr: float | None = measured("Learning rate")
+    lr: float | None = measured("Learning rate", Value("learner_learning_rate", "Learning rate of the last step"))
     batch: BatchReport = field(default_factory=BatchReport)
     skipped_updates: int = measured("Steps of this incarnation whose gradient was not finite", default=0)
     probe_noise: float | None = measured("How far rounding moves the probe's log-probs", unit="nats")
@@ -177,6 +185,20 @@ class ActorStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuStatus:
+    """A GPU that a process was given, by NVML's number on its node: share of the last moment in which it computed,
+    memory in use by whomever, power. None where it does not tell."""
+
+    name: str
+    """Of the process."""
+    number: int
+    busy: float | None
+    used_bytes: int
+    bytes: int
+    watts: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunStatus:
     """What is known about a run that goes on."""
 
@@ -199,6 +221,7 @@ class RunStatus:
     leases: int = 0
     actors_target: int = 0
     actors: tuple[ActorStatus, ...] = ()
+    gpus: tuple[GpuStatus, ...] = ()
     replay: ReplayStats | None = None
     """Counts over all shards; None before the first."""
     waits: Mapping[str, str] = field(default_factory=dict)
@@ -215,6 +238,7 @@ class RunStatus:
             **({} if self.last is None else self.last.to_json()),
             **{name: getattr(self, name) for name in self.__slots__ if name != "last"},
             "actors": [asdict(actor) for actor in self.actors],
+            "gpus": [asdict(gpu) for gpu in self.gpus],
             "replay": None if self.replay is None else self.replay.to_json(),
             "findings": [finding.to_json() for finding in self.findings],
         }
@@ -226,6 +250,7 @@ class RunStatus:
             own[name] = tuple(found[name])
         own["progress"] = None if found["progress"] is None else tuple(found["progress"])
         own["actors"] = tuple(ActorStatus(**actor) for actor in found["actors"])
+        own["gpus"] = tuple(GpuStatus(**gpu) for gpu in found["gpus"])
         own["replay"] = None if found["replay"] is None else ReplayStats.from_json(found["replay"])
         own["findings"] = tuple(Finding(**finding) for finding in found["findings"])
         shared = {"actors": len(found["actors"]), "tokens_per_s": found["tokens_per_s"] or 0.0}

@@ -6,12 +6,24 @@ import json
 import sys
 from pathlib import Path
 
+import against
+import hardware
+import learning
 import overview
 import parts
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 FOLDER = Path(__file__).parent / "dashboards"
-BOARDS = (overview.overview, overview.why_idle, parts.actors, parts.replay, parts.learner, parts.learning)
+BOARDS = (
+    overview.overview,
+    overview.why_idle,
+    learning.learning,
+    hardware.hardware,
+    parts.actors,
+    parts.replay,
+    parts.learner,
+    against.against,
+)
 
 
 def generated() -> dict[Path, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from panels import board, lines, number, quantiles, shares
+from panels import ANY, BAD, CARE, GOOD, NEUTRAL, board, lines, number, quantiles, shares, word
 
 
 def learner_time():
@@ -74,52 +74,138 @@ def findings():
     )
 
 
+def gpu_time():
+    return lines(
+        "The GPUs' time",
+        "Share of time in which the GPUs of each process computed, as NVML tells it; empty where there are none. Low "
+        "while the process is busy: batches are too small, or it waits within a step.",
+        "percentunit",
+        ('max by (name, gpu) (redraft_gpu_busy_share{run="$run"})', "{{name}} gpu {{gpu}}"),
+    )
+
+
+def _now():
+    return (
+        number(
+            "Controller",
+            "Whether it answers. It ends with the run, well or not.",
+            "none",
+            ('max(up{run="$run",part="controller"})', ""),
+            ((0, BAD), (1, GOOD)),
+            {0: "down", 1: "up"},
+        ),
+        word(
+            "Phase",
+            "What the run is doing.",
+            ('topk(1, redraft_controller_phase{run="$run"} == 1)', "{{phase}}"),
+            {"training": GOOD, "done": GOOD, "stopping": CARE, "stopped": CARE, "failed": BAD},
+        ),
+        number("Step", "Optimizer steps done.", "none", ('max(redraft_learner_step{run="$run"})', ""), ANY),
+        number(
+            "Done",
+            "Share of the steps that the run is to do.",
+            "percentunit",
+            ('max(redraft_learner_step{run="$run"}) / max(redraft_controller_steps{run="$run"} > 0)', ""),
+            ((0, NEUTRAL), (1, GOOD)),
+        ),
+        number(
+            "Time left",
+            "At the pace of the last ten minutes, evaluations left out.",
+            "s",
+            (
+                '(max(redraft_controller_steps{run="$run"}) - max(redraft_learner_step{run="$run"}))'
+                ' / max(deriv(redraft_learner_step{run="$run"}[10m]) > 0)',
+                "",
+            ),
+            ANY,
+        ),
+        number(
+            "Cannot learn",
+            "Causes that the run sees why it cannot learn. `redraft status` has the figures and the cure.",
+            "none",
+            ('sum(max by (cause) (redraft_finding{run="$run"}))', ""),
+            ((0, GOOD), (1, BAD)),
+        ),
+    )
+
+
+def _well():
+    return (
+        number(
+            "Not answering",
+            "Processes that the controller lists and that Prometheus cannot scrape.",
+            "none",
+            ('sum(1 - up{run="$run"})', ""),
+            ((0, GOOD), (1, BAD)),
+        ),
+        number(
+            "Actors ready",
+            "Of the target, as a share.",
+            "percentunit",
+            (
+                'sum(redraft_controller_actors{run="$run",state="ready"})'
+                ' / max(redraft_controller_actors_target{run="$run"})',
+                "",
+            ),
+            ((0, BAD), (0.5, CARE), (1, GOOD)),
+        ),
+        number(
+            "Tokens a second",
+            "Sampled or authored, all actors.",
+            "none",
+            ('sum(rate(redraft_tokens_total{run="$run"}[$__rate_interval]))', ""),
+            ((0, CARE), (1, GOOD)),
+        ),
+        number(
+            "Replay filled",
+            "Share of replay.max_bytes that the fullest shard holds.",
+            "percentunit",
+            ('max(redraft_replay_held_bytes{run="$run"} / redraft_replay_max_bytes{run="$run"})', ""),
+            ((0, GOOD), (0.7, CARE), (0.85, BAD)),
+        ),
+        number(
+            "Disk free",
+            "Share, of the fullest disk that holds the run folder or a spool.",
+            "percentunit",
+            ('min(redraft_disk_free_bytes{run="$run"} / redraft_disk_bytes{run="$run"})', ""),
+            ((0, BAD), (0.1, CARE), (0.2, GOOD)),
+        ),
+        number(
+            "Since the last checkpoint",
+            "Seconds of work that a crash would cost.",
+            "s",
+            ('time() - max(redraft_learner_checkpoint_time_seconds{run="$run"})', ""),
+            ((0, GOOD), (1800, CARE), (3600, BAD)),
+        ),
+    )
+
+
+def errors():
+    return lines(
+        "What went wrong",
+        "Over five minutes, by cause: processes replaced, leases lost, episodes ended by errors, weights refused, "
+        "answers that a teacher did not give.",
+        "none",
+        _lately("redraft_controller_restarts_total", "process", "replaced: {{process}}"),
+        _lately("redraft_controller_leases_lost_total", "reason", "lease lost: {{reason}}"),
+        _lately("redraft_environment_errors_total", "kind", "episode: {{kind}}"),
+        _lately("redraft_controller_weights_refused_total", "run", "weights refused"),
+        _lately("redraft_teacher_failures_total", "reason", "teacher: {{reason}}"),
+    )
+
+
+def _lately(counter: str, label: str, legend: str) -> tuple[str, str]:
+    """What a counter that is still exported grew by in five minutes."""
+    return f'sum by ({label}) (increase({counter}{{run="$run"}}[5m]) and {counter}{{run="$run"}})', legend
+
+
 def overview() -> Dashboard:
     return board(
         "overview",
         "Overview",
         "How the run is doing.",
-        (
-            "Now",
-            (
-                number(
-                    "Phase",
-                    "What the run is doing.",
-                    "none",
-                    ('redraft_controller_phase{run="$run"} == 1', "{{phase}}"),
-                    True,
-                ),
-                number("Step", "Optimizer steps done.", "none", ('max(redraft_learner_step{run="$run"})', "")),
-                number(
-                    "Actors ready",
-                    "Of the target, as a share.",
-                    "percentunit",
-                    (
-                        'sum(redraft_controller_actors{run="$run",state="ready"})'
-                        ' / max(redraft_controller_actors_target{run="$run"})',
-                        "",
-                    ),
-                ),
-                number(
-                    "Tokens a second",
-                    "Sampled or authored, all actors.",
-                    "none",
-                    ('sum(rate(redraft_tokens_total{run="$run"}[$__rate_interval]))', ""),
-                ),
-                number(
-                    "Replay filled",
-                    "Share of replay.max_bytes that the fullest shard holds.",
-                    "percentunit",
-                    ('max(redraft_replay_held_bytes{run="$run"} / redraft_replay_max_bytes{run="$run"})', ""),
-                ),
-                number(
-                    "Since the last checkpoint",
-                    "Seconds of work that a crash would cost.",
-                    "s",
-                    ('time() - max(redraft_learner_checkpoint_time_seconds{run="$run"})', ""),
-                ),
-            ),
-        ),
+        ("Now", _now()),
+        ("", _well()),
         ("Does it learn?", (reward(), accuracy(), findings())),
         ("Is it busy?", (learner_time(), actor_time(), leases())),
         (
@@ -136,18 +222,7 @@ def overview() -> Dashboard:
                     ),
                     ('max(redraft_learner_max_staleness_steps{run="$run"})', "bound"),
                 ),
-                lines(
-                    "What went wrong",
-                    "Over five minutes: processes replaced, leases lost, episodes ended by errors, weights refused.",
-                    "none",
-                    (
-                        'sum by (part) (increase(redraft_controller_restarts_total{run="$run"}[5m]))',
-                        "restarts: {{part}}",
-                    ),
-                    ('sum(increase(redraft_controller_leases_lost_total{run="$run"}[5m]))', "leases lost"),
-                    ('sum(increase(redraft_environment_errors_total{run="$run"}[5m]))', "environment errors"),
-                    ('sum(increase(redraft_controller_weights_refused_total{run="$run"}[5m]))', "weights refused"),
-                ),
+                errors(),
             ),
         ),
     )
@@ -158,7 +233,7 @@ def why_idle() -> Dashboard:
         "why-idle",
         "Why idle",
         "What the learner and the actors wait for. Read the first row from left to right: docs/watching.md.",
-        ("Why is it idle?", (learner_time(), actor_time(), leases())),
+        ("Why is it idle?", (learner_time(), actor_time(), leases(), gpu_time())),
         (
             "One by one",
             (
@@ -167,20 +242,18 @@ def why_idle() -> Dashboard:
                     "One that is far below the others has a slow node, or long environments.",
                     "percentunit",
                     (
-                        'sum by (name) (rate(redraft_actor_state_seconds_total{run="$run",state="generating"}'
-                        "[$__rate_interval]))",
+                        'sum by (name) (rate(redraft_actor_state_seconds_total{run="$run",name=~"$actor",'
+                        'state="generating"}[$__rate_interval]))',
                         "{{name}}",
                     ),
                 ),
                 lines(
                     "Versions behind",
-                    "Steps between the learner and the weights of each actor: what admission counts from.",
+                    "Steps from the weights of each actor to the newest, as the controller sees both: what admission "
+                    "counts from.",
                     "none",
-                    (
-                        'scalar(max(redraft_learner_step{run="$run"}))'
-                        ' - max by (name) (redraft_actor_weights_version{run="$run"}) % 1000000',
-                        "{{name}}",
-                    ),
+                    ('max by (actor) (redraft_controller_actor_versions_behind{run="$run"})', "{{actor}}"),
+                    ('max(redraft_learner_max_staleness_steps{run="$run"})', "bound"),
                 ),
             ),
         ),

@@ -1,12 +1,19 @@
-"""What the dashboards are built from: a few kinds of panels, and rows of them. Queries say {run="$run"}."""
+"""What the dashboards are built from: a few kinds of panels, and rows of them.
+
+Queries say {run="$run"}, or {run="$run",name=~"$actor"} for one of the actors; which namespace is added to them here.
+Numbers are asked for this moment, so that one of a run that is dead is no number; lines show what was.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from grafana_foundation_sdk.builders import dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.builders.common import (
+    GraphThresholdsStyleConfig,
     ReduceDataOptions,
     StackingConfig,
     VizLegendOptions,
@@ -19,28 +26,42 @@ from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DashboardLinkType,
     DataSourceRef,
+    DynamicConfigValue,
     GridPos,
     Panel,
+    Threshold,
+    ThresholdsMode,
+    ValueMap,
+    ValueMappingResult,
     VariableHide,
     VariableRefresh,
 )
 
 WIDTH, HEIGHT, STAT_HEIGHT = 24, 8, 4
 SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
+NEUTRAL, GOOD, CARE, BAD = "text", "green", "orange", "red"
+NO_VALUE = "no data"
+RUN = re.compile(r'\{(?=run=~?"\$run")')
 Query = tuple[str, str]
 """PromQL and the legend of its series."""
 Row = tuple[str, Sequence[Builder[Panel]]]
-"""A title, and panels that share the width."""
+"""A title, and panels that share the width; one without a title goes on under the one before."""
+Steps = Sequence[tuple[float, str]]
+"""From which value on which colour. Below the first, and without a value, it is NEUTRAL: no data is not good."""
+ANY: Steps = ()
+"""Of a number that is neither good nor bad."""
 
 
-def lines(title: str, description: str, unit: str, *queries: Query) -> timeseries.Panel:
-    """Values over time."""
+def lines(title: str, description: str, unit: str, *queries: Query, limits: Steps = ()) -> timeseries.Panel:
+    """Values over time, with a line where a limit is."""
     panel = (
         timeseries.Panel()
         .title(title)
         .description(description)
         .datasource(SOURCE)
         .unit(unit)
+        .no_value(NO_VALUE)
+        .thresholds(_thresholds(limits))
         .fill_opacity(8)
         .line_width(1)
         .show_points(common.VisibilityMode.NEVER)
@@ -53,6 +74,8 @@ def lines(title: str, description: str, unit: str, *queries: Query) -> timeserie
         .tooltip(VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING))
         .height(HEIGHT)
     )
+    if limits:
+        panel.thresholds_style(GraphThresholdsStyleConfig().mode(common.GraphTresholdsStyleMode.DASHED))
     return _asking(panel, queries)
 
 
@@ -62,25 +85,102 @@ def shares(title: str, description: str, query: Query) -> timeseries.Panel:
     return panel.stacking(StackingConfig().mode(common.StackingMode.NORMAL)).fill_opacity(70).min(0).max(1)
 
 
-def number(title: str, description: str, unit: str, query: Query, text: bool = False) -> stat.Panel:
-    """The newest value; with `text` the legend instead."""
-    panel = stat.Panel().title(title).description(description).datasource(SOURCE).unit(unit).height(STAT_HEIGHT)
-    panel.graph_mode(common.BigValueGraphMode.NONE if text else common.BigValueGraphMode.AREA)
-    panel.reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
-    panel.text_mode(common.BigValueTextMode.NAME if text else common.BigValueTextMode.VALUE)
-    return _asking(panel, [query])
+def number(
+    title: str, description: str, unit: str, query: Query, steps: Steps, words: Mapping[float, str] | None = None
+) -> stat.Panel:
+    """The value of this moment, in the colour that it has from `steps`; as a word, for values that have one."""
+    panel = (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(SOURCE)
+        .unit(unit)
+        .no_value(NO_VALUE)
+        .thresholds(_thresholds(steps))
+        .color_mode(common.BigValueColorMode.VALUE)
+        .graph_mode(common.BigValueGraphMode.NONE)
+        .text_mode(common.BigValueTextMode.VALUE)
+        .reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
+        .height(STAT_HEIGHT)
+    )
+    if words:
+        results = {f"{value:g}": ValueMappingResult(text=word) for value, word in words.items()}
+        panel.mappings([ValueMap(results)])
+    return _asking(panel, [query], now=True)
 
 
-def quantiles(title: str, description: str, unit: str, histogram: str, by: str = "") -> timeseries.Panel:
-    """The median and the 95th percentile of a histogram, for each value of the label `by`."""
+def word(title: str, description: str, query: Query, colors: Mapping[str, str]) -> stat.Panel:
+    """The legend of the one series that there is at this moment, in the colour that it has by itself."""
+    panel = number(title, description, "none", query, ANY).text_mode(common.BigValueTextMode.NAME)
+    for name, color in colors.items():
+        panel.override_by_name(name, [DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})])
+    return panel
+
+
+def quantiles(title: str, description: str, unit: str, histogram: str, by: str = "", of: str = "") -> timeseries.Panel:
+    """The median and the 95th percentile of a histogram, for each value of the label `by`; `of` chooses series."""
     labels, legend = (f"le, {by}", f"{{{{{by}}}}} ") if by else ("le", "")
-    rates = f'sum by ({labels}) (rate({histogram}_bucket{{run="$run"}}[$__rate_interval]))'
+    rates = f'sum by ({labels}) (rate({histogram}_bucket{{run="$run"{of}}}[$__rate_interval]))'
     queries = [(f"histogram_quantile({q}, {rates})", f"{legend}p{round(100 * q)}") for q in (0.5, 0.95)]
     return lines(title, description, unit, *queries)
 
 
-def board(uid: str, title: str, description: str, *rows: Row) -> Dashboard:
-    """A dashboard of one run, chosen above it; links lead to the others."""
+def rate(title: str, description: str, counter: str, label: str, of: str = "") -> timeseries.Panel:
+    """A counter's increase a second, by a label; `of` chooses series."""
+    query = f'sum by ({label}) (rate({counter}{{run="$run"{of}}}[$__rate_interval]))'
+    return lines(title, description, "none", (query, f"{{{{{label}}}}}"))
+
+
+def gauge(title: str, description: str, unit: str, name: str, limits: Steps = ()) -> timeseries.Panel:
+    """A gauge of one process."""
+    return lines(title, description, unit, (f'max({name}{{run="$run"}})', ""), limits=limits)
+
+
+def by_role(title: str, description: str, unit: str, name: str, limits: Steps = ()) -> timeseries.Panel:
+    """A gauge that the learner has for each role."""
+    return lines(title, description, unit, (f'max by (role) ({name}{{run="$run"}})', "{{role}}"), limits=limits)
+
+
+@dataclass(frozen=True)
+class Event(Builder[dict]):
+    """What is marked on all panels while the query has series; Grafana's SDK leaves out the title."""
+
+    name: str
+    color: str
+    query: str
+    title: str
+
+    def build(self) -> dict:
+        return {
+            "name": self.name,
+            "datasource": SOURCE,
+            "enable": True,
+            "iconColor": self.color,
+            "expr": _scoped(self.query),
+            "step": "10s",
+            "titleFormat": self.title,
+        }
+
+
+EVENTS = (
+    Event("Scale", "blue", 'changes(redraft_controller_actors_target{run="$run"}[1m]) > 0', "another number of actors"),
+    Event(
+        "Restarts",
+        BAD,
+        'sum by (process) (increase(redraft_controller_restarts_total{run="$run"}[1m])) > 0',
+        "{{process}} replaced",
+    ),
+    Event("Checkpoints", GOOD, 'changes(redraft_learner_checkpoint_time_seconds{run="$run"}[1m]) > 0', "checkpoint"),
+    Event("Evaluations", "purple", 'redraft_controller_phase{run="$run",phase=~"evaluating|ending"} == 1', "{{phase}}"),
+)
+FIELDS: dict[str, dict[str, str]] = {
+    "price": {"label": "Price of a GPU hour", "default": "1"},
+}
+"""Variables that a person types."""
+
+
+def board(uid: str, title: str, description: str, *rows: Row, runs: bool = False) -> Dashboard:
+    """A dashboard of one run (of several with `runs`), chosen above it; links lead to the others."""
     built = (
         dashboard.Dashboard(f"Redraft: {title}")
         .uid(f"redraft-{uid}")
@@ -97,24 +197,53 @@ def board(uid: str, title: str, description: str, *rows: Row) -> Dashboard:
             .keep_time(True)
         )
         .with_variable(dashboard.DatasourceVariable("source").type("prometheus").hide(VariableHide.HIDE_VARIABLE))
-        .with_variable(
-            dashboard.QueryVariable("run")
-            .datasource(SOURCE)
-            .query("label_values(redraft_controller_phase, run)")
-            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
-        )
+        .with_variable(_chosen("namespace", "label_values(redraft_controller_phase, namespace)", everything=True))
     )
+    run = _chosen("run", 'label_values(redraft_controller_phase{namespace=~"$namespace"}, run)', everything=False)
+    built.with_variable(run.multi(True) if runs else run)
     numbers, top = itertools.count(1), 0
     for name, panels in rows:
-        built.with_row(dashboard.Row(name).id(next(numbers)).grid_pos(GridPos(h=1, w=WIDTH, x=0, y=top)))
+        if name:
+            built.with_row(dashboard.Row(name).id(next(numbers)).grid_pos(GridPos(h=1, w=WIDTH, x=0, y=top)))
+            top += 1
         width, height = WIDTH // len(panels), max(panel.build().grid_pos.h for panel in panels)
         for place, panel in enumerate(panels):
-            built.with_panel(panel.id(next(numbers)).grid_pos(GridPos(h=height, w=width, x=place * width, y=top + 1)))
-        top += 1 + height
+            built.with_panel(panel.id(next(numbers)).grid_pos(GridPos(h=height, w=width, x=place * width, y=top)))
+        top += height
+    asked = str([target.expr for _, panels in rows for panel in panels for target in panel.build().targets or ()])
+    if "$actor" in asked:
+        actors = f'label_values(redraft_actor_weights_version{{{SCOPE}run="$run"}}, name)'
+        built.with_variable(_chosen("actor", actors, everything=True))
+    for name, words in FIELDS.items():
+        if f"${name}" in asked:
+            field = dashboard.TextBoxVariable(name).label(words["label"])
+            built.with_variable(field.default_value(words["default"]))
+    for event in () if runs else EVENTS:
+        built.annotation(event)  # pyright: ignore[reportArgumentType]  it writes what it is given
     return built.build()
 
 
-def _asking(panel, queries: Sequence[Query]):
+SCOPE = 'namespace=~"$namespace",'
+
+
+def _chosen(name: str, query: str, everything: bool) -> dashboard.QueryVariable:
+    """A variable that is chosen from what there is. Where nothing has the label, .* is all there is."""
+    made = dashboard.QueryVariable(name).datasource(SOURCE).query(query)
+    made.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+    return made.include_all(True).all_value(".*").multi(True) if everything else made
+
+
+def _scoped(query: str) -> str:
+    return RUN.sub("{" + SCOPE, query)
+
+
+def _thresholds(steps: Steps) -> dashboard.ThresholdsConfig:
+    made = [Threshold(None, NEUTRAL), *(Threshold(value, color) for value, color in steps)]
+    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(made)
+
+
+def _asking(panel, queries: Sequence[Query], now: bool = False):
     for letter, (expression, legend) in zip("ABCDEFGH", queries, strict=False):
-        panel.with_target(prometheus.Dataquery().ref_id(letter).expr(expression).legend_format(legend))
+        query = prometheus.Dataquery().ref_id(letter).expr(_scoped(expression)).legend_format(legend)
+        panel.with_target(query.instant() if now else query.range())
     return panel

@@ -1,10 +1,12 @@
-"""A dashboard for each part: Actors, Replay, Learner; and Learning, for what the numbers of the loss say."""
+"""A dashboard for each part: Actors, Replay, Learner."""
 
 from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from overview import accuracy, findings, reward
-from panels import board, lines, quantiles
+from panels import board, gauge, lines, quantiles, rate
+
+ONE = ',name=~"$actor"'
+"""Of the chosen actors."""
 
 
 def actors() -> Dashboard:
@@ -15,14 +17,17 @@ def actors() -> Dashboard:
         (
             "What they make",
             (
-                _rate("Tokens a second", "By role.", "redraft_tokens_total", "role"),
-                _rate("Turns a second", "By role.", "redraft_turns_total", "role"),
+                rate("Tokens a second", "By role.", "redraft_tokens_total", "role", of=ONE),
+                rate("Turns a second", "By role.", "redraft_turns_total", "role", of=ONE),
                 lines(
                     "Groups and episodes a second",
                     "Groups by how they ended.",
                     "none",
-                    ('sum by (end) (rate(redraft_groups_total{run="$run"}[$__rate_interval]))', "groups {{end}}"),
-                    ('sum(rate(redraft_episodes_total{run="$run"}[$__rate_interval]))', "episodes"),
+                    (
+                        'sum by (end) (rate(redraft_groups_total{run="$run",name=~"$actor"}[$__rate_interval]))',
+                        "groups {{end}}",
+                    ),
+                    ('sum(rate(redraft_episodes_total{run="$run",name=~"$actor"}[$__rate_interval]))', "episodes"),
                 ),
             ),
         ),
@@ -34,7 +39,8 @@ def actors() -> Dashboard:
                     "Requests in the engine over places in its batch; above 100% requests queue.",
                     "percentunit",
                     (
-                        'redraft_engine_running_requests{run="$run"} / redraft_engine_max_running_requests{run="$run"}',
+                        'redraft_engine_running_requests{run="$run",name=~"$actor"}'
+                        ' / redraft_engine_max_running_requests{run="$run",name=~"$actor"}',
                         "{{name}}",
                     ),
                 ),
@@ -43,28 +49,32 @@ def actors() -> Dashboard:
                     "Share of prompt tokens that were not computed again.",
                     "percentunit",
                     (
-                        'sum by (name) (rate(redraft_engine_prefix_cache_hits_total{run="$run"}[$__rate_interval]))'
-                        ' / sum by (name) (rate(redraft_engine_prefix_cache_queries_total{run="$run"}'
+                        'sum by (name) (rate(redraft_engine_prefix_cache_hits_total{run="$run",name=~"$actor"}'
+                        "[$__rate_interval]))"
+                        ' / sum by (name) (rate(redraft_engine_prefix_cache_queries_total{run="$run",name=~"$actor"}'
                         "[$__rate_interval]))",
                         "{{name}}",
                     ),
                 ),
-                quantiles("Queue", "Until a request has a place in the batch.", "s", "redraft_queue_seconds"),
-                quantiles("Generation", "From there to its last token.", "s", "redraft_generation_seconds"),
+                quantiles("Queue", "Until a request has a place in the batch.", "s", "redraft_queue_seconds", of=ONE),
+                quantiles("Generation", "From there to its last token.", "s", "redraft_generation_seconds", of=ONE),
             ),
         ),
         (
             "Environments and a teacher",
             (
-                quantiles("Environment", "One step.", "s", "redraft_environment_seconds"),
-                _rate(
+                quantiles("Environment", "One step.", "s", "redraft_environment_seconds", of=ONE),
+                rate(
                     "Environment errors a second",
                     "By kind; each ends an episode.",
                     "redraft_environment_errors_total",
                     "kind",
+                    of=ONE,
                 ),
-                quantiles("Teacher", "From request to answer, all tries.", "s", "redraft_teacher_answer_seconds"),
-                _rate("Teacher failures a second", "By reason.", "redraft_teacher_failures_total", "reason"),
+                quantiles(
+                    "Teacher", "From request to answer, all tries.", "s", "redraft_teacher_answer_seconds", of=ONE
+                ),
+                rate("Teacher failures a second", "By reason.", "redraft_teacher_failures_total", "reason", of=ONE),
             ),
         ),
         (
@@ -74,23 +84,23 @@ def actors() -> Dashboard:
                     "Version",
                     "That each actor generates with.",
                     "none",
-                    ('redraft_actor_weights_version{run="$run"}', "{{name}}"),
+                    ('redraft_actor_weights_version{run="$run",name=~"$actor"}', "{{name}}"),
                 ),
                 lines(
                     "Verified",
                     "1 when digest, live parameters and probe of the last version agreed with the learner's.",
                     "none",
-                    ('redraft_actor_weights_verified{run="$run"}', "{{name}}"),
+                    ('redraft_actor_weights_verified{run="$run",name=~"$actor"}', "{{name}}"),
                 ),
                 lines(
                     "Probe",
                     "Median difference of log-probs, engine and learner, on the probe, and the largest that rounding "
                     "explains.",
                     "none",
-                    ('redraft_actor_probe_difference{run="$run"}', "{{name}}"),
-                    ('max(redraft_actor_probe_limit{run="$run"})', "limit"),
+                    ('redraft_actor_probe_difference{run="$run",name=~"$actor"}', "{{name}}"),
+                    ('max(redraft_actor_probe_limit{run="$run",name=~"$actor"})', "limit"),
                 ),
-                quantiles("Loading", "One version, checks included.", "s", "redraft_weights_apply_seconds"),
+                quantiles("Loading", "One version, checks included.", "s", "redraft_weights_apply_seconds", of=ONE),
             ),
         ),
         (
@@ -104,13 +114,15 @@ def actors() -> Dashboard:
                     ('max(redraft_controller_actors_target{run="$run"})', "target"),
                 ),
                 lines("Leases", "Groups in play.", "none", ('redraft_controller_leases{run="$run"}', "out")),
-                _rate(
+                rate(
                     "Leases lost a second",
                     "By why they were leased again.",
                     "redraft_controller_leases_lost_total",
                     "reason",
                 ),
-                _rate("Processes replaced a second", "By part.", "redraft_controller_restarts_total", "part"),
+                rate(
+                    "Processes replaced a second", "By what they were.", "redraft_controller_restarts_total", "process"
+                ),
             ),
         ),
     )
@@ -137,7 +149,7 @@ def replay() -> Dashboard:
                     ('redraft_replay_held_bytes{run="$run"}', "{{name}}"),
                     ('max(redraft_replay_max_bytes{run="$run"})', "cap"),
                 ),
-                _rate(
+                rate(
                     "Groups dropped a second",
                     "By why nothing trains on them.",
                     "redraft_replay_dropped_total",
@@ -148,7 +160,7 @@ def replay() -> Dashboard:
         (
             "What it takes",
             (
-                _rate("Rows a second", "By outcome.", "redraft_replay_rows_total", "outcome"),
+                rate("Rows a second", "By outcome.", "redraft_replay_rows_total", "outcome"),
                 quantiles("Rows in a transaction", "Of ingest.", "none", "redraft_replay_rows_per_commit"),
                 quantiles("Commit", "One spool transaction.", "s", "redraft_replay_commit_seconds"),
             ),
@@ -157,7 +169,7 @@ def replay() -> Dashboard:
             "What it gives",
             (
                 quantiles("Staleness of claimed groups", "In steps.", "none", "redraft_replay_staleness_steps"),
-                _rate(
+                rate(
                     "Claims taken back a second",
                     "From silent consumers.",
                     "redraft_replay_claims_expired_total",
@@ -174,8 +186,8 @@ def replay() -> Dashboard:
                     "percentunit",
                     ('redraft_replay_idle_share{run="$run"}', "{{name}}"),
                 ),
-                _rate("Messages refused a second", "By reason.", "redraft_replay_refused_total", "reason"),
-                _rate("Producers held back a second", "By actor.", "redraft_replay_credit_stalls_total", "name"),
+                rate("Messages refused a second", "By reason.", "redraft_replay_refused_total", "reason"),
+                rate("Producers held back a second", "By actor.", "redraft_replay_credit_stalls_total", "name"),
             ),
         ),
     )
@@ -216,16 +228,14 @@ def learner() -> Dashboard:
             "What it trains on",
             (
                 quantiles("Staleness", "Of trained groups, in steps.", "none", "redraft_learner_staleness_steps"),
-                _gauge(
+                gauge(
                     "Effective sample size",
                     "Share of the batch that the weights leave.",
                     "percentunit",
                     "redraft_learner_effective_sample_share",
                 ),
-                _gauge(
-                    "Masked tokens", "Share that a correction masks.", "percentunit", "redraft_learner_masked_share"
-                ),
-                _gauge(
+                gauge("Masked tokens", "Share that a correction masks.", "percentunit", "redraft_learner_masked_share"),
+                gauge(
                     "Trainer and sampler",
                     "Mean difference of their log-probs of trained tokens.",
                     "none",
@@ -234,37 +244,16 @@ def learner() -> Dashboard:
             ),
         ),
         (
-            "The responses",
-            (
-                _by_role(
-                    "Cut", "Share of the last batch that ran into sampling.max_tokens.", "percentunit", "cut_share"
-                ),
-                _by_role(
-                    "Not parsed",
-                    "Share from which the environment could parse no answer. Empty where it does not say.",
-                    "percentunit",
-                    "unparsed_share",
-                ),
-                lines(
-                    "Length",
-                    "Tokens of a response of the last batch: mean, and the longest.",
-                    "none",
-                    ('redraft_learner_response_tokens{run="$run"}', "{{role}} mean"),
-                    ('redraft_learner_longest_response_tokens{run="$run"}', "{{role}} most"),
-                ),
-            ),
-        ),
-        (
             "What it leaves",
             (
-                _gauge("Step", "Optimizer steps done.", "none", "redraft_learner_step"),
-                _gauge(
+                gauge("Step", "Optimizer steps done.", "none", "redraft_learner_step"),
+                gauge(
                     "Trained tokens",
                     "Of the last step. At 0 it moved no weight: see the rewards, and learner.credit.",
                     "none",
                     "redraft_learner_trained_tokens",
                 ),
-                _gauge("Version", "Published last.", "none", "redraft_learner_weights_version"),
+                gauge("Version", "Published last.", "none", "redraft_learner_weights_version"),
                 lines(
                     "Since the last checkpoint",
                     "Seconds.",
@@ -274,53 +263,3 @@ def learner() -> Dashboard:
             ),
         ),
     )
-
-
-def learning() -> Dashboard:
-    return board(
-        "learning",
-        "Learning",
-        "Whether the model gets better, and better at correcting itself.",
-        ("Can it learn?", (findings(),)),
-        ("Turn after turn", (reward(), accuracy())),
-        (
-            "What a second look is worth",
-            (
-                lines(
-                    "Gain over the first turn",
-                    "Reward of the best turn less that of the first.",
-                    "none",
-                    (
-                        'max(redraft_learner_reward{run="$run"}) - max(redraft_learner_reward{run="$run",index="0"})',
-                        "gain",
-                    ),
-                ),
-            ),
-        ),
-        (
-            "The loss",
-            (
-                _gauge("Loss", "Of the last step.", "none", "redraft_learner_loss"),
-                _gauge("Gradient norm", "Before clipping.", "none", "redraft_learner_gradient_norm"),
-                _gauge(
-                    "Entropy",
-                    "Mean of trained tokens, in nats. Near 0 the model has stopped to explore.",
-                    "none",
-                    "redraft_learner_entropy",
-                ),
-            ),
-        ),
-    )
-
-
-def _rate(title: str, description: str, counter: str, label: str):
-    query = f'sum by ({label}) (rate({counter}{{run="$run"}}[$__rate_interval]))'
-    return lines(title, description, "none", (query, f"{{{{{label}}}}}"))
-
-
-def _gauge(title: str, description: str, unit: str, gauge: str):
-    return lines(title, description, unit, (f'max({gauge}{{run="$run"}})', ""))
-
-
-def _by_role(title: str, description: str, unit: str, gauge: str):
-    return lines(title, description, unit, (f'redraft_learner_{gauge}{{run="$run"}}', "{{role}}"))

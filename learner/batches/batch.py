@@ -78,13 +78,14 @@ def prepare(
 
 
 def report_of(groups: Sequence[Group], step: int) -> BatchReport:
-    """Rewards of the model's own attempts (all, and by turn number), the staleness of each group, which is that of its
-    oldest token, and what responses look like (see `responses_of`). A figure over nothing is None."""
+    """Rewards of the model's own attempts (all, by turn number, by role), the staleness of each group, which is that of
+    its oldest token, and what responses look like (see `responses_of`). A figure over nothing is None."""
     turns = [turn for group in groups for turn in group.turns]
     attempts = [turn for group in groups for turn in _attempts(group)]
-    rewards, successes = defaultdict(list), defaultdict(list)
+    rewards, successes, roles = defaultdict(list), defaultdict(list), defaultdict(list)
     for turn in attempts:
         rewards[turn.index].append(turn.reward)
+        roles[turn.role.name.lower()].append(turn.reward)
         if "success" in turn.extra:
             successes[turn.index].append(bool(turn.extra["success"]))
     ages = [age for group in groups if (age := _staleness(group, step)) is not None]
@@ -94,6 +95,7 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
         sampled_tokens=sum(map(sampled_tokens, turns)),
         reward=float(np.mean([turn.reward for turn in attempts])) if attempts else None,
         reward_by_index=[float(np.mean(rewards[index])) for index in sorted(rewards)],
+        reward_by_role={role: float(np.mean(found)) for role, found in sorted(roles.items())},
         success_by_index=[float(np.mean(successes[index])) for index in sorted(successes)],
         staleness_mean=float(np.mean(ages)) if ages else None,
         staleness_max=max(ages, default=None),

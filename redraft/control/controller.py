@@ -57,7 +57,7 @@ from redraft.control.evaluator import Exam, Occasion, chosen
 from redraft.control.exchange import Announced, Exchange, Starting
 from redraft.control.fleet import Fleet
 from redraft.control.parts import start
-from redraft.control.status import Status
+from redraft.control.status import Status, tell_accuracy
 from redraft.evaluation.measures import plays
 from redraft.recipe import Recipe
 from redraft.run import Run
@@ -172,8 +172,8 @@ class Controller:
 
     def _serve_metrics(self) -> None:
         """Begins to serve this process's metrics, and the list of all processes that do."""
-        for part in ("actor", "replay"):
-            metrics.RESTARTS.labels(part=part)
+        for process in ("actor", "replay"):
+            metrics.RESTARTS.labels(process=process)
         for reason in ("actor", "abandoned", "expired", "drained"):
             metrics.LEASES_LOST.labels(reason=reason)
         address = ray.util.get_node_ip_address() if self._run.cluster else None
@@ -244,7 +244,10 @@ class Controller:
     def _before(self) -> EvaluationSummary | None:
         """The evaluation with which a resumed run began."""
         lines = map(EvaluationLine.from_json, self._run.lines("evaluations.jsonl"))
-        return next((line.summary for line in lines if line.label == "before"), None)
+        summary = next((line.summary for line in lines if line.label == "before"), None)
+        if summary is not None:
+            tell_accuracy("before", summary)
+        return summary
 
     def _evaluation(self, exchange: Exchange, label: str) -> EvaluationSummary | None:
         """Plays the test tasks on all actors with the weights now in force; writes a line of evaluations.jsonl.
@@ -265,6 +268,7 @@ class Controller:
             exam.record(self._run.folder, occasion)
         self._run.append("evaluations.jsonl", occasion.line(began, summary).to_json())
         self._trackers.evaluation(occasion.step, summary)
+        tell_accuracy(label, summary)
         self._status.evaluated(summary)
         return summary
 

@@ -21,6 +21,7 @@ from redraft.control.autoscale import Autoscaler
 from redraft.control.discovery import Process
 from redraft.control.leases import PLAYS
 from redraft.control.parts import Parts
+from redraft.control.rank_gpus import RankGpus
 from redraft.control.status import Status
 from redraft.recipe import Recipe
 
@@ -78,6 +79,7 @@ class Exchange:
         actors = recipe.actors
         self._size = actors.count
         self._growing = threading.Lock()
+        self._gpus = RankGpus(parts.ranks if recipe.learner.gpus else ())
         self._autoscaler = Autoscaler(actors.autoscale, actors.count) if actors.autoscale else None
         self._reported: deque[tuple[float, StepReport]] = deque()  # steps that the autoscaler has not seen
 
@@ -133,8 +135,10 @@ class Exchange:
         while parts.lost:
             self._lost(*parts.lost.popleft())
         self._resize()
+        self._gpus.look()
+        self._status.gpus(self._gpus.newest)
         if restarted := parts.shards.look():
-            metrics.RESTARTS.labels(part="replay").inc(restarted)
+            metrics.RESTARTS.labels(process="replay").inc(restarted)
         self._give_orders(0 if admission is None else self._room(admission))
 
     def _take(self, number: int, report: Report) -> None:
@@ -147,7 +151,7 @@ class Exchange:
     def _lost(self, number: int, why: str) -> None:
         """An actor is gone: its leases are given again."""
         self._status.replaced(number, why)
-        metrics.RESTARTS.labels(part="actor").inc()
+        metrics.RESTARTS.labels(process="actor").inc()
         for group, token in self.parts.book.of(number):
             self._abandon(group, token, why, "actor")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -12,10 +13,11 @@ from typing import Any
 
 from actors.contract import Report
 from protocols import metrics
-from protocols.evaluation import EvaluationSummary
+from protocols.evaluation import AnswerFigures, EvaluationSummary
+from protocols.nvml import Gpu
 from protocols.replay_stats import ReplayStats
-from protocols.reports import ActorStatus, Finding, RunStatus, StepLine, StepReport
-from protocols.weights import WeightRef
+from protocols.reports import ActorStatus, Finding, GpuStatus, RunStatus, StepLine, StepReport
+from protocols.weights import WeightRef, step_of
 from redraft import logs
 from redraft.control.fleet import Member
 from redraft.diagnosis.causes import CAUSES as FINDINGS
@@ -46,6 +48,9 @@ class Status:
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._rewards: deque[float] = deque(maxlen=HISTORY)
         self._lora = recipe.model.lora
+        self._rank_gpus: Mapping[str, tuple[Gpu, ...]] = {}
+        self._newest = 0  # step of the weights that were published last
+        self._gpus, self._held_s = (recipe.learner.gpus * recipe.learner.ranks, recipe.actors.gpus), self._last_step
         self._now = RunStatus(run.name, recipe.steps)
         self.last_event = ""
         self._diagnosis, self._looked_s = Diagnosis(recipe), -LOOK_S
@@ -96,6 +101,8 @@ class Status:
     def started(self, step: int, trained: int) -> None:
         """All parts are up, `step` steps were done before, and so many parameters are `trained`."""
         adapter = f"LoRA of rank {self._lora.rank}, {trained:,} parameters" if self._lora is not None else ""
+        metrics.STEPS_ASKED.set(self._now.steps)
+        self._held_s = time.monotonic()
         self._update(step=step, trained_parameters=trained, adapter=adapter)
 
     def event(self, text: str, once: str | None = None) -> None:
@@ -128,6 +135,7 @@ class Status:
 
     def published(self, ref: WeightRef) -> None:
         with self._lock:
+            self._newest = step_of(ref.version)
             self._diagnosis.published(ref.version, ref.digest, ref.probe.logprobs, self.elapsed_s)
 
     def evaluated(self, summary: EvaluationSummary) -> None:
@@ -145,17 +153,41 @@ class Status:
     def replay(self, stats: ReplayStats) -> None:
         self._update(replay=stats)
 
+    def gpus(self, of_ranks: Mapping[str, tuple[Gpu, ...]]) -> None:
+        """What ranks say of theirs; actors report it themselves."""
+        self._rank_gpus = of_ranks
+
     def fleet(self, members: Mapping[int, Member], target: int, leases: int) -> None:
         metrics.LEASES.set(leases)
         metrics.ACTORS_TARGET.set(target)
         states = Counter(_metric_state(member) for member in members.values())
         for state in ("starting", "waiting", "ready", "draining"):
             metrics.ACTORS.labels(state=state).set(states[state])
-        self._update(leases=leases, actors_target=target, actors=tuple(map(_actor, members.values())))
+        self._tell_behind(members)
+        self._tell_gpus(sum(not member.waiting for member in members.values()))
+        found = {**self._rank_gpus, **{member.name: member.report.gpus for member in members.values()}}
+        gpus = tuple(_gpu(name, gpu) for name, several in found.items() for gpu in several)
+        self._update(leases=leases, actors_target=target, actors=tuple(map(_actor, members.values())), gpus=gpus)
         with self._lock:
             self._diagnosis.fleet({member.name: member.report for member in members.values()}, self.elapsed_s)
         if self.elapsed_s - self._looked_s >= LOOK_S:
             self.look()
+
+    def _tell_behind(self, members: Mapping[int, Member]) -> None:
+        """How old the weights of each actor are, by what this process knows now of both."""
+        versions = {member.name: member.report.version for member in members.values()}
+        behind = {
+            name: max(0, self._newest - step_of(version)) for name, version in versions.items() if version is not None
+        }
+        metrics.ACTORS_BEHIND.set_only(behind)
+
+    def _tell_gpus(self, actors: int) -> None:
+        """What ranks, and so many actors, hold, and what they have held since the last time."""
+        (of_ranks, of_actor), now = self._gpus, time.monotonic()
+        held = of_ranks + of_actor * actors
+        metrics.GPUS_HELD.set(held)
+        metrics.GPU_SECONDS.inc(held * (now - self._held_s))
+        self._held_s = now
 
     def look(self) -> None:
         """Says which causes of a run that cannot learn have been found since the last look, and which are gone."""
@@ -165,6 +197,7 @@ class Status:
             lasting = tuple(self._diagnosis.findings.values())
             self._now = replace(self._now, findings=lasting)
             self._ended += ended
+        metrics.tell_disk(self._run.folder)
         causes = {finding.cause for finding in lasting}
         for cause in FINDINGS:
             metrics.FINDING.labels(cause=cause).set(cause in causes)
@@ -225,6 +258,16 @@ class Status:
             return replace(self._now, elapsed_s=self.elapsed_s, **lists)
 
 
+def tell_accuracy(occasion: str, summary: EvaluationSummary) -> None:
+    """Exports what was solved of the test tasks: at each turn, or by episodes of many actions, as turn 0."""
+    sampled = summary.sampled
+    figures = sampled.accuracy_by_turn if isinstance(sampled, AnswerFigures) else (sampled.success,)
+    for index, figure in enumerate(figures):
+        exported = ((metrics.EVALUATION_ACCURACY, figure.value), (metrics.EVALUATION_ERROR, figure.error))
+        for metric, value in exported:
+            metric.labels(occasion=occasion, index=str(index)).set(math.nan if value is None else value)
+
+
 def _actor(member: Member) -> ActorStatus:
     report = member.report
     return ActorStatus(
@@ -239,6 +282,10 @@ def _actor(member: Member) -> ActorStatus:
         probe_difference=report.probe_difference,
         probe_limit=report.probe_limit,
     )
+
+
+def _gpu(name: str, gpu: Gpu) -> GpuStatus:
+    return GpuStatus(name, gpu.number, gpu.busy, gpu.used_bytes, gpu.bytes, gpu.watts)
 
 
 def _metric_state(member: Member) -> str:

@@ -15,12 +15,12 @@ from rich.text import Text
 
 from learner.batches.responses import told
 from protocols.replay_stats import ReplayStats
-from protocols.reports import ActorStatus, Finding, RunEnded, RunStatus
+from protocols.reports import ActorStatus, Finding, GpuStatus, RunEnded, RunStatus
 from redraft.watch.story import Story
 
 PLAIN_EVERY_S = 10.0
 EVENTS = 4  # the newest that are shown
-SHOWN = 2  # actors whose state is told one by one, and causes why a run cannot learn
+SHOWN = 2  # actors whose state is told one by one, their GPUs, and causes why a run cannot learn
 PROBLEM = "cannot learn"
 NO_DATA = "no data"
 BARS = "▁▂▃▄▅▆▇█"
@@ -169,6 +169,7 @@ def facts(status: RunStatus) -> list[tuple[str, str]]:
         found.append(("generation", f"{status.tokens_per_s:,.0f} tokens/s{turns}"))
     found += [(f"{part} waits", text) for part, text in status.waits.items() if text]
     found += [("actors", _actors(status.actors, status.actors_target))] if status.actors else []
+    found += [("GPUs", _gpus(status.gpus))] if status.gpus else []
     found += [("replay", _replay(status.replay))] if status.replay else []
     found += [("metrics", status.sd)] if status.sd else []
     return found
@@ -210,6 +211,18 @@ def _actors(actors: Sequence[ActorStatus], target: int) -> str:
     if versions:
         text += f", version {versions[0]}" + (f" to {versions[-1]}" if len(versions) > 1 else "")
     return text
+
+
+def gpu_text(gpu: GpuStatus) -> str:
+    """ "87% busy, 61 of 80 GB, 610 W": what it tells of these."""
+    busy = [] if gpu.busy is None else [f"{gpu.busy:.0%} busy"]
+    watts = [] if gpu.watts is None else [f"{gpu.watts:.0f} W"]
+    return ", ".join([*busy, f"{gpu.used_bytes / 1e9:.0f} of {gpu.bytes / 1e9:.0f} GB", *watts])
+
+
+def _gpus(gpus: Sequence[GpuStatus]) -> str:
+    text = "; ".join(f"{gpu.name}: {gpu_text(gpu)}" for gpu in gpus[:SHOWN])
+    return text + (f" and {len(gpus) - SHOWN} more" if len(gpus) > SHOWN else "")
 
 
 def _replay(stats: ReplayStats) -> str:

@@ -34,7 +34,7 @@ from redraft.watch import live
 from redraft.watch.newest_turns import NewestTurns, NewGroup
 
 EVERY_S = 1.0
-ASIDE = ("actors", "metrics")  # facts that are shown elsewhere
+ASIDE = ("actors", "GPUs", "metrics")  # facts that are shown elsewhere
 HELP = """q       leave; the run goes on
 s       stop the run, after a question
 p       pause this view, and go on
@@ -89,18 +89,24 @@ class Part:
 def parts(status: RunStatus) -> list[Part]:
     """All parts of a run."""
     up, version = status.state != "starting", live.version_of(status)
-    leases, learning = f"{status.leases} leases out", f"step {status.step}/{status.steps}"
+    leases, learning = f"{status.leases} leases out", f"step {status.step}/{status.steps}{_gpu(status, 'learner-0')}"
     found = [
         Part("controller", status.state, up and status.state != "failed", doing=leases),
         Part("learner", "ready" if up else "starting", up, version, learning),
         _replay(status.replay, up),
     ]
     for actor in status.actors:
-        doing = f"{actor.playing} groups, {actor.running} requests"
+        doing = f"{actor.playing} groups, {actor.running} requests{_gpu(status, actor.name)}"
         ready = actor.state == "ready" and actor.version is not None
         state = actor.state if ready or actor.state != "ready" else "no weights"
         found.append(Part(actor.name, state, ready, actor.version, doing, actor.node))
     return found
+
+
+def _gpu(status: RunStatus, name: str) -> str:
+    """What a process's first GPU does, after what the process does; "" where it has none."""
+    found = [live.gpu_text(gpu) for gpu in status.gpus if gpu.name == name]
+    return f", GPU {found[0]}" if found else ""
 
 
 def _replay(stats: ReplayStats | None, up: bool) -> Part:

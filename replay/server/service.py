@@ -168,6 +168,7 @@ class Service:
             if now - exported > EXPORT_S:
                 self._store.export()
                 metrics.REPLAY_IDLE.set(idle / (now - exported))
+                metrics.tell_disk(self._folder)
                 exported, idle = now, 0.0
 
     def _reply(self, identity: bytes, frames: list[bytes]) -> None:

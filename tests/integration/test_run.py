@@ -14,10 +14,12 @@ import psutil
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from support import grafana
+from support.gpu_exporter import GpuExporter
 from support.places import ROOT
 from support.run_house import ENVIRONMENT, Command, leftovers
 from support.waiting import deadline_s, until
-from support.watch_house import NAME, Prometheus, listed, panel_queries, rules
+from support.watch_house import NAME, Prometheus, listed, rules
 
 from protocols import metrics, reports  # noqa: F401  reports declares metrics, too
 from redraft.control.remote import Remote
@@ -117,28 +119,24 @@ def redraft(folder: Path, *arguments: str) -> str:
     return answer.stdout
 
 
-MAY_BE_EMPTY = {
-    "actors: Teacher": "this recipe has no teacher",
-    "actors: Teacher failures a second": "this recipe has no teacher",
-    "replay: Messages refused a second": "nobody sent what is refused",
-}
-
-
 @pytest.fixture(scope="module")
 def watched(folder):
-    """A run of two actors that trains, and goes on until it is told to stop; a Prometheus that watches it; its /sd."""
-    run = Command(folder, "train", "tiny.yaml", "steps=2000", "actors.count=2", "--run", "watched")
+    """A run of two actors that trains, and goes on until it is told to stop; a Prometheus that watches it, and an
+    exporter that says of GPUs what they would; its /sd."""
+    options = ("steps=2000", "actors.count=2", "actors.engine.stats=true")
+    run = Command(folder, "train", "tiny.yaml", *options, "--run", "watched")
     run.until(lambda: len(run.steps("watched")) >= 2, 180)
     sd = json.loads((folder / "runs" / "watched" / "run.json").read_text())["sd"]
-    with Prometheus(folder, sd) as prometheus:
-        yield run, prometheus, sd
+    exporter = GpuExporter("watched")
+    with contextlib.closing(exporter), Prometheus(folder, sd, exporter.address) as prometheus:
+        yield run, prometheus, sd, exporter
     if run.process.poll() is None:
         run.process.send_signal(signal.SIGINT)
         run.wait(120)
 
 
 def test_every_process_of_a_run_is_found_and_serves_metrics_of_ours(watched):
-    run, prometheus, sd = watched
+    run, prometheus, sd, _ = watched
     processes = {"controller", "replay-0", "learner-0", "actor-0", "actor-1"}
     found = until(lambda: (up := prometheus.healthy()) == listed(sd) and up, "all that is listed is scraped", 60)
     assert {name for name in found if not name.startswith("ray-")} == processes
@@ -152,33 +150,43 @@ def test_every_process_of_a_run_is_found_and_serves_metrics_of_ours(watched):
 
 
 def test_a_view_that_stays_open_is_answered_again_and_again(watched):
-    run, _, _ = watched
+    run, *_ = watched
     with contextlib.closing(Remote(str(run.folder / "runs" / "watched"))) as remote:
         first = remote.status()
         later = until(lambda: (found := remote.status()).step > first.step and found, "a later step", 60)
         assert later.run == "watched" and len(later.actors) == 2
 
 
-def test_every_panel_has_data_and_every_rule_can_be_asked(watched):
-    run, prometheus, _ = watched
-    panels = panel_queries("watched")
-    assert MAY_BE_EMPTY.keys() <= panels.keys() and len(panels) > 50
+def test_every_panel_shows_a_run_that_goes_on_and_every_rule_can_be_asked(watched):
+    run, prometheus, *_ = watched
+    found = grafana.panels()
+    assert len(found) > 100
 
     def empty() -> list[str]:
-        return [title for title, asked in panels.items() if any(not prometheus.query(query) for query in asked)]
+        shows = {title: grafana.shown(panel, prometheus, "watched") for title, panel in found.items()}
+        return [title for title, values in shows.items() if all(one.value is None for one in values)]
 
     steps = len(run.steps("watched"))
-    run.until(lambda: set(empty()) <= MAY_BE_EMPTY.keys() or len(run.steps("watched")) > steps + 100, 240)
-    assert set(empty()) == MAY_BE_EMPTY.keys()
+    run.until(lambda: not empty() or len(run.steps("watched")) > steps + 100, 240)
+    assert not empty()
+    [controller], [phase] = (
+        grafana.shown(found[f"overview: {title}"], prometheus, "watched") for title in ("Controller", "Phase")
+    )
+    assert (controller.text, controller.color, phase.text, phase.color) == ("up", "green", "training", "green")
+    behind = grafana.shown(found["why-idle: Versions behind"], prometheus, "watched")
+    assert {one.name for one in behind} == {"actor-0", "actor-1", "bound"}
+    assert all(0 <= one.value <= 2 for one in behind), "the bound is 1, and an actor loads the newest as it comes"
+    for event in grafana.boards()["overview"]["annotations"]["list"]:
+        prometheus.query(grafana.expression(event["expr"], "watched"))
     for rule in rules():
-        found = prometheus.query(rule["expr"])
-        assert found or "alert" in rule, rule
+        asked = prometheus.query(rule["expr"])
+        assert asked or "alert" in rule, rule
         for name in NAME.findall(rule["expr"]):
             assert prometheus.query(name), f"{name} of {rule} has no data"
 
 
 def test_the_states_of_the_learner_and_of_the_actors_add_up_to_their_time(watched):
-    _, prometheus, _ = watched
+    _, prometheus, *_ = watched
     for name in ("learner_state", "actor_state"):
         query = f'sum by (name) (rate(redraft_{name}_seconds_total{{run="watched"}}[10s]))'
 
@@ -194,7 +202,7 @@ def test_the_states_of_the_learner_and_of_the_actors_add_up_to_their_time(watche
 
 
 def test_an_actor_that_is_killed_is_replaced_and_scraped_again_and_the_run_goes_on(watched):
-    run, prometheus, sd = watched
+    run, prometheus, sd, _ = watched
     before = listed(sd)
     run.part("ray::ActorPart").send_signal(signal.SIGKILL)
     until(lambda: listed(sd).keys() < before.keys(), "the actor is no longer listed", 30)
@@ -224,13 +232,30 @@ def stopped(run: Command, name: str, number: signal.Signals) -> int:
 
 
 def test_ctrl_c_and_sigterm_stop_everything_and_resume_goes_on(watched, folder):
-    run, _, _ = watched
+    run, *_ = watched
     steps = stopped(run, "watched", signal.SIGINT)
     again = Command(folder, "train", "tiny.yaml", "steps=2000", "actors.count=2", "--run", "watched", "--resume")
     again.until(lambda: len(again.steps("watched")) >= steps + 3, 180)
     stopped(again, "watched", signal.SIGTERM)
     versions = [line["version"] for line in again.lines("watched", "metrics.jsonl")]
     assert versions == sorted(set(versions)) and versions[-1] > 1_000_000, "version numbers never repeat"
+
+
+def test_every_panel_shows_nothing_or_an_alarm_of_a_run_that_is_dead(watched):
+    """Its Prometheus asks at the addresses of before, where nobody answers since the run was stopped."""
+    _, prometheus, _, exporter = watched
+    exporter.close()
+    up = 'max(up{run="watched"}) or max(up{job="beside"})'
+    until(lambda: all(one["value"][1] == "0" for one in prometheus.query(up)), "nothing answers", 60)
+    later = time.time() + 4 * grafana.INTERVAL_S
+    shows = {title: grafana.shown(panel, prometheus, "watched", later) for title, panel in grafana.panels().items()}
+    alarms = {title for title, values in shows.items() for one in values if one.value is not None}
+    assert alarms == {"overview: Controller", "overview: Not answering"}
+    assert all(
+        one.color == ("text" if one.value is None else "red") for found in shows.values() for one in found if one.text
+    )
+    [controller] = shows["overview: Controller"]
+    assert controller.text == "down"
 
 
 def fleet(remote: Remote) -> dict[str, int]:

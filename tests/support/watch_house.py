@@ -18,19 +18,22 @@ from support.waiting import deadline_s, until
 
 INTERVAL_S = 1
 SHIPPED = ROOT / "deploy" / "prometheus"
-DASHBOARDS = ROOT / "deploy" / "grafana" / "dashboards"
 NAME = re.compile(r"(?<![\w:])redraft_\w+")
 
 
 class Prometheus:
-    """Scrapes what `sd` lists, each second. Use it as a context manager, under the marker `prometheus`."""
+    """Scrapes what `sd` lists, and an exporter `beside` it whose labels stay, each second. Use it as a context manager,
+    under the marker `prometheus`."""
 
-    def __init__(self, folder: Path, sd: str):
+    def __init__(self, folder: Path, sd: str, beside: str = ""):
         config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": f"{INTERVAL_S}s", "evaluation_interval": f"{INTERVAL_S}s"}
         config["rule_files"] = [str(SHIPPED / name) for name in config["rule_files"]]
         (found,) = config["scrape_configs"][0]["http_sd_configs"]
         found |= {"url": sd, "refresh_interval": f"{INTERVAL_S}s"}
+        if beside:
+            one = {"job_name": "beside", "honor_labels": True, "static_configs": [{"targets": [beside]}]}
+            config["scrape_configs"].append(one)
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         self._at = f"127.0.0.1:{free_port()}"
         self._command = [
@@ -77,7 +80,7 @@ class Prometheus:
         return {
             target["labels"]["name"]: target["discoveredLabels"]["__address__"]
             for target in self.ask("targets")["activeTargets"]
-            if target["health"] == "up"
+            if target["health"] == "up" and target["labels"]["job"] == "redraft"
         }
 
 
@@ -85,18 +88,6 @@ def listed(sd: str) -> dict[str, str]:
     """The names of the processes at /sd, with their addresses."""
     with urllib.request.urlopen(sd, timeout=deadline_s(30)) as page:
         return {found["labels"]["name"]: found["targets"][0] for found in json.loads(page.read())}
-
-
-def panel_queries(run: str) -> dict[str, list[str]]:
-    """The queries of each panel, by `dashboard: title`, for a run that is scraped each second."""
-    found = {}
-    for path in sorted(DASHBOARDS.glob("*.json")):
-        for panel in json.loads(path.read_text())["panels"]:
-            asked = [target["expr"] for target in panel.get("targets", ())]
-            found[f"{path.stem.removeprefix('redraft-')}: {panel['title']}"] = [
-                query.replace("$run", run).replace("$__rate_interval", "15s") for query in asked
-            ]
-    return {title: queries for title, queries in found.items() if queries}
 
 
 def rules() -> list[dict]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from support.nvml_library import Library
 
 from actors.engines import vllm_common
 from protocols.errors import SettingError
+from protocols.nvml import Nvml
 from redraft.cli import doctor
-from redraft.nvml import Nvml
 
 
 def said() -> tuple[bool, str]:
@@ -35,39 +35,6 @@ def test_every_python_that_is_supported_is_good(monkeypatch, version, good):
     monkeypatch.setattr(sys, "version_info", (*version, 1))
     check = next(iter(doctor._software()))
     assert (check.good, bool(check.cure)) == (good, not good)
-
-
-class Library:
-    """The functions of pynvml, of two GPUs of which one does not tell its power."""
-
-    class NVMLError(Exception):
-        pass
-
-    def nvmlInit(self):
-        pass
-
-    def nvmlSystemGetDriverVersion(self):
-        return b"580.1"
-
-    def nvmlDeviceGetCount(self):
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, number):
-        return number
-
-    def nvmlDeviceGetName(self, handle):
-        return f"Card {handle}"
-
-    def nvmlDeviceGetMemoryInfo(self, handle):
-        return SimpleNamespace(total=80 << 30, used=(handle + 1) << 30)
-
-    def nvmlDeviceGetUtilizationRates(self, handle):
-        return SimpleNamespace(gpu=40)
-
-    def nvmlDeviceGetPowerUsage(self, handle):
-        if handle:
-            raise self.NVMLError("Not Supported")
-        return 350_000
 
 
 def test_gpus_are_told_with_memory_driver_and_what_is_in_use():
