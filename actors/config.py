@@ -94,7 +94,7 @@ class AutoscaleSettings(Settings):
     max: int = Field(ge=1)
     """Most actors."""
     target_learner_wait: float = Field(default=0.1, gt=0, lt=1)
-    """Share of its time that the learner may wait for groups before one more actor is asked for."""
+    """Share of its time that the learner may wait for groups before more actors are asked for."""
 
 
 class ActorSettings(Settings):

@@ -245,7 +245,7 @@ def test_every_panel_shows_nothing_or_an_alarm_of_a_run_that_is_dead(watched):
     """Its Prometheus asks at the addresses of before, where nobody answers since the run was stopped."""
     _, prometheus, _, exporter = watched
     exporter.close()
-    up = 'max(up{run="watched"}) or max(up{job="beside"})'
+    up = 'max(up{run="watched"} or up{job="beside"})'
     until(lambda: all(one["value"][1] == "0" for one in prometheus.query(up)), "nothing answers", 60)
     later = time.time() + 4 * grafana.INTERVAL_S
     shows = {title: grafana.shown(panel, prometheus, "watched", later) for title, panel in grafana.panels().items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -11,11 +13,11 @@ from hypothesis import strategies as st
 
 from actors.config import ActorSettings, AutoscaleSettings
 from protocols.reports import StepReport
-from redraft.control.autoscale import ENOUGH, QUIET_S, Autoscaler
+from redraft.control.autoscale import ENOUGH, QUIET_S, RECENT, SPARE, Autoscaler
 from redraft.recipe import build
 
 TARGET = 0.1
-LOOKS = 10  # at the fleet, in each step
+LOOKS = 20  # at the fleet, in each step: as many as the controller has in a second
 
 
 class Run:
@@ -49,7 +51,13 @@ class Run:
             self.ready_at = self.now + self.start_s
 
     def go(self, steps: int) -> list[int]:
+        return self.until(lambda: False, steps)
+
+    def until(self, condition: Callable[[], bool], steps: int) -> list[int]:
+        """The sizes so far, once the condition holds or so many steps are done."""
         for _ in range(steps):
+            if condition():
+                break
             self.step()
         return self.sizes
 
@@ -58,32 +66,56 @@ def reported(waited_s: float, work_s: float, reason: str = "groups") -> StepRepo
     return StepReport(seconds={"wait": waited_s, "train": work_s, "pack": 9.0}, wait_reason=reason)
 
 
-def wait_share(run: Run, count: int) -> float:
-    """What the learner would wait, without noise, for so many actors."""
-    play_s = run.batch_s / count
-    waited_s = max(0.0, play_s - run.work_s) if run.ahead else play_s
-    return waited_s / (waited_s + run.work_s)
+def right(run: Run) -> int:
+    """The fewest actors for which the learner would wait no longer than its target, without noise."""
+    allowed_s = run.work_s * TARGET / (1 - TARGET) + run.work_s * run.ahead
+    return min(max(1, math.ceil(run.batch_s / allowed_s - 1e-6)), 32)
 
 
-@settings(max_examples=50, derandomize=True)
-@given(st.floats(10, 60), st.floats(0.2, 12), st.booleans(), st.integers(1, 12))
-def test_it_comes_to_rest_where_the_learner_waits_less_than_its_target_and_never_turns_back(work_s, load, ahead, count):
-    run = Run(work_s, load * work_s, ahead, count)
+STEPS, NODES = st.floats(1, 120), st.floats(10, 600)  # seconds of the learner's work, and until an actor is ready
+
+
+@settings(max_examples=200, derandomize=True)
+@given(STEPS, st.floats(0.2, 28), st.booleans(), st.integers(1, 12), NODES)
+def test_it_finds_the_right_number_within_three_changes_and_never_turns_back(work_s, load, ahead, count, start_s):
+    run = Run(work_s, load * work_s, ahead, count, start_s=start_s)
+    wanted = right(run)
+    sizes = run.until(lambda: len(run.sizes) > 1 and run.sizes[-1] >= wanted, 60 + int(8 * start_s / work_s))
+    doublings = math.ceil(math.log2(max(wanted, count) / count))
+    if wanted > count:
+        assert wanted <= sizes[-1] <= wanted * (1 if ahead else 1.15) + (not ahead), sizes
+        assert len(sizes) - 1 <= max(doublings, 1), "as few changes as doubling at most allows: three are eight times"
+    rest = run.go(int(20 + QUIET_S / work_s))
+    ups = [b > a for a, b in pairwise(rest)]
+    assert len(set(ups)) <= 1, "it comes to rest, or goes on down one by one"
+    assert all(b - a >= -1 for a, b in pairwise(rest)) and all(b <= 2 * a for a, b in pairwise(rest))
+
+
+@settings(max_examples=25, derandomize=True)
+@given(STEPS, st.floats(0.2, 12), st.integers(2, 20))
+def test_actors_that_the_learner_does_not_need_go_one_by_one_until_one_fewer_would_be_missed(work_s, load, more):
+    needed = right(Run(work_s, load * work_s, True))
+    run = Run(work_s, load * work_s, True, count=min(32, needed + more), start_s=0.0)
+    sizes = run.go(int(2 * more * (RECENT + QUIET_S / work_s)))
+    assert all(b == a - 1 for a, b in pairwise(sizes)), sizes
+    assert needed <= sizes[-1] <= needed * (1 + SPARE) + 2, sizes
+
+
+@settings(max_examples=100, derandomize=True)
+@given(STEPS, st.floats(0.2, 12), st.booleans(), st.integers(0, 1000), NODES)
+def test_noise_does_not_make_it_oscillate(work_s, load, ahead, seed, start_s):
+    run = Run(work_s, load * work_s, ahead, count=4, start_s=start_s, noise=0.25, seed=seed)
     sizes = run.go(600)
-    ups = [b > a for a, b in pairwise(sizes)]
-    assert len(set(ups)) <= 1, sizes
-    assert wait_share(run, sizes[-1]) <= TARGET + 1e-9 or sizes[-1] == 32, sizes
-    assert True not in ups or wait_share(run, sizes[-1] - 1) >= TARGET - 1e-9, "one fewer would have done"
-    rest = len(sizes)
-    assert len(run.go(100)) == rest, "it rests"
-
-
-@settings(max_examples=50, derandomize=True)
-@given(st.floats(10, 60), st.floats(0.2, 12), st.booleans(), st.integers(0, 1000))
-def test_noise_does_not_make_it_oscillate(work_s, load, ahead, seed):
-    sizes = Run(work_s, load * work_s, ahead, count=4, noise=0.25, seed=seed).go(600)
     turns = sum((b > a) != (c > b) for a, b, c in zip(sizes, sizes[1:], sizes[2:], strict=False))
     assert turns <= 4, sizes
+    assert right(run) * 0.8 - 1 <= sizes[-1] <= right(run) * 1.5 + 2, (right(run), sizes)
+
+
+@pytest.mark.parametrize(("load", "wanted", "minutes"), [(8, [1, 2, 4, 8], 30), (19, [1, 2, 4, 8, 16, 18], 71)])
+def test_a_fleet_grows_in_minutes_where_the_learner_works_30_s_and_a_node_takes_five_minutes(load, wanted, minutes):
+    run = Run(30.0, load * 30.0, True, start_s=300.0)
+    assert run.until(lambda: run.sizes[-1] >= right(run), 1000) == wanted
+    assert run.now <= 60 * minutes
 
 
 def test_no_actor_is_asked_for_while_one_still_starts():
