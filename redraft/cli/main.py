@@ -164,8 +164,10 @@ def scale(run: RunName, count: Annotated[int, typer.Argument(metavar="N", help="
     """Change how many actors a run has while it goes on. Those that leave finish their groups first."""
     from redraft.control import client
 
-    before = client.scale(run, count)
-    console.print(f"{run} is to have {count} actors, {before} before; `redraft status {run}` says when")
+    said = client.scale(run, count)
+    console.print(f"{run} is to have {count} actors, {said.before} before; `redraft status {run}` says when")
+    if said.note:
+        console.print(said.note)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from protocols.reports import RunEnded, RunStatus
 from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.control import cluster  # noqa: F401  sets what Ray reads when it is imported
+from redraft.control.places import Scaled
 from redraft.run import Run
 
 ANSWER_S = 10.0
@@ -50,8 +51,8 @@ def grow(name: str) -> int:
     return _ask(run, "redraft replay grow", limit_s, lambda controller: controller.add_shard.remote())
 
 
-def scale(name: str, count: int) -> int:
-    """Sets how many actors a run that goes on shall have; returns how many it should have before."""
+def scale(name: str, count: int) -> Scaled:
+    """Sets how many actors a run that goes on shall have; returns how many it should have before, and what to know."""
     if count < 1:
         raise SettingError("N", f"must be at least 1, got {count}", "`redraft stop` ends a run")
     return _ask(runs.find(name), "redraft scale", ANSWER_S, lambda controller: controller.scale.remote(count))

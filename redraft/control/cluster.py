@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,15 @@ from redraft.recipe import Recipe
 # keeps every call for its dashboard, which is off: 39 MB for 10,000 calls, and each actor is called 20 times a second.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+ROOM = 4  # times as many actors as a recipe begins with may be asked for by `redraft scale` where Ray is started here
+
+
+def local_cpus(recipe: Recipe, cores: int) -> int:
+    """CPUs of a Ray that is started for a run: what its recipe asks for and room to grow, at least the machine's cores.
+    Ray only counts them, and more may be asked of cores than they can do."""
+    actors, learner = recipe.actors, recipe.learner
+    most = actors.autoscale.max if actors.autoscale else ROOM * actors.count
+    return max(cores, math.ceil(most * actors.cpus + learner.ranks * learner.cpus))
 
 
 @contextlib.contextmanager
@@ -26,9 +36,7 @@ def ray_for(recipe: Recipe) -> Iterator[str]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
-    actors = recipe.actors.autoscale.max if recipe.actors.autoscale else recipe.actors.count
-    needed = actors * recipe.actors.cpus + recipe.learner.ranks * recipe.learner.cpus
-    local: dict[str, Any] = dict(num_cpus=max(os.cpu_count() or 1, int(needed + 0.999)), include_dashboard=False)
+    local: dict[str, Any] = dict(num_cpus=local_cpus(recipe, os.cpu_count() or 1), include_dashboard=False)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     context: Any = ray.init(
         address=address or "local",  # by itself Ray would join one that somebody else has started here

@@ -57,6 +57,7 @@ from redraft.control.evaluator import Exam, Occasion, chosen
 from redraft.control.exchange import Announced, Exchange, Starting
 from redraft.control.fleet import Fleet
 from redraft.control.parts import start
+from redraft.control.places import Scaled
 from redraft.control.status import Status, tell_accuracy
 from redraft.evaluation.measures import plays
 from redraft.recipe import Recipe
@@ -142,9 +143,10 @@ class Controller:
         """
         return self._going_on.grow()
 
-    def scale(self, count: int) -> int:
-        """How many actors there should be from now on; returns how many there should be before. Raises SettingError."""
-        return self._going_on.scale(count)
+    def scale(self, count: int) -> Scaled:
+        """How many actors there should be from now on; returns how many there should be before, and what to know of
+        the new number. Raises SettingError."""
+        return self._going_on.scale(count, self._run.cluster)
 
     def status(self) -> RunStatus:
         return self._status.snapshot()

@@ -16,13 +16,17 @@ from protocols.errors import RedraftError, SettingError
 from protocols.replay_stats import ReplayStats
 from protocols.reports import StepReport
 from protocols.weights import WeightRef, step_of
+from redraft.control import places
 from redraft.control.admission import Admission, groups_at_once
 from redraft.control.autoscale import Autoscaler
 from redraft.control.discovery import Process
 from redraft.control.leases import PLAYS
 from redraft.control.parts import Parts
+from redraft.control.places import Scaled
 from redraft.control.rank_gpus import RankGpus
 from redraft.control.status import Status
+from redraft.control.workers import needs
+from redraft.launch.room import scaled
 from redraft.recipe import Recipe
 
 GIVEN_UP = 10  # groups that could not be played, before the run stops
@@ -61,7 +65,7 @@ class Starting:
     def stepped(self, report: StepReport) -> None:
         """Nobody is to be told."""
 
-    def scale(self, count: int) -> int:
+    def scale(self, count: int, joinable: bool) -> Scaled:
         raise SettingError("RUN", "has no actors now", "Wait until it trains")
 
     def grow(self) -> int:
@@ -108,12 +112,16 @@ class Exchange:
         if self._autoscaler is not None:
             self._reported.append((time.monotonic(), report))
 
-    def scale(self, count: int) -> int:
-        """How many actors there should be from now on; returns how many there should be before. Raises SettingError."""
+    def scale(self, count: int, joinable: bool) -> Scaled:
+        """How many actors there should be from now on, and what to say to that, where nodes may join or not. Raises
+        SettingError where there is no room for them and never will be, and where the run sizes itself."""
         if self._autoscaler is not None:
             raise SettingError("RUN", "sizes itself, by actors.autoscale", "Resume it with other bounds, or without")
-        before, self._size = self._size, count
-        return before
+        fleet, need = self.parts.fleet, places.demand(needs(self._recipe.actors))
+        room = fleet.placed + places.fitting(need, places.free_of_nodes())
+        said = places.answer(self._size, count, room, need, joinable, joinable and scaled())
+        self._size = count
+        return said
 
     def grow(self) -> int:
         """One more replay service, for groups that are not leased yet; returns how many there are."""

@@ -111,6 +111,11 @@ class Fleet:
         places = (member.report.node_id or _place(member.handle).get("NodeID") for member in self.members.values())
         return {node for node in places if node}
 
+    @property
+    def placed(self) -> int:
+        """Actors for which Ray has found room."""
+        return sum(bool(member.report.pid or _place(member.handle)) for member in self.members.values())
+
     def begin(self) -> None:
         """The time to start counts from now: before, nobody listened, or there were no weights to start with."""
         for member in self.members.values():

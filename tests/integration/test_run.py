@@ -281,6 +281,8 @@ def test_actors_may_come_and_go_while_the_run_goes_on(crew, folder):
         asked = time.monotonic()
         crew.until(lambda: fleet(remote) == {"ready": 3}, 90)
         print(f"a third actor played {time.monotonic() - asked:.0f} s after it was asked for")
+        refused = Command(folder, "scale", "crew", "99")
+        assert "99 actors are too many: there is room for" in refused.wait(60) and refused.process.returncode == 2
         redraft(folder, "scale", "crew", "1")
         crew.until(lambda: fleet(remote) == {"ready": 1}, 60)
     steps = len(crew.steps("crew"))
