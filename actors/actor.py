@@ -33,6 +33,7 @@ from actors.transports import Superseded, Transports
 from actors.weights import Proved
 from protocols import metrics, nvml
 from protocols.errors import DeadlineError, SettingError, WeightsError
+from protocols.log_facts import about
 from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
 from protocols.weights import WeightRef
 
@@ -231,6 +232,10 @@ class Actor:
     # Playing.
 
     async def _play(self, lease: Lease) -> None:
+        with about(group=lease.group.hex(), lease=lease.fencing_token):
+            await self._play_group(lease)
+
+    async def _play_group(self, lease: Lease) -> None:
         limit = self._spec.actors.lease_s
         try:
             lent, episodes = self._made.environments, self._spec.rollout.episodes

@@ -1,4 +1,4 @@
-"""Settings of the sections of a recipe that are redraft's own: model, evaluation, metrics, tracking."""
+"""Settings of the sections of a recipe that are redraft's own: model, evaluation, metrics, logs, tracking."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from actors.config import Feedback
 from learner.lora_config import LoraSettings
 from protocols.metrics import EVERYWHERE, LOOPBACK
 from protocols.settings import Settings
+from redraft.logs import LogFormat
 
 PASSWORD = re.compile(r"//[^/@\s]+@")
 """A name or a password within a URI."""
@@ -145,6 +146,14 @@ class MetricsSettings(Settings):
     def listen(self, cluster: bool) -> str:
         """Where the processes of a run listen: for all in a cluster, or where `host` has opened a single node."""
         return EVERYWHERE if cluster or self.host not in (None, LOOPBACK, "localhost") else LOOPBACK
+
+
+class LogSettings(Settings):
+    """How the processes of a run log."""
+
+    format: LogFormat = "text"
+    """text: for people, in logs/ of the run folder. json: each line also as JSON on the standard output of its process,
+    with run, part, and where it is known group, lease and step, for what collects the logs of containers."""
 
 
 class WandbSettings(Settings):

@@ -1,28 +1,59 @@
-"""Logs for people: one line an event, with time, run, part and cause, in a file for each part of a run."""
+"""Logs: one line an event, with time, run, part and cause, in a file for each part of a run; for programs also as
+JSON."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
+from typing import Literal
 
+from protocols import log_facts
+
+LogFormat = Literal["text", "json"]
 FORMAT = "%(asctime)s %(levelname).1s {run} {part}: %(message)s"
 NOISY = ("DeepSpeed", "vllm", "transformers", "httpx", "ray", "torch", "datasets", "filelock", "fsspec", "urllib3")
 
 
-def to_file(folder: Path, run: str, part: str) -> None:
-    """Sends this process's log lines to logs/PART.log in the run folder, and third-party ones from errors up."""
-    handler = logging.FileHandler(folder / "logs" / f"{part}.log")
-    _install(handler, run, part)
+class JsonLines(logging.Formatter):
+    """A line of JSON for each record: time in UTC, level, logger, run, part, message, error where there is one, and the
+    facts that hold (see protocols.log_facts)."""
+
+    def __init__(self, run: str, part: str):
+        super().__init__()
+        self._of = {"run": run, "part": part}
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, object] = {"time": f"{seconds}.{int(record.msecs):03}Z", "level": record.levelname.lower()}
+        line |= {"logger": record.name, **self._of, **log_facts.known(), "message": record.getMessage()}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def to_terminal(run: str, level: int = logging.WARNING) -> None:
+def to_file(folder: Path, run: str, part: str, form: LogFormat = "text") -> None:
+    """Sends this process's log lines to logs/PART.log in the run folder, and third-party ones from errors up; as json
+    they go to its standard output, too."""
+    file = logging.FileHandler(folder / "logs" / f"{part}.log")
+    file.setFormatter(_text(run, part))
+    handlers: list[logging.Handler] = [file]
+    if form == "json":
+        handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[-1].setFormatter(JsonLines(run, part))
+    _install(handlers)
+
+
+def to_terminal(run: str, level: int = logging.WARNING, form: LogFormat = "text") -> None:
     """Sends the command's own log lines to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(level)
-    _install(handler, run, "redraft")
+    handler.setFormatter(JsonLines(run, "redraft") if form == "json" else _text(run, "redraft"))
+    _install([handler])
 
 
 def printable(text: str) -> str:
@@ -34,10 +65,13 @@ def _from_errors_up(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def _install(handler: logging.Handler, run: str, part: str) -> None:
-    handler.setFormatter(logging.Formatter(FORMAT.format(run=run, part=part)))
+def _text(run: str, part: str) -> logging.Formatter:
+    return logging.Formatter(FORMAT.format(run=run, part=part))
+
+
+def _install(handlers: list[logging.Handler]) -> None:
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = handlers
     root.setLevel(logging.WARNING)
     logging.getLogger("redraft").setLevel(logging.INFO)
     for name in NOISY:

@@ -20,7 +20,7 @@ from learner import objective_config as objectives
 from learner.config import LearnerSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
-from redraft.config import EvaluationSettings, MetricsSettings, ModelSettings, TrackingSettings
+from redraft.config import EvaluationSettings, LogSettings, MetricsSettings, ModelSettings, TrackingSettings
 from replay.config import RunReplaySettings
 
 COMPARED = {
@@ -52,6 +52,7 @@ class Recipe(Settings):
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     metrics: MetricsSettings = MetricsSettings()
+    logs: LogSettings = LogSettings()
     tracking: TrackingSettings = TrackingSettings()
     start_s: float = Field(default=300.0, gt=0)
     """Longest wait for all processes to be up before the run stops and says which is missing."""

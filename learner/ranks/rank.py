@@ -17,7 +17,7 @@ from learner import checkpoint
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
 from learner.ranks.progress import Progress
-from protocols import metrics
+from protocols import log_facts, metrics
 from protocols.errors import RedraftError
 from protocols.nvml import Gpu, GpuWatch, watch
 from protocols.reports import LearnerEnded, LearnerReady
@@ -273,6 +273,7 @@ class Rank:
     def _obey(self, kind: str, payload):
         parts = self.parts
         if kind == "step":
+            log_facts.now(step=parts.progress.step + 1)
             if self._begins_from_base():
                 parts.trainer.restart()
             result = parts.trainer.step(payload, parts.progress.step)

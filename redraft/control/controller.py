@@ -79,7 +79,7 @@ class Controller:
     EXCHANGE = Exchange
 
     def __init__(self, run: Run, recipe: Recipe, resume: bool):
-        logs.to_file(run.folder, run.name, "controller")
+        logs.to_file(run.folder, run.name, "controller", recipe.logs.format)
         self._run, self._recipe, self._resume = run, recipe, resume
         self._status = Status(run, recipe)
         self._trackers = Trackers(run, recipe, self._status.event)

@@ -13,6 +13,7 @@ from typing import Any
 from actors.contract import Orders, Report
 from protocols import metrics
 from protocols.errors import RedraftError, SettingError
+from protocols.log_facts import about
 from protocols.replay_stats import ReplayStats
 from protocols.reports import StepReport
 from protocols.weights import WeightRef, step_of
@@ -26,7 +27,6 @@ from redraft.control.places import Scaled
 from redraft.control.rank_gpus import RankGpus
 from redraft.control.status import Status
 from redraft.control.workers import needs
-from redraft.launch.room import scaled
 from redraft.recipe import Recipe
 
 GIVEN_UP = 10  # groups that could not be played, before the run stops
@@ -119,7 +119,7 @@ class Exchange:
             raise SettingError("RUN", "sizes itself, by actors.autoscale", "Resume it with other bounds, or without")
         fleet, need = self.parts.fleet, places.demand(needs(self._recipe.actors))
         room = fleet.placed + places.fitting(need, places.free_of_nodes())
-        said = places.answer(self._size, count, room, need, joinable, joinable and scaled())
+        said = places.answer(self._size, count, room, need, joinable, joinable and places.scaled())
         self._size = count
         return said
 
@@ -187,7 +187,8 @@ class Exchange:
             return
         metrics.LEASES_LOST.labels(reason=reason).inc()
         if blamed:
-            self._status.event(f"group {group.hex()[:8]} abandoned: {why}", once=why)
+            with about(group=group.hex(), lease=token):
+                self._status.event(f"group {group.hex()[:8]} abandoned: {why}", once=why)
         self.parts.client.abandon(group, lease.fencing_token, lease.shard)
         if book.given_up >= GIVEN_UP:
             raise RedraftError(f"{GIVEN_UP} groups could not be played, in {PLAYS} tries each; the last: {why}")

@@ -38,14 +38,25 @@ def free_of_nodes() -> list[dict[str, float]]:
     return list(state.available_resources_per_node().values())
 
 
-def answer(before: int, count: int, room: float, need: Mapping[str, float], joinable: bool, scaled: bool) -> Scaled:
+def scaled() -> bool:
+    """Whether something makes and removes nodes: it names their types. A node that was started by hand, or by the
+    command, has a type of its own, made of its id."""
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    nodes = [*status.active_nodes, *status.idle_nodes]
+    return any(node.ray_node_type_name != f"node_{node.node_id}" for node in nodes)
+
+
+def answer(before: int, count: int, room: float, need: Mapping[str, float], joinable: bool, grows: bool) -> Scaled:
     """What to say to who asks for `count` actors where there is `room`. Nodes that are `joinable` may make more of it,
-    and something that has `scaled` them is asked to. Raises SettingError where nothing could."""
+    and where the cluster `grows` by itself it is asked to. Raises SettingError where nothing could."""
     if count <= max(room, before):
         return Scaled(before)
     each = ", ".join(f"{amount:g} {name}" for name, amount in need.items() if amount)
-    said = f"there is room for {room:g} actors of {each} each"
+    said = f"there is room for {room:g} actor{'s' * (room != 1)} of {each} each"
     if not joinable:
         cure = "Ask for no more, or resume with a smaller actors.cpus, or a larger actors.count"
         raise SettingError("N", f"{count} actors are too many: {said} in the Ray of this run", cure)
-    return Scaled(before, f"{said}; the others wait for nodes" + (", which Ray is asked for" if scaled else " to join"))
+    return Scaled(before, f"{said}; the others wait for nodes" + (", which Ray is asked for" if grows else " to join"))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.contract import Report
-from protocols import metrics
+from protocols import log_facts, metrics
 from protocols.evaluation import AnswerFigures, EvaluationSummary
 from protocols.nvml import Gpu
 from protocols.replay_stats import ReplayStats
@@ -238,6 +238,7 @@ class Status:
             waits = {"learner": _waits(report)}
             self._now = replace(self._now, step=report.step, last=line, waits=waits, **rates)
             self._diagnosis.stepped(report)
+        log_facts.now(step=report.step)
         self._write("metrics.jsonl", line.to_json())
         return line
 

@@ -25,6 +25,7 @@ from protocols import metrics
 from protocols.errors import DeadlineError
 from redraft import logs
 from redraft.control.fleet import Fleet
+from redraft.logs import LogFormat
 from redraft.recipe import Recipe
 from redraft.run import Run
 from replay.config import ClientKeys, Endpoints, ReplaySettings
@@ -52,10 +53,12 @@ def worker_environment(threads: int) -> dict:
 class ReplayPart:
     """The replay service in a process of its own. A restart binds the same endpoints and reads the same spool."""
 
-    def __init__(self, run: Run, shard: int, endpoints: Endpoints, settings: ReplaySettings, listen: str):
+    def __init__(
+        self, run: Run, shard: int, endpoints: Endpoints, settings: ReplaySettings, listen: str, form: LogFormat
+    ):
         from replay.server.service import Service
 
-        logs.to_file(run.folder, run.name, f"replay-{shard}")
+        logs.to_file(run.folder, run.name, f"replay-{shard}", form)
         self._service = Service(run.spool(shard), endpoints, settings, run.id, run.keys)
         self._service.start()
         self._port = metrics.serve(0, "replay", listen)
@@ -83,8 +86,8 @@ class ReplayPart:
 class ActorPart(Actor):
     """An actor that logs into the run folder and finds the weight files of its node when it first needs them."""
 
-    def __init__(self, folder: str, run: str, spec: Spec, name: str):
-        logs.to_file(Path(folder), run, name)
+    def __init__(self, folder: str, run: str, spec: Spec, name: str, form: LogFormat):
+        logs.to_file(Path(folder), run, name, form)
         super().__init__(spec, name, files=None, node=ray.get_runtime_context().get_node_id())
         self._report.address = ray.util.get_node_ip_address()
 
@@ -97,8 +100,8 @@ class ActorPart(Actor):
 class RankPart(Rank):
     """A learner rank that logs into the run folder."""
 
-    def __init__(self, run: str, spec: RankSpec):
-        logs.to_file(spec.run_dir, run, f"learner-{spec.rank}")
+    def __init__(self, run: str, spec: RankSpec, form: LogFormat):
+        logs.to_file(spec.run_dir, run, f"learner-{spec.rank}", form)
         super().__init__(spec)
 
     def serves(self, listen: str) -> tuple[str, int]:
@@ -149,7 +152,7 @@ def start_replay(run: Run, recipe: Recipe, shard: int, where: Endpoints):
         scheduling_strategy=here(),
         runtime_env=worker_environment(1),
     )
-    return part.remote(run, shard, where, recipe.replay, recipe.metrics.listen(run.cluster))
+    return part.remote(run, shard, where, recipe.replay, recipe.metrics.listen(run.cluster), recipe.logs.format)
 
 
 class Files:
@@ -239,7 +242,7 @@ def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = 
             max_restarts=-1,
             max_concurrency=1000,
             runtime_env=worker_environment(recipe.actors.engine.threads),
-        ).remote(str(run.folder), run.name, spec, name)
+        ).remote(str(run.folder), run.name, spec, name, recipe.logs.format)
 
     return make
 
@@ -271,4 +274,4 @@ def start_ranks(run: Run, recipe: Recipe, shards: tuple[Endpoints, ...], keys: C
         )
         for rank in range(settings.ranks)
     ]
-    return [part.remote(run.name, spec) for spec in specs]
+    return [part.remote(run.name, spec, recipe.logs.format) for spec in specs]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from protocols.errors import SettingError
+from redraft.control.places import scaled
 from redraft.recipe import Recipe
 
 log = logging.getLogger("redraft.launch")
@@ -36,17 +37,6 @@ def gpus_of_nodes() -> list[float]:
     import ray
 
     return [node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]]
-
-
-def scaled() -> bool:
-    """Whether something makes and removes nodes: it names their types. A node that was started by hand, or by the
-    command, has a type of its own, made of its id."""
-    import ray
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    nodes = [*status.active_nodes, *status.idle_nodes]
-    return any(node.ray_node_type_name != f"node_{node.node_id}" for node in nodes)
 
 
 def lacking(recipe: Recipe, nodes: Sequence[float]) -> SettingError | None:

@@ -39,7 +39,7 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     story = Story(console)
     does = f"trains {recipe.steps} steps on" if recipe.steps else "only evaluates a model on"
     story.tell(f"{name or recipe.name} {does} {recipe.environment.name}; first what the recipe names is looked for")
-    logs.to_terminal(name or recipe.name)
+    logs.to_terminal(name or recipe.name, form=recipe.logs.format)
     for warning in recipe.warnings():
         log.warning("%s", warning)
     with runs.owned(recipe, name, resume, again) as owner:

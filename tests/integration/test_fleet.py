@@ -23,11 +23,14 @@ from actors.rollout_config import AttemptSettings
 from learner.model.load import load_model
 from learner.weights.proof import Proof, perturbed
 from protocols.errors import SettingError
+from protocols.nvml import Gpu
 from protocols.weights import TRIAL
 from redraft import recipe as recipes
 from redraft.config import MakeSettings, ModelSettings
+from redraft.control import rank_gpus
 from redraft.control import workers as parts
 from redraft.control.fleet import Fleet
+from redraft.control.rank_gpus import RankGpus
 from redraft.launch import room
 from redraft.models.make import prepare
 
@@ -161,3 +164,28 @@ def test_a_gpu_that_no_node_has_and_nothing_brings_is_refused_before_the_start(s
     recipe = recipes.load(RECIPES / "quickstart.yaml", [f"{setting}=1000"])
     with pytest.raises(SettingError, match=f"{setting}: 1000 is asked for"):
         room.check(recipe, joined=True, join_s=0.1)
+
+
+class GpuRank:
+    """In the place of a learner's rank: says what it saw of its GPUs."""
+
+    def __init__(self, number: int):
+        self._seen = (Gpu("Card", 80 << 30, 1 << 30, 0.5, 300.0, number),)
+
+    def gpus(self):
+        return self._seen
+
+
+def test_what_ranks_say_of_their_gpus_is_asked_for_and_a_rank_that_is_gone_says_nothing(monkeypatch):
+    monkeypatch.setattr(rank_gpus, "EVERY_S", 0.0)
+    ranks = [ray.remote(GpuRank).options(num_cpus=0).remote(number) for number in range(2)]
+    asked = RankGpus(ranks)
+
+    def seen() -> dict[str, list[int]]:
+        asked.look()
+        return {name: [gpu.number for gpu in gpus] for name, gpus in asked.newest.items()}
+
+    until(lambda: seen() == {"learner-0": [0], "learner-1": [1]}, "both have told", 60)
+    ray.kill(ranks[1])
+    until(lambda: seen() == {"learner-0": [0]}, "only one tells", 60)
+    ray.kill(ranks[0])

@@ -256,6 +256,10 @@ def test_every_panel_shows_nothing_or_an_alarm_of_a_run_that_is_dead(watched):
     )
     [controller] = shows["overview: Controller"]
     assert controller.text == "down"
+    ready = grafana.panels()["overview: Actors ready"]
+    ready["targets"][0]["instant"] = False
+    [misleading] = grafana.shown(ready, prometheus, "watched", later)
+    assert misleading.color == "green", "asked for over time, Grafana would show the last that there was"
 
 
 def fleet(remote: Remote) -> dict[str, int]:

@@ -20,8 +20,9 @@ from support.places import PYTHONPATH
 from support.waiting import deadline_s
 
 from benchmarks.scale_parts import Consumer, start_consumer
-from protocols.reports import RunStatus
+from protocols.reports import LearnerEnded, RunStatus, StepReport
 from redraft import run as runs
+from redraft.control import autoscale
 from redraft.control import workers as parts
 from redraft.control.client import actor_name  # sets what Ray reads when it is imported
 from redraft.control.controller import Controller
@@ -68,6 +69,31 @@ class Noting(Consumer):
         return self._used
 
 
+class Working(Consumer):
+    """Works a while on each batch, publishes what it has made of it, and reports the step, as a learner does."""
+
+    work_s = 1.3
+
+    def work(self, seconds: float) -> None:
+        """So long for each batch from now on."""
+        self.work_s = seconds
+
+    def run(self, controller, until_step):
+        step = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            while not (groups := self._claim(step)) and not self._stopping.is_set():
+                continue  # each claim waits for a while
+            waited_s = time.monotonic() - began
+            self._stopping.wait(self.work_s)  # in the place of training
+            step += 1
+            self.commit([group.id for group in groups], step)
+            self._publish(controller, step)
+            seconds = {"wait": waited_s, "train": time.monotonic() - began - waited_s}
+            controller.step_done.remote(StepReport(step=step, version=step, seconds=seconds))
+        return LearnerEnded(step, "stopped")
+
+
 class Noted(Exchange):
     """Remembers which plays ended, and which were taken from an actor that left."""
 
@@ -92,9 +118,14 @@ class Watched(Controller):
 
     EXCHANGE = Noted
 
-    def __init__(self, run, recipe):
+    def __init__(self, run, recipe, learner=Noting, quiet_s=autoscale.QUIET_S):
         super().__init__(run, recipe, resume=False)
-        parts.start_ranks = functools.partial(start_consumer, kind=Noting)
+        autoscale.QUIET_S = quiet_s
+        parts.start_ranks = functools.partial(start_consumer, kind=learner)
+
+    def work(self, seconds: float) -> None:
+        """So long the learner works on each batch from now on."""
+        self._state.parts.ranks[0].work.remote(seconds)
 
     def plays(self) -> tuple[set, set]:
         return self._state.ended, self._state.taken
@@ -135,13 +166,19 @@ def cluster():
 
 @pytest.fixture
 def controller(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return started(build(RECIPE), tmp_path)
+
+
+def started(recipe, tmp_path: Path, *arguments):
+    """The controller of a run of this recipe in this folder."""
     import ray
 
-    monkeypatch.chdir(tmp_path)
-    recipe = build(RECIPE)
     model = models.prepare(recipe.model, recipe.environment, tmp_path, print)
     run = replace(runs.create(recipe, str(model), Owner(runs.RUNS / recipe.name, "test")), cluster=True)
-    return ray.remote(Watched).options(name=actor_name(run), num_cpus=0, max_concurrency=8).remote(run, recipe)
+    return (
+        ray.remote(Watched).options(name=actor_name(run), num_cpus=0, max_concurrency=8).remote(run, recipe, *arguments)
+    )
 
 
 def ask(controller, method: str, *arguments):
@@ -180,7 +217,7 @@ def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, c
     said = ask(controller, "scale", 2)
     assert (said.before, said.note) == (
         1,
-        "there is room for 1 actors of 1 CPU each; the others wait for nodes to join",
+        "there is room for 1 actor of 1 CPU each; the others wait for nodes to join",
     )
     began = time.monotonic()
     no_room = {"actor-0": "ready", "actor-1": "waiting for resources"}
@@ -215,3 +252,35 @@ def test_the_fleet_follows_its_size_and_no_acknowledged_group_is_lost(cluster, c
     assert set(used) <= groups and len(groups - set(used)) <= held.ready + held.claimed
     assert ingest.startswith("tcp://"), "a node that joins can reach replay"
     assert not [found for found in verify(tmp_path / "runs/scaled/spool/0") if isinstance(found, Corruption)]
+
+
+@pytest.mark.prove
+def test_a_run_that_sizes_itself_grows_to_what_the_learner_needs_and_shrinks_when_it_needs_less(
+    cluster, tmp_path, monkeypatch
+):
+    """An actor plays a group of a batch of four in 1.2 s, so that batches take one 4.8 s, and four 1.2: as long as the
+    learner works on one at first. Then it works three times as long, and two are enough."""
+    import ray
+
+    monkeypatch.chdir(tmp_path)
+    actors = {"count": 1, "groups": 1, "cpus": 0.1, "drain_s": 5.0, "autoscale": {"max": 8}}
+    engine = {"name": "scripted", "first_token_s": 0.4, "max_length": 128}
+    learner = RECIPE["learner"] | {"max_staleness": 2}
+    recipe = build(
+        RECIPE | {"name": "sized", "actors": actors | {"engine": engine}, "learner": learner, "start_s": 60.0}
+    )
+    controller = started(recipe, tmp_path, Working, 2.0)
+    ended = controller.run.remote()
+    until(controller, lambda status: status.state == "training", "training")
+    began = time.monotonic()
+    until(controller, lambda status: list(states(status).values()) == ["ready"] * 4, "four actors", 180)
+    grown = time.monotonic()
+    ask(controller, "work", 3.6)
+    until(controller, lambda status: list(states(status).values()) == ["ready"] * 2, "two actors", 240)
+    print(
+        f"four actors after {grown - began:.0f} s, two {time.monotonic() - grown:.0f} s after the learner slowed down"
+    )
+    asked = [event.split()[1] for event in ask(controller, "status").events if "actors asked for" in event]
+    assert asked == ["2", "4", "3", "2"]
+    ask(controller, "stop")
+    assert ray.get(ended, timeout=deadline_s(60)).state == "stopped"
