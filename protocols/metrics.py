@@ -7,6 +7,7 @@ imported.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Metric:
     def set_to_current_time(self) -> None:
         self._live.set_to_current_time()
 
-    def set_only(self, values: dict[str, float]) -> None:
+    def set_only(self, values: Mapping[str, float]) -> None:
         """A gauge with one label has these values now, and no others: those of an earlier call are dropped."""
         for gone in self._values - values.keys():
             self._live.remove(gone)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from protocols.nvml import EVERY_S, Gpu
 
@@ -30,5 +31,5 @@ class RankGpus:
         for number, answer in enumerate(asked):
             try:
                 self.newest[f"learner-{number}"] = ray.get(answer)
-            except ray.exceptions.RayError:
+            except RayError:
                 self.newest.pop(f"learner-{number}", None)

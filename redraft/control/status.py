@@ -29,7 +29,7 @@ log = logging.getLogger("redraft.controller")
 EVENTS = 50
 HISTORY = 200
 CAUSES = 1000  # of events that are told once each: groups may be abandoned for causes that are all worded differently
-LOOK_S = 1.0  # between two looks for causes why the run cannot learn
+LOOK_S = 1.0  # between two looks for causes why the run cannot learn, and at what changes as slowly
 MISSING = 4  # parts that are named while the run waits for more
 MADE = ("generations", "attempts")
 
@@ -163,7 +163,6 @@ class Status:
         states = Counter(_metric_state(member) for member in members.values())
         for state in ("starting", "waiting", "ready", "draining"):
             metrics.ACTORS.labels(state=state).set(states[state])
-        self._tell_behind(members)
         self._tell_gpus(sum(not member.waiting for member in members.values()))
         found = {**self._rank_gpus, **{member.name: member.report.gpus for member in members.values()}}
         gpus = tuple(_gpu(name, gpu) for name, several in found.items() for gpu in several)
@@ -171,6 +170,7 @@ class Status:
         with self._lock:
             self._diagnosis.fleet({member.name: member.report for member in members.values()}, self.elapsed_s)
         if self.elapsed_s - self._looked_s >= LOOK_S:
+            self._tell_behind(members)
             self.look()
 
     def _tell_behind(self, members: Mapping[int, Member]) -> None:

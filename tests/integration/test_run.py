@@ -256,6 +256,8 @@ def test_every_panel_shows_nothing_or_an_alarm_of_a_run_that_is_dead(watched):
     )
     [controller] = shows["overview: Controller"]
     assert controller.text == "down"
+    told = [rule["alert"] for rule in rules() if "alert" in rule and prometheus.query(rule["expr"], later)]
+    assert not told, "it was stopped, and had said so"
     ready = grafana.panels()["overview: Actors ready"]
     ready["targets"][0]["instant"] = False
     [misleading] = grafana.shown(ready, prometheus, "watched", later)

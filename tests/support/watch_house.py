@@ -72,8 +72,10 @@ class Prometheus:
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{fields}: {error.read().decode()}") from None
 
-    def query(self, expression: str) -> list[dict]:
-        return self.ask("query", query=expression)["result"]
+    def query(self, expression: str, at: float | None = None) -> list[dict]:
+        """At that time, now without one."""
+        when = {} if at is None else {"time": str(at)}
+        return self.ask("query", query=expression, **when)["result"]
 
     def healthy(self) -> dict[str, str]:
         """The names of the targets that were scraped well the last time, with their addresses."""

@@ -53,7 +53,8 @@ def published(status: Status, step: int) -> None:
     status.published(cast(WeightRef, SimpleNamespace(version=version_of(0, step), digest="digest", probe=probe)))
 
 
-def test_versions_behind_are_those_of_one_moment_and_never_below_0(status):
+def test_versions_behind_are_those_of_one_moment_and_never_below_0(status, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_S", 0.0)
     published(status, 5)
     status.fleet(fleet(Report("ready", 5), Report("ready", 3), Report("starting")), 3, 0)
     behind = [value("controller_actor_versions_behind", actor=f"actor-{number}") for number in range(3)]
