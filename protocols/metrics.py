@@ -130,6 +130,7 @@ ACTORS_BEHIND = Metric(
     Gauge, "controller_actor_versions_behind", "Steps from an actor's weights to the newest", ("actor",)
 )
 STEPS_ASKED = Metric(Gauge, "controller_steps", "Steps that the run is to do")
+TRAINED = Metric(Gauge, "controller_trained_parameters", "Parameters that are trained")
 GPUS_HELD = Metric(Gauge, "controller_gpus", "GPUs that ranks and actors hold")
 GPU_SECONDS = Metric(Counter, "controller_gpu_seconds_total", "Seconds that they have held each of them")
 EVALUATION_ACCURACY = Metric(

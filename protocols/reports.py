@@ -102,7 +102,13 @@ class BatchReport(Reported):
     responses: Responses = field(default_factory=Responses)
     sequences: int = measured("Sequences with a trained token", group="batch", default=0)
     trained_turns: dict[str, int] = measured("Trained turns by role", group="batch", factory=dict)
-    tokens: int = measured("Tokens that were forwarded", unit="tokens", group="batch", default=0)
+    tokens: int = measured(
+        "Tokens that were forwarded",
+        Value("learner_forwarded_tokens", "Tokens that the last step forwarded, padding included"),
+        unit="tokens",
+        group="batch",
+        default=0,
+    )
     padding_share: float | None = measured("Share of padding in them", group="batch")
     truncated_sequences: int = measured("Sequences cut to the longest that may be trained", group="batch", default=0)
     errors: int = measured("Episodes that ended with an error", group="batch", default=0)

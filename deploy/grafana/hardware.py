@@ -51,10 +51,30 @@ def _totals():
     )
 
 
+def _computed():
+    """What the learner's GPUs compute of what they could."""
+    step_s = (
+        'sum(rate(redraft_learner_phase_seconds_sum{run="$run",phase="train"}[$__rate_interval]))'
+        ' / sum(rate(redraft_learner_phase_seconds_count{run="$run",phase="train"}[$__rate_interval]))'
+    )
+    gpus = 'clamp_min(count(redraft_gpu_busy_share{run="$run",part="learner"}) or vector(0), 1)'
+    work = (
+        '6 * max(redraft_controller_trained_parameters{run="$run"}) * max(redraft_learner_forwarded_tokens{run="$run"})'
+    )
+    return lines(
+        "What a GPU of the learner computes",
+        "6 times parameters times tokens of the last step, a second in which it trains, as a share of the peak typed "
+        "above. Attention is left out; with an adapter, whose base is not trained, it is far too low.",
+        "percentunit",
+        (f"{work} / ({step_s}) / {gpus} / ($peak * 1e12)", "share of the peak"),
+    )
+
+
 def _of_processes():
     """What NVML tells each process of its own GPUs."""
     return (
         gpu_time(),
+        _computed(),
         lines(
             "Memory of the GPUs",
             "In use on the GPUs of each process, by whomever, as a share; and by the process itself, where NVML tells.",

@@ -175,6 +175,7 @@ EVENTS = (
 )
 FIELDS: dict[str, dict[str, str]] = {
     "price": {"label": "Price of a GPU hour", "default": "1"},
+    "peak": {"label": "Peak of a GPU, TFLOP/s", "default": "1000"},
 }
 """Variables that a person types."""
 

@@ -102,6 +102,7 @@ class Status:
         """All parts are up, `step` steps were done before, and so many parameters are `trained`."""
         adapter = f"LoRA of rank {self._lora.rank}, {trained:,} parameters" if self._lora is not None else ""
         metrics.STEPS_ASKED.set(self._now.steps)
+        metrics.TRAINED.set(trained)
         self._held_s = time.monotonic()
         self._update(step=step, trained_parameters=trained, adapter=adapter)
 
