@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import psutil
@@ -272,7 +272,7 @@ def fleet(remote: Remote) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def crew(folder):
     """A run of two actors, to be scaled; it goes on until something ends it."""
-    options = ("steps=2000", "actors.count=2", "actors.cpus=0.3", "replay.shards=2")
+    options = ("steps=2000", "actors.count=2", "actors.cpus=0.3", "replay.shards=2", "logs.format=json")
     run = Command(folder, "train", "tiny.yaml", *options, "--run", "crew")
     run.until(lambda: len(run.steps("crew")) >= 2, 180)
     yield run
@@ -293,6 +293,27 @@ def test_actors_may_come_and_go_while_the_run_goes_on(crew, folder):
         crew.until(lambda: fleet(remote) == {"ready": 1}, 60)
     steps = len(crew.steps("crew"))
     crew.until(lambda: len(crew.steps("crew")) >= steps + 3, 60)
+
+
+def test_each_part_writes_its_log_as_json_to_its_output_where_that_is_asked_for(crew):
+    words = (word for child in crew.children() for word in child.cmdline())
+    session = next(word.partition("=")[2] for word in words if word.startswith("--session_dir="))
+
+    def said() -> dict[str, list[dict]]:
+        found = defaultdict(list)
+        for path in Path(session, "logs").glob("worker-*.out"):
+            for line in path.read_text().splitlines():
+                if line.startswith("{"):
+                    entry = json.loads(line)
+                    found[entry["part"]].append(entry)
+        return found
+
+    parts = {"controller", "learner-0", "actor-0", "actor-1"}
+    crew.until(lambda: parts <= said().keys() and any("step" in line for line in said()["learner-0"]), 60)
+    lines = [line for several in said().values() for line in several]
+    assert {line["run"] for line in lines} == {"crew"}
+    checkpoints = [line for line in said()["learner-0"] if line["message"].startswith("checkpoint ")]
+    assert all(line["message"].endswith(f"step-{line['step']:06}") for line in checkpoints) and checkpoints
 
 
 @pytest.mark.parametrize("how", ["--resume", "--again"])
