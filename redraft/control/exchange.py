@@ -119,7 +119,8 @@ class Exchange:
             raise SettingError("RUN", "sizes itself, by actors.autoscale", "Resume it with other bounds, or without")
         fleet, need = self.parts.fleet, places.demand(needs(self._recipe.actors))
         room = fleet.placed + places.fitting(need, places.free_of_nodes())
-        said = places.answer(self._size, count, room, need, joinable, joinable and places.scaled())
+        grows = joinable and count > room and places.scaled()
+        said = places.answer(self._size, count, room, need, joinable, grows)
         self._size = count
         return said
 
