@@ -113,8 +113,8 @@ class Fleet:
 
     @property
     def placed(self) -> int:
-        """Actors for which Ray has found room."""
-        return sum(bool(member.report.pid or _place(member.handle)) for member in self.members.values())
+        """Actors for which Ray has found room; asked in any thread."""
+        return sum(bool(member.report.pid or _place(member.handle)) for member in list(self.members.values()))
 
     def begin(self) -> None:
         """The time to start counts from now: before, nobody listened, or there were no weights to start with."""
