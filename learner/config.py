@@ -81,7 +81,12 @@ class LearnerSettings(Settings):
     ranks: PositiveInt = 1
     """Training processes; each is a Ray actor with one device."""
     zero: Literal[0, 1, 2, 3] = 1
-    """What DeepSpeed shards over ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights."""
+    """What DeepSpeed shards over ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights. One rank has
+    nothing to shard, so there the cheapest stage runs."""
+    offload: Literal["none", "optimizer"] = "none"
+    """optimizer keeps AdamW's state, its copy of the weights and the gradients in host memory, and steps there, for
+    what does not fit into a GPU otherwise: slower by the way there and back, and by the step on `threads` CPU threads.
+    Stage 2 of `zero` at least."""
     cpus: NonNegativeFloat = 1.0
     """Ray CPUs of one rank."""
     gpus: NonNegativeFloat = 0.0
@@ -109,6 +114,10 @@ class LearnerSettings(Settings):
     head: Literal["model", "float32"] = "model"
     """Type of the logits: the model's own, which the engine rounds to as well, or float32, exact under bfloat16 weights
     at twice the memory of a piece of logits."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the decoder layers (torch.compile), for no lengths in particular. auto does on CUDA where a test at the
+    start of the run finds the same log-probs and gradients, and not on CPUs; true is refused where it fails. Stage 3 of
+    `zero` cannot have it on several ranks."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -175,6 +184,16 @@ class LearnerSettings(Settings):
     def _takes_effect(self):
         """Refuses what would do nothing."""
         self.objective.check_updates(self.updates.steps)
+        if self.offload == "optimizer" and not self.gpus:
+            raise ValueError(
+                "offload: optimizer does nothing where ranks train on CPUs, whose memory is the host's. "
+                "Leave it out, or set gpus to 1"
+            )
+        if self.compile is True and self.zero == 3 and self.ranks > 1:
+            raise ValueError(
+                "compile: true cannot be had with zero: 3, whose layers have their weights for a moment only. "
+                "Set compile to auto or false, or zero to 2"
+            )
         if self.average == "constant" and self.objective.normalises:
             raise ValueError(
                 f"average: constant does what token does with objective {self.objective.name}, which scales the "

@@ -74,7 +74,8 @@ def attend(
 
     Raises NotImplementedError for what it does not compute.
     """
-    _refuse(module, query_BHSD, value_BGSD, attention_mask, dropout, sliding_window, others)
+    if not torch.compiler.is_compiling():  # which the number of a layer would have done for each one anew
+        _refuse(module, query_BHSD, value_BGSD, attention_mask, dropout, sliding_window, others)
     rows, _, width, _ = query_BHSD.shape
     if cu_seq_lens_q is None or max_length_q is None:
         cu_seq_lens_q = torch.arange(0, rows * width + 1, width, dtype=torch.int32, device=query_BHSD.device)

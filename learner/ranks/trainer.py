@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings, OptimizerSettings
 from learner.lora_config import LoraSettings
-from learner.model import attention
+from learner.model import attention, compiled
 from learner.model.load import load_model
 from learner.model.policy import Policy
 from learner.model.saved import as_saved, saved_buffers
@@ -114,6 +114,7 @@ class Trainer:
         self.objective = make(settings.objective)
         self.attention = attention.choose(settings.attention, device, self.dtype)
         self.adapter = self._adapter(lora, seed)
+        self.compiled = False  # whether layers are: see `examine`
         self.packed = False  # whether sequences may share a row: see `examine`
         self.reference = self._start_model()
         self.training = self._begin()
@@ -156,7 +157,10 @@ class Trainer:
             self.adapter.add(model)
         if self.settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        return begin(model, self.settings, self.dtype, self.temperature, self.packed)
+        training = begin(model, self.settings, self.dtype, self.temperature, self.packed)
+        if self.compiled:
+            compiled.compile_layers(training.policy)
+        return training
 
     def restart(self) -> None:
         """The start model and a fresh optimizer, in place of what was trained."""
@@ -188,6 +192,26 @@ class Trainer:
         self.packed = bool(settings.packing) and sound
         for one in filter(None, (policy, self.reference)):
             one.packed = self.packed
+        if compiled.wanted(settings.compile, self.device, self.training.stage):
+            self.compiled = self._compiled_alike(seed)
+
+    def _compiled_alike(self, seed: int) -> bool:
+        """Compiles the layers on all ranks, or on none where one cannot: whether they are. Raises SettingError where
+        they must be."""
+        policy = self.training.policy
+        problem = compiled.compile_tested(policy, seed)
+        failed = torch.tensor([float(bool(problem))], device=self.device)
+        dist.all_reduce(failed, dist.ReduceOp.MAX)
+        if not failed.item():
+            return True
+        compiled.uncompile(policy)
+        problem = problem or "another rank cannot compile its layers"
+        if self.settings.compile is True:
+            cure = "Set it to auto or false. It needs a C compiler on a CPU, and Triton on a GPU"
+            raise SettingError("learner.compile", problem, cure)
+        if dist.get_rank() == 0:
+            log.warning("learner.compile is off: %s", problem)
+        return False
 
     def _without_masks(self, seed: int) -> bool:
         """As `_examined`; where the model fails without masks, or mixes sequences, with masks."""
@@ -224,13 +248,13 @@ class Trainer:
             group["lr"] = lr
         updates = [list(part) for _, part in groupby(micros, key=lambda micro: micro.update)]
         prox_T = self._proximal(updates)
-        sums, norms = torch.zeros(len(STATS), dtype=torch.float64), []
+        sums, norms = torch.zeros(len(STATS), dtype=torch.float64, device=self.device), []
         for update in updates:
             if self._weighs(update):
                 sums = self._update(update, prox_T, sums)
                 norms.append(self.training.norm)
         if not norms:
-            return StepResult(sums.numpy(), None, lr, applied=True)
+            return StepResult(sums.cpu().numpy(), None, lr, applied=True)
         norm = float(np.mean(norms))
         stats = per_batch(self._over_ranks(sums), self.settings.updates)
         return StepResult(stats, norm, lr, applied=math.isfinite(norm))
@@ -244,9 +268,8 @@ class Trainer:
         for micro in micros:
             loss, stats = self._loss(micro, prox_T)
             self.training.engine.backward(loss * dist.get_world_size())
-            stats = stats.cpu()
             sums = torch.cat([sums[:-1] + stats[:-1], torch.maximum(sums[-1:], stats[-1:])])
-        if self.settings.zero == 0:
+        if self.training.stage == 0:
             self._fill_gradients()
         self.training.engine.step()
         return sums
@@ -316,7 +339,7 @@ class Trainer:
         return None if self.reference is None else self.reference(*inputs)[0]
 
     def _over_ranks(self, sums: Tensor) -> np.ndarray:
-        total, largest = sums.to(self.device), sums[-1:].clone().to(self.device)
+        total, largest = sums.clone(), sums[-1:].clone()
         dist.all_reduce(total)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return torch.cat([total[:-1], largest]).cpu().numpy()
@@ -351,7 +374,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _whole(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        if self.settings.zero < 3:
+        if self.training.stage < 3:
             yield
             return
         import deepspeed

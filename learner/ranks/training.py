@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from learner.config import LearnerSettings
+from learner.model.layers import layers_of
 from learner.model.policy import Policy
+from learner.ranks.stages import config_of, stage_of
 
 if TYPE_CHECKING:
     from deepspeed.runtime.engine import DeepSpeedEngine
@@ -34,13 +36,15 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """`engine` runs `policy`; without `clip` it clips by itself; `trained` is how many parameters are trained."""
+    """`engine` runs `policy`; without `clip` it clips by itself; `trained` is how many parameters are trained,
+    `stage` what DeepSpeed shards."""
 
     engine: DeepSpeedEngine
     policy: Policy
     optimizer: torch.optim.Optimizer
     clip: Clip | None
     trained: int
+    stage: int
 
     @property
     def norm(self) -> float:
@@ -78,37 +82,43 @@ def begin(
         fused=True,
     )
     policy = Policy(model.train(), temperature, settings.head, packed)
-    clips_itself = settings.zero == 0 and dtype is torch.float32
-    engine = _initialize(policy, optimizer, settings, dtype, 0.0 if clips_itself else settings.optimizer.clip)
-    if settings.zero == 0:
+    float32 = dtype is torch.float32
+    offload = settings.offload == "optimizer"
+    stage = stage_of(settings.zero, settings.ranks, float32, offload)
+    clip = Clip(policy, settings.optimizer.clip) if stage == 0 and float32 else None
+    size = sum(parameter.numel() for parameter in trained)
+    largest = 0.0 if clip else settings.optimizer.clip
+    if stage == 3:
+        _gather_by_layers(model)
+    pin = torch.cuda.is_available() if offload else None
+    engine = _initialize(policy, optimizer, config_of(stage, settings.ranks, float32, largest, size, pin))
+    if settings.ranks == 1 and stage < 2:
+        engine.enable_backward_allreduce = False  # it would copy all gradients into one piece, and back
+    if stage == 0:
         for parameter in trained:
             parameter.grad_dtype = torch.float32
-    clip = Clip(policy, settings.optimizer.clip)
-    if clips_itself:
+    if clip is not None:
         optimizer.register_step_pre_hook(clip)
-    size = sum(parameter.numel() for parameter in trained)
-    return Training(engine, policy, optimizer, clip if clips_itself else None, size)
+    return Training(engine, policy, optimizer, clip, size, stage)
 
 
-def _initialize(
-    policy: Policy, optimizer: torch.optim.Optimizer, settings: LearnerSettings, dtype: torch.dtype, clip: float
-) -> DeepSpeedEngine:
+def _gather_by_layers(model: PreTrainedModel) -> None:
+    """Has stage 3 gather a decoder layer at once, where it would gather each of the modules within by hooks of its own.
+
+    Not where a layer would be told the end of its backward pass too early, before its first gradients are there: that
+    is when its input needs none, as beneath an adapter; nor where layers share weights, which have one end each.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    layers = layers_of(model)
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    if all(parameter.requires_grad for parameter in model.parameters()) and len(set(parameters)) == len(parameters):
+        for layer in layers:
+            set_z3_leaf_module(layer, True)
+
+
+def _initialize(policy: Policy, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> DeepSpeedEngine:
     import deepspeed
 
-    # Micro-batches add up in float32. Stage 0 refuses the setting: there `begin` has torch itself do it.
-    sums = {"grad_accum_dtype": "fp32"} if settings.zero else {}
-    engine, *_ = deepspeed.initialize(
-        model=policy,
-        optimizer=optimizer,
-        config={
-            "train_micro_batch_size_per_gpu": 1,  # required, and without effect: micro-batches are ours
-            "managed_gradient_accumulation": False,  # step() ends the batch, however many micro-batches it had
-            "gradient_clipping": clip,
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW, instead of one that is compiled at first use
-            "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
-            "data_types": sums,
-            "communication_data_type": "fp32",  # so do ranks
-            "zero_optimization": {"stage": settings.zero, "overlap_comm": False},
-        },
-    )
+    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=config)
     return engine

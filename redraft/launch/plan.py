@@ -1,18 +1,21 @@
 """The arithmetic of memory: what each GPU of a run holds, what will not fit, and which setting to change.
 
 Everything follows from the recipe and the model's config; nothing is loaded, and no GPU is looked at. Bytes of a
-trained parameter are those of DeepSpeed as learner/ranks/training.py sets it up, at the end of a backward pass, over N
-ranks:
+trained parameter are those of DeepSpeed as learner/ranks/stages.py sets it up, at the end of a backward pass, over N
+ranks; of one rank it is stage 1 in bfloat16 and 0 in float32:
 
     stage       weights    gradients                                  AdamW: master copy, two moments
     0 bfloat16  2          4 sums, 2 of the pass                      12
-    1 bfloat16  2          4 sums, 2 of the pass                      12/N
+    1 bfloat16  2          4 sums                                     12/N
     2 bfloat16  2          4/N sums                                   12/N
     3 bfloat16  2/N        4/N sums, 4/N taken over by the optimizer  12/N
     0 float32   4          4                                          8, no master copy
     1 float32   4          4/N sums                                   12/N
     2 float32   4          4/N                                        12/N
     3 float32   4/N        8/N                                        12/N
+
+With `learner.offload: optimizer` stages 2 and 3 have gradients and optimizer in host memory: 20/N, and in stage 2 a
+copy of the weights for the way back, 2/N or 4/N.
 
 Buckets of communication come on top, the gradients of a pass where they are gone before the step, and of stage 3 the
 layers that are whole for a moment.
@@ -25,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from learner.ranks.stages import LIVE, bucket_of, stage_of
 from protocols.errors import SettingError
 from redraft import recipe as recipes
 from redraft.models import sizes as models
@@ -34,8 +38,6 @@ from redraft.recipe import Recipe
 GIB = 2**30
 RESERVE = 0.1
 """Share of a GPU that is left for what no formula knows: the CUDA context, NCCL, what the allocator cannot use."""
-BUCKET, LIVE = 500_000_000, 1_000_000_000
-"""DeepSpeed's `reduce_bucket_size` and `stage3_max_live_parameters`, in elements."""
 SLICE_BYTES = 3 * 4 * (1 << 22)
 """Float32 logits that exist at once, and what is made of them: see learner/model/policy.py."""
 BATCHED = 2048
@@ -172,6 +174,9 @@ def _rank(recipe: Recipe, measured: Measured, gpu_bytes: int, with_cures: bool =
     if learner.gpus:
         room = int(gpu_bytes * (1 - RESERVE - _beside(recipe) * recipe.actors.engine.gpu_memory))
     notes = [] if found.kept else [f"activations are left out: a model of type {found.type} tells them on a GPU only"]
+    if _offloads(recipe):
+        size, how = _in_host(found.trained, BYTES[recipe.model.dtype], _stage(recipe), learner.ranks)
+        notes.append(f"a rank keeps {size / GIB:.1f} GiB in host memory: gradients and optimizer, {how}")
     if learner.gpus > 1:
         notes.append("a rank uses one GPU: set learner.gpus to 1, and learner.ranks to how many there are")
     part = Part("learner", learner.ranks, learner.gpus, shares, room, notes=tuple(notes))
@@ -185,13 +190,17 @@ def _rank(recipe: Recipe, measured: Measured, gpu_bytes: int, with_cures: bool =
 def _rank_shares(recipe: Recipe, measured: Measured) -> Iterator[Share]:
     learner, dtype = recipe.learner, recipe.model.dtype
     found = measured(recipe)
-    width, zero, ranks, trained = BYTES[dtype], learner.zero, learner.ranks, found.trained
+    width, zero, ranks, trained = BYTES[dtype], _stage(recipe), learner.ranks, found.trained
     shard = ranks if zero == 3 else 1
     over = f" / {ranks} ranks" if ranks > 1 else ""
     weights = found.parameters + (trained if recipe.model.lora else 0)
     yield Share("weights", weights * width // shard, f"{weights:,} x {width} B" + (over if zero == 3 else ""))
-    yield Share("gradients", *_gradients(trained, width, zero, ranks))
-    yield Share("optimizer", *_optimizer(trained, width, zero, ranks))
+    if _offloads(recipe):
+        yield Share("gradients", 0, "in host memory")
+        yield Share("optimizer", 0, "in host memory")
+    else:
+        yield Share("gradients", *_gradients(trained, width, zero, ranks))
+        yield Share("optimizer", *_optimizer(trained, width, zero, ranks))
     if _refers(recipe):
         yield Share("start model", found.parameters * width, f"{found.parameters:,} x {width} B, for kl or anchor")
     yield Share("communication", *_communication(found, width, zero, ranks))
@@ -199,9 +208,25 @@ def _rank_shares(recipe: Recipe, measured: Measured) -> Iterator[Share]:
     yield _log_probs(recipe, found)
 
 
+def _stage(recipe: Recipe) -> int:
+    """Of DeepSpeed's, the one that runs."""
+    learner = recipe.learner
+    return stage_of(learner.zero, learner.ranks, recipe.model.dtype == "float32", _offloads(recipe))
+
+
+def _offloads(recipe: Recipe) -> bool:
+    return recipe.learner.offload == "optimizer"
+
+
+def _in_host(trained: int, width: int, stage: int, ranks: int) -> tuple[int, str]:
+    """Bytes and formula of what a rank keeps in host memory: see the table above."""
+    each = 20 if stage == 3 else 20 + width
+    return trained * each // ranks, f"{trained:,} x {each} B" + (f" / {ranks} ranks" if ranks > 1 else "")
+
+
 def _gradients(trained: int, width: int, zero: int, ranks: int) -> tuple[int, str]:
     """Bytes and formula: see the table above."""
-    whole = {(0, 2): 6, (1, 2): 6, (0, 4): 4}.get((zero, width), 0)
+    whole = {(0, 2): 6, (1, 2): 4, (0, 4): 4}.get((zero, width), 0)
     shared = {(1, 4): 4, (2, 2): 4, (2, 4): 4, (3, 2): 8, (3, 4): 8}.get((zero, width), 0)
     said = [f"{trained:,} x {whole} B"] * bool(whole)
     said += [f"{trained:,} x {shared} B" + (f" / {ranks} ranks" if ranks > 1 else "")] * bool(shared)
@@ -217,16 +242,17 @@ def _optimizer(trained: int, width: int, zero: int, ranks: int) -> tuple[int, st
 
 def _communication(found: Sizes, width: int, zero: int, ranks: int) -> tuple[int, str]:
     """Bytes and formula of what collectives take meanwhile."""
-    bucket = min(BUCKET, found.trained)
+    bucket = bucket_of(found.trained)
     if zero == 0 or (zero == 1 and width == 2):
         return (4 * bucket, f"a bucket of {bucket:,} x 4 B") if ranks > 1 else (0, "one rank")
     if zero == 3:
         live = min(LIVE, found.parameters)
-        said = f"buckets of {BUCKET:,} x 4 B and {bucket:,} x {width} B, {live:,} weights whole x {width} B"
-        return 4 * BUCKET + width * (bucket + live), said
+        said = f"buckets of {bucket:,} x 4 B and {bucket:,} x {width} B, {live:,} weights whole x {width} B"
+        return 4 * bucket + width * (bucket + live), said
     passing = found.trained if zero == 1 else bucket
-    said = f"buckets of {BUCKET:,} x {width} B and {bucket:,} x 4 B, gradients of {passing:,} x {width} B in passing"
-    return width * (BUCKET + passing) + 4 * bucket, said
+    beside = 2 if zero == 2 and ranks > 1 else 1  # one bucket fills while the other is reduced
+    said = f"buckets of {beside} x {bucket:,} x {width} B and {bucket:,} x 4 B, gradients of {passing:,} x {width} B"
+    return width * (beside * bucket + passing) + 4 * bucket, f"{said} in passing"
 
 
 def _activations(recipe: Recipe, found: Sizes) -> Share:
@@ -279,6 +305,8 @@ def _rank_changes(recipe: Recipe) -> Iterator[dict[str, Any]]:
     for zero in range(learner.zero + 1, most + 1):
         if learner.ranks > 1:
             yield {"learner.zero": zero}
+    if not _offloads(recipe):
+        yield {"learner.offload": "optimizer"}
     ranks = learner.ranks * 2
     while learner.gpus >= 1 and ranks <= MOST_RANKS:
         yield {"learner.ranks": ranks, "learner.zero": max(learner.zero, most)}

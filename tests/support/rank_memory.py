@@ -1,5 +1,5 @@
-"""A rank of one, in a process of its own, that tells the bytes of a parameter that a training step takes, as JSON:
-python -m support.rank_memory MODEL STAGE:DTYPE..."""
+"""A rank in a process of its own that tells the bytes of a parameter that a training step takes, as JSON:
+python -m support.rank_memory RANK RANKS PORT MODEL STAGE:DTYPE[:OFFLOAD]..."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 
 from learner.config import LearnerSettings
 from learner.ranks.trainer import Trainer, join_ranks
-from support.ports import free_port
 from support.summing_house import micros
 
 
@@ -25,13 +24,14 @@ def tensors() -> int:
     return sum(size for place, size in storages.items() if place)
 
 
-def taken(path: str, zero: int, dtype: str) -> float:
+def taken(path: str, rank: int, ranks: int, zero: str, dtype: str, *offload: str) -> float:
     """Bytes a parameter when the optimizer has its state and the gradients are still there."""
     before, found = tensors(), []
-    settings = LearnerSettings(zero=zero, attention="eager", objective={"name": "sft"}, optimizer={"lr": 1e-3})
+    choice = {"zero": int(zero), "ranks": ranks} | ({"offload": offload[0], "gpus": 1} if offload else {})
+    settings = LearnerSettings(attention="eager", objective={"name": "sft"}, optimizer={"lr": 1e-3}, **choice)
     trainer = Trainer(settings, path, steps=3, dtype=dtype)
     trainer.training.optimizer.register_step_post_hook(lambda *_: found.append(tensors() - before))
-    trainer.step(micros(2, 0, 1), 0)
+    trainer.step(micros(2, rank, ranks), 0)
     count = sum(getattr(one, "ds_numel", one.numel()) for one in trainer.training.policy.parameters())
     trainer.training.free()
     return found[0] / count
@@ -39,6 +39,6 @@ def taken(path: str, zero: int, dtype: str) -> float:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    join_ranks(0, 1, ("127.0.0.1", free_port()), "cpu", 60)
-    cases = (case.split(":") for case in sys.argv[2:])
-    print(json.dumps({f"{zero}:{dtype}": taken(sys.argv[1], int(zero), dtype) for zero, dtype in cases}))
+    rank, ranks, port = map(int, sys.argv[1:4])
+    join_ranks(rank, ranks, ("127.0.0.1", port), "cpu", 60)
+    print(json.dumps({case: taken(sys.argv[4], rank, ranks, *case.split(":")) for case in sys.argv[5:]}))

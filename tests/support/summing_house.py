@@ -39,9 +39,9 @@ class Summing:
         torch.manual_seed(0)
         join_ranks(rank, world, master, "cpu", 120.0)
 
-    def step(self, zero: int, dtype: str, count: int) -> tuple[float, np.ndarray]:
+    def step(self, zero: int, dtype: str, count: int, offload: str = "none") -> tuple[float, np.ndarray]:
         """One step: the norm that was told, and what the optimizer took of the gradient, float32, on this rank."""
-        trainer = self._trainer(zero, dtype)
+        trainer = self._trainer(zero, dtype, offload)
         taken = []
         trainer.training.optimizer.register_step_pre_hook(
             lambda optimizer, *_: taken.extend(
@@ -56,10 +56,10 @@ class Summing:
         assert result.applied
         return result.gradient_norm, torch.cat(taken).numpy()
 
-    def lives(self, zero: int, folder: str) -> tuple[bool, bool, bool]:
+    def lives(self, zero: int, folder: str, offload: str = "none") -> tuple[bool, bool, bool]:
         """In bfloat16: whether a gradient that is not finite was told and moved nothing, whether a step after it moved
         something, and whether the step after a checkpoint is bit for bit the one after loading it."""
-        trainer = self._trainer(zero, "bfloat16")
+        trainer = self._trainer(zero, "bfloat16", offload)
         trainer.step(micros(4, self._rank, self._world), 0)
         before = trainer.full_state()
         bad = [replace(micro, coefficients=micro.coefficients * np.inf) for micro in micros(4, self._rank, self._world)]
@@ -71,7 +71,7 @@ class Summing:
         after = trainer.full_state()
         moved = moved and (self._rank > 0 or not same(after, before))
         trainer.training.free()
-        trainer = self._trainer(zero, "bfloat16")
+        trainer = self._trainer(zero, "bfloat16", offload)
         trainer.load(folder, "engine")
         trainer.step(micros(8, self._rank, self._world), 2)
         equal = same(trainer.full_state(), after)
@@ -87,9 +87,11 @@ class Summing:
         trainer.training.free()
         return state, report(result.stats).masked_share
 
-    def _trainer(self, zero: int, dtype: str) -> Trainer:
+    def _trainer(self, zero: int, dtype: str, offload: str) -> Trainer:
         settings = LearnerSettings(
             zero=zero,
+            offload=offload,
+            gpus=float(offload != "none"),  # on CPUs it is refused, where the host's memory is all there is
             ranks=self._world,
             attention="eager",
             objective={"name": "sft"},
