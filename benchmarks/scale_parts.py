@@ -191,7 +191,7 @@ class Consumer:
         controller.announce.remote(self._versions.ref(step, Probe(tokens, logprobs, 1e-6)))
 
 
-def start_consumer(run: Run, recipe: Recipe, shards: tuple, keys, kind: type = Consumer) -> list:
+def start_consumer(run: Run, recipe: Recipe, shards: tuple, keys, seats, kind: type = Consumer) -> list:
     """What `parts.start_ranks` does, for a consumer."""
     part = ray.remote(kind).options(num_cpus=0, max_concurrency=8, runtime_env=parts.worker_environment(1))
     return [part.remote(run, recipe, shards, keys)]

@@ -17,7 +17,7 @@ from actors.contract import Orders
 from actors.tasks import TaskOrder
 from protocols.errors import DeadlineError
 from protocols.reports import LearnerReady
-from redraft.control import workers
+from redraft.control import placement, workers
 from redraft.control.discovery import Process
 from redraft.control.fleet import Fleet
 from redraft.control.leases import LeaseBook
@@ -98,7 +98,8 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
     closing.callback(client.close)
     files = workers.Files(run)
     closing.callback(files.close, CLOSE_S)
-    ranks = workers.start_ranks(run, recipe, shards.endpoints, shards.keys)
+    seats = _placed(recipe, status, closing)
+    ranks = workers.start_ranks(run, recipe, shards.endpoints, shards.keys, seats)
     for rank in ranks:
         closing.callback(ray.kill, rank)
     lost: deque[tuple[int, str]] = deque()
@@ -124,6 +125,17 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
     book = LeaseBook(order, run.id, recipe.seed, position, incarnation, client.known, shards.of)
     log.info("started: step %d, incarnation %d, %d training tasks", begins.step, incarnation, len(tasks))
     return Parts(fleet, lost, ranks, served, shards, client, files, book, tests, begins.step)
+
+
+def _placed(recipe: Recipe, status: Status, closing: ExitStack) -> list | None:
+    """Where each rank is to start, when there is room for all of them; None where Ray may put it anywhere."""
+    gang = placement.gang(recipe.learner)
+    if gang is None:
+        return None
+    closing.callback(gang.remove)
+    gang.wait(recipe.start_s, lambda missing: status.missing([f"learner: {missing}", "actors"]))
+    status.missing(["replay", "learner", "actors"])
+    return gang.seats()
 
 
 def _set_up(ranks: Sequence[Any], recipe: Recipe, resume: bool, meanwhile: Meanwhile) -> LearnerReady:

@@ -10,6 +10,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -247,14 +248,13 @@ def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = 
     return make
 
 
-def start_ranks(run: Run, recipe: Recipe, shards: tuple[Endpoints, ...], keys: ClientKeys | None) -> list:
-    """The learner's ranks."""
+def start_ranks(
+    run: Run, recipe: Recipe, shards: tuple[Endpoints, ...], keys: ClientKeys | None, seats: Sequence | None
+) -> list:
+    """The learner's ranks; `seats` are Ray's scheduling strategies, one a rank, where room is reserved for them."""
     settings: LearnerSettings = recipe.learner
-    part = ray.remote(RankPart).options(
-        **needs(settings),
-        max_concurrency=CALLS,
-        runtime_env=worker_environment(settings.threads),
-    )
+    part, environment = ray.remote(RankPart), worker_environment(settings.threads)
+    options = needs(settings) | {"max_concurrency": CALLS, "runtime_env": environment}
     specs = [
         RankSpec(
             rank=rank,
@@ -274,4 +274,8 @@ def start_ranks(run: Run, recipe: Recipe, shards: tuple[Endpoints, ...], keys: C
         )
         for rank in range(settings.ranks)
     ]
-    return [part.remote(run.name, spec, recipe.logs.format) for spec in specs]
+    places = ["DEFAULT"] * settings.ranks if seats is None else seats
+    return [
+        part.options(**options, scheduling_strategy=place).remote(run.name, spec, recipe.logs.format)
+        for spec, place in zip(specs, places, strict=True)
+    ]
