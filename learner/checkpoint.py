@@ -47,6 +47,7 @@ class RunState:
     ranks: int
     zero: int
     published: int | None = None
+    offload: str = "none"
 
 
 def newest(run_dir: str | Path) -> Path | None:
@@ -130,12 +131,13 @@ def _digest(path: Path) -> str:
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
-def read(folder: Path, run_id: str, ranks: int, zero: int) -> RunState:
-    """The state of a checkpoint. Raises SettingError when it is another run's, or sharded otherwise."""
+def read(folder: Path, run_id: str, ranks: int, zero: int, offload: str) -> RunState:
+    """The state of a checkpoint. Raises SettingError when it is another run's, or sharded or kept otherwise."""
     state = RunState(**json.loads((folder / "state.json").read_text()))
     if state.run_id != run_id:
         raise SettingError("name", f"{folder} belongs to run {state.run_id}, not {run_id}", "Choose another run folder")
-    for key, was, now in (("ranks", state.ranks, ranks), ("zero", state.zero, zero)):
+    kept = ("ranks", state.ranks, ranks), ("zero", state.zero, zero), ("offload", state.offload, offload)
+    for key, was, now in kept:
         if was != now:
             cure = f"Set it to {was}, or start a new run with model.path: {folder.parents[1]}"
             raise SettingError(f"learner.{key}", f"{now}, but {folder} was written with {was}", cure)

@@ -82,11 +82,11 @@ class LearnerSettings(Settings):
     """Training processes; each is a Ray actor with one device."""
     zero: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed shards over ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also weights. One rank has
-    nothing to shard, so there the cheapest stage runs."""
+    nothing to shard, so there the cheapest stage runs, whatever is set."""
     offload: Literal["none", "optimizer"] = "none"
-    """optimizer keeps AdamW's state, its copy of the weights and the gradients in host memory, and steps there, for
-    what does not fit into a GPU otherwise: slower by the way there and back, and by the step on `threads` CPU threads.
-    Stage 2 of `zero` at least."""
+    """optimizer keeps AdamW's state and its copy of the weights in host memory, and steps there, for what does not fit
+    into a GPU otherwise: slower by the way there and back, and by the step on `threads` CPU threads. It needs stage 2
+    of `zero`, which runs in place of 0 and 1; in bfloat16 gradients stay on the GPU, but with 3 they leave it, too."""
     cpus: NonNegativeFloat = 1.0
     """Ray CPUs of one rank."""
     gpus: NonNegativeFloat = 0.0
@@ -189,7 +189,7 @@ class LearnerSettings(Settings):
                 "offload: optimizer does nothing where ranks train on CPUs, whose memory is the host's. "
                 "Leave it out, or set gpus to 1"
             )
-        if self.compile is True and self.zero == 3 and self.ranks > 1:
+        if self.compile is True and self.zero == 3 and (self.ranks > 1 or self.offload == "optimizer"):
             raise ValueError(
                 "compile: true cannot be had with zero: 3, whose layers have their weights for a moment only. "
                 "Set compile to auto or false, or zero to 2"

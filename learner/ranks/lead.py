@@ -187,6 +187,7 @@ class Lead:
                 ranks=self._world,
                 zero=settings.zero,
                 published=progress.published,
+                offload=settings.offload,
             )
             path = checkpoint.finish(folder, state, settings.keep_checkpoints)
             self._client.checkpoint(progress.step)

@@ -131,7 +131,8 @@ class Rank:
         folder, incarnation = same((folder, incarnation), group)
         progress, cursor = Progress(incarnation), {}
         if folder is not None:
-            state = checkpoint.read(folder, spec.run_id, spec.world, spec.settings.zero)
+            settings = spec.settings
+            state = checkpoint.read(folder, spec.run_id, spec.world, settings.zero, settings.offload)
             if spec.rank == 0:
                 checkpoint.check(folder)
             trainer.load(str(folder), checkpoint.TAG)

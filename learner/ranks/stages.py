@@ -3,7 +3,7 @@
 A stage shards over ranks. One rank has nothing to shard, so there the cheapest stage runs, whatever `learner.zero`
 says: in float32 stage 0, which is torch's own optimizer on the model's own weights, in bfloat16 stage 1, whose
 optimizer alone keeps a float32 copy of the weights in one piece. Nothing is reduced there. An optimizer in host memory
-takes the gradients out of the GPU's during the backward pass, which begins with stage 2.
+is for stages 2 and 3: in bfloat16 the second still sums the gradients up on the GPU, the third in host memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def stage_of(zero: int, ranks: int, float32: bool, offload: bool = False) -> int
     """The stage that runs with `learner.zero` and so many ranks, in float32 or else in bfloat16; `offload` is whether
     the optimizer is in host memory."""
     if offload:
-        return max(2, zero) if ranks > 1 else 2
+        return max(2, zero)
     if ranks > 1:
         return zero
     return 0 if float32 else 1

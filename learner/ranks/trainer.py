@@ -271,7 +271,7 @@ class Trainer:
             sums = torch.cat([sums[:-1] + stats[:-1], torch.maximum(sums[-1:], stats[-1:])])
         if self.training.stage == 0:
             self._fill_gradients()
-        self.training.engine.step()
+        self.training.step()
         return sums
 
     @torch.no_grad()

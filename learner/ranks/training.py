@@ -55,6 +55,15 @@ class Training:
         assert norm is not None, "DeepSpeed knows it after each step"
         return float(norm)
 
+    def step(self) -> None:
+        """The optimizer's, on the gradients that were summed up."""
+        self.engine.step()
+        optimizer: Any = self.engine.optimizer
+        if getattr(optimizer, "cpu_offload", False) and optimizer.overflow:
+            # Stage 2 keeps sums that are not finite where the optimizer is in host memory: no step would follow.
+            for sums in (optimizer.averaged_gradients, optimizer.all_grad_tensors):
+                sums.update(dict.fromkeys(sums))
+
     def free(self) -> None:
         """Gives back the memory of weights and optimizer; nothing of it can be used any more.
 

@@ -65,7 +65,8 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
 
     recipe = recipes.reload(run.folder, overrides, "eval", MATTERS)
     folder = runs.checkpoint_at(run, step)
-    state = checkpoint.read(folder, run.id, recipe.learner.ranks, recipe.learner.zero)
+    learner = recipe.learner
+    state = checkpoint.read(folder, run.id, learner.ranks, learner.zero, learner.offload)
     occasion = Occasion("eval", state.step, version_of(state.incarnation, state.step))
     tests = environments.tasks(recipe.environment, recipe.data, "test")
     model = models.of_checkpoint(folder, run.model, cache)

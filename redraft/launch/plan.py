@@ -14,8 +14,9 @@ ranks; of one rank it is stage 1 in bfloat16 and 0 in float32:
     2 float32   4          4/N                                        12/N
     3 float32   4/N        8/N                                        12/N
 
-With `learner.offload: optimizer` stages 2 and 3 have gradients and optimizer in host memory: 20/N, and in stage 2 a
-copy of the weights for the way back, 2/N or 4/N.
+With `learner.offload: optimizer` the GPU has no optimizer, and gradients in stage 2 bfloat16 only, 4/N. The host has
+
+    2 bfloat16  18/N    2 float32  24/N    3  20/N
 
 Buckets of communication come on top, the gradients of a pass where they are gone before the step, and of stage 3 the
 layers that are whole for a moment.
@@ -43,6 +44,7 @@ SLICE_BYTES = 3 * 4 * (1 << 22)
 BATCHED = 2048
 """vLLM's `max_num_batched_tokens` for an engine that is not its server's."""
 MOST_RANKS = 64
+HOST = "in host memory"
 
 Measured = Callable[[Recipe], Sizes]
 """The sizes of the run's model as a recipe has it trained."""
@@ -176,7 +178,7 @@ def _rank(recipe: Recipe, measured: Measured, gpu_bytes: int, with_cures: bool =
     notes = [] if found.kept else [f"activations are left out: a model of type {found.type} tells them on a GPU only"]
     if _offloads(recipe):
         size, how = _in_host(found.trained, BYTES[recipe.model.dtype], _stage(recipe), learner.ranks)
-        notes.append(f"a rank keeps {size / GIB:.1f} GiB in host memory: gradients and optimizer, {how}")
+        notes.append(f"a rank keeps {size / GIB:.1f} GiB in host memory: {how}")
     if learner.gpus > 1:
         notes.append("a rank uses one GPU: set learner.gpus to 1, and learner.ranks to how many there are")
     part = Part("learner", learner.ranks, learner.gpus, shares, room, notes=tuple(notes))
@@ -196,8 +198,9 @@ def _rank_shares(recipe: Recipe, measured: Measured) -> Iterator[Share]:
     weights = found.parameters + (trained if recipe.model.lora else 0)
     yield Share("weights", weights * width // shard, f"{weights:,} x {width} B" + (over if zero == 3 else ""))
     if _offloads(recipe):
-        yield Share("gradients", 0, "in host memory")
-        yield Share("optimizer", 0, "in host memory")
+        kept = zero == 2 and width == 2
+        yield Share("gradients", *_gradients(trained, width, zero, ranks)) if kept else Share("gradients", 0, HOST)
+        yield Share("optimizer", 0, HOST)
     else:
         yield Share("gradients", *_gradients(trained, width, zero, ranks))
         yield Share("optimizer", *_optimizer(trained, width, zero, ranks))
@@ -220,7 +223,7 @@ def _offloads(recipe: Recipe) -> bool:
 
 def _in_host(trained: int, width: int, stage: int, ranks: int) -> tuple[int, str]:
     """Bytes and formula of what a rank keeps in host memory: see the table above."""
-    each = 20 if stage == 3 else 20 + width
+    each = {(2, 2): 18, (2, 4): 24}.get((stage, width), 20)
     return trained * each // ranks, f"{trained:,} x {each} B" + (f" / {ranks} ranks" if ranks > 1 else "")
 
 

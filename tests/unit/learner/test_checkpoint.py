@@ -34,16 +34,21 @@ def test_one_that_was_not_finished_is_not_seen_and_can_be_begun_again(tmp_path):
 
 
 def test_a_state_reads_back_as_it_was(tmp_path):
-    assert read(write(tmp_path, 3), "run", ranks=2, zero=3) == RunState("run", 3, 0, {"task": 3}, 2, 3)
+    assert read(write(tmp_path, 3), "run", ranks=2, zero=3, offload="none") == RunState("run", 3, 0, {"task": 3}, 2, 3)
 
 
 @pytest.mark.parametrize(
-    "run_id, ranks, zero, message",
-    [("other", 2, 3, "belongs to run run"), ("run", 1, 3, "learner.ranks: 1, but"), ("run", 2, 1, "Set it to 3")],
+    "run_id, ranks, zero, offload, message",
+    [
+        ("other", 2, 3, "none", "belongs to run run"),
+        ("run", 1, 3, "none", "learner.ranks: 1, but"),
+        ("run", 2, 1, "none", "Set it to 3"),
+        ("run", 2, 3, "optimizer", "learner.offload: optimizer, but .* was written with none. Set it to none"),
+    ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_id, ranks, zero, message):
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, run_id, ranks, zero, offload, message):
     with pytest.raises(SettingError, match=message):
-        read(write(tmp_path, 3), run_id, ranks, zero)
+        read(write(tmp_path, 3), run_id, ranks, zero, offload)
 
 
 def test_a_file_that_is_not_as_it_was_written_is_named_with_the_cure(tmp_path):

@@ -10,6 +10,7 @@ import sys
 import pytest
 from support.places import PYTHONPATH
 from support.ports import free_port
+from support.processes import start
 from support.waiting import deadline_s
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -19,7 +20,7 @@ from redraft.launch.plan import _gradients, _in_host, _optimizer
 STAGES = [f"{zero}:{dtype}" for dtype in ("bfloat16", "float32") for zero in (0, 1, 2, 3)]
 OFFLOADED = "bfloat16:optimizer"
 CASES = {
-    1: ["1:bfloat16", "1:float32", f"1:{OFFLOADED}"],
+    1: ["1:bfloat16", "1:float32", f"1:{OFFLOADED}", f"3:{OFFLOADED}"],
     2: [*STAGES, f"1:{OFFLOADED}", f"3:{OFFLOADED}"],
 }
 """By number of ranks: one has nothing to shard, and runs the same whatever is set."""
@@ -50,15 +51,9 @@ def taken(path: str, ranks: int) -> list[dict[str, float]]:
         [sys.executable, "-m", "support.rank_memory", str(rank), str(ranks), port, path, *CASES[ranks]]
         for rank in range(ranks)
     ]
-    started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for command in commands
-    ]
-    try:
-        said = [process.communicate(timeout=deadline_s(120)) for process in started]
-    finally:
-        for process in started:
-            process.kill()
+    how = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [start(command, **how) for command in commands]
+    said = [process.communicate(timeout=deadline_s(120)) for process in started]
     assert not any(process.returncode for process in started), said
     return [json.loads(output.splitlines()[-1]) for output, _ in said]
 
@@ -71,7 +66,9 @@ def test_a_rank_keeps_as_many_bytes_of_a_parameter_as_planned(model, ranks):
             zero, dtype, *offload = case.split(":")
             width = 2 if dtype == "bfloat16" else 4
             stage = stage_of(int(zero), ranks, dtype == "float32", bool(offload))
-            shares = [_in_host] if offload else [_gradients, _optimizer]
+            shares = [_gradients, _in_host if offload else _optimizer]
+            if offload and stage == 3:
+                shares.remove(_gradients)
             planned = sum(share(parameters, width, stage, ranks)[0] for share in shares) / parameters
             planned += width / ranks if stage == 3 else width
             bucket = 4 if stage == 3 else 0  # of no parameter's, and always there
