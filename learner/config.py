@@ -166,6 +166,10 @@ class LearnerSettings(Settings):
                 f"micro_tokens ({self.micro_tokens}) is not a multiple of row_tokens ({self.row_tokens}). "
                 f"Set micro_tokens to {max(1, self.micro_tokens // self.row_tokens) * self.row_tokens}"
             )
+        if self.ranks > 1 and 0 < self.gpus <= 0.5:
+            raise ValueError(
+                f"gpus ({self.gpus:g}) lets several ranks be on one GPU, which NCCL refuses. Set gpus or ranks to 1"
+            )
         if self.updates.minibatches > self.batch_groups:
             raise ValueError(
                 f"updates.minibatches ({self.updates.minibatches}) is more than the groups of a batch. "

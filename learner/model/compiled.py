@@ -17,6 +17,9 @@ from learner.model.noise import LAST_DIGIT, rounding
 from learner.model.policy import Policy
 from learner.model.selftest import SLACK, sequences
 
+VARIANTS = 32
+"""Of one function: one row or many, with and without gradients, training or not, with and without its adapter, kinds of
+attention. Beyond torch's own limit of 8 a layer would run as it was written, in silence."""
 Wanted = bool | Literal["auto"]
 
 
@@ -26,7 +29,8 @@ def wanted(setting: Wanted, device: str, stage: int) -> bool:
 
 
 def compile_layers(policy: Policy) -> None:
-    """Has each decoder layer compiled at its first pass."""
+    """Has each decoder layer compiled at its first pass; layers of one kind share what is compiled."""
+    torch._dynamo.config.recompile_limit = VARIANTS
     for layer in layers_of(policy.model):
         layer.compile(dynamic=True)
 

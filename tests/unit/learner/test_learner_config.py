@@ -141,3 +141,9 @@ def test_the_settings_load_without_torch():
     heavy = "torch ray deepspeed transformers vllm"
     code = f"import sys, learner.config; sys.exit(any(name in sys.modules for name in '{heavy}'.split()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_several_ranks_on_one_gpu_are_refused():
+    with pytest.raises(ValueError, match="lets several ranks be on one GPU, which NCCL refuses. Set gpus to 1"):
+        LearnerSettings(ranks=2, gpus=0.5)
+    assert LearnerSettings(gpus=0.5).ranks == 1 and LearnerSettings(ranks=2, gpus=0.6).gpus == 0.6
