@@ -150,7 +150,8 @@ def test_minibatches_and_epochs_are_those_of_plain_torch_on_every_number_of_rank
     made = groups(10, vocabulary=40)
     batches = [made[:5], made[5:]]
     expected = plain_torch(model_path, batches)
-    (state, cut), *_ = ranks(world).call("updates", batches, settings(ranks=world, zero=zero))
+    choice = settings(ranks=world, zero=zero, gradient_checkpointing=zero == 3)  # which passes its layers twice
+    (state, cut), *_ = ranks(world).call("updates", batches, choice)
     worst = max((state[name] - expected[name]).abs().max().item() for name in expected)
     print(f"{world} ranks, stage {zero}: {worst:.1e} from plain torch; {cut:.0%} of the tokens were clipped")
     assert state.keys() == expected.keys() and worst < 2e-5
