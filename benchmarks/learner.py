@@ -10,8 +10,8 @@
 All sides have a process for each rank and live through the whole run; in each round each makes some steps while the
 others wait. A ratio is ours over that of torch with as many threads, the median over rounds. The batch holds 8,192
 tokens of 5-turn dialogues in rows of 256, in two micro-batches; on a CPU the model is the quickstart's (0.4M, float32,
-eager attention), on CUDA one of 300M in bfloat16, where DeepSpeed keeps float32 copies of the weights and torch does
-not. On CUDA each rank needs a GPU of its own: two ranks run where there are two.
+no masks), on CUDA one of 300M in bfloat16, where DeepSpeed keeps float32 copies of the weights and torch does
+not. Neither side compiles its layers. On CUDA each rank needs a GPU of its own: two ranks run where there are two.
 
 Padding is that of `learner.packing` on batches of 8,192 and 32,768 tokens, with lengths of turns as five kinds of tasks
 have them. Memory of log-probs is the peak of forward and backward over 150,000 words beyond weights and gradients, of a
@@ -167,6 +167,7 @@ def job_on(device: str, folder: Path) -> Job:
         row_tokens=parts.KINDS["signs"].row_tokens,
         micro_tokens=TOKENS // 2,
         attention="varlen",
+        compile=False,
         credit={"name": "raw"},
         objective={"name": "grpo", "correction": "none"},
     )
