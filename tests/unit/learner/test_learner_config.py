@@ -144,6 +144,6 @@ def test_the_settings_load_without_torch():
 
 
 def test_several_ranks_on_one_gpu_are_refused():
-    with pytest.raises(ValueError, match="lets several ranks be on one GPU, which NCCL refuses. Set gpus or ranks to 1"):
+    with pytest.raises(ValueError, match="several ranks be on one GPU, which NCCL refuses. Set gpus or ranks to 1"):
         LearnerSettings(ranks=2, gpus=0.5)
     assert LearnerSettings(gpus=0.5).ranks == 1 and LearnerSettings(ranks=2, gpus=0.6).gpus == 0.6
