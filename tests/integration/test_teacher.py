@@ -109,7 +109,7 @@ def test_the_budget_ends_it_with_an_error_that_names_the_setting(server):
                 return answers, used, error
         return None
 
-    answers, used, error = asked(served(server, budget_tokens=60), until_refused)
+    answers, used, error = asked(served(server, budget_tokens=60, temperature=0), until_refused)
     assert 60 <= used < 60 + PROMPT_TOKENS + MOST and answers <= 3, "what began within the budget was answered"
     assert "teacher.budget_tokens" in str(error) and f"{used} of 60" in str(error)
 
