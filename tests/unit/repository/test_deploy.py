@@ -160,18 +160,19 @@ def test_replay_serves_the_run_of_the_recipe_with_its_settings_where_the_recipe_
 
 STUB = """#!/bin/sh
 [ "$1 $2" = "job status" ] && exit 1
+[ "$1 $2" = "job logs" ] && exit 0
 printf '%s\\n' "$(basename "$0")" "$@" >> "$STUBS"
 """
 
 
 def test_ray_gets_the_whole_command_also_through_the_shell_of_kuberays_submitter(manifests, tmp_path):
-    """K8sJobMode submits by this line of shell, with the entrypoint in it as it is; HTTPMode sends it as it is. Ray
-    then runs what it got by a shell of its own."""
+    """K8sJobMode submits by these words of shell, with the entrypoint among them as it is (BuildJobSubmitCommand in
+    KubeRay's job.go, 1.5 and later); HTTPMode sends it as it is. Ray then runs what it got by a shell of its own."""
     entrypoint = one(manifests, "RayJob")["spec"]["entrypoint"]
-    at = "--address http://redraft-head-svc:8265"
-    submit = f"ray job submit {at} --submission-id redraft-x2x4v"
-    line = f"if ray job status {at} redraft-x2x4v >/dev/null 2>&1 ; then ray job logs {at} --follow redraft-x2x4v ;"
-    line += f" else {submit} -- {entrypoint} ; fi"
+    at, job = "--address http://redraft-head-svc:8265", "redraft-x2x4v"
+    submit = f"ray job submit {at} --no-wait --submission-id {job}"
+    line = f'until true >/dev/null 2>&1 ; do echo "Waiting" ; sleep 2 ; done ; if ! ray job status {at} {job} '
+    line += f">/dev/null 2>&1 ; then {submit} -- {entrypoint.strip()} ; fi ; ray job logs {at} --follow {job}"
     for name in ("ray", "redraft"):
         (tmp_path / name).write_text(STUB)
         (tmp_path / name).chmod(0o755)
