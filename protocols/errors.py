@@ -1,5 +1,9 @@
 """Errors that people see: each names the setting or the part, and the cure."""
 
+MISTAKE, BUG, FAULT = 2, 70, 75
+"""Exit codes: something that a person wrote cannot work; an error that nobody foresaw; the same command may go on.
+The last two are those of sysexits.h."""
+
 
 class RedraftError(Exception):
     """Base of every error that ends a run with one clear line instead of a traceback."""
@@ -16,7 +20,11 @@ class SettingError(RedraftError):
         return type(self), self._made_of
 
 
-class DeadlineError(RedraftError):
+class FaultError(RedraftError):
+    """A process, a machine or the network failed, and nothing that a person wrote: the same command may go on."""
+
+
+class DeadlineError(FaultError):
     """A wait ran out. `culprit` names who was waited for."""
 
     def __init__(self, waiter: str, culprit: str, seconds: float, detail: str = ""):

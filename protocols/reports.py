@@ -270,8 +270,12 @@ class RunEnded:
 
     name: str
     state: str
-    """done, stopped or failed."""
+    """done, stopped, failed, or crashed where no controller was left to say how it ended."""
     error: str = ""
+    try_again: bool = False
+    """Whether the same command may go on: a fault of processes or machines, or who takes the machine away, ended it."""
+    checkpoint: int | None = None
+    """The step of the newest checkpoint; None before the first."""
     before: EvaluationSummary | None = None
     """The evaluation before training, None where there was none."""
     after: EvaluationSummary | None = None

@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from pathlib import Path
 from protocols.errors import RedraftError, SettingError
 
 LOCK, READERS = "lock", "readers"
+TRIES, BETWEEN_TRIES_S = 5, 0.01
 SETTING = "--run"
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 
@@ -79,7 +81,7 @@ class Owner:
 
     def _lock(self, path: Path) -> int:
         try:
-            return _locked(path, fcntl.LOCK_EX)
+            return _soon_locked(path)
         except BlockingIOError:
             raise self._refusal(path.name) from None
         except FileNotFoundError:
@@ -108,6 +110,32 @@ class Owner:
         line = (json.dumps(who) + "\n").encode()
         os.pwrite(descriptor, line, 0)
         os.ftruncate(descriptor, len(line))
+
+
+def holder(folder: Path) -> str | None:
+    """Which command has a run folder now, in words; None where none has. Where its lock may not be read, none."""
+    try:
+        with open(folder / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for a moment: see _soon_locked
+        return None
+    except BlockingIOError:
+        pass
+    except OSError:
+        return None
+    try:
+        who = json.loads((folder / LOCK).read_text())
+        return f"process {who['pid']} on {who['host']} has it"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another command has it"
+
+
+def _soon_locked(path: Path) -> int:
+    """The lock alone, tried a few times: `holder` takes it for a moment when it looks."""
+    for _ in range(TRIES):
+        with contextlib.suppress(BlockingIOError):
+            return _locked(path, fcntl.LOCK_EX)
+        time.sleep(BETWEEN_TRIES_S)
+    return _locked(path, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from protocols.errors import SettingError
 from redraft import machine
 from redraft.owner import Owner, shared
 from redraft.recipe import Recipe, load
+from redraft.records import json_object
 
 RUNS = Path("runs")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -121,6 +122,7 @@ def create(
     check(recipe, folder.name, resume, again)
     if resume:
         (folder / "recipe.yaml").write_text(recipe.dump())
+        (folder / "summary.json").unlink(missing_ok=True)  # of how it ended before
         return find(str(folder))
     with owner.begin(_free(folder) if again else None) as fresh:
         (fresh / "logs").mkdir()
@@ -137,9 +139,31 @@ def create(
     return replace(run, folder=folder.resolve())
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of a run's newest checkpoint; None when it has none."""
+    from learner import checkpoint
+
+    found = checkpoint.newest(folder)
+    return None if found is None else checkpoint.step_of(found)
+
+
+def identity(name: str) -> str:
+    """The id of the run in runs/NAME; "" where there is none."""
+    try:
+        return json.loads((RUNS / name / "run.json").read_text())["id"]
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
 def begun(name: str) -> bool:
     """Whether runs/NAME is a run, in whatever state."""
     return (RUNS / name / "run.json").exists()
+
+
+def done(name: str, steps: int) -> bool:
+    """Whether the run runs/NAME has done so many steps, and has its evaluation after them."""
+    folder = RUNS / name
+    return json_object(folder / "summary.json").get("state") == "done" and (newest_step(folder) or 0) >= steps
 
 
 def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
@@ -156,8 +180,6 @@ def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
 
 def _can_go_on(run: Run, recipe: Recipe) -> None:
     """Refuses to resume what is done, or with settings that the run's past does not have."""
-    from learner import checkpoint
-
     before = load(run.folder / "recipe.yaml")
     for key in set(Recipe.model_fields) - MAY_CHANGE:
         if _fixed(before, key) != _fixed(recipe, key):
@@ -165,9 +187,9 @@ def _can_go_on(run: Run, recipe: Recipe) -> None:
             allowed = ", ".join([*sorted(MAY_CHANGE), *limits])
             cure = f"On resume {allowed} may change; for more start a new run, with another --run"
             raise SettingError(key, f"the run {run.name} began with another value of it", cure)
-    newest = checkpoint.newest(run.folder)
-    if newest is not None and (done := checkpoint.step_of(newest)) >= recipe.steps:
-        raise SettingError("steps", f"the run {run.name} has done {done} of {recipe.steps}", "Set steps=N to go on")
+    steps = newest_step(run.folder) or 0
+    if steps > recipe.steps or done(run.name, recipe.steps):
+        raise SettingError("steps", f"the run {run.name} has done {steps} of {recipe.steps}", "Set steps=N to go on")
 
 
 def _fixed(recipe: Recipe, key: str) -> dict:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from protocols.errors import RedraftError, SettingError
+from protocols.errors import BUG, FAULT, MISTAKE, FaultError, RedraftError, SettingError
 from redraft import __version__
 from redraft.cli import keys as keys_cli
 from redraft.cli import replay as replay_cli
@@ -33,12 +34,17 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A name under runs/,
 
 
 def main() -> None:
-    """Runs the command; a RedraftError becomes one line on stderr and exit code 2."""
+    """Runs the command; a RedraftError becomes one line on stderr. The exit codes are those of protocols/errors.py."""
     try:
         app()
     except RedraftError as error:
         print(f"redraft: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(FAULT if isinstance(error, FaultError) else MISTAKE)
+    except Exception as error:
+        from redraft.control.faults import is_fault
+
+        traceback.print_exc()
+        sys.exit(FAULT if is_fault(error) else BUG)
 
 
 def _print_version(asked: bool) -> None:
@@ -69,6 +75,10 @@ def train(
     again: Annotated[
         bool, typer.Option("--again", help="Start anew; an older run of that name is kept under another one.")
     ] = False,
+    restarts: Annotated[
+        int,
+        typer.Option(min=0, help="After a fault of processes or machines, resume; so often without a new checkpoint."),
+    ] = 0,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -77,7 +87,7 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train as a recipe says. Ctrl-C stops cleanly; --resume goes on."""
+    """Train as a recipe says. Ctrl-C stops cleanly; --resume goes on. Exit code 75: the same command may go on."""
     from redraft import recipe as recipes
 
     resolved = recipes.load(recipe, overrides or ())
@@ -86,13 +96,26 @@ def train(
         return
     if resume + resume_if_begun + again > 1:
         raise SettingError("--resume", "--resume, --resume-if-begun and --again exclude each other", "Give one of them")
-    from redraft.launch.train import train as start
-    from redraft.run import begun
+    from redraft.run import begun, done
 
-    resume = resume or (resume_if_begun and begun(run or resolved.name))
+    name = run or resolved.name
+    if resume_if_begun and done(name, resolved.steps):
+        console.print(f"{name} has done its {resolved.steps} steps: there is nothing to go on with")
+        return
+    if restarts:
+        from redraft.launch.supervise import Supervisor
+
+        asked = {"--resume": resume, "--resume-if-begun": resume_if_begun, "--again": again}
+        command = ["train", str(recipe), *(overrides or ()), "--run", name]
+        raise typer.Exit(Supervisor(command, [flag for flag in asked if asked[flag]], name, restarts).run())
+    from redraft.launch.train import train as start
+
+    resume = resume or (resume_if_begun and begun(name))
     summary = start(resolved, run, resume, again, CACHE, console)
     if summary.state == "failed":
-        raise RedraftError(summary.error)
+        raise (FaultError if summary.try_again else RedraftError)(summary.error)
+    if summary.try_again:
+        raise typer.Exit(FAULT)
 
 
 @app.command()
@@ -130,13 +153,15 @@ def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="A
     """What a run is doing now, or how it ended."""
     from protocols.reports import status_to_json
     from redraft.control import client
+    from redraft.report.page import relative
+    from redraft.run import find
     from redraft.watch.live import show_status
 
     found = client.status(run)
     if as_json:
         print(json.dumps(status_to_json(found), indent=1))
     else:
-        show_status(run, found, console)
+        show_status(run, found, console, relative(find(run).folder))
 
 
 @app.command()
@@ -151,12 +176,19 @@ def top(run: RunName) -> None:
 
 
 @app.command()
-def stop(run: RunName) -> None:
+def stop(
+    run: RunName,
+    evict: Annotated[
+        bool,
+        typer.Option("--evict", help="Have `redraft train` exit with 75, so that it is started again."),
+    ] = False,
+    wait: Annotated[float, typer.Option(metavar="SECONDS", min=0, help="Wait at most so long until it has ended.")] = 0,
+) -> None:
     """Have a run finish its step, write a checkpoint and end."""
     from redraft.control import client
 
-    client.stop(run)
-    console.print(f"{run} is stopping")
+    client.stop(run, evict, wait)
+    console.print(f"{run} {'has stopped' if wait else 'is stopping'}")
 
 
 @app.command()

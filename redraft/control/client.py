@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
 from protocols.errors import DeadlineError, RedraftError, SettingError
 from protocols.reports import RunEnded, RunStatus
 from redraft import recipe as recipes
+from redraft import records
 from redraft import run as runs
 from redraft.control import cluster  # noqa: F401  sets what Ray reads when it is imported
 from redraft.control.places import Scaled
+from redraft.owner import holder
 from redraft.run import Run
 
 ANSWER_S = 10.0
 """Longest wait for an answer of a controller."""
+LOOK_S = 0.5  # between two looks at whether a run has ended
 
 
 def actor_name(run: Run) -> str:
@@ -25,23 +28,42 @@ def actor_name(run: Run) -> str:
 
 
 def status(name: str) -> RunStatus | RunEnded:
-    """The controller's status, or how the run has ended. Raises RedraftError without either."""
+    """The controller's status, or how the run has ended. Raises RedraftError where it goes on and cannot be asked."""
+    import ray
+    from ray.exceptions import RayError
+
+    run = runs.find(name)
+    try:
+        return ray.get(_controller(run).status.remote(), timeout=ANSWER_S)
+    except (RedraftError, RayError):
+        return _ended(run)
+
+
+def _ended(run: Run) -> RunEnded:
+    """How a run has ended, by its folder: also one whose controller could not say it any more."""
+    if (who := holder(run.folder)) is not None:
+        raise RedraftError(f"{run.name} cannot be asked: its controller is not up, or not to be reached here; {who}")
+    if (ended := records.ended(run.folder)) is not None:
+        return ended
+    steps = records.step_lines(run.folder)
+    step, seconds = (steps[-1].report.step, steps[-1].time_s) if steps else (0, 0.0)
+    error = "its controller ended without a word: it was killed, or its machine was lost"
+    newest = runs.newest_step(run.folder)
+    return RunEnded(run.name, "crashed", error, try_again=True, checkpoint=newest, steps=step, seconds=seconds)
+
+
+def stop(name: str, evict: bool = False, wait_s: float = 0.0) -> None:
+    """Has a run write a checkpoint and end; with `evict` so that its command exits with 75. Returns when no command
+    has it any more. Raises DeadlineError where it has after `wait_s` seconds, unless they are 0."""
     import ray
 
     run = runs.find(name)
-    summary = run.folder / "summary.json"
-    try:
-        return ray.get(_controller(run).status.remote(), timeout=ANSWER_S)
-    except RedraftError:
-        if not summary.exists():
-            raise
-    return RunEnded.from_json(json.loads(summary.read_text()))
-
-
-def stop(name: str) -> None:
-    import ray
-
-    ray.get(_controller(runs.find(name)).stop.remote(), timeout=ANSWER_S)
+    ray.get(_controller(run).stop.remote(evict), timeout=ANSWER_S)
+    deadline = time.monotonic() + wait_s
+    while wait_s and holder(run.folder) is not None:
+        if time.monotonic() > deadline:
+            raise DeadlineError("redraft stop", name, wait_s, "it has not ended")
+        time.sleep(LOOK_S)
 
 
 def grow(name: str) -> int:

@@ -9,9 +9,11 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from protocols.errors import FAULT
 from redraft.recipe import Recipe
 
 # Ray reads these when it is imported. Processes that disagree about the first cannot talk: a local cluster asks for the
@@ -28,6 +30,8 @@ def local_cpus(recipe: Recipe, cores: int) -> int:
     actors, learner = recipe.actors, recipe.learner
     most = actors.autoscale.max if actors.autoscale else ROOM * actors.count
     return max(cores, math.ceil(most * actors.cpus + learner.ranks * learner.cpus))
+
+SHUTDOWN_S = 60.0  # Ray itself waits so long for a head that is gone
 
 
 @contextlib.contextmanager
@@ -48,4 +52,13 @@ def ray_for(recipe: Recipe) -> Iterator[str]:
     try:
         yield context.address_info["gcs_address"]
     finally:
-        ray.shutdown()
+        _bounded(ray.shutdown, SHUTDOWN_S)
+
+
+def _bounded(end: Callable[[], object], limit_s: float) -> None:
+    """Ends this process with 75 where `end` hangs, as Ray's may when its cluster has died."""
+    timer = threading.Timer(limit_s, os._exit, (FAULT,))
+    timer.daemon = True
+    timer.start()
+    end()
+    timer.cancel()

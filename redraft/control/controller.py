@@ -43,15 +43,15 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from protocols import metrics
-from protocols.errors import DeadlineError, RedraftError
+from protocols.errors import DeadlineError, FaultError, RedraftError
 from protocols.evaluation import EvaluationLine, EvaluationSummary
 from protocols.reports import LearnerEnded, RunEnded, RunStatus, StepReport
 from protocols.weights import WeightRef
 from redraft import logs
-from redraft.control import discovery
+from redraft.control import discovery, faults
 from redraft.control.admission import Admission
 from redraft.control.evaluator import Exam, Occasion, chosen
 from redraft.control.exchange import Announced, Exchange, Starting
@@ -61,11 +61,12 @@ from redraft.control.places import Scaled
 from redraft.control.status import Status, tell_accuracy
 from redraft.evaluation.measures import plays
 from redraft.recipe import Recipe
-from redraft.run import Run
+from redraft.run import Run, newest_step
 from redraft.tracking.queue import Trackers
 
 log = logging.getLogger("redraft.controller")
 TICK_S = 0.05
+PEERS_S = 45.0  # for Ray to notice that a node is lost, when a rank fails for want of a peer
 HEAR_OUT_S = 1.0  # for the reports of actors when the run has failed
 PHASES = {
     "before": ("evaluating", "before training, to compare with"),
@@ -83,7 +84,7 @@ class Controller:
         self._run, self._recipe, self._resume = run, recipe, resume
         self._status = Status(run, recipe)
         self._trackers = Trackers(run, recipe, self._status.event)
-        self._stopping = threading.Event()
+        self._stopping, self._try_again = threading.Event(), False
         self._announced = Announced()
         self._state: Starting | Exchange = Starting()
         self._closing = contextlib.ExitStack()
@@ -95,7 +96,7 @@ class Controller:
             end = self._train_and_evaluate(self._start())
         except Exception as error:  # whatever ends a run is said in its summary
             cause = error.cause if isinstance(error, RayTaskError) else error
-            end = replace(end, error=" ".join(str(cause).split()))
+            end = replace(end, error=" ".join(str(cause).split()), try_again=faults.is_fault(cause))
             log.error("the run stops: %s", end.error, exc_info=not isinstance(cause, RedraftError))
             self._hear_out()
         finally:
@@ -105,6 +106,7 @@ class Controller:
         end = replace(
             end,
             steps=status.step,
+            checkpoint=newest_step(self._run.folder),
             seconds=round(status.elapsed_s, 1),
             findings=status.findings,
             generations=status.generations,
@@ -151,8 +153,9 @@ class Controller:
     def status(self) -> RunStatus:
         return self._status.snapshot()
 
-    def stop(self) -> None:
-        """Finish the step, write a checkpoint, end all parts."""
+    def stop(self, try_again: bool = False) -> None:
+        """Finish the step, write a checkpoint, end all parts; `try_again` becomes part of how it ended."""
+        self._try_again |= try_again
         if not self._stopping.is_set():
             self._stopping.set()
             self._status.phase("stopping", "finishing the step and writing a checkpoint")
@@ -197,18 +200,20 @@ class Controller:
         parts.fleet.begin()
         self._until(exchange, lambda: self._can_play(parts.fleet), "actors", "an engine with verified weights")
         before = self._before() or self._evaluation(exchange, "before")
-        stopped = RunEnded(self._run.name, "stopped", before=before)
         if self._stopping.is_set():
-            return stopped
+            return self._stopped(before)
         admission = Admission(self._recipe.learner, parts.ranks[0].held.remote)
         self._status.phase("training")
         learning = [rank.run.remote(me, self._recipe.steps) for rank in parts.ranks]
         self._serve(exchange, lambda: _have_ended(learning), admission)
         ended: LearnerEnded = ray.get(learning[0])
         if ended.reason != "done":
-            return stopped
+            return self._stopped(before)
         self._until(exchange, exchange.arrived, "actors", "the last weights")
         return RunEnded(self._run.name, "done", before=before, after=self._evaluation(exchange, "after"))
+
+    def _stopped(self, before: EvaluationSummary | None) -> RunEnded:
+        return RunEnded(self._run.name, "stopped", before=before, try_again=self._try_again)
 
     def _can_play(self, fleet: Fleet) -> bool:
         """Whether an actor is ready. Until one is, the status says what each lacks."""
@@ -293,13 +298,26 @@ class Controller:
 
 
 def _have_ended(learning: list[Any]) -> bool:
-    """Whether all ranks have returned. Raises what one of them raised, and RedraftError where its process died."""
+    """Whether all ranks have returned. Raises what one of them raised, and FaultError where its process died."""
     ended, running = ray.wait(learning, num_returns=len(learning), timeout=0)
+    try:
+        ray.get(ended)
+    except RayError as error:
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RedraftError):
+            ended, running = ray.wait(learning, num_returns=len(learning), timeout=PEERS_S)
+        _raise_if_one_died(learning, ended)
+        raise
+    return not running
+
+
+def _raise_if_one_died(learning: list[Any], ended: list[Any]) -> None:
+    """Raises FaultError where a rank's process died: what its peers raise then is that they lost it."""
     for result in ended:
         try:
             ray.get(result)
         except RayActorError as error:
             number = learning.index(result)
             problem = f"the process of learner rank {number} died; logs/learner-{number}.log may say why"
-            raise RedraftError(f"{problem}. Ray says: {error}") from None
-    return not running
+            raise FaultError(f"{problem}. Ray says: {error}") from None
+        except RayError:
+            pass

@@ -26,7 +26,7 @@ from ray.exceptions import RayActorError
 from actors.config import ActorSettings
 from actors.contract import Orders, Report
 from protocols import metrics
-from protocols.errors import RedraftError, WeightsError
+from protocols.errors import FaultError, RedraftError, WeightsError
 from redraft.evaluation.measures import Pass
 
 log = logging.getLogger("redraft.fleet")
@@ -243,7 +243,7 @@ class Fleet:
     def _broken(self, number: int, error: Exception) -> None:
         """A call failed: the process died, or the call itself did, and then the process is not to be trusted."""
         if isinstance(error, RayActorError):
-            self._gone(number, "its process died")
+            self._gone(number, "its process died", FaultError)
         else:
             self.replace(number, _cause(error))
 
@@ -288,7 +288,8 @@ class Fleet:
         for handle, _, _ in self._closing:
             ray.kill(handle)
 
-    def _gone(self, number: int, why: str) -> None:
+    def _gone(self, number: int, why: str, kind: type[RedraftError] = RedraftError) -> None:
+        """Raises an error of this kind when that was once too often."""
         member = self.members[number]
         starting = not member.ready and not member.report.weights_refused
         self._manager.set_actor_state(number, healthy=False)
@@ -296,7 +297,7 @@ class Fleet:
         self._on_lost(number, why)
         self._failed_starts += starting
         if self._failed_starts >= self._settings.failures:
-            raise RedraftError(f"actors could not start {self._failed_starts} times in a row; the last: {why}")
+            raise kind(f"actors could not start {self._failed_starts} times in a row; the last: {why}")
 
     def _watch(self) -> None:
         """Replaces who is silent, or starts, for too long; brings back who was restarted; ends who was removed."""

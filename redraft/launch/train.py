@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from protocols.errors import RedraftError
+from protocols.errors import FaultError
 from protocols.reports import RunEnded, RunStatus
 from redraft import logs
 from redraft import run as runs
@@ -35,7 +35,8 @@ POLL_S = 0.5
 
 
 def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Path, console: Console) -> RunEnded:
-    """Runs a recipe to its end, with a live view; returns how it ended. Ctrl-C stops the run, a second one kills it."""
+    """Runs a recipe to its end, with a live view; returns how it ended. Ctrl-C stops the run, a second one kills it.
+    SIGTERM stops it so that it is to be gone on with."""
     story = Story(console)
     does = f"trains {recipe.steps} steps on" if recipe.steps else "only evaluates a model on"
     story.tell(f"{name or recipe.name} {does} {recipe.environment.name}; first what the recipe names is looked for")
@@ -85,7 +86,7 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
     )
     controller = part.remote(run, recipe, resume)
     ended = controller.run.remote()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _evicted)
     with view:
         view.update(RunStatus(run.name, recipe.steps, detail="waiting for the controller"))
         while True:
@@ -94,12 +95,20 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
                     view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
                 view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
                 return ray.get(ended)
-            except KeyboardInterrupt:
-                return _interrupted(controller, ended, view, recipe.stop_s)
+            except KeyboardInterrupt as told:
+                return _interrupted(controller, ended, view, recipe.stop_s, evicted=isinstance(told, Evicted))
             except GetTimeoutError:
                 log.warning("the controller has not answered for %.0f s", client.ANSWER_S)
             except RayActorError as error:
-                raise RedraftError(f"the controller's process died: {error}. Go on with --resume") from None
+                raise FaultError(f"the controller's process died: {error}. Go on with --resume") from None
+
+
+class Evicted(KeyboardInterrupt):
+    """SIGTERM: whoever gave the machine takes it away, and will give another."""
+
+
+def _evicted(number: int, frame: object) -> None:
+    raise Evicted
 
 
 def _only_evaluate(recipe: Recipe, run: Run, view: LiveView) -> RunEnded:
@@ -122,22 +131,23 @@ def _only_evaluate(recipe: Recipe, run: Run, view: LiveView) -> RunEnded:
     return summary
 
 
-def _interrupted(controller, ended, view: LiveView, limit_s: float) -> RunEnded:
-    """Ctrl-C: stops the run kindly; another Ctrl-C, or the deadline, ends the wait, and Ray's end kills the rest."""
+def _interrupted(controller, ended, view: LiveView, limit_s: float, evicted: bool) -> RunEnded:
+    """Told to stop: stops the run kindly; told again, or at the deadline, it ends the wait, and Ray's end kills the
+    rest. Raises FaultError then."""
     import ray
     from ray.exceptions import RayError
 
     until = time.monotonic() + limit_s
     try:
-        ray.get(controller.stop.remote(), timeout=client.ANSWER_S)
+        ray.get(controller.stop.remote(evicted), timeout=client.ANSWER_S)
         while not ray.wait([ended], timeout=POLL_S)[0]:
             view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
             if time.monotonic() > until:
                 problem = f"the run did not stop within stop_s={limit_s:g} s and was killed"
-                raise RedraftError(f"{problem}. Go on with --resume")
+                raise FaultError(f"{problem}. Go on with --resume")
         return ray.get(ended)
     except (KeyboardInterrupt, RayError) as error:
-        raise RedraftError(f"the run was killed before it had stopped ({error!r}). Go on with --resume") from None
+        raise FaultError(f"the run was killed before it had stopped ({error!r}). Go on with --resume") from None
 
 
 def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None:

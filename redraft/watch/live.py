@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -238,15 +239,21 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def show_status(name: str, found: RunStatus | RunEnded, console: Console) -> None:
-    """What a run is doing, or how it ended, in a few lines."""
+def show_status(name: str, found: RunStatus | RunEnded, console: Console, folder: Path) -> None:
+    """What the run in a folder is doing, or how it ended and how to go on, in a few lines."""
     if isinstance(found, RunStatus):
         console.print(panel(name, found))
         return
     console.print(f"{name}: {found.state} after {found.steps} steps, {found.seconds:.0f} s")
     if found.error:
-        console.print(found.error)
+        console.print(found.error, markup=False, soft_wrap=True)
     show_findings(found.findings, console)
+    if found.state != "done":
+        kept = (
+            "there is no checkpoint yet" if found.checkpoint is None else f"newest checkpoint: step {found.checkpoint}"
+        )
+        command = f"redraft train {folder / 'recipe.yaml'} --run {found.name} --resume"
+        console.print(f"{kept}. Go on with: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
