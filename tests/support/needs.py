@@ -11,7 +11,6 @@ import pytest
 COMMANDS = {
     "browser": ("chromium", "apt-get install chromium"),
     "prometheus": ("promtool", "apt-get install prometheus"),
-    "kubectl": ("kubectl", "apt-get install kubernetes-client"),
     "compiler": ("cc", "apt-get install gcc libc6-dev"),
 }
 """The command that a marker stands for, and how to get it."""
@@ -19,7 +18,6 @@ BY_FIXTURE = {
     "browser": "browser",
     "data_folder": "data",
     "library": "compiler",
-    "manifests": "kubectl",
     "watched": "prometheus",
 }
 """What who uses a fixture needs: its marker is given to the test."""

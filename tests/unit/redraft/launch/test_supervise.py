@@ -18,7 +18,7 @@ from protocols.errors import FaultError
 from redraft.launch import supervise
 
 SCRIPT = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys
 run = pathlib.Path("runs/named")
 plan = json.loads(pathlib.Path("plan.json").read_text())
 told = pathlib.Path("told.jsonl")
@@ -36,7 +36,7 @@ if "ends" in what:
 if what.get("waits"):
     pathlib.Path("waiting").touch()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-    time.sleep(600)
+    signal.pause()
 if "signal" in what:
     os.kill(os.getpid(), what["signal"])
 sys.exit(what.get("exit", 0))
