@@ -2,6 +2,8 @@
 # Builds the CPU image from Debian packages alone, without a registry, and tries it: doctor, then three steps of the
 # quickstart. Needs mmdebstrap, buildah and podman, and 20 GB of disk.
 #
+# The image's size and the list of its packages (an SBOM) are written to ABOUT (default: build/image).
+#
 #   deploy/docker/build.sh [PATH]...    files and folders that pip needs while it builds, and nowhere else
 #
 # pip uses the index of its configuration. Where that is not the public one, name what holds it, for example
@@ -28,7 +30,13 @@ for path in "$@"; do
 done
 buildah build --layers --network host --format docker --build-arg BASE_IMAGE="$base" "${arguments[@]}" \
     --file deploy/docker/Dockerfile --tag "$image" .
-podman image inspect --format 'built: {{.Size}} bytes' "$image"
+
+# Beside the image: how large it is, and what is in it.
+about=${ABOUT:-build/image}
+mkdir --parents "$about"
+podman image inspect --format '{{.Size}}' "$image" >"$about/bytes.txt"
+podman run --rm --interactive --network none --entrypoint python "$image" - <deploy/docker/sbom.py >"$about/sbom.json"
+echo "built: $(cat "$about/bytes.txt") bytes; $about/sbom.json lists what is in it"
 
 run() { podman run --rm --network host --shm-size 2g "$image" "$@"; }
 run doctor

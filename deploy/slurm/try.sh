@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# Tries redraft.sbatch on a Slurm of two nodes on this machine: a run begins, is told that its time is over, is queued
-# again, and goes on. Needs root, Debian's slurmctld, slurmd, slurm-client, munge and iproute2, and .venv (or VENV).
-# Nothing of the system's own Slurm is used or changed. About 10 minutes on two cores.
+# Tries redraft.sbatch on a Slurm of two nodes on this machine: a run begins, though `ray` fails at first on each node;
+# is told that its time is over, is queued again, and goes on; somebody ends it with a checkpoint. Needs root, Debian's
+# slurmctld, slurmd, slurm-client, munge and iproute2, and .venv (or VENV). Nothing of the system's own Slurm is used or
+# changed. TIMES is how many times longer than usual a busy machine may take.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 root=$PWD
-export VENV=${VENV:-$root/.venv} NAME=slurm-try
+real=${VENV:-$root/.venv}
+export NAME=slurm-try
 work=$(mktemp --directory --tmpdir redraft-slurm-XXXX)
 chmod 755 "$work"
 pids=()
 end() {
-    [ -z "${job:-}" ] || scancel "$job" || true
-    sleep 3 # for the job's own clean-up
+    [ -z "${job:-}" ] || timeout 20 scancel "$job" || true
+    local deadline=$((SECONDS + 20)) # for the job's own clean-up
+    while timeout 20 squeue --noheader 2>/dev/null | grep -q . && ((SECONDS < deadline)); do sleep 1; done
     kill "${pids[@]}" 2>/dev/null || true
-    wait 2>/dev/null || true
+    deadline=$((SECONDS + 20))
+    while [ -n "$(jobs -rp)" ] && ((SECONDS < deadline)); do sleep 1; done
+    kill -KILL "${pids[@]}" 2>/dev/null || true
     for n in 1 2; do
         ip netns pids "redraft-$n" 2>/dev/null | xargs --no-run-if-empty kill -KILL || true
         ip netns delete "redraft-$n" 2>/dev/null || true
@@ -37,6 +42,19 @@ for n in 1 2; do
     ip -n "redraft-$n" link set eth0 up
     ip -n "redraft-$n" route add default via 10.77.0.254
 done
+
+# An installation whose `ray` fails the first time on each node.
+export VENV=$work/venv
+mkdir --parents "$VENV/bin"
+for command in python redraft; do
+    printf '#!/bin/sh\nexec %s "$@"\n' "$real/bin/$command" >"$VENV/bin/$command"
+done
+cat >"$VENV/bin/ray" <<RAY
+#!/bin/sh
+mkdir "$work/tried-\$SLURMD_NODENAME" 2>/dev/null && { echo "this ray fails the first time" >&2; exit 1; }
+exec "$real/bin/ray" "\$@"
+RAY
+chmod 755 "$VENV/bin/"*
 
 cat >"$work/slurm.conf" <<CONF
 ClusterName=try
@@ -82,9 +100,13 @@ for n in 1 2; do
 done
 
 until_true() { # SECONDS WHAT COMMAND...
-    local deadline=$((SECONDS + $1)) what=$2
+    local deadline=$((SECONDS + $1 * ${TIMES:-1})) what=$2
     until "${@:3}"; do
-        ((SECONDS < deadline)) || { echo "not within $1 s: $what" >&2 && exit 1; }
+        ((SECONDS < deadline)) || {
+            echo "not within $(($1 * ${TIMES:-1})) s: $what" >&2
+            tail --lines=50 "$work"/*.log >&2
+            exit 1
+        }
         sleep 2
     done
     echo "$what: yes, after $SECONDS s"
@@ -98,14 +120,19 @@ until_true 60 "two nodes are up" up
 rm -rf "runs/$NAME"
 job=$(sbatch --parsable --nodes=2 --time=60 --output "$work/job.log" deploy/slurm/redraft.sbatch \
     recipes/quickstart.yaml steps=100000 start_s=600 evaluation.n=20 model.make.pretrain.steps=20 \
-    learner.batch_groups=16 actors.groups=32)
+    learner.batch_groups=16 actors.groups=32 learner.checkpoint_every=10)
 until_true 900 "the run does steps on two nodes" has_steps 3
 scancel --batch --signal=TERM "$job" # what Slurm sends before the time limit
 until_true 300 "it stopped with a checkpoint and was queued again" said "queued again"
+said "has ended, try 1 of 3" || { echo "ray was to fail the first time" >&2 && exit 1; }
 before=$(steps)
 until_true 900 "it went on where it was, after $before steps" has_steps $((before + 3))
 grep -h "10.77" "runs/$NAME"/run.json
-"$VENV/bin/python" - "runs/$NAME/metrics.jsonl" <<'PYTHON'
+scancel --batch --signal=INT "$job" # as somebody does who wants it to end
+ended() { [ -z "$(squeue --noheader --jobs "$job" 2>/dev/null)" ]; }
+until_true 300 "it ended when it was told so" ended
+[ -d "runs/$NAME/checkpoints/$(printf 'step-%06d' "$(steps)")" ] || { echo "without a checkpoint" >&2 && exit 1; }
+"$real/bin/python" - "runs/$NAME/metrics.jsonl" <<'PYTHON'
 import json, sys
 
 steps = [json.loads(line)["step"] for line in open(sys.argv[1])]

@@ -108,6 +108,7 @@ class Evicted(KeyboardInterrupt):
 
 
 def _evicted(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray's job server sends it to a command and to its supervisor
     raise Evicted
 
 

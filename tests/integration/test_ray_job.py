@@ -13,6 +13,8 @@ from support.ray_nodes import RayNodes
 from support.waiting import deadline_s, until
 from test_run import RECIPE
 
+from redraft import records
+
 pytestmark = [pytest.mark.ray, pytest.mark.prove]
 
 
@@ -31,6 +33,9 @@ class Jobs:
     def submit(self, entrypoint: str, name: str) -> dict:
         return self._ask("", json.dumps({"entrypoint": entrypoint, "submission_id": name}).encode())
 
+    def stop(self, name: str) -> None:
+        self._ask(f"{name}/stop", b"")
+
     def of(self, name: str) -> dict:
         return self._ask(name)
 
@@ -44,9 +49,13 @@ class Jobs:
             return json.load(answer)
 
 
+def history(run: Path) -> list[int]:
+    return [line.report.step for line in records.steps(records.step_lines(run))]
+
+
 def test_the_job_trains_by_its_bare_command_where_the_head_was_started_and_only_with_the_token(short):
     (short / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"steps": 3}))
-    nodes = RayNodes(short)
+    nodes = RayNodes(short, {"RAY_JOB_STOP_WAIT_TIME_S": "600"})
     jobs = Jobs(nodes, nodes.token)
     with pytest.raises(urllib.error.HTTPError, match="403|401"):
         Jobs(nodes, "another").of("job")
@@ -54,15 +63,21 @@ def test_the_job_trains_by_its_bare_command_where_the_head_was_started_and_only_
     assert redraft, "the command that the entrypoint names is on the head's PATH"
     jobs.submit(f"redraft train {short / 'recipe.yaml'} --resume-if-begun metrics.port=0", "job")
 
-    def ended() -> str:
+    def over() -> str:
         state = jobs.of("job")["status"]
         return state if state in ("SUCCEEDED", "FAILED", "STOPPED") else ""
 
-    assert until(ended, lambda: jobs.logs("job")[-3000:], 300) == "SUCCEEDED", jobs.logs("job")[-3000:]
+    assert until(over, lambda: jobs.logs("job")[-3000:], 300) == "SUCCEEDED", jobs.logs("job")[-3000:]
     kept = short / "runs" / "tiny"
-    assert json.loads((kept / "summary.json").read_text())["state"] == "done"
-    steps = [json.loads(line)["step"] for line in (kept / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3]
+    assert json.loads((kept / "summary.json").read_text())["state"] == "done" and history(kept) == [1, 2, 3]
+    command = f"redraft train {short / 'recipe.yaml'} steps=9999 --run long --resume-if-begun --restarts 5"
+    jobs.submit(command, "long")
+    until(lambda: len(history(short / "runs" / "long")) >= 3, lambda: jobs.logs("long")[-3000:], 240)
+    jobs.stop("long")  # as KubeRay does when its RayJob is deleted
+    until(lambda: jobs.of("long")["status"] == "STOPPED", lambda: jobs.logs("long")[-3000:], 120)
+    ended = json.loads((short / "runs" / "long" / "summary.json").read_text())
+    assert (ended["state"], ended["try_again"]) == ("stopped", True)
+    assert ended["checkpoint"] == ended["steps"] == len(history(short / "runs" / "long")), "no step was lost"
     jobs.submit(f"redraft train {short / 'missing.yaml'}", "mistake")
     assert until(lambda: jobs.of("mistake")["status"] == "FAILED", "a mistake fails", 60)
     assert "missing.yaml" in jobs.logs("mistake")

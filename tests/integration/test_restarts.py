@@ -63,9 +63,8 @@ class Supervised:
         """The steps that the checkpoints and what goes on now keep."""
         return [line.report.step for line in records.steps(records.step_lines(self.run))]
 
-    def goes_on(self, what: str, restarts: int) -> float:
-        """Waits until there have been so many restarts, and steps after the last; returns the seconds."""
-        began = time.monotonic()
+    def goes_on(self, what: str, restarts: int, killed: float) -> None:
+        """Waits until there have been so many restarts, and steps after the last; prints the seconds since `killed`."""
 
         def restarted() -> bool:
             assert self.process.poll() is None, self.log.read_text()[-4000:]
@@ -73,15 +72,14 @@ class Supervised:
 
         until(restarted, lambda: f"{what}: a restart; {self.log.read_text()[-3000:]}", 240)
         written = len(records.step_lines(self.run))
-        seen = time.monotonic() - began
+        noticed = records.lines(self.run / "restarts.jsonl")[-1]["at"]
 
         def steps() -> bool:
             assert self.process.poll() is None, self.log.read_text()[-4000:]
             return len(records.step_lines(self.run)) >= written + 3
 
         until(steps, lambda: f"{what}: steps; {self.log.read_text()[-3000:]}", 240)
-        print(f"{what} killed: noticed after {seen:.0f} s, three steps after {time.monotonic() - began:.0f} s")
-        return time.monotonic() - began
+        print(f"{what} killed: noticed after {noticed - killed:.0f} s, three steps after {time.time() - killed:.0f} s")
 
 
 def test_rank_controller_node_and_head_die_in_turn_and_each_step_is_done_once(short):
@@ -90,13 +88,17 @@ def test_rank_controller_node_and_head_die_in_turn_and_each_step_is_done_once(sh
     run = Supervised(short, nodes)
     until(lambda: len(run.history()) >= 3 if run.run.exists() else False, lambda: run.log.read_text()[-3000:], 240)
 
+    killed = time.time()
     part([node], "ray::RankPart").send_signal(signal.SIGKILL)
-    run.goes_on("rank", 1)
+    run.goes_on("rank", 1, killed)
+    killed = time.time()
     part([nodes.head], "ray::Controller").send_signal(signal.SIGKILL)
-    run.goes_on("controller", 2)
+    run.goes_on("controller", 2, killed)
+    killed = time.time()
     kill(node)
     node = nodes.join(*ON_NODE)
-    run.goes_on("node", 3)
+    run.goes_on("node", 3, killed)
+    killed = time.time()
     kill(nodes.head)
     crashed = until(
         lambda: run.process.poll() is None and records.lines(run.run / "restarts.jsonl")[3:], "noticed", 240
@@ -105,7 +107,7 @@ def test_rank_controller_node_and_head_die_in_turn_and_each_step_is_done_once(sh
     kill(node)
     nodes.begin_head()
     nodes.join(*ON_NODE)
-    run.goes_on("head", 4)
+    run.goes_on("head", 4, killed)
 
     run.redraft("stop", "tiny", "--wait", "300")
     assert run.process.wait(deadline_s(60)) == 0, run.log.read_text()[-3000:]

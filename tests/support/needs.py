@@ -11,6 +11,7 @@ import pytest
 COMMANDS = {
     "browser": ("chromium", "apt-get install chromium"),
     "prometheus": ("promtool", "apt-get install prometheus"),
+    "slurm": ("slurmctld", "apt-get install slurmctld slurmd slurm-client munge iproute2"),
     "compiler": ("cc", "apt-get install gcc libc6-dev"),
 }
 """The command that a marker stands for, and how to get it."""

@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -20,9 +21,10 @@ RAY = Path(sys.executable).parent / "ray"
 
 
 class RayNodes:
-    """A head and nodes that join it. `folder` must have a short name: Ray's sockets may have 107 bytes."""
+    """A head and nodes that join it, with these variables. `folder` must have a short name: Ray's sockets may have 107
+    bytes."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, variables: Mapping[str, str] | None = None):
         self._folder = folder
         self.port, self.dashboard_port = free_ports(2)
         self.address = f"127.0.0.1:{self.port}"
@@ -34,10 +36,11 @@ class RayNodes:
             "RAY_TMPDIR": str(folder),
             "PYTHONPATH": PYTHONPATH,
             "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+            **(variables or {}),
         }
         self.begin_head()
 
-    def begin_head(self, dashboard: bool = True) -> None:
+    def begin_head(self) -> None:
         """Starts a head at the same address as the one before, which must have ended."""
         client, agent = free_ports(2)
         options = [f"--port={self.port}", f"--temp-dir={self._folder / 'ray'}", f"--ray-client-server-port={client}"]

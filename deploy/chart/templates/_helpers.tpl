@@ -100,6 +100,7 @@ env:
   - {name: VLLM_CACHE_ROOT, value: /cache/vllm}
   - {name: TRITON_CACHE_DIR, value: /cache/triton}
   - {name: TORCHINDUCTOR_CACHE_DIR, value: /cache/inductor}
+  - {name: RAY_JOB_STOP_WAIT_TIME_S, value: {{ include "redraft.stop" . | quote }}} # where the job is deleted; else 3 s
   {{- range $name, $value := .Values.env }}
   - {name: {{ $name }}, value: {{ $value | toString | quote }}}
   {{- end }}

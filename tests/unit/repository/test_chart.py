@@ -283,6 +283,7 @@ def test_head_and_learner_leave_only_after_a_checkpoint_and_actors_at_once(manif
             command = container["lifecycle"]["preStop"]["exec"]["command"]
             assert command == ["redraft", "stop", recipe.name, "--evict", f"--wait={recipe.stop_s:g}"]
             assert pod["terminationGracePeriodSeconds"] > recipe.stop_s
+            assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": f"{recipe.stop_s:g}"} in container["env"]
         else:
             assert "lifecycle" not in container and pod["terminationGracePeriodSeconds"] <= 60
         kept = part != "actors"
