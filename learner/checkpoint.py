@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,8 @@ DIGESTS = "digests.json"
 class RunState:
     """What a checkpoint says of the run. `cursor` is how far the controller is in its tasks: JSON values only.
 
-    `published` is the step whose weights were the last to be published (None: those of `step`).
+    `published` is the step whose weights were the last to be published (None: those of `step`). `report` is the
+    learner's of the step, for a controller that was gone before it could be told.
     """
 
     run_id: str
@@ -48,6 +49,7 @@ class RunState:
     zero: int
     published: int | None = None
     offload: str = "none"
+    report: dict = field(default_factory=dict)
 
 
 def newest(run_dir: str | Path) -> Path | None:

@@ -24,12 +24,13 @@ from protocols.responses import Responses
 @dataclass(frozen=True, slots=True)
 class LearnerReady:
     """Where a learner that is up goes on from, and how many parameters it trains. `cursor` is what the controller said
-    when the checkpoint was written, empty without one."""
+    when the checkpoint was written, empty without one; `last` is the report of the checkpoint's step."""
 
     step: int
     incarnation: int
     trained: int
     cursor: Mapping[str, Any] = field(default_factory=dict)
+    last: StepReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ class Lead:
         self._controller, self._client, self._prefetch, self._waits = controller, client, prefetch, waits
         self._transcripts = TranscriptStore(run_dir, settings.record)
         self._saved = saved
+        self._last: StepReport | None = None  # of the step that was done last, in this run
         self._waited_for = "groups"
         self._bad_steps = self._skipped = 0
 
@@ -106,7 +107,7 @@ class Lead:
                 break
             if progress.step + 1 < until_step:
                 prefetch.start(progress.step + 1)
-            done = self._train(batch, seconds)
+            self._last = done = self._train(batch, seconds)
             if progress.step % self._settings.checkpoint_every == 0 or prefetch.crowded:
                 self._checkpoint(seconds)
             done.export()
@@ -188,6 +189,7 @@ class Lead:
                 zero=settings.zero,
                 published=progress.published,
                 offload=settings.offload,
+                report={} if self._last is None else self._last.to_json(),
             )
             path = checkpoint.finish(folder, state, settings.keep_checkpoints)
             self._client.checkpoint(progress.step)

@@ -20,7 +20,7 @@ from learner.ranks.progress import Progress
 from protocols import log_facts, metrics
 from protocols.errors import RedraftError
 from protocols.nvml import Gpu, GpuWatch, watch
-from protocols.reports import LearnerEnded, LearnerReady
+from protocols.reports import LearnerEnded, LearnerReady, StepReport
 from replay.client import Client
 from replay.config import ClientKeys, Endpoints
 
@@ -129,7 +129,7 @@ class Rank:
         folder = checkpoint.newest(spec.run_dir) if resume and spec.rank == 0 else None
         incarnation = checkpoint.next_incarnation(spec.run_dir) if spec.rank == 0 else 0
         folder, incarnation = same((folder, incarnation), group)
-        progress, cursor = Progress(incarnation), {}
+        progress, cursor, last = Progress(incarnation), {}, None
         if folder is not None:
             settings = spec.settings
             state = checkpoint.read(folder, spec.run_id, spec.world, settings.zero, settings.offload)
@@ -137,6 +137,7 @@ class Rank:
                 checkpoint.check(folder)
             trainer.load(str(folder), checkpoint.TAG)
             progress.step, cursor = state.step, state.cursor
+            last = StepReport.from_json(state.report) if state.report else None
             progress.published = state.step if state.published is None else state.published
         trainer.examine(spec.seed)
         if folder is not None:
@@ -144,7 +145,7 @@ class Rank:
         packing = spec.settings.model_copy(update={"packing": trainer.packed})  # batches are packed by what it found
         commands = Commands(group, spec.world, self._obey)
         self._parts.set_result(Parts(trainer, packing, group, commands, progress, folder, resume))
-        return LearnerReady(progress.step, incarnation, trainer.training.trained, cursor)
+        return LearnerReady(progress.step, incarnation, trainer.training.trained, cursor, last)
 
     def announce(self, controller) -> None:
         """Announces the weights that training starts from; on resume, replay first takes back what came after them."""

@@ -118,7 +118,7 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
 
     begins = _set_up(ranks, recipe, resume, meanwhile)
     served = _serve(ranks, run, recipe, meanwhile)
-    status.started(begins.step, begins.trained)
+    status.started(begins.step, begins.trained, begins.last)
     cursor, incarnation = begins.cursor, begins.incarnation
     order = TaskOrder(tasks, recipe.seed, recipe.curriculum, dict(cursor))
     position = cursor.get("position", 0)

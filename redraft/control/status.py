@@ -18,7 +18,7 @@ from protocols.nvml import Gpu
 from protocols.replay_stats import ReplayStats
 from protocols.reports import ActorStatus, Finding, GpuStatus, RunStatus, StepLine, StepReport
 from protocols.weights import WeightRef, step_of
-from redraft import logs
+from redraft import logs, records
 from redraft.control.fleet import Member
 from redraft.diagnosis.causes import CAUSES as FINDINGS
 from redraft.diagnosis.causes import Diagnosis
@@ -40,6 +40,7 @@ class Status:
     def __init__(self, run: Run, recipe: Recipe):
         self._run, self._lock = run, threading.Lock()
         earlier = [StepLine.from_json(line) for line in run.lines("metrics.jsonl")]  # of a run that is resumed
+        self._written = {line.report.step for line in records.steps(earlier)}
         self._last_step = time.monotonic()
         self._began = self._last_step - (earlier[-1].time_s if earlier else 0.0)
         self._since: Counter[str] = Counter()  # what actors made since the last step
@@ -98,8 +99,11 @@ class Status:
         """Where Prometheus finds the processes."""
         self._update(sd=url)
 
-    def started(self, step: int, trained: int) -> None:
-        """All parts are up, `step` steps were done before, and so many parameters are `trained`."""
+    def started(self, step: int, trained: int, last: StepReport | None = None) -> None:
+        """All parts are up, `step` steps were done before, so many parameters are `trained`. The checkpoint may hold
+        a step whose report, `last`, no controller lived to write: it is written now."""
+        if last is not None and step not in self._written:
+            self.step_done(last)
         adapter = f"LoRA of rank {self._lora.rank}, {trained:,} parameters" if self._lora is not None else ""
         metrics.STEPS_ASKED.set(self._now.steps)
         metrics.TRAINED.set(trained)

@@ -257,10 +257,13 @@ def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path
         fill(endpoints, made)
         first = Learner(model_path, endpoints, run_dir, settings())
         first.start(2)
-        assert first.finish()[0] == [LearnerEnded(2, "done")]
+        ended, _, told = first.finish()
+        assert ended == [LearnerEnded(2, "done")]
         second = Learner(model_path, endpoints, run_dir, settings(), resume=True)
         trained = sum(weights.numel() for weights in load_model(model_path, torch.float32, "eager").parameters())
-        assert second.ready == [LearnerReady(2, 1, trained, {"task": 17})]
+        [ready] = second.ready
+        assert replace(ready, last=None) == LearnerReady(2, 1, trained, {"task": 17})
+        assert ready.last.to_json() | {"seconds": {}} == told[-1] | {"seconds": {}}, "also where nobody heard it then"
         second.start(3)
         _, resumed, _ = second.finish()
         assert [ref.version for ref, _ in resumed] == [version_of(1, 2), version_of(1, 3)]
