@@ -13,6 +13,7 @@ from rich.console import Console
 
 from protocols.errors import BUG, FAULT, MISTAKE, FaultError, RedraftError, SettingError
 from redraft import __version__
+from redraft.cli import k8s as k8s_cli
 from redraft.cli import keys as keys_cli
 from redraft.cli import replay as replay_cli
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(replay_cli.app, name="replay")
+app.add_typer(k8s_cli.app, name="k8s")
 console = Console()
 CACHE = Path(".cache/models")
 

@@ -116,6 +116,7 @@ metadata:
   labels:
     {{- include "redraft.labels" $root | nindent 4 }}
     app.kubernetes.io/component: {{ .part }}
+    redraft/run: {{ include "redraft.run" $root | quote }}
   {{- if and .stays $root.Values.doNotEvict }}
   annotations:
     {{- include "redraft.stays" . | nindent 4 }}

@@ -279,6 +279,7 @@ def test_head_and_learner_leave_only_after_a_checkpoint_and_actors_at_once(manif
         part, pod = part_of(template), template["spec"]
         annotations = template["metadata"].get("annotations", {})
         [container] = pod["containers"]
+        assert part == "replay" or template["metadata"]["labels"]["redraft/run"] == recipe.name
         if part in ("head", "learner"):
             command = container["lifecycle"]["preStop"]["exec"]["command"]
             assert command == ["redraft", "stop", recipe.name, "--evict", f"--wait={recipe.stop_s:g}"]
