@@ -58,7 +58,7 @@ def test_the_recipe_of_the_readme_is_a_recipe():
 
 
 def test_the_commands_of_the_readme_are_those_that_exist():
-    named = {tuple(words.split()) for words in re.findall(r"`redraft ([a-z]+(?: [a-z]+)?)", _command_rows())}
+    named = {tuple(words.split()) for words in re.findall(r"`redraft ([a-z0-9]+(?: [a-z]+)?)", _command_rows())}
     commands = {(_name(command),) for command in app.registered_commands}
     for group in app.registered_groups:
         commands |= {(group.name, _name(command)) for command in group.typer_instance.registered_commands}
