@@ -25,8 +25,8 @@ after each step. No other data passes through it.
     train (told to stop)  the learner                   the end of its step; a checkpoint      stop_s; a second Ctrl-C
 
 When a wait of the learner, of a start or of a stop runs out, the run ends with an error that names who was waited for,
-and `redraft train --resume` goes on (by itself with --restarts: launch/supervise.py). When one of an actor runs out, its
-group is played anew, or it is replaced.
+and `redraft train --resume` goes on (by itself with --restarts: launch/supervise.py). When one of an actor runs out,
+its group is played anew, or it is replaced.
 
 parts.py starts all parts, exchange.py has one round of the loop, admission.py says how many groups may be leased,
 leases.py which ones, fleet.py which actors are alive. What is told to people and files is in protocols/reports.py.

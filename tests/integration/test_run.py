@@ -225,6 +225,7 @@ def stopped(run: Command, name: str, number: signal.Signals) -> int:
     output = run.wait(120)
     summary = run.summary(name)
     assert summary["state"] == "stopped" and "--resume" in output, output[-3000:]
+    assert run.process.returncode == (75 if number == signal.SIGTERM else 0), "who takes the machine starts it again"
     _, alive = psutil.wait_procs(children, timeout=deadline_s(30))
     assert not alive, f"left behind: {alive}"
     assert not leftovers()
