@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -86,7 +87,7 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
     )
     controller = part.remote(run, recipe, resume)
     ended = controller.run.remote()
-    signal.signal(signal.SIGTERM, _evicted)
+    evicted = _on_eviction()
     with view:
         view.update(RunStatus(run.name, recipe.steps, detail="waiting for the controller"))
         while True:
@@ -95,21 +96,26 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
                     view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
                 view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
                 return ray.get(ended)
-            except KeyboardInterrupt as told:
-                return _interrupted(controller, ended, view, recipe.stop_s, evicted=isinstance(told, Evicted))
+            except KeyboardInterrupt:
+                return _interrupted(controller, ended, view, recipe.stop_s, evicted.is_set())
             except GetTimeoutError:
                 log.warning("the controller has not answered for %.0f s", client.ANSWER_S)
             except RayActorError as error:
                 raise FaultError(f"the controller's process died: {error}. Go on with --resume") from None
 
 
-class Evicted(KeyboardInterrupt):
-    """SIGTERM: whoever gave the machine takes it away, and will give another."""
+def _on_eviction() -> threading.Event:
+    """From now on SIGTERM, by which whoever gave the machine takes it away, is like Ctrl-C, and sets what is returned:
+    Ray puts a KeyboardInterrupt of its own in the place of what a handler raises."""
+    evicted = threading.Event()
 
+    def told(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray's job server sends it to a command and to its supervisor
+        evicted.set()
+        raise KeyboardInterrupt
 
-def _evicted(number: int, frame: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray's job server sends it to a command and to its supervisor
-    raise Evicted
+    signal.signal(signal.SIGTERM, told)
+    return evicted
 
 
 def _only_evaluate(recipe: Recipe, run: Run, view: LiveView) -> RunEnded:
