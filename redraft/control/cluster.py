@@ -31,6 +31,7 @@ def local_cpus(recipe: Recipe, cores: int) -> int:
     most = actors.autoscale.max if actors.autoscale else ROOM * actors.count
     return max(cores, math.ceil(most * actors.cpus + learner.ranks * learner.cpus))
 
+
 SHUTDOWN_S = 60.0  # Ray itself waits so long for a head that is gone
 
 
