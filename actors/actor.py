@@ -216,11 +216,12 @@ class Actor:
         return self._spec.actors.probe_tolerance or ref.probe.limit
 
     async def _try(self, ref: WeightRef) -> float:
-        async with asyncio.timeout(self._spec.actors.silence_s), self._transports.fetched(ref) as path:
+        limit_s, engine = self._spec.actors.silence_s, self._made.engine
+        async with asyncio.timeout(limit_s), self._transports.fetched(ref, engine, limit_s) as path:
             self._look()
             self._loading = True
             try:
-                return await self._made.engine.apply(ref, path, self._limit(ref))
+                return await engine.apply(ref, path, self._limit(ref))
             finally:
                 self._look()
                 self._loading = False

@@ -1,10 +1,12 @@
-"""How a version's bytes reach an engine: shared memory on the learner's node, the object store on all others.
+"""How a version's bytes reach an engine: the first of these that does it.
 
-    shared         the actor maps the learner's own memory, and holds a lock that keeps it as it is
-    object_store   Ray moves the bytes once to each node, where one file in /dev/shm serves all engines
+    shared         on the learner's node: the actor maps the learner's own memory, and a lock keeps that as it is
+    collective     elsewhere: the learner broadcasts to the workers of all engines there at once
+    object_store   anywhere: Ray moves the bytes once to each node, where one file in /dev/shm serves all engines
 
-Which one follows from where the actor is. Where shared memory cannot be mapped, say between containers of one node, the
-object store stands in: that is said once.
+The object store has what others do not: the trial, which each actor takes when it starts, and versions whose broadcast
+failed or had begun before an actor asked. Where shared memory cannot be mapped, say between containers of one node,
+others stand in: that is said once.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from actors.collective import DROP, Receiver
+from actors.engines import Workers
 from protocols import metrics
 from protocols.errors import RedraftError
-from protocols.weights import WeightRef
+from protocols.weights import TRIAL, WeightRef
 
 log = logging.getLogger("redraft.weights")
 FOLDER = Path("/dev/shm")
@@ -40,41 +44,55 @@ class Transports:
 
     def __init__(self, node: str, reader: str, files: Callable[[], Awaitable[Any]]):
         self._node, self._reader, self._files = node, reader, files
+        self._receiver = Receiver(reader)
         self._said = False
 
     @contextlib.asynccontextmanager
-    async def fetched(self, ref: WeightRef) -> AsyncIterator[str]:
-        """The path of a version's bytes on this node, which stay as they are until the end of the context.
+    async def fetched(self, ref: WeightRef, engine: Workers, limit_s: float) -> AsyncIterator[Path | None]:
+        """Where a version's bytes are, which stay as they are until the end of the context: the path of them on this
+        node, or None where the engine's workers hold them.
 
-        Raises Superseded where they are gone.
+        A broadcast is waited for no longer than half of `limit_s`. Raises Superseded where the bytes are gone.
         """
-        pinned = self._pinned(ref)
-        metrics.WEIGHTS_FETCHED.labels(transport="object_store" if pinned is None else "shared").inc()
-        if pinned is not None:
-            with pinned:
-                yield ref.path
-            return
-        files = await self._files()
-        try:
-            path = await files.provide.remote(ref, self._reader)
-            if path is None:
-                raise Superseded(f"version {ref.version}")
+        async with contextlib.AsyncExitStack() as stack:
+            if self._pinned(ref, stack):
+                transport, path = "shared", Path(ref.path)
+            elif await self._broadcast(ref, engine, limit_s / 2):
+                stack.push_async_callback(engine.ask, DROP)
+                transport, path = "collective", None
+            else:
+                transport, path = "object_store", await self._filed(ref, stack)
+            metrics.WEIGHTS_FETCHED.labels(transport=transport).inc()
             yield path
-        finally:
-            await files.done.remote(self._reader)
 
-    def _pinned(self, ref: WeightRef) -> Pinned | None:
+    def _pinned(self, ref: WeightRef, stack: contextlib.AsyncExitStack) -> bool:
+        """Whether the learner's memory is mapped here: it stays as it is as long as `stack`."""
         if not ref.path or ref.node != self._node:
-            return None
+            return False
         try:
-            return Pinned(ref)
+            stack.enter_context(Pinned(ref))
         except BlockingIOError:
-            return None  # a newer version is being written there
+            return False  # a newer version is being written there
         except OSError as error:
             if not self._said:
-                log.warning("weights come through the object store: the learner's memory cannot be mapped (%s)", error)
+                log.warning("weights go another way than by the learner's memory, which cannot be mapped: %s", error)
             self._said = True
-            return None
+            return False
+        return True
+
+    async def _broadcast(self, ref: WeightRef, engine: Workers, limit_s: float) -> bool:
+        """Whether the engine's workers have received the version. The trial is for each actor alone."""
+        if ref.version == TRIAL or not engine.workers:
+            return False
+        return await self._receiver.received(ref, engine, limit_s)
+
+    async def _filed(self, ref: WeightRef, stack: contextlib.AsyncExitStack) -> Path:
+        files = await self._files()
+        stack.push_async_callback(files.done.remote, self._reader)
+        path = await files.provide.remote(ref, self._reader)
+        if path is None:
+            raise Superseded(f"version {ref.version}")
+        return Path(path)
 
 
 class Pinned:

@@ -6,15 +6,15 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from actors.config import SamplingSettings
 from actors.engines import ABORTED, Completion, Engine
 from protocols import metrics
-from protocols.checksum import Sums, Unit, summed, sums_of, word_sums
+from protocols.checksum import Sums, Unit
 from protocols.errors import WeightsError
 from protocols.weights import WeightRef
 
@@ -56,13 +56,20 @@ class Proved:
     async def close(self) -> None:
         await self._engine.close()
 
+    @property
+    def workers(self) -> int:
+        return self._engine.workers
+
+    async def ask(self, method: str, *arguments: Any) -> list[Any]:
+        return await self._engine.ask(method, *arguments)
+
     async def generate(self, prompt_ids: np.ndarray, sampling: SamplingSettings) -> Completion:
         made, trial = await self._engine.generate(prompt_ids, sampling), self._trial
         if trial is None or all(version != trial.version for _, version in made.versions):
             return made
         return made if await asyncio.shield(trial.passed) else ABORTED
 
-    async def apply(self, ref: WeightRef, path: str, limit: float) -> float:
+    async def apply(self, ref: WeightRef, path: Path | None, limit: float) -> float:
         """See the function of this name."""
         trial = self._trial = _Trial(ref.version, asyncio.get_running_loop().create_future())
         try:
@@ -75,15 +82,19 @@ class Proved:
         return difference
 
 
-async def apply(engine: Engine, ref: WeightRef, path: str, limit: float) -> float:
-    """Loads `ref` from `path` and proves it: returns the median difference of the probe's log-probs.
+async def apply(engine: Engine, ref: WeightRef, path: Path | None, limit: float) -> float:
+    """Loads `ref` and proves it: returns the median difference of the probe's log-probs. It is at `path`, or with None
+    held by the engine's workers.
 
     Raises WeightsError when the bytes are not those that were published, when the live parameters are not those of
     the file, or when the engine's log-probs of the probe differ from the learner's by more than `limit`.
     """
     began = time.monotonic()
-    await asyncio.to_thread(check, ref, path)
-    await engine.load(Path(path), ref.version)
+    if path is None:
+        await check_held(engine, ref)
+    else:
+        await asyncio.to_thread(check, ref, path)
+    await engine.load(path, ref.version)
     live, difference = await asyncio.gather(_read_back(engine, ref, path), probe(engine, ref))
     if not live:
         raise WeightsError(f"version {ref.version}: the engine's live parameters are not those that were loaded")
@@ -100,28 +111,26 @@ async def apply(engine: Engine, ref: WeightRef, path: str, limit: float) -> floa
     return difference
 
 
-def check(ref: WeightRef, path: str) -> None:
+def check(ref: WeightRef, path: Path) -> None:
     """Raises WeightsError unless the bytes at `path` are those that were published."""
-    from safetensors import safe_open
+    from actors.laid_out import LaidOut
 
-    size = Path(path).stat().st_size
-    if size != ref.size_bytes:
-        raise WeightsError(f"version {ref.version}: {size:,} bytes have come, {ref.size_bytes:,} were published")
-    with open(path, "rb") as file:
-        head = file.read(8)
-        head += file.read(min(size, int.from_bytes(head, "little")))
-    if word_sums(np.frombuffer(head, np.uint8)) != ref.head:
-        raise WeightsError(f"version {ref.version}: its header is not the one that was published")
-    with safe_open(path, "pt") as file:
-        names = iter(file.offset_keys())
-        for bucket in ref.buckets:
-            mine = list(islice(names, bucket.tensors))
-            if summed(sums_of(file.get_tensor(name)) for name in mine) != bucket.sums:
-                where = mine[0] if len(mine) == 1 else f"{mine[0]} to {mine[-1]}"
-                raise WeightsError(f"version {ref.version}: the digest of {where} is not the one that was published")
+    if problem := LaidOut.at(path).wrong(*_published(ref)):
+        raise WeightsError(f"version {ref.version}: {problem}")
 
 
-async def _read_back(engine: Engine, ref: WeightRef, path: str) -> bool:
+async def check_held(engine: Engine, ref: WeightRef) -> None:
+    """The same of the bytes that each worker of an engine holds."""
+    if problem := next(filter(None, await engine.ask("redraft_wrong", *_published(ref))), None):
+        raise WeightsError(f"version {ref.version}: {problem}")
+
+
+def _published(ref: WeightRef) -> tuple[int, str, list[tuple[int, str]]]:
+    """What bytes are compared with: see LaidOut.wrong."""
+    return ref.size_bytes, str(ref.head), [(bucket.tensors, str(bucket.sums)) for bucket in ref.buckets]
+
+
+async def _read_back(engine: Engine, ref: WeightRef, path: Path | None) -> bool:
     """Whether the live parameters are those of the file, where they can be read back: word by word, and where an engine
     keeps them in another order, element by element."""
     for unit in UNITS:
@@ -131,17 +140,18 @@ async def _read_back(engine: Engine, ref: WeightRef, path: str) -> bool:
         if ref.rest is not None:
             wanted = ref.rest[unit]
         else:
-            wanted = ref.sums if unit == "words" else await asyncio.to_thread(_elements, path)
+            wanted = ref.sums if unit == "words" else await _elements(engine, path)
         if live.sums == wanted * live.times:
             return True
     return False
 
 
-def _elements(path: str) -> Sums:
-    from safetensors import safe_open
+async def _elements(engine: Engine, path: Path | None) -> Sums:
+    from actors.laid_out import LaidOut
 
-    with safe_open(path, "pt") as file:
-        return summed(sums_of(file.get_tensor(name), "elements") for name in file.keys())
+    if path is None:
+        return Sums.of((await engine.ask("redraft_elements"))[0])
+    return await asyncio.to_thread(LaidOut.at(path).sums, "elements")
 
 
 async def probe(engine: Engine, ref: WeightRef) -> float:

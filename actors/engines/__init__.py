@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,7 +56,20 @@ class Sampler(Protocol):
         ...
 
 
-class Engine(Sampler, Protocol):
+class Workers(Protocol):
+    """Those of an engine."""
+
+    @property
+    def workers(self) -> int:
+        """How many there are; 0 where an engine has none that could be asked."""
+        ...
+
+    async def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """What each answers to a method of WeightsExtension, beside generations."""
+        ...
+
+
+class Engine(Sampler, Workers, Protocol):
     """A running model. `running` counts requests under way."""
 
     @property
@@ -66,8 +79,9 @@ class Engine(Sampler, Protocol):
         """What stopped the engine for good, if anything did."""
         ...
 
-    async def load(self, path: Path, version: int) -> None:
-        """Replaces the weights by the safetensors at `path` between two steps, while generations run on."""
+    async def load(self, path: Path | None, version: int) -> None:
+        """Replaces the weights by the safetensors at `path` between two steps, while generations run on; None: by those
+        that its workers hold."""
 
     async def score(self, ids: np.ndarray) -> np.ndarray:
         """Log-probs float32[len - 1] of ids[1:], at temperature 1, computed anew by the weights now in force."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class ScriptedEngine:
 
     def __init__(self, model: Path, settings: EngineSettings, seed: int, version: int):
         renderer = rendering.load(model)
-        self.version, self.running, self.error = version, 0, None
+        self.version, self.running, self.error, self.workers = version, 0, None, 0
         self._settings, self._seed = settings, seed
         self._vocabulary, self._ends = len(renderer.tokenizer), renderer.ends
         self._stopped = asyncio.Event()
@@ -48,7 +49,10 @@ class ScriptedEngine:
             self.running -= 1
         return True
 
-    async def load(self, path: Path, version: int) -> None:
+    async def ask(self, method: str, *arguments: Any) -> list[Any]:
+        return []
+
+    async def load(self, path: Path | None, version: int) -> None:
         self.version = version
 
     async def score(self, ids: np.ndarray) -> np.ndarray:

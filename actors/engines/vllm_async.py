@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,8 @@ LOOK_S = 0.5  # between two looks at how far a start is
 class AsyncEngine:
     """Keeps the contract of actors.engines.Engine."""
 
-    def __init__(self, llm, requests: vllm_common.Requests, version: int, output: Output):
-        self.version = version
+    def __init__(self, llm, requests: vllm_common.Requests, version: int, output: Output, workers: int):
+        self.version, self.workers = version, workers
         self._llm, self._requests, self._output = llm, requests, output
         self._under_way: set[str] = set()
         self._count = 0
@@ -56,7 +57,7 @@ class AsyncEngine:
         finally:
             telling.cancel()
         await llm.update_weight_version(str(version))
-        return cls(llm, requests, version, output)
+        return cls(llm, requests, version, output, settings.tensor_parallel)
 
     @property
     def running(self) -> int:
@@ -80,14 +81,17 @@ class AsyncEngine:
     async def score(self, ids: np.ndarray) -> np.ndarray:
         return vllm_common.prompt_logprobs(await self._last(ids, self._requests.scoring(), 1), ids)
 
-    async def load(self, path: Path, version: int) -> None:
-        await self._llm.collective_rpc("redraft_open", args=(str(path),))
-        await self._llm.collective_rpc("redraft_load")
+    async def ask(self, method: str, *arguments: Any) -> list[Any]:
+        return await self._llm.collective_rpc(method, args=arguments)
+
+    async def load(self, path: Path | None, version: int) -> None:
+        await self.ask("redraft_open", None if path is None else str(path))
+        await self.ask("redraft_load")
         await self._llm.update_weight_version(str(version))
         self.version = version
 
     async def sums(self, unit: Unit) -> Live | None:
-        return vllm_common.live(await self._llm.collective_rpc("redraft_sums", args=(unit,)))
+        return vllm_common.live(await self.ask("redraft_sums", unit))
 
     async def abort(self) -> None:
         await self._llm.abort(list(self._under_way))

@@ -45,8 +45,15 @@ class LocalEngine:
     of new weights, and summing the live parameters, which nothing changes before the next load.
     """
 
-    def __init__(self, llm: LLMEngine, requests: vllm_common.Requests, version: int, loop: asyncio.AbstractEventLoop):
-        self.version = version
+    def __init__(
+        self,
+        llm: LLMEngine,
+        requests: vllm_common.Requests,
+        version: int,
+        workers: int,
+        loop: asyncio.AbstractEventLoop,
+    ):
+        self.version, self.workers = version, workers
         self.error: BaseException | None = None
         self._llm, self._requests, self._loop = llm, requests, loop
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -62,7 +69,7 @@ class LocalEngine:
 
         def run():
             try:
-                engine = cls(*_made(model, dtype, settings, seed, version), version, loop)
+                engine = cls(*_made(model, dtype, settings, seed, version), version, settings.tensor_parallel, loop)
                 started.set_result(engine)
             except BaseException as error:
                 started.set_exception(error)
@@ -82,18 +89,20 @@ class LocalEngine:
     async def score(self, ids: np.ndarray) -> np.ndarray:
         return await self._request(ids, self._requests.scoring(), 1, scored=True)
 
-    async def load(self, path: Path, version: int) -> None:
+    async def ask(self, method: str, *arguments: Any) -> list[Any]:
+        return await asyncio.to_thread(self._llm.collective_rpc, method, args=arguments)
+
+    async def load(self, path: Path | None, version: int) -> None:
         def load():
             self._llm.collective_rpc("redraft_load")
             self._llm.set_weight_version(str(version))
             self.version = version
 
-        await asyncio.to_thread(self._llm.collective_rpc, "redraft_open", args=(str(path),))
+        await self.ask("redraft_open", None if path is None else str(path))
         await self._do(load)
 
     async def sums(self, unit: Unit) -> Live | None:
-        found: Any = await asyncio.to_thread(self._llm.collective_rpc, "redraft_sums", args=(unit,))
-        return vllm_common.live(found)
+        return vllm_common.live(await self.ask("redraft_sums", unit))
 
     async def abort(self) -> None:
         def abort():

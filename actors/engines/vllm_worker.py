@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Collection
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,11 @@ import torch
 
 from actors.engines.vllm_adapter import Base
 from actors.engines.vllm_common import Share
+from actors.engines.vllm_held import Held
 from actors.engines.vllm_shares import shares
+from actors.laid_out import LaidOut
 from protocols.adapter import PREFIX, scale_of
+from protocols.broadcast import Seat
 from protocols.checksum import Sums, Unit, summed, sums_of
 
 if not torch.cuda.is_available():
@@ -52,23 +56,22 @@ class WeightsExtension:
         model_config: Any
         device: torch.device
         model_runner: Any
+        rank: int
 
     _loaded: Collection[str] = ()  # names of what the last load wrote
     _adapter: tuple[dict[str, torch.Tensor], float] | None = None  # that is merged in, and by what it is scaled
 
-    def redraft_open(self, path: str) -> None:
+    def redraft_open(self, path: str | None) -> None:
         """Maps the safetensors file at `path` and touches its pages, so that loading has nothing to do but copy; of an
-        adapter, merges it into the weights of the model's folder. The caller has checked the file's digest."""
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            scale = scale_of(file.metadata())
+        adapter, merges it into the weights of the model's folder. None: the same with what is held. The caller has
+        checked the digest."""
+        laid = self._laid() if path is None else LaidOut.at(path)
+        tensors, scale = dict(laid.tensors()), scale_of(laid.metadata)
         if scale is not None:
             self._open_adapter(tensors, scale)
             return
-        for tensor in tensors.values():
-            tensor.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
+        if path is not None:
+            laid.data[:: mmap.PAGESIZE].sum()
         self._opened, self._adapter = tensors.items(), None
 
     def _open_adapter(self, tensors: dict[str, torch.Tensor], scale: float) -> None:
@@ -79,6 +82,33 @@ class WeightsExtension:
         self._opened = chain(self._base.merged(*self._adapter), others)
         if self.device.type == "cpu":  # elsewhere matrix by matrix while they are loaded: memory is short there
             self._opened = list(self._opened)
+
+    def redraft_receive(self, seat: dict[str, Any]) -> None:
+        """Begins to take part in the broadcast of a version, which is held then: see Held, also for the next two."""
+        self._held.receive(Seat(**seat))
+
+    def redraft_received(self) -> str | None:
+        return self._held.state()
+
+    def redraft_drop(self) -> None:
+        self._held.drop()
+
+    def redraft_wrong(self, size: int, head: str, buckets: list[tuple[int, str]]) -> str:
+        """In what the version that is held differs from the one that was published."""
+        return self._laid().wrong(size, head, buckets)
+
+    def redraft_elements(self) -> str:
+        """Sums of the elements of the version that is held."""
+        return str(self._laid().sums("elements"))
+
+    @cached_property
+    def _held(self) -> Held:
+        return Held(self.device, self.rank)
+
+    def _laid(self) -> LaidOut:
+        if self._held.data is None:
+            raise RuntimeError("no version is held")
+        return LaidOut(self._held.data)
 
     def redraft_load(self) -> None:
         """Copies what was opened into the running model."""

@@ -13,6 +13,7 @@ from learner.checkpoint import PUBLISHED
 from learner.ranks.progress import Progress
 from learner.ranks.timing import timed
 from learner.ranks.trainer import Keep, Trainer, copied
+from learner.weights.collective import Broadcasts
 from learner.weights.proof import Proof
 from learner.weights.publish import Versions
 from protocols import metrics
@@ -24,7 +25,8 @@ Gather = Callable[[tuple[int, ...], Keep], tuple[dict[str, Tensor], tuple[float,
 class Publisher:
     """Rank 0's: publishes versions and announces them to the controller, each with its proof.
 
-    `gather(tokens, keep)` is a collective that returns the state as `keep` keeps it and its log-probs of `tokens`.
+    `gather(tokens, keep)` is a collective that returns the state as `keep` keeps it and its log-probs of `tokens`;
+    `host` is the address at which other nodes reach this one.
     """
 
     def __init__(
@@ -35,9 +37,11 @@ class Publisher:
         progress: Progress,
         tokens: tuple[int, ...],
         versions: Versions,
+        host: str,
     ):
         self._trainer, self._gather, self._controller = trainer, gather, controller
         self._progress, self._tokens, self.versions = progress, tokens, versions
+        self.broadcasts = Broadcasts(versions, host, trainer.device)
         made = (trainer.model_of, trainer.perturbed, tokens, trainer.vocabulary, trainer.device)
         self.proof = Proof(*made)
 

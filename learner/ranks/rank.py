@@ -176,7 +176,8 @@ class Rank:
         tokens = probe_tokens(parts.settings.probe_tokens, parts.trainer.vocabulary, spec.seed)
         me = ray.get_runtime_context()
         versions = Versions(me.get_node_id(), me.current_actor)
-        publisher = Publisher(parts.trainer, self._gather, controller, parts.progress, tokens, versions)
+        host = ray.util.get_node_ip_address()
+        publisher = Publisher(parts.trainer, self._gather, controller, parts.progress, tokens, versions, host)
         publisher.trial(spec.seed)
         if parts.saved is None or parts.progress.published == parts.progress.step:
             publisher.publish({})
@@ -226,6 +227,10 @@ class Rank:
     def blob(self, version: int) -> list:
         """A version's bytes in the object store, for actors of other nodes: see Versions. Called from other threads."""
         return self._publisher.result(0).versions.blob(version)
+
+    def seat(self, version: int, reader: str, workers: int, group: int):
+        """An actor's place in the broadcast of a version: see Broadcasts. Called from other threads."""
+        return self._publisher.result(0).broadcasts.seat(version, reader, workers, group)
 
     def serve_metrics(self, listen: str) -> int:
         """The port of `listen` on which this process serves its metrics."""

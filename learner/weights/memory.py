@@ -9,10 +9,12 @@ So a version stays as it is while anybody reads it, and nobody waits: where all 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
 import weakref
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -42,6 +44,16 @@ class Buffer:
     def release(self) -> None:
         """Lets others read it."""
         fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Tensor]:
+        """Its bytes, read in this process, as others do it. Raises BlockingIOError while it is claimed."""
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            yield self.data
+        finally:
+            os.close(file)
 
 
 class Memory:

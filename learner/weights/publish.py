@@ -6,10 +6,11 @@ stamp. They are copied once, tensor by tensor, and summed while they are in the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,20 @@ class Versions:
                 self._memory.give(self._held.pop(old).buffer)
             self._held[version] = Held(buffer, stamp, sums_of(buffer.data[: len(head)]), buckets, rest)
         return placed
+
+    @property
+    def newest(self) -> int:
+        """The version that was written last; the trial where there is none."""
+        with self._lock:
+            return max(self._held, default=TRIAL)
+
+    @contextlib.contextmanager
+    def reading(self, version: int) -> Iterator[Tensor]:
+        """A version's bytes, uint8[size], which stay as they are inside. Raises KeyError where there is a newer one."""
+        with contextlib.ExitStack() as stack:
+            with self._lock:
+                data = stack.enter_context(self._held[version].buffer.reading())
+            yield data
 
     def ref(self, version: int, probe: Probe) -> WeightRef:
         """What is announced of a version that was written last, or of the trial."""

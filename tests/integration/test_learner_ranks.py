@@ -287,7 +287,7 @@ def check_publication(ref, blob: bytes, run_dir: Path) -> None:
     """Sums and probe agree with the bytes, and with the model of the checkpoint in other hands."""
     state = load(blob)
     (run_dir / "published").write_bytes(blob)
-    actor_weights.check(ref, str(run_dir / "published"))
+    actor_weights.check(ref, run_dir / "published")
     assert ref.sums == summed(sums_of(tensor) for tensor in state.values())
     model = AutoModelForCausalLM.from_pretrained(newest(run_dir) / "model")
     assert all(torch.equal(parameter, state[name]) for name, parameter in model.named_parameters())

@@ -118,7 +118,7 @@ def test_what_was_published_is_accepted_and_what_was_damaged_is_refused(running,
     data[-100] ^= 1
     damaged.write_bytes(data)
     with pytest.raises(WeightsError, match="digest"):
-        run(weights.apply(engine, made.ref, str(damaged), CLOSE))
+        run(weights.apply(engine, made.ref, damaged, CLOSE))
     assert engine.version == 100, "damaged bytes never reach the engine"
 
 

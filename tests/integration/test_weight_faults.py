@@ -177,21 +177,21 @@ class House:
 
     # The faults: each returns the path that is applied, and what the error says.
 
-    def flipped(self, made: Published, new: Learned) -> tuple[str, str]:
+    def flipped(self, made: Published, new: Learned) -> tuple[Path, str]:
         data = made.bytes()
         data[self._random.integers(len(data))] ^= 1 << int(self._random.integers(8))
         return self._written(data), "is not the one that was published"
 
-    def truncated(self, made: Published, new: Learned) -> tuple[str, str]:
+    def truncated(self, made: Published, new: Learned) -> tuple[Path, str]:
         data = made.bytes()
         return self._written(data[: self._random.integers(len(data))]), "bytes have come"
 
-    def unwritten(self, made: Published, new: Learned) -> tuple[str, str]:
+    def unwritten(self, made: Published, new: Learned) -> tuple[Path, str]:
         data = made.bytes()
         kept = int(self._random.integers(len(data) // 2))
         return self._written(data[:kept] + bytes(len(data) - kept)), "is not the one that was published"
 
-    def swapped(self, made: Published, new: Learned) -> tuple[str, str]:
+    def swapped(self, made: Published, new: Learned) -> tuple[Path, str]:
         old = self._other(self._pool, new)
         data = Published(old.state, self._version - 1, old.probe, old.adapter).bytes()
         if len(data) == made.ref.size_bytes and self._random.integers(2):  # or under the header of the new one
@@ -199,18 +199,18 @@ class House:
             data[:start] = made.bytes()[:start]
         return self._written(data), "is not the one that was published|bytes have come"
 
-    def old_head(self, made: Published, new: Learned) -> tuple[str, str]:
+    def old_head(self, made: Published, new: Learned) -> tuple[Path, str]:
         mixed = self._folder / "mixed.safetensors"
         save_file(new.state | {HEAD: self._now.state[HEAD]}, mixed)
         return self._loading(made, mixed)
 
-    def other(self, made: Published, new: Learned) -> tuple[str, str]:
+    def other(self, made: Published, new: Learned) -> tuple[Path, str]:
         old = self._other(self._pool, new)
         path = self._folder / "old.safetensors"
         path.write_bytes(Published(old.state, self._version - 1, old.probe, old.adapter).bytes())
         return self._loading(made, path)
 
-    def skipped(self, made: Published, new: Learned) -> tuple[str, str]:
+    def skipped(self, made: Published, new: Learned) -> tuple[Path, str]:
         inner = self._engine.inner
 
         async def load(path: Path, version: int) -> None:
@@ -223,19 +223,19 @@ class House:
         self._engine.load = load
         return made.path, AFTER
 
-    def _loading(self, made: Published, other: Path) -> tuple[str, str]:
+    def _loading(self, made: Published, other: Path) -> tuple[Path, str]:
         load = self._engine.inner.load
         self._engine.load = lambda path, version: load(other, version)
         return made.path, AFTER
 
-    def _written(self, data: bytes | bytearray) -> str:
+    def _written(self, data: bytes | bytearray) -> Path:
         path = self._folder / "damaged.safetensors"
         path.write_bytes(data)
-        return str(path)
+        return path
 
 
 AFTER = "live parameters are not|does not compute with these weights"
-FAULTS: dict[str, Callable[[House, Published, Learned], tuple[str, str]]] = {
+FAULTS: dict[str, Callable[[House, Published, Learned], tuple[Path, str]]] = {
     "a flipped bit": House.flipped,
     "a truncated file": House.truncated,
     "a bucket that was not written": House.unwritten,

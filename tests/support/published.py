@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -22,8 +23,8 @@ class Published:
         self.ref: WeightRef = self._versions.ref(version, probe)
 
     @property
-    def path(self) -> str:
-        return self.ref.path
+    def path(self) -> Path:
+        return Path(self.ref.path)
 
     def bytes(self) -> bytearray:
         """A copy of its bytes."""
