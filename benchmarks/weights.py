@@ -19,10 +19,10 @@ those of `shared`.
     token gap            the longest time that running generations wait for their next token meanwhile, beyond the
                          usual: also what checks, sums and the probe cost the steps on the same cores
 
-Real: `learner.weights.publish` in a process of its own; its memory, or Ray's object store and the node's files in
-/dev/shm; all that `actors.weights` does; vLLM, in process on a CPU and in processes of its own on CUDA, where steps are
-not seen and the token gap stands for the pause. Simulated: a step scales all weights; the controller, which passes a
-version on within 50 ms, is left out; prompts are random.
+Real: `learner.weights.publish` in a process of its own; its memory, or a broadcast between processes of this machine,
+or Ray's object store and the node's files in /dev/shm; all that `actors.weights` does; vLLM, in process on a CPU and in
+processes of its own on CUDA, where steps are not seen and the token gap stands for the pause. Simulated: a step scales
+all weights; the controller, which passes a version on within 50 ms, is left out; prompts are random.
 
 The share of a run is from a real run of recipes/quickstart.yaml without pretraining, whose engine loads the 0.4M model:
 held of that model over the median time from one version to the next.
@@ -72,7 +72,7 @@ SIZES = {
     "1.5B": Size({"hidden": 2048, "layers": 22, "heads": 16, "feed_forward": 8192}, "bfloat16", 8),
 }
 USUAL = ("0.4M", "50M", "300M")
-TRANSPORTS = ("shared", "object_store")
+TRANSPORTS = ("shared", "collective", "object_store")
 PARTS = ("gather", "send", "check", "apply", "prove")
 ACTORS = 2
 
@@ -114,6 +114,10 @@ def measure(name: str, plan: Plan, device: str, cache: Path) -> dict:
         for number, transport in itertools.product(range(plan.rounds + 1), TRANSPORTS):
             sent = ray.get(publisher.publish.remote(transport), timeout=LIMIT_S)
             found = ray.get([player.update.remote(sent.ref) for player in players], timeout=LIMIT_S)
+            if any(each["by"] != transport for each in found):
+                raise RuntimeError(
+                    f"a version that was to come by {transport} came by {[each['by'] for each in found]}"
+                )
             figures = round_of(found, sent)
             print(f"{name} {transport} round {number}: {json.dumps(rounded(figures))}", file=sys.stderr, flush=True)
             rounds[transport] += [figures] if number else []  # the first one meets cold memory everywhere
@@ -121,9 +125,9 @@ def measure(name: str, plan: Plan, device: str, cache: Path) -> dict:
     finally:
         for actor in (*players, publisher, files):
             ray.kill(actor)
-    store = {f"object_store_{key}": value for key, value in medians(rounds["object_store"]).items()}
+    others = {f"{by}_{key}": value for by in TRANSPORTS[1:] for key, value in medians(rounds[by]).items()}
     facts = {"bytes": sent.ref.size_bytes, "generations": spec.generations, "engine": kinds[0]}
-    return medians(rounds["shared"]) | store | facts
+    return medians(rounds["shared"]) | others | facts
 
 
 def round_of(found: list[dict], sent: Sent) -> dict:
@@ -180,10 +184,10 @@ def show(result: dict) -> None:
 
     table = Table(box=None)
     heads = ("model", "MB", "memcpy", "pause", "held", "token gap", "usual step", "publish to applied")
-    for head in (*heads, *PARTS, "by object store", "its pause"):
+    for head in (*heads, *PARTS, "by broadcast", "by object store"):
         table.add_column(head, justify="right")
     keys = ("memcpy_ms", "pause_ms", "held_ms", "token_gap_ms", "usual_ms", "publish_to_applied_ms", *PARTS)
-    keys += ("object_store_publish_to_applied_ms", "object_store_pause_ms")
+    keys += ("collective_publish_to_applied_ms", "object_store_publish_to_applied_ms")
     for name, found in result["sizes"].items():
         table.add_row(name, f"{found['bytes'] / 1e6:.1f}", *(f"{found[key]:.1f}" for key in keys))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
@@ -211,8 +215,8 @@ def main() -> int:
     summary = {
         key: {name: round(found[key], 2) for name, found in sizes.items()}
         for key in (
-            *("pause_ms", "publish_to_applied_ms", "object_store_publish_to_applied_ms", "memcpy_ms"),
-            *("held_ms", "token_gap_ms", "pause_of_memcpy"),
+            *("pause_ms", "publish_to_applied_ms", "memcpy_ms", "held_ms", "token_gap_ms", "pause_of_memcpy"),
+            *(f"{by}_publish_to_applied_ms" for by in TRANSPORTS[1:]),
         )
     }
     if "0.4M" in sizes:

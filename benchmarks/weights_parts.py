@@ -15,11 +15,13 @@ import numpy as np
 
 from actors import engines, transports, weights
 from actors.config import EngineSettings, SamplingSettings
+from protocols.broadcast import REFUSED
 from protocols.turns import TOKENS
 from protocols.weights import WeightRef
 
 PROMPT_TOKENS, MAX_TOKENS, WARM_TOKENS = 32, 256, 16
 PROBE_TOKENS = 32  # the default of learner.probe_tokens
+LIMIT_S = 60.0  # the default of actors.silence_s
 GPU_MEMORY = 0.25  # of an engine: two, and the publisher, share one
 COPY_BYTES = 256 << 20  # copied at once: beyond every cache, and no second model in memory
 
@@ -52,6 +54,7 @@ class Publisher:
         from learner.model.load import load_model
         from learner.model.policy import Policy
         from learner.ranks.trainer import DTYPES
+        from learner.weights.collective import Broadcasts
         from learner.weights.proof import Proof, perturbed
         from learner.weights.publish import Versions, probe_tokens
 
@@ -66,16 +69,22 @@ class Publisher:
 
         here = ray.get_runtime_context()
         self._versions = Versions(here.get_node_id(), here.current_actor)
+        self._broadcasts = Broadcasts(self._versions, ray.util.get_node_ip_address(), device)
+        self._transport = ""
 
     def blob(self, version: int) -> list:
         """See Versions."""
         return self._versions.blob(version)
 
+    def seat(self, *asked):
+        """See Broadcasts."""
+        return self._broadcasts.seat(*asked) if self._transport == "collective" else REFUSED
+
     def publish(self, transport: str) -> Sent:
         """A new version, by that transport. When the clock starts its probe has been scored."""
         import torch
 
-        self._version += 1
+        self._version, self._transport = self._version + 1, transport
         with torch.no_grad():
             for parameter in self._policy.parameters():
                 parameter.mul_(0.99)
@@ -148,14 +157,15 @@ class Player:
         Afterwards the usual pace is measured, and a plain copy of as many bytes at the same place.
         """
         asked, engine = time.monotonic(), Timed(self._engine)
-        async with self._transports.fetched(ref) as path:
+        async with self._transports.fetched(ref, self._engine, LIMIT_S) as path:
             came = time.monotonic()
             await weights.apply(cast(engines.Engine, engine), ref, path, ref.probe.limit)
             applied = time.monotonic()
         await self._tokens(WARM_TOKENS)
         loading, loaded = engine.times["load"]
         parts = {"send": came - asked, "check": loading - came, "apply": loaded - loading, "prove": applied - loaded}
-        found = {"applied_at": applied, "parts_ms": {name: 1e3 * value for name, value in parts.items()}}
+        by = "collective" if path is None else "shared" if str(path) == ref.path else "object_store"
+        found = {"applied_at": applied, "by": by, "parts_ms": {name: 1e3 * value for name, value in parts.items()}}
         found |= self._clock.figures(came, applied)
         return found | {"memcpy_ms": 1e3 * await self._copy(ref.size_bytes)}
 
