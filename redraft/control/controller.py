@@ -15,7 +15,7 @@ after each step. No other data passes through it.
     actor (before play)   room in replay                acknowledgements; space on the disk    120 s, then abandons
     actor (in play)       engine, environment           a completion; environment.time_limit_s actors.lease_s
     actor (in play)       a teacher                     its answer                             teacher.timeout_s a try
-    actor (new weights)   a version's bytes elsewhere   the object store delivers              actors.silence_s
+    actor (new weights)   a version's bytes elsewhere   a broadcast, or the object store       actors.silence_s
     controller (start)    all parts                     their first report                     start_s
     controller (leases)   admission                     a step; a lost lease                   the learner's deadline
     controller (actor)    its report                    the report, or replacing the actor     actors.silence_s
