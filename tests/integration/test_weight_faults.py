@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from support.published import Published
 
@@ -30,6 +31,7 @@ from learner.model.load import load_model
 from learner.model.lora import Adapter
 from learner.model.policy import Policy
 from learner.weights.proof import Proof, perturbed, scored
+from protocols.broadcast import PIECE_BYTES, Group, Seat, store_at
 from protocols.errors import WeightsError
 from protocols.turns import Stop
 from protocols.weights import Probe
@@ -41,6 +43,7 @@ pytestmark = pytest.mark.vllm
 HEAD = "model.embed_tokens.weight"  # which is tied
 STATES, ADAPTERS, VOCABULARY = 5, 3, 40
 STRENGTH = 0.02  # by which versions differ: about as much as a step of training at a high rate changes weights
+HOST = "127.0.0.1"
 PLAYED = 3  # answers under way at any time
 
 
@@ -106,13 +109,33 @@ class Answer:
         return {version for _, version in self.made.versions}
 
 
+class Sender:
+    """Broadcasts bytes, as they are, to the worker of an engine."""
+
+    def __init__(self) -> None:
+        self._store = store_at(dist, HOST, 0, leads=True)
+        self._group: Group | None = None
+
+    async def send(self, engine: Any, data: bytes) -> None:
+        await engine.ask("redraft_receive", asdict(Seat(1, HOST, self._store.port, 2, 1, len(data), PIECE_BYTES)))
+        await asyncio.to_thread(self._send, torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        while (states := await engine.ask("redraft_received")) == [None]:
+            await asyncio.sleep(0)
+        assert states == [""]
+
+    def _send(self, data: torch.Tensor) -> None:
+        if self._group is None:
+            self._group = Group(dist, self._store, 1, 0, 2, HOST, "cpu")
+        self._group.broadcast(data, PIECE_BYTES, "cpu")
+
+
 class House:
-    """An engine in play, and versions that are pushed to it."""
+    """An engine in play, and versions that are pushed to it, some by broadcast."""
 
     def __init__(self, engine: engines.Engine, learned: list[Learned], folder: Path, seed: int):
         self._engine, self._learned, self._folder = Faulty(engine), learned, folder
         self._random = np.random.default_rng(seed)
-        self._proved = Proved(self._engine)
+        self._proved, self._sender = Proved(self._engine), Sender()
         self._now, self._version = learned[0], 0
         self.pushed: dict[int, Learned] = {}
         self.wrong: set[int] = set()  # versions that were pushed with a fault
@@ -161,8 +184,11 @@ class House:
             self.wrong.add(self._version)
             self._engine.readable = bool(self._random.integers(2))
             path, told = FAULTS[fault](self, made, new)
+        sent = path.stat().st_size and self._random.integers(2)  # nothing can be broadcast of an empty file
+        if sent:
+            await self._sender.send(self._engine, path.read_bytes())
         try:
-            await self._proved.apply(made.ref, path, made.ref.probe.limit)
+            await self._proved.apply(made.ref, None if sent else path, made.ref.probe.limit)
         except WeightsError as error:
             assert fault is not None, f"a false alarm: {error}"
             assert re.search(f"version {self._version}: .*({told})", str(error)), f"{fault}: {error}"
@@ -170,6 +196,7 @@ class House:
         else:
             assert fault is None, f"{fault} was not found out"
             self._now = new
+        await self._engine.ask("redraft_drop")
 
     def _other(self, pool: Sequence[Learned], than: Learned) -> Learned:
         choice = [one for one in pool if one is not than]
