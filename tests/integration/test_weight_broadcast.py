@@ -4,71 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-from pathlib import Path
 
 import psutil
 import pytest
+from support.broadcast_house import Learner, Played
 from support.places import PYTHONPATH
 from support.waiting import deadline_s
 
-from benchmarks.weights_parts import Player, Publisher, Spec
-from learner.weights import collective
-from protocols.broadcast import Group
+from benchmarks.weights_parts import Spec
 from redraft.config import MakeSettings, ModelSettings
 from redraft.control.client import actor_name  # noqa: F401  sets what Ray reads when it is imported
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
-PIECE = 64 << 10  # of a model of 1.5 MB
 
 
-class Learner(Publisher):
-    """One whose broadcasts can be halted in the middle."""
-
-    def __init__(self, spec: Spec):
-        super().__init__(spec, "cpu")
-        self._broadcasts._piece_bytes = PIECE
-        self._halting, self._halted, self._go = False, threading.Event(), threading.Event()
-        learner, whole = self, Group.broadcast
-
-        class Halting(Group):
-            def broadcast(self, data, piece_bytes: int, device: str) -> None:
-                whole(self, data[: 4 * piece_bytes], piece_bytes, device)
-                learner._halted.set()
-                if learner._halting:
-                    learner._go.wait(deadline_s(60.0))
-                whole(self, data[4 * piece_bytes :], piece_bytes, device)
-
-        collective.Group = Halting
-
-    def next(self):
-        """A new version, for actors of other nodes."""
-        self._halted.clear()
-        return self.publish("collective").ref
-
-    def halt(self) -> None:
-        self._halting = True
-
-    def halted(self) -> bool:
-        return self._halted.wait(deadline_s(60.0))
-
-    def go(self) -> None:
-        self._halting = False
-        self._go.set()
-
-
-class Played(Player):
-    def pid(self) -> int:
-        return os.getpid()
-
-    async def taken(self, ref) -> str:
-        """Has the engine take a version, and says how that came. Raises WeightsError where it is not proved."""
-        found = await self.update(ref)
-        assert self._engine.version == ref.version
-        return found["by"]
-
-
-def test_a_version_reaches_the_others_when_an_engine_is_killed_amid_its_broadcast_and_later_ones_a_new_one(tmp_path):
+def test_a_version_reaches_the_others_when_an_engine_is_killed_amid_its_broadcast_and_later_ones_a_new_one(
+    tmp_path, monkeypatch
+):
     import ray
 
     from actors.config import EnvironmentSettings
@@ -76,6 +28,7 @@ def test_a_version_reaches_the_others_when_an_engine_is_killed_amid_its_broadcas
     from redraft.control.workers import worker_environment
     from redraft.models.make import prepare
 
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
     made = ModelSettings(make=MakeSettings(max_length=512), dtype="float32")
     folder = prepare(made, EnvironmentSettings(name="signs"), tmp_path, print)
     spec = Spec(str(folder), "float32", actors=2, generations=2)
@@ -85,7 +38,7 @@ def test_a_version_reaches_the_others_when_an_engine_is_killed_amid_its_broadcas
 
     ray.init(address="local", num_cpus=1, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
     try:
-        options = {"num_cpus": 0, "max_concurrency": 100, "runtime_env": environment(worker_environment(1))}
+        options = {"num_cpus": 0, "max_concurrency": 100, "runtime_env": worker_environment(1)}
         files = ray.remote(NodeFiles).options(num_cpus=0).remote("broadcast")
         learner = ray.remote(Learner).options(**options).remote(spec)
         one, victim, joining = (
@@ -117,8 +70,3 @@ def test_a_version_reaches_the_others_when_an_engine_is_killed_amid_its_broadcas
         assert got(one.taken.remote(fifth), joining.taken.remote(fifth)) == ["collective"] * 2
     finally:
         ray.shutdown()
-
-
-def environment(made: dict) -> dict:
-    paths = os.pathsep.join((made["env_vars"]["PYTHONPATH"], PYTHONPATH, str(Path(__file__).parents[1])))
-    return made | {"env_vars": made["env_vars"] | {"PYTHONPATH": paths}}
