@@ -154,13 +154,13 @@ class Rank:
             parts.commands.follow()
             return
         try:
-            self._publisher.set_result(self._announced(controller))
+            self._announce_first(controller)
         except RedraftError:
             parts.commands.end(FAILED)  # the other ranks wait for a command
             raise
         parts.commands.end(ANNOUNCED)
 
-    def _announced(self, controller) -> Publisher:
+    def _announce_first(self, controller) -> None:
         import ray
 
         from learner.ranks.publisher import Publisher
@@ -178,12 +178,12 @@ class Rank:
         versions = Versions(me.get_node_id(), me.current_actor)
         host = ray.util.get_node_ip_address()
         publisher = Publisher(parts.trainer, self._gather, controller, parts.progress, tokens, versions, host)
+        self._publisher.set_result(publisher)  # actors of other nodes ask for bytes as soon as they are announced
         publisher.trial(spec.seed)
         if parts.saved is None or parts.progress.published == parts.progress.step:
             publisher.publish({})
         else:
             publisher.publish_saved(parts.saved)
-        return publisher
 
     def run(self, controller, until_step: int) -> LearnerEnded:
         """Trains until `until_step` steps are done or `stop` is called; returns how it ended.

@@ -88,32 +88,37 @@ class Broadcasts:
             return round_.seats.get(reader, REFUSED)
 
     def _begun(self, version: int, asked: dict[str, _Asked]) -> dict[str, Seat]:
-        """Begins the broadcast; the seats in it, none where there is nothing to send any more."""
+        """Begins the broadcast; the seats in it, none where it cannot begin."""
         reading = contextlib.ExitStack()
         try:
             data = reading.enter_context(self._versions.reading(version))
-        except KeyError:
+            port = self._port()
+        except (KeyError, RuntimeError, OSError) as error:
+            log.warning("version %d is not broadcast: %s", version, error)
+            reading.close()
             return {}
-        import torch.distributed as dist
-
         members = {who: one.workers for who, one in sorted(asked.items())}
         same = members == self._members and all(one.group == self._number for one in asked.values())
         if self._group is None or not same:
             self._leave()
             self._number, self._members = self._number + 1, members
-        if self._store is None:
-            self._store = store_at(dist, self._host, 0, leads=True)
         size = 1 + sum(members.values())
         seats, rank = {}, 1
         for who, workers in members.items():
-            where = self._number, self._host, self._store.port
-            seats[who] = Seat(*where, size, rank, len(data), self._piece_bytes)
+            seats[who] = Seat(self._number, self._host, port, size, rank, len(data), self._piece_bytes)
             rank += workers
-        self._sending = threading.Thread(
-            target=self._send, args=(version, data, reading, size), name="broadcast", daemon=True
-        )
+        what = version, data, reading, size
+        self._sending = threading.Thread(target=self._send, args=what, name="broadcast", daemon=True)
         self._sending.start()
         return seats
+
+    def _port(self) -> int:
+        """Where members of a group meet, on the first call opened."""
+        import torch.distributed as dist
+
+        if self._store is None:
+            self._store = store_at(dist, self._host, 0, leads=True)
+        return self._store.port
 
     def _send(self, version: int, data: Tensor, reading: contextlib.ExitStack, size: int) -> None:
         import torch.distributed as dist
