@@ -13,6 +13,7 @@ checkpoints/incarnation                       the newest incarnation: no later o
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ TAG = "engine"
 MODEL, ADAPTER = "model", "adapter"
 PUBLISHED = "published.safetensors"
 DIGESTS = "digests.json"
+SKIPPED = 1000  # incarnations, where the newest is not known: more than a run has between two checkpoints
+log = logging.getLogger("redraft.checkpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,11 @@ def step_of(folder: Path) -> int:
 
 
 def begin(run_dir: str | Path, step: int) -> Path:
-    """An empty folder for the checkpoint of `step`, under a name that no reader takes for a finished one."""
+    """An empty folder for the checkpoint of `step`, under a name that no reader takes for a finished one. What was left
+    of others that were never finished is removed."""
     folder = Path(run_dir, "checkpoints", f".step-{step:06d}.tmp")
-    shutil.rmtree(folder, ignore_errors=True)
+    for left in folder.parent.glob(".step-*.tmp"):  # of one that a full disk or a death has ended
+        shutil.rmtree(left, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
@@ -135,7 +140,11 @@ def _digest(path: Path) -> str:
 
 def read(folder: Path, run_id: str, ranks: int, zero: int, offload: str) -> RunState:
     """The state of a checkpoint. Raises SettingError when it is another run's, or sharded or kept otherwise."""
-    state = RunState(**json.loads((folder / "state.json").read_text()))
+    try:
+        state = RunState(**json.loads((folder / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        problem = f"{folder / 'state.json'} cannot be read: {error}"
+        raise SettingError("name", problem, f"Remove {folder}, to resume from the checkpoint before it") from error
     if state.run_id != run_id:
         raise SettingError("name", f"{folder} belongs to run {state.run_id}, not {run_id}", "Choose another run folder")
     kept = ("ranks", state.ranks, ranks), ("zero", state.zero, zero), ("offload", state.offload, offload)
@@ -153,13 +162,24 @@ def next_incarnation(run_dir: str | Path) -> int:
     """
     file = Path(run_dir, "checkpoints", "incarnation")
     file.parent.mkdir(parents=True, exist_ok=True)
-    incarnation = int(file.read_text()) + 1 if file.exists() else 0
+    try:
+        incarnation = int(file.read_text()) + 1 if file.exists() else 0
+    except ValueError:
+        incarnation = max(map(_incarnation_of, _finished(run_dir)), default=0) + SKIPPED
+        log.warning("%s holds no number; the run goes on as its incarnation %d", file, incarnation)
     fresh = file.with_name(".incarnation.tmp")
     fresh.write_text(str(incarnation))
     _fsync(fresh)
     fresh.rename(file)
     _fsync(file.parent)
     return incarnation
+
+
+def _incarnation_of(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "state.json").read_text())["incarnation"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _fsync(path: Path) -> None:

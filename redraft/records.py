@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 from protocols.evaluation import EvaluationLine
 from protocols.reports import Finding, RunEnded, StepLine
 
+log = logging.getLogger("redraft.records")
+_told: dict[Path, int] = {}  # lines that were told to be torn, by file
 GOES_ON = "running or interrupted"  # the state of a run that has not ended
 
 
@@ -36,7 +39,15 @@ def json_object(path: Path) -> dict:
 
 
 def lines(path: Path) -> list[dict]:
-    return _decoded(text(path).splitlines())
+    """The maps of a file of JSON lines. Lines that are none are left out and, but for a last one that is being written,
+    told in the log, once for as many as there are."""
+    written = text(path).split("\n")
+    found = _decoded(written)
+    torn = sum(bool(line.strip()) for line in written[:-1]) - len(_decoded(written[:-1]))
+    if torn and _told.get(path) != torn:
+        _told[path] = torn
+        log.warning("%s: %d lines are torn, and left out; said once", path, torn)
+    return found
 
 
 def _decoded(texts: Sequence[str]) -> list[dict]:

@@ -15,8 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from protocols import strict_json
 from protocols.errors import SettingError
-from redraft import machine
+from redraft import machine, records
 from redraft.owner import Owner, shared
 from redraft.recipe import Recipe, load
 from redraft.records import json_object
@@ -71,24 +72,27 @@ class Run:
         return self.folder / "keys"
 
     def append(self, file: str, line: Mapping[str, Any]) -> None:
-        """Adds one JSON line to `file` in the folder, in one write."""
-        data = (json.dumps(dict(line)) + "\n").encode()
-        descriptor = os.open(self.folder / file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        """Adds one JSON line to `file` in the folder. It begins a new line where an earlier writer died within one.
+        Raises OSError where the disk does not take all of it."""
+        data = (strict_json.dumps(line) + "\n").encode()
+        descriptor = os.open(self.folder / file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, data)
+            end = os.fstat(descriptor).st_size
+            if end and os.pread(descriptor, 1, end - 1) != b"\n":
+                data = b"\n" + data
+            while data:
+                data = data[os.write(descriptor, data) :]
         finally:
             os.close(descriptor)
 
     def lines(self, file: str) -> list[dict]:
-        """The whole lines of `file`; none when it does not exist."""
-        path = self.folder / file
-        text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text.split("\n")[:-1] if line]
+        """The whole lines of `file`; none when it does not exist. One that is torn is left out."""
+        return records.lines(self.folder / file)
 
     def write(self, file: str, content: Mapping[str, Any]) -> None:
         """Replaces `file` by this JSON, whole or not at all."""
         aside = self.folder / f".{file}.tmp"
-        aside.write_text(json.dumps(dict(content), indent=1) + "\n")
+        aside.write_text(strict_json.dumps(content, indent=1) + "\n")
         aside.rename(self.folder / file)
 
     def save(self) -> None:

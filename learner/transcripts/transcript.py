@@ -12,12 +12,12 @@ predecessor was wrong, `broken` wrong ones after a right one.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from protocols import strict_json
 from protocols.turns import Role, Turn
 
 BODY = b',"turns":['
@@ -27,7 +27,7 @@ MARKS = {Role.REFLECTION: ASIDE, Role.REVISION: ASIDE, Role.ERROR: ERROR}
 
 def line(facts: dict, turns: Sequence[dict]) -> bytes:
     """The line of a group: `facts` of the head, then what `told` made of its turns."""
-    return json.dumps(facts | {"turns": turns}, separators=(",", ":"), skipkeys=True, default=str).encode() + b"\n"
+    return strict_json.dumps(facts | {"turns": turns}, separators=(",", ":")).encode() + b"\n"
 
 
 def head(turns: Sequence[Turn]) -> dict:
