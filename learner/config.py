@@ -19,6 +19,7 @@ from learner.objective_config import GrpoSettings, Objective
 from protocols.settings import Settings
 from protocols.turns import Role
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 TRAINED_ROLES = tuple(role for role in Role if role is not Role.ERROR)
 
 
@@ -27,7 +28,7 @@ class OptimizerSettings(Settings):
 
     lr: PositiveFloat = 1e-5
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of AdamW's first and second moment."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, on all parameters."""

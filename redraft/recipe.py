@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from actors import rollout_config as rollouts
 from actors.config import ActorSettings, CurriculumSettings, DataSettings, EnvironmentSettings, SamplingSettings
@@ -20,6 +16,7 @@ from learner import objective_config as objectives
 from learner.config import LearnerSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
+from redraft import recipe_errors, recipe_file
 from redraft.config import EvaluationSettings, LogSettings, MetricsSettings, ModelSettings, TrackingSettings
 from replay.config import RunReplaySettings
 
@@ -162,6 +159,17 @@ class Recipe(Settings):
             raise ValueError(
                 f"learner.roles: rollout {rollout.name} writes turns of role {known}, and none has a weight; give one"
             )
+        overlong = getattr(learner.credit, "overlong", None)
+        if overlong is not None and overlong.limit - overlong.cache >= self.sampling.max_tokens:
+            raise ValueError(
+                f"learner.credit.overlong: no answer is longer than sampling.max_tokens={self.sampling.max_tokens}, "
+                f"and punishment begins after {overlong.limit - overlong.cache}; lower limit, or leave it out"
+            )
+        if self.replay.drop_flat and rollout.episodes == 1 and rollout.turns == 1:
+            raise ValueError(
+                "replay.drop_flat: one answer a group never differs from itself, so that every group would be dropped; "
+                "set rollout.episodes to 2 or more, or drop_flat to false"
+            )
         if self.model.on_rewrite == "new_root" and learner.credit.facts.follows_paths:
             raise ValueError(
                 "model.on_rewrite: new_root makes each turn a root, and learner.credit.name="
@@ -179,6 +187,8 @@ class Recipe(Settings):
         found = []
         if self.sampling.top_p < 1:
             found.append("sampling.top_p below 1 biases the ratio between trainer and sampler")
+        if 0 < self.steps <= self.learner.optimizer.warmup_steps:
+            found.append("learner.optimizer.warmup_steps is as long as the run: its learning rate is never reached")
         return found
 
     def dump(self) -> str:
@@ -187,18 +197,13 @@ class Recipe(Settings):
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe and applies `key=value` overrides. Raises SettingError naming the first key that cannot be."""
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise SettingError("recipe", f"{path} cannot be read: {error.strerror}", "Name a YAML file") from None
-    except yaml.YAMLError as error:
-        raise SettingError("recipe", f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise SettingError("recipe", f"{path} holds no settings", "See recipes/ for examples")
+    """Reads a recipe and applies `key=value` overrides. Raises SettingError naming each key that cannot be."""
+    values, lines = recipe_file.read(Path(path))
     for override in overrides:
         _override(values, override)
-    return build(values)
+        key = override.partition("=")[0].strip()
+        lines = {known: line for known, line in lines.items() if known != key and not known.startswith(f"{key}.")}
+    return build(values, lines)
 
 
 def reload(run_dir: Path, overrides: Sequence[str], command: str, matters: Sequence[str]) -> Recipe:
@@ -212,12 +217,12 @@ def reload(run_dir: Path, overrides: Sequence[str], command: str, matters: Seque
     return recipe
 
 
-def build(values: dict) -> Recipe:
-    """The recipe of these values. Raises SettingError in one line."""
+def build(values: dict, lines: Mapping[str, int] | None = None) -> Recipe:
+    """The recipe of these values; `lines` are those of its keys in a file. Raises SettingError, a line a mistake."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise _clear(error) from None
+        raise recipe_errors.clear(error, Recipe, lines or {}) from None
 
 
 def _override(values: dict, text: str) -> None:
@@ -234,56 +239,3 @@ def _override(values: dict, text: str) -> None:
         values[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         values[last] = value
-
-
-def _clear(error: ValidationError) -> SettingError:
-    """The first problem, in one line: which key, what is wrong with which value, what is allowed."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    key = ".".join(_without_tags(place))
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        allowed = _allowed(place[:-1])
-        close = difflib.get_close_matches(place[-1], allowed, 1)
-        meant = f"Did you mean {close[0]}? " if close else ""
-        return SettingError(key, "there is no such key", f"{meant}Allowed here: {', '.join(allowed)}")
-    if first["type"] == "missing":
-        return SettingError(key, "is missing")
-    if first["type"] == "value_error":
-        return SettingError(key or "recipe", message)
-    return SettingError(key, f"{message} (found {first['input']!r})")
-
-
-def _without_tags(place: list[str]) -> list[str]:
-    """Leaves out the tags, in angle brackets, of the kinds that `one_of` chose."""
-    return [part for part in place if not _is_tag(part)]
-
-
-def _is_tag(part: str) -> bool:
-    return part.startswith("<") and part.endswith(">")
-
-
-def _allowed(place: list[str]) -> list[str]:
-    """The keys of the section at `place`."""
-    kinds: list[type[BaseModel]] = [Recipe]
-    for part in place:
-        if _is_tag(part):
-            kinds = [kind for kind in kinds if _tag(kind) == part]
-        else:
-            fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
-            kinds = [found for field in fields for found in _models(field.annotation)]
-    return [key for kind in kinds for key in kind.model_fields]
-
-
-def _models(annotation) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
-        return [model for part in typing.get_args(annotation) for model in _models(part)]
-    return []
-
-
-def _tag(model: type[BaseModel]) -> str:
-    """The tag of one kind of part: that of its name, or of parts of the user's own."""
-    name = model.model_fields["name"].annotation
-    return f"<{typing.get_args(name)[0]}>" if typing.get_origin(name) is Literal else "<own>"

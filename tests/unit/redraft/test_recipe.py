@@ -1,5 +1,7 @@
 """A recipe is right as a whole, or refused in one line that names the key and the cure."""
 
+import pickle
+
 import pytest
 import yaml
 from support.places import ROOT
@@ -61,7 +63,8 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
     with pytest.raises(SettingError) as refused:
         recipe.load(QUICKSTART, [override])
     assert refused.value.setting == key
-    assert words in str(refused.value) and "\n" not in str(refused.value)
+    mistakes = getattr(refused.value, "mistakes", (refused.value,))
+    assert words in str(refused.value) and not any("\n" in str(one) for one in mistakes)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,16 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
         ("signs-star", ["steps=5"], "set it to 40"),
         ("quickstart", ["actors.engine.speculate=ngram", "sampling.top_p=0.9"], "set it to off, or those to 1"),
         ("quickstart", ["actors.engine.speculate=ngram", "actors.engine.name=scripted"], "only vLLM"),
+        (
+            "signs-grpo",
+            ["learner.credit={name: group, overlong: {limit: 500, cache: 100}}"],
+            "no answer is longer than sampling.max_tokens=9, and punishment begins after 400",
+        ),
+        (
+            "signs-grpo",
+            ["rollout.episodes=1", "learner.credit={name: raw}", "replay.drop_flat=true"],
+            "replay.drop_flat: one answer a group",
+        ),
         ("quickstart", ["model.lora.rank=8", "steps=0"], "model.lora: a run of 0 steps trains no adapter"),
         (
             "signs-grpo",
@@ -132,16 +145,68 @@ def test_an_override_that_is_none_is_refused(text):
         recipe.load(QUICKSTART, [text])
 
 
+def test_all_mistakes_of_a_file_are_told_at_once_each_with_its_line_and_what_was_meant(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        BASE + "learner:\n  lr: 1.0e-4\n  batch_groups: -1\nsampling: {max_token: 5}\nactors: {groups: x}\n"
+    )
+    with pytest.raises(SettingError) as refused:
+        recipe.load(path, ["actors.groups=many"])
+    first, *others = str(refused.value).splitlines()
+    assert first == "4 mistakes in the recipe:" and refused.value.setting in first + others[0]
+    told = {line.strip().partition(":")[0]: line for line in others}
+    assert "(line 7). Did you mean learner.optimizer.lr?" in told["learner.lr"]
+    assert "(line 8)" in told["learner.batch_groups"]
+    assert "(line 9). Did you mean max_tokens?" in told["sampling.max_token"]
+    assert "'many'" in told["actors.groups"] and "line" not in told["actors.groups"], "it was not written in the file"
+    again = pickle.loads(pickle.dumps(refused.value))
+    assert str(again) == str(refused.value) and again.setting == refused.value.setting
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "learner.optimizer.lr=.inf",
+        "sampling.temperature=.inf",
+        "sampling.temperature=.nan",
+        "actors.lease_s=.inf",
+        "learner.optimizer.betas=[1.5, 2]",
+    ],
+)
+def test_a_number_that_is_none_or_out_of_reach_is_refused(override):
+    with pytest.raises(SettingError, match=override.partition("=")[0]):
+        recipe.load(QUICKSTART, [override])
+
+
+def test_a_warm_up_as_long_as_the_run_is_told():
+    assert not any("warmup_steps" in said for said in recipe.load(QUICKSTART).warnings())
+    long = recipe.load(QUICKSTART, ["steps=3", "learner.optimizer.warmup_steps=50"])
+    assert any("warmup_steps" in said for said in long.warnings())
+
+
 def test_overrides_take_yaml_values():
     found = recipe.load(QUICKSTART, ["steps=3", "learner.objective={name: sft}", "data.path=some/where"])
     assert (found.steps, found.learner.objective.name, found.data.path) == (3, "sft", "some/where")
 
 
-@pytest.mark.parametrize(("content", "words"), [("a: [", "not YAML"), ("7", "no settings"), (None, "cannot be read")])
+BASE = "name: a\nsteps: 1\nmodel: {make: {}}\nenvironment: {name: signs}\nrollout: {name: attempt, episodes: 2}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: [", "not YAML"),
+        ("7", "no settings"),
+        (None, "cannot be read"),
+        (BASE + "steps: 900\n", "line 6 has the key steps of line 2 again"),
+        (BASE + "learner: {batch_groups: 7}\nlearner: {max_staleness: 2}\n", "line 7 has the key learner of line 6"),
+        ((BASE + "# f\u00fcr\n").encode("latin-1"), "not UTF-8: byte 0xfc in line 6"),
+    ],
+)
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, words):
     path = tmp_path / "r.yaml"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SettingError, match=words):
         recipe.load(path)
 
