@@ -124,6 +124,8 @@ class Dialogue:
             extra["refused"] = True
         if outcome.parsed is not None:
             extra["parsed"] = outcome.parsed
+        if outcome.score is not None:
+            extra["score"] = outcome.score
         for position in range(self._scored, len(self._history)):
             said = self._history[position]
             number = self._stage.group.turn(

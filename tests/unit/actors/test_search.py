@@ -12,7 +12,7 @@ from support.rollout_house import House, Speaker
 from actors.door import Outcome
 from actors.environments.minicraft import Minicraft
 from actors.rollout_config import SearchSettings
-from actors.rollouts.tree import Node, backpropagate, choose, ends, pairs, shared, uct
+from actors.rollouts.tree import Node, backpropagate, choose, ends, pairs, shared, uct, worth
 from protocols.turns import Role, Stop
 from redraft.models.make import build_tokenizer
 
@@ -66,6 +66,13 @@ def test_a_score_goes_up_the_whole_path_and_a_negative_one_counts_as_nothing():
     lost = node(root.children[0], "c", reward=-1.0)
     backpropagate(lost, lost.score)
     assert (root.visits, root.value) == (2, 0.5) and root.children[0].value == 0.5 and lost.score == 0.0
+
+
+def test_an_end_is_worth_the_score_so_far_where_the_environment_tells_one():
+    def end(reward: float, score: float | None) -> float:
+        return worth(Outcome(reward, False, None, True, False, 0.0, score=score))
+
+    assert (end(0.1, 0.8), end(0.8, None), end(0.5, -1.0), end(-1.0, None)) == (0.8, 0.8, 0.0, 0.0)
 
 
 def test_pairs_are_a_better_and_a_worse_end_that_share_the_longest_way():

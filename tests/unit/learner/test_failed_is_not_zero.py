@@ -105,6 +105,15 @@ def test_an_episode_that_grew_too_long_is_worth_no_more_than_a_wrong_one_nor_tha
     np.testing.assert_allclose(advantages(right, GroupCredit(std=False)), [1 / 3, 1 / 3, -2 / 3, 0], rtol=1e-6)
 
 
+def test_a_trajectory_is_worth_the_score_so_far_where_the_environment_tells_one():
+    steps = group(
+        turn(0, 0, 0.7, extra={"score": 0.7}),
+        turn(1, 0, 0.1, parent=0, terminated=True, extra={"score": 0.8}),
+        turn(2, 1, 0.3, terminated=True, extra={"score": 0.3}),
+    )
+    np.testing.assert_allclose(advantages(steps, TrajectoryCredit(above=0.5)), [0.8, 0.8, NONE])
+
+
 @pytest.mark.parametrize("reward", [math.nan, math.inf])
 @pytest.mark.parametrize(
     ("name", "objective"),
