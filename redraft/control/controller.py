@@ -271,13 +271,14 @@ class Controller:
         if self._stopping.is_set():
             return None
         summary = exam.summary()
+        self._status.evaluated(exam.tally())
+        exam.check(summary)
         occasion = Occasion(label, self._status.step, self._announced.version)
         if recipe.learner.record.groups:
             exam.record(self._run.folder, occasion)
         self._run.append("evaluations.jsonl", occasion.line(began, summary).to_json())
         self._trackers.evaluation(occasion.step, summary)
         tell_accuracy(label, summary)
-        self._status.evaluated(summary)
         return summary
 
     # The end.

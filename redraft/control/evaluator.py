@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from actors.tally import Tally
 from actors.tasks import TaskOrder
 from learner.transcripts.store import write_evaluation
 from protocols.errors import RedraftError
 from protocols.evaluation import EvaluationLine, EvaluationSummary
-from protocols.turns import Turn, sampled_tokens
+from protocols.turns import Role, Turn, sampled_tokens
 from redraft.control.fleet import Fleet
 from redraft.control.status import Status
 from redraft.evaluation import measures as evaluation
@@ -109,15 +110,22 @@ class Exam:
         }
 
     def summary(self) -> EvaluationSummary:
-        """Raises RedraftError where every episode broke off: there is nothing to measure."""
-        whole, played = self._passes[0].rollout, self.played()
-        found = evaluation.summarise(played, whole.turns, whole.kind)
-        if found.errors and found.errors == found.episodes:
-            last = [turn for tasks in played.values() for turns in tasks for turn in turns][-1]
-            raise RedraftError(
-                f"all {found.errors} episodes of the evaluation broke off. The last error: {last.extra.get('error')}"
-            )
+        whole = self._passes[0].rollout
+        return evaluation.summarise(self.played(), whole.turns, whole.kind)
+
+    def tally(self) -> Tally:
+        """How many episodes broke, and of what."""
+        played = self.played().values()
+        found = Tally(episodes=len(self._tasks) * sum(one.rollout.episodes for one in self._passes))
+        for turn in (turn for tasks in played for turns in tasks for turn in turns if turn.role is Role.ERROR):
+            found.turn(turn)
         return found
+
+    def check(self, summary: EvaluationSummary) -> None:
+        """Raises RedraftError where every episode broke off: its figures are none."""
+        if summary.errors and summary.errors == summary.episodes:
+            problem = f"all {summary.errors} episodes of the evaluation broke off"
+            raise RedraftError(f"{problem}. The last error: {self.tally().failure}")
 
     def record(self, folder: Path, occasion: Occasion) -> None:
         """Keeps some of the first pass in a run's folder."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.contract import Report
+from actors.tally import Tally
 from protocols import log_facts, metrics
 from protocols.evaluation import AnswerFigures, EvaluationSummary
 from protocols.nvml import Gpu
@@ -143,9 +144,10 @@ class Status:
             self._newest = step_of(ref.version)
             self._diagnosis.published(ref.version, ref.digest, ref.probe.logprobs, self.elapsed_s)
 
-    def evaluated(self, summary: EvaluationSummary) -> None:
+    def evaluated(self, tally: Tally) -> None:
+        """What broke in an evaluation."""
         with self._lock:
-            self._diagnosis.evaluated(summary)
+            self._diagnosis.evaluated(tally)
 
     def played(self, actor: int, report: Report) -> None:
         """What an actor made since its last report."""

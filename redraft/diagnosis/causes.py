@@ -33,7 +33,6 @@ from dataclasses import replace
 
 from actors.contract import Report
 from actors.tally import Tally
-from protocols.evaluation import EvaluationSummary
 from protocols.reports import Finding, StepReport
 from redraft.diagnosis.evidence import ALPHA, RecentPlay, Weights, beyond, in_play, overlap
 from redraft.recipe import Recipe
@@ -101,9 +100,9 @@ class Diagnosis:
         self._last = report
         self._frozen = self._unmoved(report)
 
-    def evaluated(self, summary: EvaluationSummary) -> None:
-        """What an evaluation found: episodes that broke in it count like those of training."""
-        self._play.add(Tally(episodes=summary.episodes, broken=summary.errors))
+    def evaluated(self, tally: Tally) -> None:
+        """What broke in an evaluation counts like what breaks in training."""
+        self._play.add(tally)
 
     def look(self, at_s: float) -> tuple[list[Finding], list[Finding]]:
         """Judges what is known at that time: the findings that begin, and those that end."""

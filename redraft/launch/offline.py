@@ -91,7 +91,9 @@ def exam(
         serve(exam)
         if recipe.learner.record.groups:
             exam.record(run.folder, occasion)
-        return exam.summary()
+        summary = exam.summary()
+        exam.check(summary)
+        return summary
 
 
 def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, console: Console) -> int:

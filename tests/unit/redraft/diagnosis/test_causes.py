@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from actors.contract import Report
 from actors.tally import Tally
-from protocols.evaluation import AnswerFigures, EvaluationSummary
 from protocols.reports import StepReport
 from redraft import recipe as recipes
 from redraft.diagnosis.causes import CAUSES, HOLD_S, Diagnosis
@@ -279,9 +278,10 @@ def test_tasks_without_a_question_of_their_own_are_compared_by_all_that_they_hol
 
 def test_an_evaluation_whose_episodes_all_broke_is_named_before_training():
     run = Watched()
-    run.diagnosis.evaluated(EvaluationSummary(n=20, turns=1, k=5, sampled=AnswerFigures(), errors=100))
+    run.diagnosis.evaluated(Tally(episodes=100, broken=100, failure="ConnectionError: no judge"))
     [finding], _ = run.diagnosis.look(1.0)
-    assert finding.cause == "episodes_broken" and finding.problem == "all 100 episodes ended with an error."
+    assert finding.cause == "episodes_broken"
+    assert finding.problem == "all 100 episodes ended with an error, the last with: ConnectionError: no judge."
 
 
 def test_groups_that_are_set_aside_are_told_as_what_they_are_with_the_cures():
