@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import warnings
 
 import torch
+import torch.distributed as dist
 
 from learner.config import LearnerSettings
 from learner.ranks.trainer import Trainer, join_ranks
@@ -41,4 +43,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     rank, ranks, port = map(int, sys.argv[1:4])
     join_ranks(rank, ranks, ("127.0.0.1", port), "cpu", 60)
-    print(json.dumps({case: taken(sys.argv[4], rank, ranks, *case.split(":")) for case in sys.argv[5:]}))
+    print(json.dumps({case: taken(sys.argv[4], rank, ranks, *case.split(":")) for case in sys.argv[5:]}), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # all is told; what libraries do at the end of an interpreter, one rank before the other, may abort
