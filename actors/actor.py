@@ -329,6 +329,8 @@ class Actor:
         except TimeoutError:
             self._break_off(writer, settings, EpisodeFailure("hung", f"not played within actors.lease_s={limit:g}"))
         except Exception as error:
+            if self._made.engine.error is not None:  # the tasks are played again by another actor
+                raise
             log.exception("%s cannot play the test task %s", self._name, task["id"])
             self._break_off(writer, settings, EpisodeFailure("raised", f"{type(error).__name__}: {error}"))
         finally:

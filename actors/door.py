@@ -1,4 +1,4 @@
-"""One door: what environments, task sources, judges and teachers return becomes the contract here, or is named.
+"""One door: what environments, task sources and teachers return becomes the contract here, or is named.
 
 Behind the door nothing checks again. What does not fit raises EpisodeFailure, which ends its episode alone; tasks are
 read before work starts, so what is wrong with them raises SettingError.
@@ -19,6 +19,7 @@ import numpy as np
 from actors import messages
 from actors.messages import LONGEST_TEXT, Question
 from protocols.errors import SettingError
+from protocols.turns import TOO_LONG
 
 LARGEST = float(np.finfo(np.float32).max)
 SHOWN = 80  # characters of a value in an error
@@ -27,7 +28,7 @@ SHOWN = 80  # characters of a value in an error
 class EpisodeFailure(Exception):
     """This episode cannot go on; the group can. `kind` is a metric label, one of KINDS."""
 
-    KINDS = ("raised", "returned", "hung", "too_long", "teacher")
+    KINDS = ("raised", "returned", "hung", TOO_LONG, "teacher")
 
     def __init__(self, kind: str, message: str):
         self.kind = kind

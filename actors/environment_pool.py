@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ class Playing:
         return door.dialogues(f"{self._name}.demonstrations", found)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lent:
     """An environment of the pool, and how many episodes it has begun."""
 
@@ -98,21 +99,21 @@ class EnvironmentPool:
         recycle_after: int | None = None,
     ):
         self._make, self._limit, self._at_once = make, time_limit_s, threads
-        self._instances, self._recycle_after = instances, recycle_after
+        self._instances, self._recycle_after = instances or sys.maxsize, recycle_after or sys.maxsize
         for kind in EpisodeFailure.KINDS:
             metrics.ENVIRONMENT_ERRORS.labels(kind=kind)
         self._idle: list[Lent] = []
-        self._alive: dict[int, Lent] = {}
+        self._alive: set[Lent] = set()
         self._threads = ThreadPoolExecutor(threads, "environment")
         self._free = asyncio.Semaphore(threads)  # so that the limit counts from a step's start, not from its queueing
-        self._room, self._group_room = (asyncio.Semaphore(instances or threads) for _ in range(2))
+        self._room, self._group_room = (asyncio.Semaphore(self._instances) for _ in range(2))
         self._line = asyncio.Lock()
         self._said: set[str] = set()
 
     @asynccontextmanager
     async def one(self, task: dict, seed: int) -> AsyncIterator[Playing]:
         """An environment that was reset to the task. Waits while `instances` others play."""
-        async with self._room if self._instances is not None else nullcontext():
+        async with self._room:
             lent = self._idle.pop() if self._idle else await self._made()
             lent.episodes += 1
             whole = False
@@ -123,7 +124,7 @@ class EnvironmentPool:
                 yield playing
                 whole = True
             finally:
-                if whole and (self._recycle_after is None or lent.episodes < self._recycle_after):
+                if whole and lent.episodes < self._recycle_after:
                     self._idle.append(lent)
                 else:
                     await self._close(lent)
@@ -132,27 +133,27 @@ class EnvironmentPool:
     async def room(self, episodes: int) -> AsyncIterator[None]:
         """Waits until a group of so many episodes at once can be played without waiting for the environments of
         others: so that no group's time runs while it cannot play. Groups go in the order in which they came."""
-        wanted = 0 if self._instances is None else min(episodes, self._instances)
         async with AsyncExitStack() as held:
             async with self._line:
-                for _ in range(wanted):
+                for _ in range(min(episodes, self._instances)):
                     await held.enter_async_context(self._group_room)
             yield
 
     async def close(self) -> None:
         """Closes all environments, also those in which an episode is played. Each has its time limit for it."""
         self._idle.clear()
-        await asyncio.gather(*(self._close(lent) for lent in list(self._alive.values())))
+        await asyncio.gather(*map(self._close, list(self._alive)))
         self._threads.shutdown(wait=False)
 
     async def _made(self) -> Lent:
         lent = Lent(await self._in_thread(self._make, late=_discard))
-        self._alive[id(lent)] = lent
+        self._alive.add(lent)
         return lent
 
     async def _close(self, lent: Lent) -> None:
-        if self._alive.pop(id(lent), None) is None:
+        if lent not in self._alive:
             return
+        self._alive.remove(lent)
         try:
             await asyncio.shield(self._in_thread(lent.environment.close))
         except EpisodeFailure as failure:

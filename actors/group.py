@@ -9,7 +9,7 @@ import numpy as np
 
 from actors.engines import Completion
 from protocols import metrics
-from protocols.turns import LOGPROBS, TOKENS, Close, Lease, Role, Stop, Turn
+from protocols.turns import LOGPROBS, TOKENS, TOO_LONG, Close, Lease, Role, Stop, Turn
 
 Sink = Callable[[Turn | Close, Lease, float], object]
 NO_TOKENS = np.empty(0, TOKENS)
@@ -94,9 +94,9 @@ class GroupWriter:
     def error(self, episode: int, error: str, kind: str) -> None:
         """Ends an episode that cannot go on: a turn of role ERROR after its last one, in which nothing was sampled.
 
-        An episode of the kind `too_long` failed by the model's own words and counts as wrong; any other broke off, and
+        An episode of the kind TOO_LONG failed by the model's own words and counts as wrong; any other broke off, and
         counts for nothing."""
-        if kind == "too_long":
+        if kind == TOO_LONG:
             self._too_long.add(episode)
             self.successes[episode] = 0.0
         else:

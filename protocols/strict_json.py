@@ -1,4 +1,4 @@
-"""JSON that every reader takes: no NaN, no infinite number, no half characters.
+"""JSON that every reader takes: no NaN and no infinite number.
 
 Python writes NaN and Infinity, which JSON does not have, so that browsers and other languages refuse the whole line.
 What an environment says may hold them; in files they are null.

@@ -17,6 +17,9 @@ from enum import IntEnum
 
 import numpy as np
 
+TOO_LONG = "too_long"
+"""The `kind` of an episode that ended since nothing more fitted the model's context; of all kinds of error it alone is
+the model's own doing. See Turn.extra of role error."""
 TOKENS = np.dtype("<i4")
 LOGPROBS = np.dtype("<f4")
 

@@ -36,8 +36,10 @@ def read(path: Path) -> Written:
     """Raises SettingError where the file cannot be read, is no YAML, or has a key twice."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        root = yaml.compose(text, _Loader)
-        values = yaml.load(text, _Loader)
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        lines = dict(_lines(root, set()))
+        values = None if root is None else loader.construct_document(root)
     except OSError as error:
         raise SettingError("recipe", f"{path} cannot be read: {error.strerror}", "Name a YAML file") from None
     except UnicodeDecodeError as error:
@@ -53,13 +55,15 @@ def read(path: Path) -> Written:
         raise SettingError("recipe", f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise SettingError("recipe", f"{path} holds no settings", "See recipes/ for examples")
-    return Written(values, dict(_lines(root)))
+    return Written(values, lines)
 
 
-def _lines(node: yaml.Node | None, above: str = "") -> Iterator[tuple[str, int]]:
-    if not isinstance(node, yaml.MappingNode):
+def _lines(node: yaml.Node | None, seen: set[int], above: str = "") -> Iterator[tuple[str, int]]:
+    """Of each key; a part that is used again, or within itself, has those of its first use."""
+    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return
+    seen.add(id(node))
     for key, value in node.value:
         dotted = f"{above}{key.value}"
         yield dotted, key.start_mark.line + 1
-        yield from _lines(value, f"{dotted}.")
+        yield from _lines(value, seen, f"{dotted}.")

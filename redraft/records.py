@@ -43,7 +43,8 @@ def lines(path: Path) -> list[dict]:
     told in the log, once for as many as there are."""
     written = text(path).split("\n")
     found = _decoded(written)
-    torn = sum(bool(line.strip()) for line in written[:-1]) - len(_decoded(written[:-1]))
+    whole = len(found) - len(_decoded(written[-1:]))
+    torn = sum(bool(line.strip()) for line in written[:-1]) - whole
     if torn and _told.get(path) != torn:
         _told[path] = torn
         log.warning("%s: %d lines are torn, and left out; said once", path, torn)

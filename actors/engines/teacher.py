@@ -8,6 +8,7 @@ import re
 import time
 from typing import Any, cast
 
+from actors import door
 from actors.door import EpisodeFailure
 from actors.teacher_config import TeacherSettings
 from protocols import metrics
@@ -90,6 +91,7 @@ class Teacher:
         text = THOUGHTS.sub("", text).strip()
         if not text:
             raise self._failure("empty", "sent an empty answer")
+        text = door.text(f"the teacher at {self._settings.host}", text)
         if not counted and self._settings.budget_tokens is not None:
             problem = f"{self._settings.host} does not say how many tokens an answer used"
             raise SettingError("rollout.teacher.budget_tokens", problem, "Leave it out, or use another endpoint")

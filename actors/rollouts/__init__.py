@@ -26,7 +26,7 @@ from actors.group import GroupWriter
 from actors.rendering import Renderer
 from actors.rollout_config import OwnRollout, Rollout
 from protocols import metrics, named
-from protocols.turns import Role, Stop
+from protocols.turns import TOO_LONG, Role, Stop
 from protocols.weights import step_of
 
 SETTING = "rollout.name"
@@ -96,7 +96,7 @@ class Stage(Generic[Played]):
         try:
             completion = await self.engine.generate(prompt, sampling or self.sampling)
         except PromptTooLong as error:
-            raise EpisodeFailure("too_long", str(error)) from None
+            raise EpisodeFailure(TOO_LONG, str(error)) from None
         if completion.stop is Stop.ABORTED:
             raise Aborted
         self.count(role)

@@ -23,11 +23,10 @@ import numpy as np
 from learner.credit_config import CreditSettings, OwnCredit
 from protocols import named
 from protocols.errors import SettingError
-from protocols.turns import Group, Role, Stop, Turn
+from protocols.turns import TOO_LONG, Group, Role, Stop, Turn
 
 NAMES = {name: f"learner.credits.{name}:{name}" for name in ("group", "turnwise", "raw", "reflection", "trajectory")}
 SETTING = "learner.credit.name"
-TOO_LONG = "too_long"
 
 
 def scored(turn: Turn) -> bool:

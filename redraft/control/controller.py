@@ -272,8 +272,7 @@ class Controller:
             return None
         summary = exam.summary()
         self._status.evaluated(exam.tally())
-        if label == "after" or not recipe.steps:  # else training tells it: a batch of which all broke ends the run
-            exam.check(summary)
+        exam.check(summary)
         occasion = Occasion(label, self._status.step, self._announced.version)
         if recipe.learner.record.groups:
             exam.record(self._run.folder, occasion)

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import ray
-from ray._private import state as ray_state
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.config import LearnerSettings
 from protocols.errors import DeadlineError
+from redraft.control.places import free_of_nodes
 
 LOOK_S = 1.0
 TOGETHER_S = 10.0  # that room on one node, which was there a moment ago, is waited for
@@ -44,16 +42,16 @@ class Gang:
         """Returns when there is room for all; tells `meanwhile` what is missing. Raises DeadlineError saying that."""
         deadline = time.monotonic() + limit_s
         together_until = time.monotonic() + min(TOGETHER_S, limit_s)
-        strict = any(_holds(node, self._bundles) for node in free_on_nodes())
+        strict = any(_holds(node, self._bundles) for node in free_of_nodes())
         self._group = placement_group(self._bundles, strategy="STRICT_PACK" if strict else "PACK")
         while not self._group.wait(LOOK_S):
             if strict and time.monotonic() > together_until:  # somebody else was faster
                 strict = False
                 self.remove()
                 self._group = placement_group(self._bundles, strategy="PACK")
-            meanwhile(lacking(self._bundles, free_on_nodes()))
+            meanwhile(lacking(self._bundles, free_of_nodes()))
             if time.monotonic() > deadline:
-                missing = lacking(self._bundles, free_on_nodes())
+                missing = lacking(self._bundles, free_of_nodes())
                 raise DeadlineError("the controller", "room for the learner's ranks", limit_s, missing)
 
     def seats(self) -> list[PlacementGroupSchedulingStrategy]:
@@ -68,13 +66,6 @@ class Gang:
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
-
-
-def free_on_nodes() -> list[dict[str, float]]:
-    """What is free now on each node that is alive."""
-    found: dict[str, dict[str, Any]] = ray_state.available_resources_per_node()
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return [resources for node, resources in found.items() if node in alive]
 
 
 def lacking(bundles: Sequence[dict[str, float]], nodes: Sequence[dict[str, float]]) -> str:

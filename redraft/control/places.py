@@ -32,10 +32,12 @@ def demand(options: Mapping[str, Any]) -> dict[str, float]:
 
 
 def free_of_nodes() -> list[dict[str, float]]:
-    """What each live node has free now."""
+    """What is free now on each node that is alive."""
+    import ray
     from ray._private import state
 
-    return list(state.available_resources_per_node().values())
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return [free for node, free in state.available_resources_per_node().items() if node in alive]
 
 
 def scaled() -> bool:

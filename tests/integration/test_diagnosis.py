@@ -112,8 +112,11 @@ def test_groups_that_are_all_set_aside_are_told_while_the_run_waits_and_by_the_e
     assert "for groups that are not flat" in summary["error"] and "replay.drop_flat: false" in summary["error"]
 
 
-def test_a_judge_that_is_down_is_told_although_the_first_batch_ends_the_run(tmp_path):
-    run = train(tmp_path, environment={"name": "support.dead_ends:Judged"}, learner={"credit": {"name": "raw"}})
+def test_a_judge_that_is_down_is_told_although_the_first_evaluation_ends_the_run(tmp_path):
+    enough = {"n": 8, "independent": 4, "greedy": False}
+    judged = {"environment": {"name": "support.dead_ends:Judged"}, "evaluation": enough}
+    run = train(tmp_path, **judged, learner={"credit": {"name": "raw"}})
     run.wait(240)
+    assert "all 32 episodes of the evaluation broke off" in run.summary("stuck")["error"]
     assert {"episodes_broken", "endpoint_down"} <= told(run).keys()
     assert "ConnectionError: the judge at 10.0.0.7" in told(run)["endpoint_down"]["problem"]

@@ -11,7 +11,7 @@ from support.waiting import deadline_s, until
 from learner.config import LearnerSettings
 from protocols.errors import DeadlineError
 from redraft.control import cluster as _before_ray  # noqa: F401  (sets what Ray reads when it is imported)
-from redraft.control import placement
+from redraft.control import placement, places
 from redraft.control.workers import needs
 
 pytestmark = pytest.mark.ray
@@ -46,12 +46,12 @@ def gang(cluster):
     yield make
     for one in made:
         one.remove()
-    until(lambda: gpus() == SMALL + LARGE, lambda: f"the nodes' GPUs free again: {placement.free_on_nodes()}")
+    until(lambda: gpus() == SMALL + LARGE, lambda: f"the nodes' GPUs free again: {places.free_of_nodes()}")
 
 
 def gpus() -> float:
     """That are free."""
-    return sum(node.get("GPU", 0.0) for node in placement.free_on_nodes())
+    return sum(node.get("GPU", 0.0) for node in places.free_of_nodes())
 
 
 def nodes_of(one: placement.Gang, ranks: int) -> list[str]:

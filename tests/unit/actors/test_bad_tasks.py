@@ -132,3 +132,19 @@ def test_a_lease_whose_environment_raises_anything_is_closed(raised, blocking):
 
     report = asyncio.run(run())._report
     assert len(report.closed) == 1 and not report.abandoned
+
+
+def test_an_engine_that_stops_amid_an_evaluation_loses_the_share_and_marks_no_task_as_broken():
+    async def run() -> None:
+        actor, _ = actor_of(Env, ActSettings(turns=2))
+        engine: Any = actor._made.engine
+
+        async def dies(prompt, sampling):
+            engine.error = RuntimeError("its core ended")
+            raise engine.error
+
+        engine.generate = dies
+        await actor.evaluate([{"id": "0"}], ActSettings(turns=2), SamplingSettings(max_tokens=4), 0)
+
+    with pytest.raises(RuntimeError, match="its core ended"):
+        asyncio.run(run())

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 
+from actors.engines import Completion
+from actors.group import GroupWriter
 from learner.batches.batch import prepare
 from learner.config import LearnerSettings
 from learner.credit_config import (
@@ -20,7 +23,7 @@ from learner.credit_config import (
     TurnwiseCredit,
 )
 from learner.credits import credit, left_out
-from protocols.turns import Group, Role, Turn
+from protocols.turns import TOO_LONG, Group, Lease, Role, Stop, Turn
 
 NONE = math.nan
 ACT, REFLECT, RETRY, ERROR = Role.ACTION, Role.REFLECTION, Role.RETRY, Role.ERROR
@@ -103,6 +106,27 @@ def test_an_episode_that_grew_too_long_is_worth_no_more_than_a_wrong_one_nor_tha
     np.testing.assert_allclose(advantages(punished, GroupCredit(std=False)), [-2 / 3, 4 / 3, -2 / 3, 0])
     right = group(turn(0, 0, 1.0), turn(1, 1, 1.0), turn(2, 2, 0.5), too_long(3, 2, 2))
     np.testing.assert_allclose(advantages(right, GroupCredit(std=False)), [1 / 3, 1 / 3, -2 / 3, 0], rtol=1e-6)
+
+
+ENDS = {"whole": None, "hung": "hung", "too long": TOO_LONG}
+
+
+@pytest.mark.parametrize("ends", product(ENDS, repeat=3), ids=" ".join)
+@pytest.mark.parametrize("rewards", [(1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -1.0, 0.0), (1.0, 0.0, 1.0)], ids=str)
+def test_what_an_actor_calls_flat_is_what_the_credit_of_episodes_calls_flat(ends, rewards):
+    said: list = []
+    writer = GroupWriter(
+        Lease(bytes(16), 0, 0, {"id": "t"}, 0), lambda item, lease, spread: said.append((item, spread))
+    )
+    sampled = Completion(np.array([3, 4], np.int32), np.full(2, -1, np.float32), ((0, 0),), Stop.END, 0.0)
+    for episode, (end, reward) in enumerate(zip(ends, rewards, strict=True)):
+        writer.turn(ACT, -1, np.array([1], np.int32), sampled, episode=episode, index=0, reward=reward)
+        if (kind := ENDS[end]) is not None:
+            writer.error(episode, "it ended", kind)
+    writer.close()
+    *turns, (_, spread) = said
+    worth = advantages(group(*(one for one, _ in turns)), GroupCredit(std=False))
+    assert (spread == 0) == (not np.nan_to_num(worth).any())
 
 
 def test_a_trajectory_is_worth_the_score_so_far_where_the_environment_tells_one():

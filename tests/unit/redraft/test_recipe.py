@@ -201,6 +201,7 @@ BASE = "name: a\nsteps: 1\nmodel: {make: {}}\nenvironment: {name: signs}\nrollou
         (BASE + "steps: 900\n", "line 6 has the key steps of line 2 again"),
         (BASE + "learner: {batch_groups: 7}\nlearner: {max_staleness: 2}\n", "line 7 has the key learner of line 6"),
         ((BASE + "# f\u00fcr\n").encode("latin-1"), "not UTF-8: byte 0xfc in line 6"),
+        (BASE + "learner: &own {optimizer: *own}\n", "learner.optimizer"),  # within itself
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, words):
