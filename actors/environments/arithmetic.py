@@ -8,6 +8,7 @@ import re
 from fractions import Fraction
 
 LONGEST = 200  # characters of an expression, which bounds its depth, too
+LONGEST_WRITTEN = 10 * LONGEST  # as it was written: \left( and \times are six for one
 SIGNS = str.maketrans("\u00d7\u00b7\u22c5\u2217\u00f7\u2212\u2013[]{}", "****/--()()", "`$")
 SPELLINGS = tuple(
     (re.compile(pattern), other)
@@ -63,8 +64,14 @@ def answer_in(text: str) -> str:
 
 
 def plain(expression: str) -> str:
-    """Signs and brackets as Python has them: `$3 \\times [5 − 2] = 9$` -> `3 * (5 - 2)`."""
-    expression = " ".join(expression.partition("=")[0].translate(SIGNS).split())
+    """Signs and brackets as Python has them: `$3 \\times [5 − 2] = 9$` -> `3 * (5 - 2)`.
+
+    What is longer than LONGEST_WRITTEN comes back as it is: it is no expression, and not worth the search.
+    """
+    expression = expression.partition("=")[0]
+    if len(expression) > LONGEST_WRITTEN:
+        return expression
+    expression = " ".join(expression.translate(SIGNS).split())
     for pattern, other in SPELLINGS:
         expression = pattern.sub(other, expression)
     return expression.strip()

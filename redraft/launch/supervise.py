@@ -19,12 +19,14 @@ line of restarts.jsonl in the run folder.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from protocols.errors import BUG, FAULT, MISTAKE, FaultError
 from redraft import records
@@ -74,7 +76,7 @@ class Supervisor:
         begun = runs.identity(self._name) not in ("", before)
         flags = ["--resume"] if begun else self._flags
         arguments = [*self.PROGRAM, *self._command, *flags]
-        self._child = subprocess.Popen(arguments, process_group=0, preexec_fn=_end_with_parent)
+        self._child = subprocess.Popen(arguments, process_group=0, preexec_fn=partial(_end_with, os.getpid()))
         return self._child.wait()
 
     def _pause(self, faults: int, why: str) -> None:
@@ -103,6 +105,8 @@ class Supervisor:
             self._child.send_signal(number)
 
 
-def _end_with_parent() -> None:
-    """The kernel sends the child SIGTERM when the supervisor ends, however that ends."""
+def _end_with(supervisor: int) -> None:
+    """The kernel sends this process, a child of the supervisor, SIGTERM when that ends, however it ends."""
     ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGTERM)
+    if os.getppid() != supervisor:  # it ended before it could be watched
+        os.kill(os.getpid(), signal.SIGTERM)

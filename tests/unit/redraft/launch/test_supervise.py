@@ -34,8 +34,8 @@ if "keeps" in what:
 if "ends" in what:
     (run / "summary.json").write_text(json.dumps({"state": what["ends"]}))
 if what.get("waits"):
-    pathlib.Path("waiting").touch()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    pathlib.Path("waiting").touch()
     signal.pause()
 if "signal" in what:
     os.kill(os.getpid(), what["signal"])
