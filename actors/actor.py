@@ -26,6 +26,7 @@ from actors.door import EpisodeFailure
 from actors.engines.teacher import Teacher, TeacherBudget
 from actors.environment_pool import EnvironmentPool
 from actors.group import GroupWriter
+from actors.mixture import Pools
 from actors.rendering import Renderer
 from actors.rollout_config import Rollout
 from actors.tally import foreign_ids, untemplated
@@ -52,7 +53,7 @@ class Parts:
     engine: Proved
     renderer: Renderer
     foreign: frozenset[int]
-    environments: EnvironmentPool
+    environments: Pools
     producer: Producer
     teacher: Teacher | None
 
@@ -115,9 +116,9 @@ class Actor:
 
         A task that cannot be played ends with turns of role error; only a setting or an engine ends the others."""
         self._share, self._tested, self._tested_tokens = share, 0, 0
-        lent = self._made.environments if feedback is None else self._lender(feedback)
+        lent = self._made.environments if feedback is None else Pools(self._spec.environments, feedback)
         try:
-            return await asyncio.gather(*(self._evaluate(task, settings, sampling, lent) for task in tasks))
+            return await asyncio.gather(*(self._evaluate(task, settings, sampling, lent.of(task)) for task in tasks))
         finally:
             if feedback is not None:
                 await lent.close()
@@ -167,20 +168,13 @@ class Actor:
         log.info("the engine is up, after %.1f s", time.monotonic() - began)
         renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
         self._report.untemplated = untemplated(renderer, Path(spec.model))
-        lent, taught = self._lender(spec.environment.feedback), getattr(spec.rollout, "teacher", None)
+        taught = getattr(spec.rollout, "teacher", None)
         producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
         teacher = None if taught is None else Teacher(taught)
-        return Parts(Proved(engine), renderer, foreign_ids(renderer), lent, producer, teacher)
+        return Parts(Proved(engine), renderer, foreign_ids(renderer), Pools(spec.environments), producer, teacher)
 
     def _starting(self, phase: str) -> None:
         self._report.phase = phase
-
-    def _lender(self, feedback: Feedback) -> EnvironmentPool:
-        from actors import environments
-
-        played = self._spec.environment.model_copy(update={"feedback": feedback})
-        limits = played.time_limit_s, played.threads, played.instances, played.recycle_after
-        return EnvironmentPool(lambda: environments.make(played), *limits)
 
     async def _update(self, trial: WeightRef | None) -> None:
         """Brings the engine to the newest announced version, again while newer ones come."""
@@ -239,7 +233,7 @@ class Actor:
     async def _play_group(self, lease: Lease) -> None:
         limit = self._spec.actors.lease_s
         try:
-            lent, episodes = self._made.environments, self._spec.rollout.episodes
+            lent, episodes = self._made.environments.of(lease.task), self._spec.rollout.episodes
             async with lent.room(episodes), asyncio.timeout(limit):
                 await self._for_replay(self._made.producer.room(lease.shard, ROOM_S))
                 writer = GroupWriter(lease, self._emit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -41,6 +42,28 @@ class EnvironmentSettings(Settings):
     """Episodes after which an environment is closed and another one made (None: never)."""
     options: dict[str, Any] = {}
     """The environment's own settings, see its class."""
+
+
+class MixedEnvironment(EnvironmentSettings):
+    """One of several environments of a run, with its own data."""
+
+    label: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,62}$")
+    """What its figures are told under (empty: its name)."""
+    weight: int = Field(default=1, ge=1)
+    """Groups that are played of it, beside so many of each other one."""
+    data: DataSettings = DataSettings()
+    """Which of its tasks are played."""
+
+    def alone(self) -> EnvironmentSettings:
+        """The same outside of a mixture."""
+        return EnvironmentSettings(**self.model_dump(include=set(EnvironmentSettings.model_fields)))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labelled(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("label") and isinstance(values.get("name"), str):
+            return values | {"label": re.sub(r"[^A-Za-z0-9._-]+", "-", values["name"])[:62]}
+        return values
 
 
 class SamplingSettings(Settings):

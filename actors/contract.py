@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
+from actors.config import ActorSettings, MixedEnvironment, SamplingSettings
 from actors.rendering import OnRewrite
 from actors.rollout_config import Rollout
 from actors.tally import Tally
@@ -26,8 +26,8 @@ class Spec:
     model: str
     dtype: str
     seed: int
-    data: DataSettings
-    environment: EnvironmentSettings
+    environments: tuple[MixedEnvironment, ...]
+    """One, or those of a mixture."""
     rollout: Rollout
     sampling: SamplingSettings
     actors: ActorSettings

@@ -9,7 +9,7 @@ import numpy as np
 
 from actors.engines import Completion
 from protocols import metrics
-from protocols.turns import LOGPROBS, TOKENS, TOO_LONG, Close, Lease, Role, Stop, Turn
+from protocols.turns import LOGPROBS, MIXED_FROM, TOKENS, TOO_LONG, Close, Lease, Role, Stop, Turn
 
 Sink = Callable[[Turn | Close, Lease, float], object]
 NO_TOKENS = np.empty(0, TOKENS)
@@ -30,7 +30,8 @@ class GroupWriter:
         """Numbers of the episodes that came to their end."""
         self.successes: dict[int, float] = {}
         """By episode whether its last sampled answer or action was a success; a rollout that knows better says so."""
-        self.facts: dict = {"task": lease.task.get("id", "")}
+        self.facts: dict = {key: lease.task[key] for key in (MIXED_FROM,) if key in lease.task}
+        self.facts["task"] = lease.task.get("id", "")
         """Of the whole group, for the close row."""
         self.compared: list[float] | None = None
         """What a group without variance is told by, where that is not the returns of its episodes."""

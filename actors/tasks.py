@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
+from typing import Protocol
 
 import numpy as np
 
@@ -30,6 +31,28 @@ class LevelSpan:
     epoch: int
     level: int | None
     indices: np.ndarray
+
+
+class Order(Protocol):
+    """What leases are made from."""
+
+    @property
+    def level(self) -> int | None:
+        """The newest level that is played; None without a curriculum."""
+        ...
+
+    @property
+    def state(self) -> dict:
+        """What a resumed run needs to go on alike, in JSON values."""
+        ...
+
+    def task(self, position: int) -> tuple[int, dict]:
+        """(epoch, task) of the `position`-th play; the pair never comes twice."""
+        ...
+
+    def closed(self, task: dict, success: float | None, position: int) -> bool:
+        """Counts a group of `task` that ended; True where that raised the level from `position` on."""
+        ...
 
 
 class TaskOrder:

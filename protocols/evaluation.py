@@ -128,6 +128,18 @@ PASSES: dict[Kind, type[AnswerFigures] | type[ActionFigures]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class EnvironmentFigures:
+    """The sampled pass over the `n` tasks of one environment, of a run of several; `errors` of them broke off."""
+
+    n: int
+    errors: int
+    figures: PassFigures
+
+    def to_json(self) -> dict[str, Any]:
+        return {"n": self.n, "errors": self.errors, **self.figures.to_json()}
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationSummary:
     """All passes of one evaluation over `n` test tasks."""
 
@@ -144,6 +156,8 @@ class EvaluationSummary:
     """Sampled responses of each pass, so that methods can be compared at equal numbers of them."""
     greedy: PassFigures | None = None
     controls: Mapping[str, PassFigures] = field(default_factory=dict)
+    environments: Mapping[str, EnvironmentFigures] = field(default_factory=dict)
+    """By label, of a run of several."""
 
     @property
     def kind(self) -> Kind:
@@ -165,6 +179,7 @@ class EvaluationSummary:
             "generations": dict(self.generations),
             "greedy": None if self.greedy is None else self.greedy.to_json(),
             "controls": {label: figures.to_json() for label, figures in self.controls.items()},
+            "environments": {label: figures.to_json() for label, figures in self.environments.items()},
         }
 
     @classmethod
@@ -181,6 +196,10 @@ class EvaluationSummary:
             generations=found.get("generations") or {},
             greedy=None if greedy is None else figures.from_json(greedy),
             controls={label: figures.from_json(one) for label, one in (found.get("controls") or {}).items()},
+            environments={
+                label: EnvironmentFigures(one["n"], one["errors"], figures.from_json(one))
+                for label, one in (found.get("environments") or {}).items()
+            },
         )
 
 

@@ -56,6 +56,16 @@ class ByRole(Exporter):
         self.set_only({role: found[self._of] if self._of else found for role, found in value.items()})
 
 
+class ByEnvironment(Exporter):
+    """A gauge for each environment in a map, and for no other."""
+
+    def __init__(self, name: str, help: str = ""):
+        super().__init__(Gauge, name, help, ("environment",))
+
+    def export(self, value: Mapping[str, float]) -> None:
+        self.set_only(dict(value))
+
+
 class ByTurn(Exporter):
     """A gauge for each turn number in a list, from 0, and for no other."""
 

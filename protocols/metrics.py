@@ -137,6 +137,12 @@ EVALUATION_ACCURACY = Metric(
     Gauge, "evaluation_accuracy", "Share of test tasks solved by turn number", ("occasion", "index")
 )  # before, after
 EVALUATION_ERROR = Metric(Gauge, "evaluation_accuracy_error", "Standard error of that share", ("occasion", "index"))
+EVALUATION_OF_ENVIRONMENT = Metric(
+    Gauge,
+    "evaluation_environment_accuracy",
+    "Share of test tasks solved at the last turn, of each environment of several",
+    ("occasion", "environment"),
+)
 WEIGHTS_REFUSED = Metric(
     Counter, "controller_weights_refused_total", "Versions whose digest, elements or probe did not agree on an actor"
 )

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from protocols.evaluation import EvaluationSummary
-from protocols.measured import Ages, ByPhase, ByRole, ByTurn, Reported, Value, measured
+from protocols.measured import Ages, ByEnvironment, ByPhase, ByRole, ByTurn, Reported, Value, measured
 from protocols.replay_stats import ReplayStats
 from protocols.responses import Responses
 
@@ -90,6 +90,24 @@ class BatchReport(Reported):
         "Mean reward by role",
         ByRole("learner_role_reward", "Mean reward of the last batch by role"),
         tracked="reward_by_role",
+        factory=dict,
+    )
+    groups_by_environment: dict[str, int] = measured(
+        "Groups by environment, of a run of several",
+        ByEnvironment("learner_environment_groups", "Groups of the last batch by environment"),
+        tracked="groups_by_environment",
+        factory=dict,
+    )
+    reward_by_environment: dict[str, float] = measured(
+        "Mean reward by environment, of a run of several",
+        ByEnvironment("learner_environment_reward", "Mean reward of the last batch by environment"),
+        tracked="reward_by_environment",
+        factory=dict,
+    )
+    success_by_environment: dict[str, float] = measured(
+        "Share of successes by environment, of a run of several",
+        ByEnvironment("learner_environment_accuracy", "Share of successes by environment, of a run of several"),
+        tracked="success_by_environment",
         factory=dict,
     )
     staleness_mean: float | None = measured("Mean staleness of groups", unit="steps", tracked="staleness/mean")

@@ -20,6 +20,8 @@ import numpy as np
 TOO_LONG = "too_long"
 """The `kind` of an episode that ended since nothing more fitted the model's context; of all kinds of error it alone is
 the model's own doing. See Turn.extra of role error."""
+MIXED_FROM = "mixed_from"
+"""The key of a task, and of a group's facts, that names the environment in a run of several."""
 TOKENS = np.dtype("<i4")
 LOGPROBS = np.dtype("<f4")
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from actors import rollout_config as rollouts
-from actors.config import ActorSettings, CurriculumSettings, DataSettings, EnvironmentSettings, SamplingSettings
+from actors.config import (
+    ActorSettings,
+    CurriculumSettings,
+    DataSettings,
+    EnvironmentSettings,
+    MixedEnvironment,
+    SamplingSettings,
+)
 from actors.rollout_config import AttemptSettings, RolloutSettings
 from learner import credit_config as credits
 from learner import objective_config as objectives
@@ -39,6 +47,9 @@ class Recipe(Settings):
     model: ModelSettings
     data: DataSettings = DataSettings()
     environment: EnvironmentSettings
+    """In a run of several `environments` the first of them; then leave this out."""
+    environments: tuple[MixedEnvironment, ...] = ()
+    """Several environments in place of one, each with its own data, weight and figures."""
     curriculum: CurriculumSettings | None = None
     """Begin with the easiest tasks, and add harder ones as these are solved."""
     rollout: RolloutSettings = AttemptSettings()  # pyright: ignore[reportInvalidTypeForm]  made by one_of
@@ -55,6 +66,32 @@ class Recipe(Settings):
     """Longest wait for all processes to be up before the run stops and says which is missing."""
     stop_s: float = Field(default=600.0, gt=0)
     """Longest wait for a step and its checkpoint when the run is told to stop, before it is killed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.get("environments") or values.get("environment") is not None:
+            return values
+        try:
+            first = MixedEnvironment.model_validate(values["environments"][0])
+        except (ValidationError, TypeError, LookupError):
+            first = MixedEnvironment(name="?")  # what is wrong with it is said of the list
+        return values | {"environment": first.alone()}
+
+    @property
+    def mixture(self) -> tuple[MixedEnvironment, ...]:
+        """What is played: the one environment, or several."""
+        return self.environments or (MixedEnvironment(**self.environment.model_dump(), data=self.data),)
+
+    @property
+    def played(self) -> str:
+        """What is played, in words."""
+        return " and ".join(one.label if self.environments else one.name for one in self.mixture)
+
+    @property
+    def feedback(self) -> str:
+        """What environments say to an answer, in words."""
+        return ", ".join(dict.fromkeys(one.feedback for one in self.mixture))
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -82,6 +119,7 @@ class Recipe(Settings):
                 "actors.engine.speculate: only vLLM at sampling.temperature 1 and top_p 1 gives the model's log-probs; "
                 "set it to off, or those to 1"
             )
+        self._mixture_fits()
         self._adapter_fits()
         self._controls_fit()
         if self.steps:
@@ -89,11 +127,31 @@ class Recipe(Settings):
             self._learner_fits()
             self._takes_effect()
 
+    def _mixture_fits(self) -> None:
+        several = self.environments
+        if not several:
+            return
+        if self.environment != several[0].alone():
+            raise ValueError("environment: has no effect beside environments; leave it out, or name it among them")
+        if len(several) == 1:
+            raise ValueError("environments: one is no mixture; name it as environment, or name another one, too")
+        if self.data != DataSettings():
+            raise ValueError("data: has no effect beside environments; give each of them its own data")
+        if self.curriculum is not None:
+            raise ValueError("curriculum: levels of several environments cannot be compared; leave it out")
+        labels = [one.label for one in several]
+        if twice := [label for n, label in enumerate(labels) if label in labels[:n]]:
+            raise ValueError(f"environments: two of them are called {twice[0]!r}; give one another label")
+        if any(one.data.failures for one in several):
+            raise ValueError("environments: data.failures cannot be mixed; train on failures in a run of their own")
+
     def _controls_fit(self) -> None:
         kinds, turns = self.evaluation.feedbacks, self.evaluation.turns or self.rollout.turns
-        if self.environment.feedback in kinds or len(set(kinds)) < len(kinds):
-            own = self.environment.feedback
-            raise ValueError(f"evaluation.feedbacks: name kinds other than environment.feedback={own}, each once")
+        own = {one.feedback for one in self.mixture}
+        if own & set(kinds) or len(set(kinds)) < len(kinds):
+            raise ValueError(
+                f"evaluation.feedbacks: name kinds other than environment.feedback={self.feedback}, each once"
+            )
         if kinds and turns == 1:
             raise ValueError("evaluation.feedbacks: no feedback is heard with one turn; leave it out, or raise turns")
 
@@ -193,7 +251,8 @@ class Recipe(Settings):
 
     def dump(self) -> str:
         """The resolved recipe as YAML: reading it gives the same recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = self.model_dump(mode="json", exclude={"environment" if self.environments else "environments"})
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:

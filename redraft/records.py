@@ -131,6 +131,20 @@ def at(recipe: Mapping[str, Any], key: str) -> Any:
     return value
 
 
+def played(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What its environments are, each with its data: one, or several; none where the recipe cannot be read."""
+    several = recipe.get("environments")
+    if isinstance(several, list) and several:
+        return [one for one in several if isinstance(one, dict)]
+    one = recipe.get("environment")
+    return [one | {"data": recipe.get("data")}] if isinstance(one, dict) else []
+
+
+def feedback(recipe: Mapping[str, Any]) -> str:
+    """What its environments say to an answer, "" where that is not known."""
+    return ", ".join(dict.fromkeys(str(one["feedback"]) for one in played(recipe) if one.get("feedback")))
+
+
 def adapter(recipe: Mapping[str, Any], trained: int | None) -> str:
     """What was trained in place of all weights, of so many parameters, in a few words; "" where all were."""
     rank = at(recipe, "model.lora.rank")

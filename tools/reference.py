@@ -34,6 +34,8 @@ def schema() -> dict:
     found = Recipe.model_json_schema()
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     found["title"] = "Redraft recipe"
+    found["required"].remove("environment")
+    found["anyOf"] = [{"required": ["environment"]}, {"required": ["environments"]}]
     for part in [*found["$defs"].values(), *_parts(found)]:
         part.pop("title", None)
         if "description" in part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grafana_foundation_sdk.builders import timeseries
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from overview import accuracy, findings, reward
 from panels import BAD, CARE, board, by_role, gauge, lines
@@ -19,6 +20,11 @@ def _held_out():
         (f"{found} + {error}", "{{occasion}}, turn {{index}}: + error"),
         (f"{found} - {error}", "{{occasion}}, turn {{index}}: - error"),
     )
+
+
+def by_environment(title: str, description: str, name: str) -> timeseries.Panel:
+    """A gauge that the learner has for each environment, of a run of several."""
+    return lines(title, description, "none", (f'max by (environment) ({name}{{run="$run"}})', "{{environment}}"))
 
 
 def learning() -> Dashboard:
@@ -42,6 +48,22 @@ def learning() -> Dashboard:
                     ),
                 ),
                 by_role("Reward by role", "Mean of the last batch.", "none", "redraft_learner_role_reward"),
+            ),
+        ),
+        (
+            "Environment by environment",
+            (
+                by_environment("Reward by environment", "Mean of the batch.", "redraft_learner_environment_reward"),
+                lines(
+                    "Held-out accuracy by environment",
+                    "Of its test tasks at the last turn, by the evaluation.",
+                    "percentunit",
+                    (
+                        'max by (occasion, environment) (redraft_evaluation_environment_accuracy{run="$run"})',
+                        "{{occasion}}, {{environment}}",
+                    ),
+                ),
+                by_environment("Groups by environment", "In the last batch.", "redraft_learner_environment_groups"),
             ),
         ),
         (

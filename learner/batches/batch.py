@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from learner.sequences import Linearised, Shares, brought_along
 from learner.transcripts.store import sample
 from protocols.errors import RedraftError
 from protocols.reports import BatchReport
-from protocols.turns import Group, Role, Turn, sampled_tokens
+from protocols.turns import MIXED_FROM, Group, Role, Turn, sampled_tokens
 from protocols.weights import staleness
 
 
@@ -83,6 +83,8 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
     turns = [turn for group in groups for turn in group.turns]
     attempts = [turn for group in groups for turn in _attempts(group)]
     rewards, successes, roles = defaultdict(list), defaultdict(list), defaultdict(list)
+    mixed = Counter(group.extra[MIXED_FROM] for group in groups if MIXED_FROM in group.extra)
+    apart = {label: [t for g in groups if g.extra.get(MIXED_FROM) == label for t in _attempts(g)] for label in mixed}
     for turn in attempts:
         rewards[turn.index].append(turn.reward)
         roles[turn.role.name.lower()].append(turn.reward)
@@ -95,13 +97,23 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
         sampled_tokens=sum(map(sampled_tokens, turns)),
         reward=float(np.mean([turn.reward for turn in attempts])) if attempts else None,
         reward_by_index=[float(np.mean(rewards[index])) for index in sorted(rewards)],
-        reward_by_role={role: float(np.mean(found)) for role, found in sorted(roles.items())},
+        reward_by_role=_means(roles),
         success_by_index=[float(np.mean(successes[index])) for index in sorted(successes)],
+        groups_by_environment=dict(sorted(mixed.items())),
+        reward_by_environment=_means({label: [t.reward for t in own] for label, own in apart.items()}),
+        success_by_environment=_means(
+            {label: [bool(t.extra["success"]) for t in own if "success" in t.extra] for label, own in apart.items()}
+        ),
         staleness_mean=float(np.mean(ages)) if ages else None,
         staleness_max=max(ages, default=None),
         staleness_counts={str(age): count for age, count in sorted(Counter(ages).items())},
         responses=responses_of(turns),
     )
+
+
+def _means(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of those that hold something, in the order of their names."""
+    return {name: float(np.mean(values)) for name, values in sorted(found.items()) if values}
 
 
 def _attempts(group: Group) -> list[Turn]:

@@ -9,12 +9,13 @@ import numpy as np
 
 from learner.credit_config import TurnwiseCredit
 from learner.credits import flat, scored, telling
-from protocols.turns import Group, Turn
+from protocols.turns import MIXED_FROM, Group, Turn
 
 
 def turnwise(batch: Sequence[Group], settings: TurnwiseCredit) -> list[np.ndarray]:
     """The turn's reward less the mean reward of the turns of the same number, so that late turns are not favoured for
-    being late.
+    being late. The mean is over the batch or the group; in a run of several environments, over those of the batch that
+    are of the same one.
 
     Turns of an episode that broke off take no part; an answer for which there was no room was not given, and has no
     part either.
@@ -25,7 +26,14 @@ def turnwise(batch: Sequence[Group], settings: TurnwiseCredit) -> list[np.ndarra
     if settings.baseline == "group":
         means = [_mean_by_index(turns) for turns in told]
     else:
-        means = [_mean_by_index([turn for turns in told for turn in turns])] * len(batch)
+        places = [group.extra.get(MIXED_FROM) for group in batch]  # a hard environment is no reason to do less of it
+        shared = {
+            place: _mean_by_index(
+                [turn for turns, other in zip(told, places, strict=True) if other == place for turn in turns]
+            )
+            for place in set(places)
+        }
+        means = [shared[place] for place in places]
     return [
         np.array([turn.reward - mean.get(turn.index, turn.reward) for turn in group.turns], np.float32)
         for group, mean in zip(batch, means, strict=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actors import engines, environments, messages, rendering
+from actors import engines, environments, messages, mixture, rendering
 from actors.config import SamplingSettings
 from actors.door import EpisodeFailure, Outcome
 from actors.environment_pool import EnvironmentPool, Playing
@@ -31,7 +31,7 @@ from redraft.models import make as models
 from redraft.recipe import Recipe
 
 NEW, QUIT = "/new", "/quit"
-MATTERS = ("actors.engine", "data", "environment", "model.dtype", "rollout", "sampling", "seed")
+MATTERS = ("actors.engine", "data", "environment", "environments", "model.dtype", "rollout", "sampling", "seed")
 """What a conversation looks at in a run's recipe; the model is the checkpoint's."""
 HELP = f"{NEW} begins a new conversation, {QUIT} or Ctrl-D leaves"
 
@@ -52,12 +52,12 @@ def task_of(recipe: Recipe, wanted: str) -> dict:
     """The test or training task of that id. Raises SettingError where there is none."""
     known = []
     for split in ("test", "train"):
-        for task in environments.tasks(recipe.environment, recipe.data, split):
+        for task in mixture.tasks(recipe.mixture, split):
             if task["id"] == wanted:
                 return task
             if len(known) < 3:
                 known.append(task["id"])
-    problem = f"{recipe.environment.name} has no task {wanted!r}"
+    problem = f"{recipe.played} has no task {wanted!r}"
     raise SettingError("--task", problem, f"Such as {', '.join(known)}; `redraft view RUN` shows what was played")
 
 
@@ -129,7 +129,7 @@ async def converse(talk: Talk) -> None:
 
 async def play(talk: Talk, recipe: Recipe, task: dict) -> None:
     """Episodes of one task, one after the other, until the person leaves. Raises RedraftError where it cannot be."""
-    settings = recipe.environment
+    settings = mixture.of(recipe.mixture, task)
     lent = EnvironmentPool(lambda: environments.make(settings), settings.time_limit_s, 1)
     typed = _lines("you, or Enter for what the environment says")
     again = True

@@ -27,10 +27,11 @@ def admissible(eta: int, version: int, step: int, batch: int, held: int, running
 def groups_at_once(recipe: Recipe) -> int:
     """How many groups one actor plays at once: no more than there are environments for, of which a group needs one an
     episode."""
-    instances = recipe.environment.instances
-    if instances is None:
+    limits = [one.instances for one in recipe.mixture]
+    if any(limit is None for limit in limits):
         return recipe.actors.groups
-    return max(1, min(recipe.actors.groups, instances // recipe.rollout.episodes))
+    groups = sum(limit // recipe.rollout.episodes for limit in limits if limit is not None)
+    return max(1, min(recipe.actors.groups, groups))
 
 
 class Admission:

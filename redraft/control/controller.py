@@ -266,7 +266,7 @@ class Controller:
         self._status.phase(*PHASES[label])
         recipe, parts = self._recipe, exchange.parts
         passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
-        exam = Exam(chosen(parts.tests, recipe.evaluation.n), passes, parts.fleet, self._status)
+        exam = Exam(chosen(recipe.mixture, parts.tests, recipe.evaluation.n), passes, parts.fleet, self._status)
         self._serve(exchange, lambda: self._stopping.is_set() or exam.advance())
         if self._stopping.is_set():
             return None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from actors import mixture as mixtures
+from actors.mixture import Mixture
 from actors.tally import Tally
-from actors.tasks import TaskOrder
 from learner.transcripts.store import write_evaluation
 from protocols.errors import RedraftError
 from protocols.evaluation import EvaluationLine, EvaluationSummary
-from protocols.turns import Role, Turn, sampled_tokens
+from protocols.turns import MIXED_FROM, Role, Turn, sampled_tokens
 from redraft.control.fleet import Fleet
 from redraft.control.status import Status
 from redraft.evaluation import measures as evaluation
@@ -38,10 +40,12 @@ class Occasion:
         return EvaluationLine(self.label, self.step, self.version, seconds, summary)
 
 
-def chosen(tests: Sequence[dict], n: int) -> list[dict]:
-    """The `n` test tasks that every evaluation plays."""
-    order = TaskOrder(tests, EXAM_SEED)
-    return [order.task(position)[1] for position in range(min(n, len(tests)))]
+def chosen(mixture: Mixture, tests: Sequence[dict], n: int) -> list[dict]:
+    """The `n` test tasks that every evaluation plays, of several environments by their weights, none of them twice;
+    fewer where there are no more."""
+    order = mixtures.order(mixture, tests, EXAM_SEED)
+    plays = (order.task(position) for position in itertools.count())
+    return list(itertools.islice((task for epoch, task in plays if not epoch), min(n, len(tests))))
 
 
 class Exam:
@@ -111,7 +115,8 @@ class Exam:
 
     def summary(self) -> EvaluationSummary:
         whole = self._passes[0].rollout
-        return evaluation.summarise(self.played(), whole.turns, whole.kind)
+        labels = [task.get(MIXED_FROM, "") for task in self._tasks]
+        return evaluation.summarise(self.played(), whole.turns, whole.kind, labels)
 
     def tally(self) -> Tally:
         """How many episodes broke, and of what."""

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
-from actors.tasks import TaskOrder
+from actors.tasks import Order
 from protocols.keys import group_id
 from protocols.turns import Lease
 
@@ -36,7 +36,7 @@ class LeaseBook:
 
     def __init__(
         self,
-        order: TaskOrder,
+        order: Order,
         run_id: str,
         seed: int,
         cursor: int,

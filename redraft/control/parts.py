@@ -12,9 +12,8 @@ from typing import Any
 
 import ray
 
-from actors import environments
+from actors import mixture as mixtures
 from actors.contract import Orders
-from actors.tasks import TaskOrder
 from protocols.errors import DeadlineError
 from protocols.reports import LearnerReady
 from redraft.control import placement, workers
@@ -88,8 +87,7 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
     Raises SettingError, or DeadlineError naming the part that did not come up.
     """
     status.phase("starting", "tasks")
-    tasks = environments.tasks(recipe.environment, recipe.data, "train")
-    tests = environments.tasks(recipe.environment, recipe.data, "test")
+    tasks, tests = (mixtures.tasks(recipe.mixture, split) for split in ("train", "test"))
     status.missing(["replay", "learner", "actors"])
     shards = Shards(run, recipe)
     closing.callback(shards.close)
@@ -120,7 +118,7 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
     served = _serve(ranks, run, recipe, meanwhile)
     status.started(begins.step, begins.trained, begins.last)
     cursor, incarnation = begins.cursor, begins.incarnation
-    order = TaskOrder(tasks, recipe.seed, recipe.curriculum, dict(cursor))
+    order = mixtures.order(recipe.mixture, tasks, recipe.seed, recipe.curriculum, dict(cursor))
     position = cursor.get("position", 0)
     book = LeaseBook(order, run.id, recipe.seed, position, incarnation, client.known, shards.of)
     log.info("started: step %d, incarnation %d, %d training tasks", begins.step, incarnation, len(tasks))

@@ -172,7 +172,7 @@ class Diagnosis:
         if not self._nearly("answers_unparsed", count, total, MOST):
             return None
         return (
-            f"In {_share(count, total, 'answers')} {self._recipe.environment.name} could find nothing to judge.",
+            f"In {_share(count, total, 'answers')} {self._recipe.played} could find nothing to judge.",
             "Read what the model writes (redraft view RUN): have the question say the form, use a model that keeps to "
             "it, or raise sampling.max_tokens where answers are cut.",
         )
@@ -209,7 +209,7 @@ class Diagnosis:
             f"All {play.scores} scores of {play.groups} groups are the same ({play.low:g}), so there is nothing to "
             "prefer.",
             f"{_difficulty(0.0 if play.low <= 0 else 1.0)}, give partial credit, and see that the reward of "
-            f"{self._recipe.environment.name} depends on the answer.",
+            f"{self._recipe.played} depends on the answer.",
         )
 
     def _flat(self, at_s: float) -> Told | None:

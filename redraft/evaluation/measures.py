@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from actors.config import Feedback, SamplingSettings
 from learner.batches.responses import responses_of
-from protocols.evaluation import EvaluationSummary, Kind, PassFigures
+from protocols.evaluation import EnvironmentFigures, EvaluationSummary, Kind, PassFigures
 from protocols.turns import Turn
 from redraft.config import EvaluationSettings
 from redraft.evaluation.episodes import Episode, episodes, generations, of_actions, of_answers
@@ -50,8 +50,11 @@ def plays(settings: EvaluationSettings, rollout: Rollout, sampling: SamplingSett
     return passes + [Pass(f"{kind} feedback", whole, sampling, kind) for kind in settings.feedbacks]
 
 
-def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: Kind = "answers") -> EvaluationSummary:
-    """The figures of one evaluation. `played` maps the labels of `plays` to the turns of each task.
+def summarise(
+    played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: Kind = "answers", labels: Sequence[str] = ()
+) -> EvaluationSummary:
+    """The figures of one evaluation. `played` maps the labels of `plays` to the turns of each task; `labels` are those
+    of the environments that the tasks are from, in a run of several.
 
     Standard errors take each task as one cluster; see episodes.ratio. An evaluation without independent tries has k = 1
     of them: the sampled episode. A task whose episode broke off is left out of the figures of that pass, and of those
@@ -66,6 +69,7 @@ def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: 
         for label, tasks in found.items()
         if label not in ("sampled", "independent")
     }
+    mixed = sorted({label for label in labels if label})
     return EvaluationSummary(
         n=len(sampled),
         turns=turns,
@@ -75,7 +79,25 @@ def summarise(played: Mapping[str, Sequence[Sequence[Turn]]], turns: int, kind: 
         generations={label: sum(map(generations, tasks)) for label, tasks in played.items()},
         greedy=apart.pop("greedy", None),
         controls=apart,
+        environments={
+            label: _environment([n for n, other in enumerate(labels) if other == label], together, played, turns, kind)
+            for label in mixed
+        },
     )
+
+
+def _environment(
+    own: Sequence[int],
+    together: Sequence[Sequence[Episode]],
+    played: Mapping[str, Sequence[Sequence[Turn]]],
+    turns: int,
+    kind: Kind,
+) -> EnvironmentFigures:
+    """Figures of the tasks at these places."""
+    tries = [together[n] for n in own]
+    sampled = [first for first, *_ in tries]
+    figures = _figures(sampled, turns, kind, [played["sampled"][n] for n in own], tries)
+    return EnvironmentFigures(len(own), sum(episode.broken for episode in sampled), figures)
 
 
 def _one_each(tasks: Sequence[Sequence[Episode]]) -> list[Episode]:

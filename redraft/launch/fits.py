@@ -28,7 +28,7 @@ def check(model: Path, recipe: Recipe) -> None:
     """Raises SettingError for a tokenizer that cannot be used, lacks something, has ids that the model does not know,
     or cannot spell what the rollout says; for prompts longer than the model's positions; for a chat template that the
     rollout cannot be played with; for failures of another tokenizer; and where it cannot have the recipe's adapter."""
-    from actors import environments, rendering
+    from actors import mixture, rendering
 
     renderer = rendering.load(model, recipe.model.on_rewrite, recipe.rollout.system)
     for key, text in recipe.rollout.texts.items():
@@ -41,7 +41,7 @@ def check(model: Path, recipe: Recipe) -> None:
     _check_length(config, recipe)
     _check_turns(renderer, recipe)
     if recipe.data.failures:
-        failures.check(environments.tasks(recipe.environment, recipe.data, "train"), model)
+        failures.check(mixture.tasks(recipe.mixture, "train"), model)
     if recipe.model.lora is not None:
         from learner.model import lora
 

@@ -56,7 +56,7 @@ def evaluate(name: str, overrides: Sequence[str], step: int | None, cache: Path,
 
 
 def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path, console: Console) -> None:
-    from actors import environments
+    from actors import mixture
     from learner import checkpoint
     from protocols.weights import version_of
     from redraft.control.evaluator import Occasion
@@ -68,13 +68,13 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
     learner = recipe.learner
     state = checkpoint.read(folder, run.id, learner.ranks, learner.zero, learner.offload)
     occasion = Occasion("eval", state.step, version_of(state.incarnation, state.step))
-    tests = environments.tasks(recipe.environment, recipe.data, "test")
+    tests = mixture.tasks(recipe.mixture, "test")
     model = models.of_checkpoint(folder, run.model, cache)
     began = time.monotonic()
     with ray_for(recipe):
         summary = exam(recipe, run, model, occasion, tests, LiveView(console, run.name))
     run.append("evaluations.jsonl", occasion.line(began, summary).to_json())
-    console.print(table(None, summary, recipe.environment.feedback, console.width))
+    console.print(table(None, summary, recipe.feedback, console.width))
     console.print(f"report: {relative(write_report(run.folder))}", soft_wrap=True)
 
 
@@ -87,7 +87,7 @@ def exam(
 
     passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
     with _fleet(recipe, run, model, occasion.version, view) as (fleet, status, serve):
-        exam = Exam(chosen(tests, recipe.evaluation.n), passes, fleet, status)
+        exam = Exam(chosen(recipe.mixture, tests, recipe.evaluation.n), passes, fleet, status)
         serve(exam)
         if recipe.learner.record.groups:
             exam.record(run.folder, occasion)
@@ -104,13 +104,13 @@ def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, con
 
 
 def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, cache: Path, console: Console) -> int:
-    from actors import environments
+    from actors import mixture
     from redraft.control.evaluator import Exam
 
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"failures": None})})
     recipe = preflight.with_facts(recipe)
     preflight.check_environment(recipe)
-    tasks = environments.tasks(recipe.environment, recipe.data, "train")
+    tasks = mixture.tasks(recipe.mixture, "train")
     model = models.prepare(recipe.model, recipe.environment, cache, console.print)
     fits.check(model, recipe)
     run = runs.create(recipe, str(model), owner, again=True)

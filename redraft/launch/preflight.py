@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from actors.config import EnvironmentSettings
 from protocols.errors import SettingError
 from protocols.named import OwnSettings
 from redraft.recipe import Recipe
@@ -27,9 +28,8 @@ def with_facts(recipe: Recipe) -> Recipe:
 def check_environment(recipe: Recipe) -> None:
     """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks,
     for a curriculum of tasks without levels, or for an engine that this machine cannot load."""
-    from actors import environments, rollout_config, rollouts
+    from actors import mixture, rollouts
     from actors.engines import vllm_common
-    from actors.tasks import TaskOrder
 
     if recipe.actors.engine.name == "vllm":
         vllm_common.check_libraries()
@@ -37,19 +37,26 @@ def check_environment(recipe: Recipe) -> None:
     rollouts.find(recipe.rollout.name)
     if teacher := getattr(recipe.rollout, "teacher", None):
         teacher.key()
-    made = environments.make(recipe.environment)
+    for one in recipe.mixture:
+        _check_played(recipe, one)
+    tasks = {split: mixture.tasks(recipe.mixture, split) for split in ("train", "test")}
+    mixture.order(recipe.mixture, tasks["train"], recipe.seed, recipe.curriculum)
+
+
+def _check_played(recipe: Recipe, played: EnvironmentSettings) -> None:
+    """Raises SettingError where the recipe's rollout or evaluation cannot play that environment."""
+    from actors import environments, rollout_config
+
+    made = environments.make(played)
     if recipe.rollout.kind == "actions" and not made.many_actions:
-        problem = f"{recipe.rollout.name} plays many actions, {recipe.environment.name} asks for one answer"
+        problem = f"{recipe.rollout.name} plays many actions, {played.name} asks for one answer"
         raise SettingError("rollout.name", problem, f"Use {rollout_config.names(lambda one: one.kind == 'answers')}")
     if lacking := [kind for kind in recipe.evaluation.feedbacks if kind not in made.feedbacks]:
         known = f"Use {', '.join(made.feedbacks)}"
-        raise SettingError("evaluation.feedbacks", f"{recipe.environment.name} has no {lacking[0]!r}", known)
+        raise SettingError("evaluation.feedbacks", f"{played.name} has no {lacking[0]!r}", known)
     if lacking := [hook for hook in recipe.rollout.facts.hooks if not hasattr(made, hook)]:
         problem = f"rollout {recipe.rollout.name} needs an environment with `{lacking[0]}`"
         raise SettingError("environment.name", problem, "Add it (actors/environments/base.py), or name another one")
-    tasks = {split: environments.tasks(recipe.environment, recipe.data, split) for split in ("train", "test")}
-    if recipe.curriculum is not None:
-        TaskOrder(tasks["train"], recipe.seed, recipe.curriculum)
 
 
 def check_learner(recipe: Recipe) -> None:

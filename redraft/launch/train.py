@@ -40,7 +40,7 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     SIGTERM stops it so that it is to be gone on with."""
     story = Story(console)
     does = f"trains {recipe.steps} steps on" if recipe.steps else "only evaluates a model on"
-    story.tell(f"{name or recipe.name} {does} {recipe.environment.name}; first what the recipe names is looked for")
+    story.tell(f"{name or recipe.name} {does} {recipe.played}; first what the recipe names is looked for")
     logs.to_terminal(name or recipe.name, form=recipe.logs.format)
     for warning in recipe.warnings():
         log.warning("%s", warning)
@@ -120,11 +120,11 @@ def _on_eviction() -> threading.Event:
 
 def _only_evaluate(recipe: Recipe, run: Run, view: LiveView) -> RunEnded:
     """A run of no steps: the model as it is plays the test tasks; its figures are those before training."""
-    from actors import environments
+    from actors import mixture
     from redraft.control.evaluator import Occasion
 
     began = time.monotonic()
-    tests = environments.tasks(recipe.environment, recipe.data, "test")
+    tests = mixture.tasks(recipe.mixture, "test")
     occasion = Occasion("before", step=0, version=0)
     before = offline.exam(recipe, run, Path(run.model), occasion, tests, view)
     line = occasion.line(began, before)
@@ -165,7 +165,7 @@ def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None
     from redraft.report.tables import table
 
     if summary.before:
-        console.print(table(summary.before, summary.after, recipe.environment.feedback, console.width))
+        console.print(table(summary.before, summary.after, recipe.feedback, console.width))
     show_findings(summary.findings, console)
     console.print(f"{run.name}: {summary.state} after {summary.steps} steps, {summary.seconds:.0f} s")
     if summary.before:

@@ -70,14 +70,19 @@ class RunResult:
     @property
     def environment(self) -> str:
         """What is played, whatever the feedback: its name, options and data."""
-        options = at(self.recipe, "environment.options") or {}
-        name, data = at(self.recipe, "environment.name") or UNKNOWN, at(self.recipe, "data.path")
-        parts = [name, *(f"{key}={value}" for key, value in sorted(options.items())), *([data] if data else [])]
-        return ", ".join(map(str, parts))
+        return " and ".join(_told(one) for one in records.played(self.recipe)) or UNKNOWN
 
     def rows(self) -> list[tables.ResultRow]:
         """The figures by which runs are compared, see `rows`."""
         return rows(self.before, self.after)
+
+
+def _told(environment: Mapping[str, Any]) -> str:
+    """Its name, weight among several, options and data."""
+    name, data = environment.get("name") or UNKNOWN, at(environment, "data.path")
+    name = f"{environment['weight']} x {name}" if "weight" in environment else name
+    options = sorted((environment.get("options") or {}).items())
+    return ", ".join(map(str, [name, *(f"{key}={value}" for key, value in options), *([data] if data else [])]))
 
 
 def read(run_dir: Path) -> RunResult:
@@ -201,7 +206,7 @@ class PooledRuns:
         states = dict.fromkeys(result.state for result in found)
         steps = sorted({result.steps for result in found})
         facts = [one.method, *([one.adapter] if one.adapter else [])]
-        facts.append(f"feedback {at(one.recipe, 'environment.feedback') or UNKNOWN}")
+        facts.append(f"feedback {records.feedback(one.recipe) or UNKNOWN}")
         facts.append(f"seed{'s' * (len(found) > 1)} {seeds}")
         facts.append(f"{' to '.join(str(n) for n in (steps[0], steps[-1])[: len(steps)])} steps, {' / '.join(states)}")
         mean_of = " on average" * (len(found) > 1)

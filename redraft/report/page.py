@@ -19,8 +19,6 @@ from redraft.report.headline import headline
 
 # Keys of the recipe that say what a run was, in the order in which people ask.
 FACTS = {
-    "environment": "environment.name",
-    "feedback": "environment.feedback",
     "rollout": "rollout.name",
     "turns": "rollout.turns",
     "episodes a group": "rollout.episodes",
@@ -52,7 +50,7 @@ def write_report(run_dir: Path) -> Path:
     body = [
         _header(name, came, recipe, ended, steps, records.json_object(run_dir / "run.json")),
         _findings(records.findings(run_dir)),
-        _results(shown, str(at(recipe, "environment.feedback"))),
+        _results(shown, records.feedback(recipe)),
         _checkpoints(evaluations.lines),
         dialogues.section(dialogues.pairs(run_dir), shown.last_name),
         _plots(shown, evaluations.lines, steps[:: max(1, len(steps) // POINTS)]),
@@ -104,6 +102,9 @@ def _header(
     facts += [("model", _model(recipe, ended and ended.trained_parameters))] if at(recipe, "model") else []
     facts += [("began", _time(run["began"]))] if at(run, "began") else []
     facts += [(label, str(run[key])) for label, key in ORIGIN.items() if at(run, key)]
+    if played := records.played(recipe):
+        facts += [("environment", " and ".join(str(one.get("label") or one.get("name")) for one in played))]
+        facts += [("feedback", records.feedback(recipe))]
     facts += [(label, _plain(value)) for label, key in FACTS.items() if (value := at(recipe, key)) is not None]
     listed = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
     error = f'<p class="error">{escape(ended.error)}</p>' if ended and ended.error else ""

@@ -17,6 +17,8 @@ WITH_FEEDBACK = (
     "The environment's feedback says whether an answer is right: "
     "this is improvement with feedback, not intrinsic self-correction."
 )
+OF = "of "
+"""Before the label of an environment, in the section of its figures."""
 WIDE = 110  # columns of a terminal
 
 
@@ -39,7 +41,8 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One line of the table of results. `section` is "sampled", "greedy", or the label of a control."""
+    """One line of the table of results. `section` is "sampled", "greedy", the label of a control, or that of an
+    environment after OF."""
 
     label: str
     meaning: str
@@ -72,12 +75,15 @@ def rows(before: EvaluationSummary | None, after: EvaluationSummary | None) -> l
 def passes(
     before: EvaluationSummary | None, after: EvaluationSummary | None
 ) -> Iterator[tuple[str, PassFigures | None, PassFigures | None]]:
-    """(label, before, after) of each pass: sampled, greedy, and the controls."""
+    """(label, before, after) of each pass: sampled, greedy, the controls; and of each environment of several."""
     yield "sampled", before and before.sampled, after and after.sampled
     yield "greedy", before and before.greedy, after and after.greedy
     old, new = (summary.controls if summary else {} for summary in (before, after))
     for label in {**old, **new}:
         yield label, old.get(label), new.get(label)
+    old, new = (summary.environments if summary else {} for summary in (before, after))
+    for label in {**old, **new}:
+        yield OF + label, old[label].figures if label in old else None, new[label].figures if label in new else None
 
 
 def names(summary: EvaluationSummary) -> list[Name]:
@@ -162,6 +168,8 @@ def shown(figure: Figure, sign: str = "") -> str:
 
 
 def heading(section: str) -> str:
+    if section.startswith(OF):
+        return f"of environment {section.removeprefix(OF)}"
     return "greedy (temperature 0)" if section == "greedy" else f"control: {section}"
 
 

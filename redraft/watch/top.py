@@ -301,7 +301,7 @@ class Top(App[None]):
         self._texts["now"].update(Rows(*shown))
 
     def _feedback(self) -> str:
-        return str(records.at(records.recipe(self._run.folder), "environment.feedback") or "")
+        return records.feedback(records.recipe(self._run.folder))
 
     def _title(self, text: Text) -> None:
         self._headline.update(Text.assemble(self._title_text, "  ", text))

@@ -13,9 +13,9 @@ from support.waiting import deadline_s, until
 
 from actors.config import (
     ActorSettings,
-    DataSettings,
     EngineSettings,
     EnvironmentSettings,
+    MixedEnvironment,
     SamplingSettings,
 )
 from actors.contract import Orders, Spec
@@ -111,8 +111,7 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
         model=str(model),
         dtype="bfloat16",
         seed=0,
-        data=DataSettings(),
-        environment=EnvironmentSettings(name="signs"),
+        environments=(MixedEnvironment(name="signs"),),
         rollout=AttemptSettings(),
         sampling=SamplingSettings(),
         actors=ActorSettings(engine=EngineSettings(max_length=128, max_running=8)),

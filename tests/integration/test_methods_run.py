@@ -64,10 +64,26 @@ SEARCH = {
 }
 
 
+MIXED = {
+    "name": "mixed",
+    "steps": 3,
+    "model": MODEL,
+    "environments": [
+        {"name": "signs", "weight": 3, "data": {"train_size": 64, "test_size": 16}},
+        {"name": "support.coins:Coins", "label": "coins"},
+    ],
+    "rollout": {"name": "attempt", "episodes": 2},
+    "sampling": {"max_tokens": 6},
+    "actors": ACTOR,
+    "learner": LEARNER | {"credit": {"name": "group"}, "objective": {"name": "grpo"}},
+    "evaluation": {"n": 8},
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("work")
-    for recipe in (REFLECT, SEARCH):
+    for recipe in (REFLECT, SEARCH, MIXED):
         (made / f"{recipe['name']}.yaml").write_text(yaml.safe_dump(recipe))
     return made
 
@@ -114,6 +130,23 @@ def test_a_search_trains_and_says_what_it_sampled_and_what_it_trained(folder):
     assert sum(line["generations"] for line in lines) > 0
     assert all(line["attempts"] == line["generations"] for line in lines), "every action is an attempt"
     assert summary["generations"] >= sum(line["generations"] for line in lines)
+
+
+def test_two_environments_train_in_one_run_each_with_figures_of_its_own(folder):
+    run = Command(folder, "train", "mixed.yaml")
+    output = done(run)
+    summary, lines = run.summary("mixed"), run.lines("mixed", "metrics.jsonl")
+    assert run.steps("mixed") == [1, 2, 3]
+    assert [line["groups_by_environment"] for line in lines] == [{"coins": 1, "signs": 3}] * 3, "by their weights"
+    assert all(line["reward_by_environment"].keys() == {"coins", "signs"} for line in lines)
+    after = summary["after"]["environments"]
+    assert {label: found["n"] for label, found in after.items()} == {"coins": 2, "signs": 6}
+    whole = sum(found["n"] * found["accuracy_by_turn"][0] for found in after.values()) / 8
+    assert summary["after"]["accuracy_by_turn"][0] == pytest.approx(whole)
+    assert "of coins turn 1" in output and "of signs turn 1" in output
+    assert "of environment coins" in (folder / "runs" / "mixed" / "report.html").read_text()
+    again = Command(folder, "eval", "mixed", "evaluation.n=4")
+    assert "of coins turn 1" in done(again)
 
 
 def played(folder, name):

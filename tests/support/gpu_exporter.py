@@ -37,6 +37,11 @@ OF_GPUS = {
 OTHERS = {
     "redraft_controller_gpus": [('part="controller",name="controller"', 2)],
     "redraft_controller_gpu_seconds_total": [('part="controller",name="controller"', 2)],
+    "redraft_learner_environment_groups": [('part="learner",name="learner-0",environment="signs"', 12)],
+    "redraft_learner_environment_reward": [('part="learner",name="learner-0",environment="signs"', 0.5)],
+    "redraft_evaluation_environment_accuracy": [
+        ('part="controller",name="controller",occasion="before",environment="signs"', 0.5)
+    ],
     "redraft_learner_kl": [('part="learner",name="learner-0"', 0.02)],
     "redraft_replay_refused_total": [('part="replay",name="replay-0",reason="peer"', 0.1)],
     "redraft_teacher_failures_total": [('part="actor",name="actor-0",reason="timeout"', 0.1)],

@@ -12,10 +12,10 @@ from support.rollout_house import Speaker
 from support.waiting import deadline_s
 
 from actors.actor import Actor, Parts
-from actors.config import ActorSettings, DataSettings, EnvironmentSettings, SamplingSettings
+from actors.config import ActorSettings, MixedEnvironment, SamplingSettings
 from actors.contract import Spec
-from actors.environment_pool import EnvironmentPool
 from actors.environments.base import TextEnvironment
+from actors.mixture import Pools
 from actors.rendering import Renderer
 from actors.rollout_config import ActSettings, Rollout
 from protocols.turns import Lease, Role, Turn
@@ -68,10 +68,9 @@ class Producer:
 
 def actor_of(make, rollout: Rollout, lease_s: float = 600.0) -> tuple[Actor, Producer]:
     """An actor that has started, with an engine that answers "x"."""
-    environment = EnvironmentSettings(name="any")
+    mixture = (MixedEnvironment(name="any", time_limit_s=600.0, threads=8),)
     settings: Any = (
-        DataSettings(),
-        environment,
+        mixture,
         rollout,
         SamplingSettings(max_tokens=4),
         ActorSettings(lease_s=lease_s),
@@ -79,7 +78,7 @@ def actor_of(make, rollout: Rollout, lease_s: float = 600.0) -> tuple[Actor, Pro
     actor = Actor(Spec("run", "model", "float32", 0, *settings, None), "actor-0", None)
     engine: Any = Speaker(TOKENIZER, lambda prompt: "x")
     producer: Any = Producer()
-    lent = EnvironmentPool(make, 600.0, 8)
+    lent = Pools(mixture, make=lambda settings: make())
     actor._parts.set_result(Parts(engine, Renderer(TOKENIZER), frozenset(), lent, producer, None))
     actor._report.state = "ready"
     return actor, producer

@@ -11,7 +11,7 @@ from learner.config import LearnerSettings
 from learner.credit_config import GroupCredit, OwnCredit, RawCredit, ReflectionCredit, TrajectoryCredit, TurnwiseCredit
 from learner.credits import credit
 from protocols.errors import SettingError
-from protocols.turns import Group, Role, Stop, Turn
+from protocols.turns import MIXED_FROM, Group, Role, Stop, Turn
 
 A, F, R, E = Role.ATTEMPT, Role.REFLECTION, Role.RETRY, Role.ERROR
 ACT, REV = Role.ACTION, Role.REVISION
@@ -41,6 +41,15 @@ def test_raw_credit_is_the_reward():
     first, second = credit(DIALOGUES, RawCredit())
     assert first.tolist() == [0, 1, 1] and second.tolist() == [1, 0, 0, 0]
     assert first.dtype == np.float32
+
+
+def test_turnwise_credit_compares_turns_of_the_same_environment_where_there_are_several():
+    easy, hard = ([replace(one, extra={MIXED_FROM: name}) for one in DIALOGUES] for name in ("easy", "hard"))
+    richer = [replace(one, turns=tuple(replace(t, reward=t.reward + 5) for t in one.turns)) for one in easy]
+    mixed = credit([richer[0], hard[0], hard[1], richer[1]], TurnwiseCredit(baseline="batch"))
+    alone = credit(DIALOGUES, TurnwiseCredit(baseline="batch"))
+    for found, expected in zip(mixed, (alone[0], alone[0], alone[1], alone[1]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_turnwise_credit_subtracts_the_batch_mean_of_the_same_turn_number():

@@ -22,6 +22,41 @@ def test_every_recipe_of_the_repository_is_valid_and_named_after_its_file(path):
     assert recipe.build(yaml.safe_load(found.dump())) == found
 
 
+MIXED = {"environments": [{"name": "signs", "weight": 2, "feedback": "residual"}, {"name": "countdown"}]}
+
+
+def mixed(**changed) -> recipe.Recipe:
+    return recipe.build({"name": "mixed", "steps": 0, "model": {"make": {}}} | MIXED | changed)
+
+
+def test_a_recipe_of_several_environments_says_them_in_its_dump_and_reads_as_it_was():
+    found = mixed()
+    assert [(one.label, one.weight) for one in found.mixture] == [("signs", 2), ("countdown", 1)]
+    assert (found.played, found.feedback) == ("signs and countdown", "residual, binary")
+    dumped = yaml.safe_load(found.dump())
+    assert "environment" not in dumped and recipe.build(dumped) == found
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"environment": {"name": "words"}}, "environment: has no effect beside environments"),
+        ({"environments": [{"name": "signs"}]}, "environments: one is no mixture"),
+        ({"environments": [{"name": "signs"}, {"name": "signs"}]}, "two of them are called 'signs'"),
+        ({"environments": [{"name": "signs"}, {"weight": 0}]}, "environments.1.weight"),
+        ({"environments": [{"nme": "signs"}, {"name": "words"}]}, "Did you mean name"),
+        ({"environments": [{"name": "signs"}, {"name": "words", "data": {"failures": "f"}}]}, "cannot be mixed"),
+        ({"data": {"train_size": 3}}, "data: has no effect beside environments"),
+        ({"curriculum": {}}, "curriculum: levels of several environments cannot be compared"),
+        ({"evaluation": {"feedbacks": ["residual"]}}, "evaluation.feedbacks: name kinds other than"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused_in_words(changed, words):
+    with pytest.raises(SettingError) as refused:
+        mixed(**changed)
+    assert words in str(refused.value) and "'?'" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("override", "key", "words"),
     [

@@ -14,9 +14,9 @@ import yaml
 from support.places import ROOT
 from support.rollout_house import House
 
-from actors import environments
+from actors import environments, mixture
 from learner.credits import credit
-from protocols.turns import Group, Role, Turn
+from protocols.turns import MIXED_FROM, Group, Role, Turn
 from redraft import recipe as recipes
 from redraft.cli.main import app
 from redraft.models.make import build_tokenizer
@@ -32,7 +32,7 @@ class Tutorial:
     def __init__(self, page: str, folder: Path):
         text = (TUTORIALS / f"{page}.md").read_text(encoding="utf-8")
         self.code, *self.more = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        [self.values] = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+        self.values, *self.variants = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
         self.module = re.search(r"Save (?:it|this) as `(\w+)\.py`", text)[1]
         (folder / f"{self.module}.py").write_text(self.code)
 
@@ -94,6 +94,10 @@ def test_your_environment_is_played_to_its_end(tutorial, capsys):
         tokenizer=tokenizer,
     )
     assert house.turns[-1].reward == 1 and house.turns[-1].terminated and 2 < len(house.turns) <= 7
+    [several] = page.variants
+    mixed = recipes.build({key: value for key, value in page.values.items() if key != "environment"} | several)
+    labels = {task[MIXED_FROM] for task in mixture.tasks(mixed.mixture, "test")}
+    assert labels == {one.label for one in mixed.mixture} == {"halves-Halves", "crafting"}
     [by_hand] = page.more
     (Path(sys.path[0]) / "by_hand.py").write_text(by_hand)
     runpy.run_path(str(Path(sys.path[0]) / "by_hand.py"))

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from actors.contract import Report
 from protocols import metrics
-from protocols.evaluation import ActionFigures, AnswerFigures, EvaluationSummary, Figure
+from protocols.evaluation import ActionFigures, AnswerFigures, EnvironmentFigures, EvaluationSummary, Figure
 from protocols.nvml import Gpu
 from protocols.reports import GpuStatus, RunStatus
 from protocols.weights import WeightRef, version_of
@@ -108,6 +108,15 @@ def test_held_out_accuracy_is_exported_with_its_error_by_turn_or_by_episode():
     assert value("evaluation_accuracy_error", occasion="before", index="0") == 0.02
     assert math.isnan(value("evaluation_accuracy_error", occasion="before", index="1"))
     assert value("evaluation_accuracy", occasion="after", index="0") == 0.25
+
+
+def test_what_was_solved_of_each_environment_of_several_is_exported():
+    answers = AnswerFigures(accuracy_by_turn=(Figure(0.5, 0.02), Figure(0.7, None)))
+    none = AnswerFigures(accuracy_by_turn=(Figure(),))
+    several = {"signs": EnvironmentFigures(6, 0, answers), "words": EnvironmentFigures(3, 3, none)}
+    tell_accuracy("before", EvaluationSummary(n=9, turns=2, k=1, sampled=answers, environments=several))
+    assert value("evaluation_environment_accuracy", occasion="before", environment="signs") == 0.7
+    assert math.isnan(value("evaluation_environment_accuracy", occasion="before", environment="words"))
 
 
 def test_the_disk_is_told_by_what_may_still_be_written_and_one_that_is_gone_stops_nobody(tmp_path):

@@ -153,6 +153,21 @@ def test_a_task_whose_episode_broke_off_is_counted_and_left_out_of_the_figures()
     assert none["accuracy_by_turn"] == [None, None] and none["keep_rate"] is None
 
 
+def test_each_environment_of_several_has_the_figures_that_it_would_have_alone():
+    labels = ["signs", "words", "signs", "words"]
+    found = summarise({"sampled": SAMPLED}, 3, labels=labels)
+    for label, own in (("signs", SAMPLED[::2]), ("words", SAMPLED[1::2])):
+        assert found.environments[label].figures == summarise({"sampled": own}, 3).sampled
+        assert (found.environments[label].n, found.environments[label].errors) == (2, 0)
+    assert EvaluationSummary.from_json(json.loads(json.dumps(found.to_json()))) == found
+    told = [row for row in rows(None, found) if row.section == "of words"]
+    assert [row.after.value for row in told[:3]] == [0, 0, 0.5]
+    broken = summarise({"sampled": [*SAMPLED[:3], [turn(0, Role.ERROR)]]}, 3, labels=labels)
+    assert broken.environments["words"].errors == 1
+    assert broken.environments["words"].figures == summarise({"sampled": SAMPLED[1:2]}, 3).sampled
+    assert not summarise({"sampled": SAMPLED}, 3, labels=[""] * 4).environments, "of one there is nothing to tell apart"
+
+
 def test_figures_over_several_tries_take_no_task_of_which_one_broke_off():
     tries = [[turn(0, Role.ATTEMPT, answer="7")], [turn(0, Role.ERROR)]]
     found = figures({"sampled": [episode("1"), episode("1")], "independent": tries}, turns=1)
