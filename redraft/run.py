@@ -104,6 +104,7 @@ def owned(recipe: Recipe, name: str | None, resume: bool, again: bool, command: 
     """While it lasts, the folder of that run is this command's. Raises SettingError where `create` would, or where
     another command has it, before anything is written."""
     check(recipe, name, resume, again)
+    _check_writable()
     owner = Owner(RUNS / (name or recipe.name), command)
     try:
         if owner.folder.exists():
@@ -112,6 +113,16 @@ def owned(recipe: Recipe, name: str | None, resume: bool, again: bool, command: 
         yield owner
     finally:
         owner.release()
+
+
+def _check_writable() -> None:
+    """Raises SettingError where no run folder can be made, before work is done that would have none."""
+    folder = RUNS.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        problem = f"{folder} cannot be written, and a run keeps its folder in {RUNS.absolute()}"
+        raise SettingError("--run", problem, "Run the command in a folder that you may write to")
 
 
 def create(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -43,10 +44,23 @@ def main() -> None:
         print(f"redraft: {error}", file=sys.stderr)
         sys.exit(FAULT if isinstance(error, FaultError) else MISTAKE)
     except Exception as error:
-        from redraft.control.faults import is_fault
+        sys.exit(_unforeseen(error))
 
+
+def _unforeseen(error: Exception) -> int:
+    """The exit code of what no part of ours has put into words. Faults, and what the system says of files, are told in
+    a line that names the file with the trace; the trace of anything else is shown: somebody has to read it."""
+    from redraft.control.faults import is_fault
+
+    fault = is_fault(error)
+    if not fault and not isinstance(error, OSError | UnicodeError):
         traceback.print_exc()
-        sys.exit(FAULT if is_fault(error) else BUG)
+        return BUG
+    with tempfile.NamedTemporaryFile("w", prefix="redraft-", suffix=".trace", delete=False) as kept:
+        traceback.print_exc(file=kept)
+    told = " ".join(str(error).split()) or type(error).__name__
+    print(f"redraft: {told} (the trace is in {kept.name})", file=sys.stderr)
+    return FAULT if fault else MISTAKE
 
 
 def _print_version(asked: bool) -> None:

@@ -9,11 +9,16 @@ import contextlib
 import logging
 import math
 import os
+import shutil
+import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from protocols.errors import FAULT
+from protocols.errors import FAULT, FaultError, RedraftError, SettingError
 from redraft.recipe import Recipe
 
 # Ray reads these when it is imported. Processes that disagree about the first cannot talk: a local cluster asks for the
@@ -32,34 +37,139 @@ def local_cpus(recipe: Recipe, cores: int) -> int:
     return max(cores, math.ceil(most * actors.cpus + learner.ranks * learner.cpus))
 
 
+log = logging.getLogger("redraft.cluster")
 SHUTDOWN_S = 60.0  # Ray itself waits so long for a head that is gone
+REACH_S = 10.0  # within which the head of a cluster takes a connection
+JOIN_S = 120.0  # within which it lets a driver in, or a Ray that is started here is up, also under load
+STARTS = 2  # of Ray here: it gives up by itself where the machine is busy
+SOCKET_BYTES = 107  # of the name of a socket, on Linux
+SOCKETS = "/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # of Ray, in its folder
+SHARED_BYTES = 2**28  # of /dev/shm, below which Ray keeps objects elsewhere or soon runs out of room
+CLUSTER = "Name the head of a Ray cluster that is up, HOST:6379, or unset RAY_ADDRESS to have Ray started here"
+
+
+def joined() -> str:
+    """The RAY_ADDRESS of a cluster that is to be joined; "" where Ray is to be started here."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return "" if address == "local" else address
+
+
+def check(resume: bool = False) -> None:
+    """Raises SettingError where Ray can neither be joined nor started, before anything else is done. Of a run that is
+    resumed a cluster that does not answer is a fault: it was there before, and may come again."""
+    address = joined()
+    if not address:
+        _check_folders()
+    elif "://" in address:
+        problem = f"{address} speaks Ray's client protocol, by which no run can be started"
+        raise SettingError("RAY_ADDRESS", problem, "Name the head itself, HOST:6379, or submit the command as a job")
+    elif address != "auto":
+        _check_head(address, resume)
+
+
+def _check_head(address: str, resume: bool) -> None:
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise SettingError("RAY_ADDRESS", f"{address!r} is not HOST:PORT", CLUSTER)
+    deadline = time.monotonic() + REACH_S
+    while True:
+        try:
+            left = max(deadline - time.monotonic(), 0.1)
+            socket.create_connection((host.strip("[]"), int(port)), timeout=left).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() + 1 >= deadline:
+                raise _no_cluster(f"{address} took no connection within {REACH_S:g} s ({error})", resume) from None
+        time.sleep(1)
+
+
+def _no_cluster(problem: str, resume: bool) -> RedraftError:
+    return FaultError(f"RAY_ADDRESS: {problem}") if resume else SettingError("RAY_ADDRESS", problem, CLUSTER)
+
+
+def _check_folders() -> None:
+    """Of a Ray that is started here."""
+    variable = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(variable, "/tmp")
+    most = SOCKET_BYTES - len(SOCKETS)
+    if len(os.fsencode(folder)) > most:
+        problem = f"{folder} has {len(os.fsencode(folder))} bytes, and Ray's sockets have room for a folder of {most}"
+        raise SettingError(variable, problem, "Set RAY_TMPDIR to a shorter one, such as /tmp")
+    shared = Path("/dev/shm")
+    if shared.is_dir() and shutil.disk_usage(shared).total < SHARED_BYTES:
+        told = "/dev/shm has %.0f MB: Ray keeps objects on the disk instead, slowly. In Docker give --shm-size=2g"
+        log.warning(told, shutil.disk_usage(shared).total / 1e6)
 
 
 @contextlib.contextmanager
-def ray_for(recipe: Recipe) -> Iterator[str]:
-    """Joins the cluster of RAY_ADDRESS, or starts Ray here and ends it afterwards; yields the cluster's address."""
+def ray_for(recipe: Recipe, resume: bool = False) -> Iterator[str]:
+    """Joins the cluster of RAY_ADDRESS, or starts Ray here and ends it afterwards; yields the cluster's address. Raises
+    as `check` does, and FaultError where Ray does not start."""
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = dict(num_cpus=local_cpus(recipe, os.cpu_count() or 1), include_dashboard=False)
+    check(resume)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    context: Any = ray.init(
-        address=address or "local",  # by itself Ray would join one that somebody else has started here
-        namespace="redraft",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **({} if address else local),
-    )
+    address = joined()
+    context: Any = _join(address, resume) if address else _start(recipe)
     try:
         yield context.address_info["gcs_address"]
     finally:
         _bounded(ray.shutdown, SHUTDOWN_S)
 
 
-def _bounded(end: Callable[[], object], limit_s: float) -> None:
-    """Ends this process with 75 where `end` hangs, as Ray's may when its cluster has died."""
-    timer = threading.Timer(limit_s, os._exit, (FAULT,))
+def _join(address: str, resume: bool) -> Any:
+    from ray.exceptions import AuthenticationError
+
+    try:
+        return _init(f"RAY_ADDRESS: {address} let no driver in", address=address)
+    except AuthenticationError as error:
+        cure = "Give this process the cluster's token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)"
+        raise SettingError("RAY_ADDRESS", f"{address} refused the token: {_in_a_line(error)}", cure) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: another version of Ray or Python
+        raise _no_cluster(_in_a_line(error), resume) from None
+
+
+def _start(recipe: Recipe) -> Any:
+    """By itself Ray would join one that somebody else has started here."""
+    import ray
+
+    local = dict(num_cpus=local_cpus(recipe, os.cpu_count() or 1), include_dashboard=False)
+    for left in reversed(range(STARTS)):
+        try:
+            return _init("Ray did not start here", address="local", **local)
+        except (RuntimeError, OSError) as error:
+            if not left:
+                raise FaultError(f"Ray did not start here in {STARTS} tries: {_in_a_line(error)}") from error
+            log.warning("Ray did not start here, and is started again: %s", _in_a_line(error))
+            _bounded(ray.shutdown, SHUTDOWN_S)
+    raise AssertionError("unreachable")
+
+
+def _init(what: str, **arguments: Any) -> Any:
+    import ray
+
+    def joins() -> Any:
+        return ray.init(namespace="redraft", log_to_driver=False, logging_level=logging.ERROR, **arguments)
+
+    return _bounded(joins, JOIN_S, f"redraft: {what} within {JOIN_S:g} s")
+
+
+def _in_a_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _bounded(call: Callable[[], Any], limit_s: float, told: str = "") -> Any:
+    """What the call returns. Ends this process with 75 where it hangs, as Ray's may when its cluster has died."""
+
+    def end() -> None:
+        if told:
+            print(told, file=sys.stderr, flush=True)
+        os._exit(FAULT)
+
+    timer = threading.Timer(limit_s, end)
     timer.daemon = True
     timer.start()
-    end()
-    timer.cancel()
+    try:
+        return call()
+    finally:
+        timer.cancel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -20,8 +19,7 @@ from protocols.errors import FaultError
 from protocols.reports import RunEnded, RunStatus
 from redraft import logs
 from redraft import run as runs
-from redraft.control import client, services
-from redraft.control.cluster import ray_for
+from redraft.control import client, cluster, services
 from redraft.launch import fits, offline, preflight, room
 from redraft.models import make as models
 from redraft.owner import Owner
@@ -51,6 +49,7 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
 def _train(
     recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console, story: Story
 ) -> RunEnded:
+    cluster.check(resume)
     trackers.check(recipe.tracking)
     recipe = preflight.with_facts(recipe)
     preflight.check_environment(recipe)
@@ -62,11 +61,11 @@ def _train(
     fit = pool.submit(fits.check, model, recipe)  # it imports for seconds, in which Ray starts
     pool.shutdown(wait=False)
     story.tell("Ray: it runs each part in a process of its own; meanwhile, whether the model and the recipe fit")
-    with ray_for(recipe) as address:
-        room.check(recipe, joined=bool(os.environ.get("RAY_ADDRESS")))
+    with cluster.ray_for(recipe, resume) as address:
+        room.check(recipe, joined=bool(cluster.joined()))
         fit.result()
         run = runs.create(recipe, str(model), owner, resume, again, identity)
-        run = replace(run, ray=address, cluster=bool(os.environ.get("RAY_ADDRESS")))
+        run = replace(run, ray=address, cluster=bool(cluster.joined()))
         run.save()
         view = LiveView(console, run.name, story)
         summary = _watch(recipe, run, resume, view) if recipe.steps else _only_evaluate(recipe, run, view)

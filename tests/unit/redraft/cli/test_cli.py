@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,36 @@ def redraft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return subprocess.CompletedProcess(arguments, ended.value.code or 0, said.out, said.err)
 
     return run
+
+
+def test_a_folder_of_runs_that_cannot_be_is_refused_before_a_model_is_made(redraft, tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder of all runs would be")
+    ended = redraft("train", QUICKSTART)
+    assert ended.returncode == 2 and "runs cannot be written" in ended.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / ".cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(PermissionError(13, "not yours", "runs/x"), 2), (ConnectionError("x"), 75)]
+)
+def test_what_the_system_says_of_files_and_faults_is_one_line_and_its_trace_is_kept(
+    redraft, tmp_path, monkeypatch, error, code
+):
+    def fails(name):
+        raise error
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("redraft.run.find", fails)
+    ended = redraft("report", "x")
+    [line], [trace] = ended.stderr.strip().splitlines(), tmp_path.glob("redraft-*.trace")
+    assert ended.returncode == code and line == f"redraft: {error} (the trace is in {trace})"
+    assert "Traceback" in trace.read_text()
+
+
+def test_an_error_that_nobody_foresaw_shows_its_trace(redraft, monkeypatch):
+    monkeypatch.setattr("redraft.run.find", lambda name: {}[name])
+    ended = redraft("report", "x")
+    assert ended.returncode == 70 and "KeyError: 'x'" in ended.stderr and "Traceback" in ended.stderr
 
 
 def test_a_process_of_its_own_says_the_one_line_and_exits_with_2(tmp_path):
