@@ -22,6 +22,7 @@ NAMES = {
     "functions": "actors.environments.functions:Functions",
     "minicraft": "actors.environments.minicraft:Minicraft",
     "textcraft": "actors.environments.textcraft:Textcraft",
+    "webshop": "actors.environments.webshop.environment:Webshop",
 }
 
 
