@@ -7,7 +7,6 @@ from pathlib import Path
 
 from actors.environments.webshop import pages
 from actors.environments.webshop.environment import Webshop
-from actors.environments.webshop.pages import SEARCH
 
 KETTLE, POT, LAMP = "B00KETTLE1", "B00TEAPOT2", "B000LAMP04"
 PRODUCTS = [
@@ -78,8 +77,10 @@ class AnyWords(Webshop):
     """
 
     def act(self, text: str) -> tuple[str, float, bool, bool, dict]:
-        chance = sum(map(ord, text))
-        clicks = [f"click[{one}]" for one in pages.clickable(self._page()) if one != SEARCH.lower()]
-        choices = [*clicks, "search[kettle or lamp]"]
-        refused = chance % 5 == 0
-        return super().act(text if "Action:" in text else "nonsense" if refused else choices[chance % len(choices)])
+        if "Action:" in text:
+            return super().act(text)
+        which, refused = divmod(sum(map(ord, text)), 5)
+        found = pages.clickable(self._page())
+        choices = [f"click[{one}]" for one in found if one not in ("search", "back to search", "< prev")]
+        choices += ["click[buy now]"] * 4 if "buy now" in found else ["search[kettle or lamp]"]
+        return super().act(choices[which % len(choices)] if refused else "nonsense")

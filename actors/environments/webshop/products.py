@@ -32,9 +32,8 @@ class Product:
 
     @cached_property
     def price(self) -> float:
-        """The price that counts: drawn between the two that are shown, by the asin, so that it is the same
-        everywhere."""
-        return Random(self.asin).uniform(self.prices[0], self.prices[-1]) if len(self.prices) > 1 else self.prices[0]
+        """The price that counts: between those that are shown, drawn by the asin, so that it is the same everywhere."""
+        return Random(self.asin).uniform(min(self.prices), max(self.prices))
 
 
 @dataclass(frozen=True, slots=True)
