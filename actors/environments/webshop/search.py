@@ -23,13 +23,14 @@ class Index:
 
         products = list(products)
         self._asins = [product.asin for product in products]
-        self._scorer = bm25s.BM25(k1=K1, b=B, method="lucene")
-        self._scorer.index([_stems(_text(product)) for product in products], show_progress=False)
+        texts = [_stems(_text(product)) for product in products]
+        self._scorer = bm25s.BM25(k1=K1, b=B, method="lucene") if any(texts) else None  # it takes no wordless ones
+        if self._scorer:
+            self._scorer.index(texts, show_progress=False)
 
     def find(self, text: str) -> tuple[str, ...]:
         """At most MOST asins of products that hold a word of the text, the best first."""
-        known = self._scorer.get_tokens_ids(_stems(text))
-        if not known:
+        if self._scorer is None or not (known := self._scorer.get_tokens_ids(_stems(text))):
             return ()
         scores = self._scorer.get_scores_from_ids(known)
         best = np.argsort(-scores, kind="stable")[:MOST]

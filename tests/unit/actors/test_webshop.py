@@ -24,6 +24,7 @@ from actors.config import DataSettings, EnvironmentSettings
 from actors.environments.webshop import pages, reward
 from actors.environments.webshop.environment import INSTRUCTIONS, Webshop, catalogue
 from actors.environments.webshop.products import Product
+from actors.environments.webshop.search import Index
 from actors.rollout_config import SearchSettings
 from protocols.errors import SettingError
 from protocols.turns import Role
@@ -200,6 +201,32 @@ def test_only_the_first_episodes_wait_in_threads_for_the_shop_to_open(task, monk
     assert environment.blocking
     environment.reset(seed=0, options={"task": task})
     assert not environment.blocking and not environments.make(SETTINGS).blocking
+
+
+@pytest.mark.parametrize(
+    ("titles", "words", "found"),
+    [
+        (["Kettle", "Copper Kettles", "Pot"], "a kettle", "01"),  # by stems; the shorter text first
+        (["Pot", "Pot", "Kettle"], "pots", "01"),  # equals in the order of the list
+        (["Kettle"], "the of and", ""),
+        (["", "Kettle"], "kettle's", "1"),
+        (["", "the"], "kettle", ""),
+    ],
+)
+def test_a_search_finds_products_that_hold_a_word_the_best_first(titles, words, found):
+    index = Index(Product(str(n), title) for n, title in enumerate(titles))
+    assert "".join(index.find(words)) == found
+
+
+def test_a_search_finds_fifty_at_most_on_pages_of_ten():
+    index = Index(Product(str(n), "pot") for n in range(60))
+    assert index.find("pot") == tuple(map(str, range(50)))
+    products = {str(n): Product(str(n), "pot") for n in range(60)}
+    shown = [
+        sum(piece.kind is pages.Kind.PRODUCT for piece in pages.pieces(place, "", products))
+        for place in (pages.Place("results", index.find("pot"), number) for number in (1, 5, 6))
+    ]
+    assert shown == [10, 10, 0]
 
 
 # --- rewards
