@@ -19,7 +19,7 @@ from support.little_shop import KETTLE, LAMP, POT
 from support.places import PYTHONPATH
 from support.rollout_house import House
 
-from actors import environments
+from actors import environments, messages
 from actors.config import DataSettings, EnvironmentSettings
 from actors.environments.webshop import pages, reward
 from actors.environments.webshop.environment import INSTRUCTIONS, Webshop, catalogue
@@ -62,7 +62,8 @@ def task(folder) -> dict:
 
 def begin(task: dict, **options) -> tuple[Webshop, str]:
     environment = environments.make(EnvironmentSettings(name="webshop", options=options))
-    return environment, environment.reset(seed=0, options={"task": task})[0]
+    assert isinstance(environment, Webshop)
+    return environment, messages.asked(environment.reset(seed=0, options={"task": task})[0])
 
 
 def play(environment: Webshop, actions: list[str]) -> list[tuple]:
