@@ -35,6 +35,11 @@ class EpisodeFailure(Exception):
         super().__init__(message)
 
 
+def hung(what: str, limit_s: float) -> EpisodeFailure:
+    """Of what did not answer in time; `what` may be empty."""
+    return EpisodeFailure("hung", f"{what}{': ' if what else ''}no answer within environment.time_limit_s={limit_s:g}")
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What the environment made of one answer. `parsed`: whether it found one in the text; None where it is silent.
@@ -95,6 +100,21 @@ def text(source: str, returned: Any) -> str:
         return _text("the text", returned)
     except _Wrong as error:
         raise EpisodeFailure("returned", f"{source} returned {error}") from None
+
+
+def tool(name: str, returned: Any) -> str:
+    """What the model reads of what a tool returned: a text as it is, anything else as JSON. Raises EpisodeFailure."""
+    try:
+        if isinstance(returned, np.generic):
+            returned = returned.item()
+        if not isinstance(returned, str):
+            returned = json.dumps(returned, ensure_ascii=False)
+        return _text("a text", returned)
+    except _Wrong as error:
+        raise EpisodeFailure("returned", f"tool {name} returned {error}") from None
+    except Exception:  # of json, or of a value's own methods
+        said = f"tool {name} returned {_shown(returned)}, which is neither a text nor JSON"
+        raise EpisodeFailure("returned", said) from None
 
 
 def dialogues(source: str, returned: Any) -> list[list[tuple[str, bool]]]:

@@ -10,16 +10,19 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors import door
 from actors.door import EpisodeFailure, Outcome
 from actors.environments.base import Revises
-from actors.messages import Question
+from actors.messages import Question, results
+from actors.tools import Offered, Tool, calls
+from actors.tools.calls import Call
+from actors.tools.toolbox import Toolbox
 from protocols import metrics
 
 log = logging.getLogger("redraft.environments")
@@ -27,11 +30,15 @@ CAUSES = 1000  # of failures to close that are logged
 
 
 class Playing:
-    """One environment in one episode. `observation` is what it said last: a question at first, a text after a step."""
+    """One environment in one episode. `observation` is what it said last: a question at first, a text after a step, or
+    what tools answered. `tools` are what a dialogue must be told of; None where there are none."""
 
-    def __init__(self, environment, call: Callable):
-        self._environment, self._call = environment, call
+    def __init__(self, environment, call: Callable, tools: Sequence[Tool] = (), in_thread: Callable | None = None):
+        self._environment, self._call, self._in_thread = environment, call, in_thread or call
         self._name = type(environment).__name__
+        self._tools = {tool.name: tool for tool in tools}
+        self._own = environment.own_tools
+        self.tools = Offered.of(tool.schema for tool in [*self._own.values(), *tools])
         self.observation: Question = ""
 
     async def reset(self, task: dict, seed: int) -> None:
@@ -41,13 +48,40 @@ class Playing:
         self.observation = door.question(self._name, returned)
 
     async def step(self, text: str) -> Outcome:
-        """Acts."""
+        """Acts: calls tools where there are any and the text calls them, else steps. With tools, a question that asks
+        for one answer is over with what calls none."""
         began = time.monotonic()
+        if self.tools is not None and (found := calls.find(text)):
+            return await self._use(found, began)
         returned = await self._call(self._environment.step, text)
         seconds = time.monotonic() - began
         metrics.ENVIRONMENT_SECONDS.observe(seconds)
         self.observation, outcome = door.outcome(self._name, returned, seconds)
+        if self.tools is not None and not self._environment.many_actions:
+            return replace(outcome, terminated=True)
         return outcome
+
+    async def _use(self, found: Sequence[Call], began: float) -> Outcome:
+        """Answers the calls of one message. One that cannot be made, or that a tool refuses, is an action refused."""
+        answers = [await self._answer(call) for call in found]
+        self.observation = results([text for text, _ in answers])
+        seconds, refused = time.monotonic() - began, any(wrong for _, wrong in answers)
+        metrics.ENVIRONMENT_SECONDS.observe(seconds)
+        return Outcome(0.0, False, None, terminated=False, truncated=False, seconds=seconds, refused=refused)
+
+    async def _answer(self, call: Call) -> tuple[str, bool]:
+        """What the model hears of a call, and whether it is an error."""
+        name, wrong = call.name, call.wrong
+        if not wrong and name not in self._own and name not in self._tools:
+            wrong = f"there is no tool {name!r}; there are: {', '.join([*self._own, *self._tools])}"
+        if wrong:
+            return door.tool(name, f"Error: {wrong}"), True
+        if name in self._own:
+            came = await self._call(self._environment.use, name, call.arguments)
+        else:
+            came = await self._in_thread(self._tools[name].run, call.arguments, what=f"tool {name}")
+        said = door.tool(name, came.value)
+        return (f"Error: {said}" if came.refused else said), came.refused
 
     async def snapshot(self) -> Any:
         """The state of the episode, for `restore` here or in another environment."""
@@ -87,7 +121,7 @@ class EnvironmentPool:
     An environment whose class says `blocking = False` is called directly; others are called in threads, since they may
     sleep, compute or hang, as all are made and closed. A hung thread cannot be stopped: it is left behind with its
     pool, and a new one begins. At most `instances` are alive at once (None: as many as there are episodes), and each is
-    closed after `recycle_after` episodes (None: never).
+    closed after `recycle_after` episodes (None: never). `toolbox` holds tools of the recipe, which all episodes share.
     """
 
     def __init__(
@@ -97,7 +131,9 @@ class EnvironmentPool:
         threads: int,
         instances: int | None = None,
         recycle_after: int | None = None,
+        toolbox: Toolbox | None = None,
     ):
+        self._toolbox = toolbox
         self._make, self._limit, self._at_once = make, time_limit_s, threads
         self._instances, self._recycle_after = instances or sys.maxsize, recycle_after or sys.maxsize
         for kind in EpisodeFailure.KINDS:
@@ -119,7 +155,9 @@ class EnvironmentPool:
             whole = False
             try:
                 environment = lent.environment
-                playing = Playing(environment, self._in_thread if environment.blocking else self._directly)
+                tools = await self._in_thread(self._toolbox.offered) if self._toolbox else ()
+                call = self._in_thread if environment.blocking else self._directly
+                playing = Playing(environment, call, tools, self._in_thread)
                 await playing.reset(task, seed)
                 yield playing
                 whole = True
@@ -143,12 +181,24 @@ class EnvironmentPool:
         """Closes all environments, also those in which an episode is played. Each has its time limit for it."""
         self._idle.clear()
         await asyncio.gather(*map(self._close, list(self._alive)))
+        if self._toolbox is not None:
+            await asyncio.to_thread(self._toolbox.close)
         self._threads.shutdown(wait=False)
 
     async def _made(self) -> Lent:
-        lent = Lent(await self._in_thread(self._make, late=_discard))
+        lent = Lent(await self._in_thread(self._equipped, late=_discard))
         self._alive.add(lent)
         return lent
+
+    def _equipped(self) -> Any:
+        """A new environment that has told its tools."""
+        made: Any = self._make()
+        try:
+            made.own_tools  # noqa: B018  it keeps what it finds
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     async def _close(self, lent: Lent) -> None:
         if lent not in self._alive:
@@ -166,8 +216,10 @@ class EnvironmentPool:
     async def _directly(self, function: Callable, *arguments, **named):
         return _result(*_guarded(function, *arguments, **named))
 
-    async def _in_thread(self, function: Callable, *arguments, late: Callable[[Future], None] | None = None, **named):
-        """`late` is told of a call that ended after its limit."""
+    async def _in_thread(
+        self, function: Callable, *arguments, late: Callable[[Future], None] | None = None, what: str = "", **named
+    ):
+        """`late` is told of a call that ended after its limit; `what` says whose it is, if not the environment's."""
         async with self._free:
             threads = self._threads
             work = threads.submit(_guarded, function, *arguments, **named)
@@ -180,8 +232,7 @@ class EnvironmentPool:
                     threads.shutdown(wait=False)
                 if late is not None:
                     work.add_done_callback(late)
-                message = f"no answer within environment.time_limit_s={self._limit:g}"
-                raise EpisodeFailure("hung", message) from None
+                raise door.hung(what, self._limit) from None
 
 
 def _guarded(function: Callable, *arguments, **named) -> tuple[Any, BaseException | None]:
@@ -194,6 +245,8 @@ def _guarded(function: Callable, *arguments, **named) -> tuple[Any, BaseExceptio
 
 
 def _result(result: Any, error: BaseException | None) -> Any:
+    if isinstance(error, EpisodeFailure):
+        raise error
     if error is not None:
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise EpisodeFailure("raised", said) from error

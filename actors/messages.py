@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 ROLES = ("system", "user", "assistant")
+TOOL = "tool"
+"""The role of what a tool answered; it never stands in a task's question."""
 Message = dict[str, str]
 LONGEST_TEXT = 1_000_000  # characters of what an environment says
 Question = str | list[Message]
@@ -34,6 +36,16 @@ def checked(question: Any) -> Question:
     return question
 
 
+def results(texts: Sequence[str]) -> Question:
+    """What tools answered to the calls of one message, in their order."""
+    return [message(TOOL, text) for text in texts]
+
+
+def are_results(heard: Question) -> bool:
+    """Whether tools said it, and not the user."""
+    return not isinstance(heard, str) and heard[-1]["role"] == TOOL
+
+
 def listed(question: Question) -> list[Message]:
     """The messages of a question; a text is the user's."""
     return [message("user", question)] if isinstance(question, str) else question
@@ -51,7 +63,9 @@ def added(question: Question, text: str) -> Question:
 
 
 def asked(question: Question) -> str:
-    """The user's last words."""
+    """The user's last words; of tools, all that they answered."""
+    if are_results(question):
+        return "\n".join(said["content"] for said in listed(question))
     return question if isinstance(question, str) else question[-1]["content"]
 
 

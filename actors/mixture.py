@@ -20,6 +20,7 @@ from actors.config import CurriculumSettings, Feedback, MixedEnvironment
 from actors.environment_pool import EnvironmentPool
 from actors.environments.base import TextEnvironment
 from actors.tasks import Order, TaskOrder
+from actors.tools.toolbox import Toolbox
 from protocols.turns import MIXED_FROM
 
 Mixture = Sequence[MixedEnvironment]
@@ -112,4 +113,5 @@ class Pools:
 
 
 def _pool(one: MixedEnvironment, make: Make) -> EnvironmentPool:
-    return EnvironmentPool(partial(make, one), one.time_limit_s, one.threads, one.instances, one.recycle_after)
+    limits = one.time_limit_s, one.threads, one.instances, one.recycle_after
+    return EnvironmentPool(partial(make, one), *limits, Toolbox(one.tools, one.time_limit_s))

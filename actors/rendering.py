@@ -14,6 +14,9 @@ Where the pieces lie, and what the template does to a message, is found once (ac
 what it has shown before (it strips thinking from earlier answers, say), tokens cannot just be appended: each prompt
 then is a new root, the whole dialogue rendered anew, if the recipe allows that. A tokenizer without a template is plain
 concatenation, after the token that it begins a text with, if any.
+
+Tools are shown where the template shows them, at the head of a dialogue; what they answer is appended as their role, in
+the same way as what the user says.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from actors.messages import Message, Question, flat, has_system, listed, message
+from actors.messages import Message, Question, are_results, flat, has_system, listed, message
 from actors.spelling import Speller, frozen
-from actors.templates import SYSTEM, Shape, Template
+from actors.templates import SYSTEM, Results, Shape, Template
+from actors.tools import Offered
 from protocols.errors import SettingError
 
 log = logging.getLogger("redraft.rendering")
@@ -82,7 +86,8 @@ class Renderer:
     ):
         self.tokenizer, self.on_rewrite, self._system = tokenizer, on_rewrite, system
         self._template = Template(tokenizer) if tokenizer.chat_template else None
-        self._shapes: dict[str | None, Shape] = {}
+        self._shapes: dict[tuple[str | None, Offered | None], Shape] = {}
+        self._spellers: dict[str, Speller] = {}
         known = [*([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]), *ends]
         if self._template is not None:
             self._check_system("rollout.system", system is not None)
@@ -119,31 +124,38 @@ class Renderer:
         shown = self._shape(self._system).rendered if self._template else ()
         return {self.end, *self._begin, *(n for text in shown for n in self._speller.whole(text))}
 
-    def anew(self, question: Question) -> bool:
-        """Whether each later prompt of a dialogue that begins with `question` is a new root, for `first` with its
-        history; else `next` continues it. Raises SettingError where neither is allowed."""
+    def anew(self, question: Question, heard: Question = "", tools: Offered | None = None) -> bool:
+        """Whether the prompt with `heard`, in a dialogue that begins with `question` and has these tools, is a new
+        root, for `first` with its history; else `next` continues it. Raises SettingError where neither is allowed."""
         if self._template is None:
             return False
         system = listed(question)[0]["content"] if has_system(question) else self._system
-        shape = self._shape(system)
-        if shape.rewrites and (self.on_rewrite == "refuse" or shape.headed):
-            raise _rewriting(shape)
-        return bool(shape.rewrites)
+        shape = self._shape(system, tools)
+        rewrites = _results(shape).rewrites if are_results(heard) else shape.rewrites
+        if rewrites and (self.on_rewrite == "refuse" or shape.headed):
+            raise _rewriting(shape, rewrites)
+        return bool(rewrites)
 
-    def first(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> np.ndarray:
-        """int32 ids of a whole prompt; `history` holds earlier (question, answer) pairs of the dialogue."""
+    def first(
+        self, question: Question, history: Sequence[tuple[Question, str]] = (), tools: Offered | None = None
+    ) -> np.ndarray:
+        """int32 ids of a whole prompt; `history` holds earlier (question, answer) pairs of the dialogue. Raises
+        SettingError where there are tools, and the template does not know them."""
         if isinstance(question, str) and not history and len(question) <= SHORT:
-            return self._first_again(question)
-        return self._first(question, history)
+            return self._first_again(question, (), tools)
+        return self._first(question, history, tools)
 
     def messages(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> list[Message]:
         """The dialogue as chat messages, with the system prompt."""
         told = flat(history, question)
         return told if self._system is None or has_system(told) else [message("system", self._system), *told]
 
-    def next(self, text: str, ended: bool) -> np.ndarray:
-        """int32 ids from the model's last id to its next answer. `ended`: that last id ends a response."""
-        return self._next_again(text, ended) if len(text) <= SHORT else self._next(text, ended)
+    def next(self, heard: Question, ended: bool, tools: Offered | None = None) -> np.ndarray:
+        """int32 ids from the model's last id to its next answer, of what the user or tools said (messages.results).
+        `ended`: that last id ends a response."""
+        if isinstance(heard, str):
+            return self._next_again(heard, ended, tools) if len(heard) <= SHORT else self._next(heard, ended, tools)
+        return self._answered(heard, ended, tools)
 
     def answer(self, text: str) -> np.ndarray:
         """int32 ids of a message that the model did not write itself, with its end token."""
@@ -164,37 +176,61 @@ class Renderer:
             ids.pop()
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _first(self, question: Question, history: Sequence[tuple[Question, str]] = ()) -> np.ndarray:
+    def _first(
+        self, question: Question, history: Sequence[tuple[Question, str]] = (), tools: Offered | None = None
+    ) -> np.ndarray:
         messages = self.messages(question, history)
         if self._template is None:
+            if tools is not None:
+                raise _no_place_for_tools()
             return frozen([*self._begin, *(n for said in messages for n in self._said(said))])
         self._check_system("environment.name", has_system(messages))
-        texts = [said["content"] for said in messages]
-        if any(map(self._speller.spells_control, texts)):
-            ids = self._speller.unmasked(self._template.render(list(map(self._masked, messages))))
+        speller, schemas = self._speller_of(tools), () if tools is None else tools.schemas
+        texts = [*(said["content"] for said in messages), *([] if tools is None else [tools.text])]
+        if any(map(speller.spells_control, texts)):
+            masked = [self._masked(said, speller) for said in messages]
+            ids = speller.unmasked(self._template.render(masked, [_masked_in(one, speller) for one in schemas]))
         else:
-            ids = self._speller.whole(self._template.render(messages))
-        self._speller.check(ids, texts)
+            ids = speller.whole(self._template.render(messages, schemas))
+        speller.check(ids, texts)
         return frozen(ids)
 
-    def _next(self, text: str, ended: bool) -> np.ndarray:
+    def _next(self, text: str, ended: bool, tools: Offered | None = None) -> np.ndarray:
         if self._template is None:
             return frozen([*([] if ended else [self.end]), *self._words(text)])
-        shape = self._shape(self._system)
+        shape = self._shape(self._system, tools)
         if shape.rewrites:
-            raise _rewriting(shape)
-        said = shape.trim(text)
-        if self._speller.spells_control(said):
-            ids = self._speller.unmasked(shape.before + self._speller.mask(said) + shape.after)
-        else:
-            ids = self._speller.whole(shape.before + said + shape.after)
-        self._speller.check(ids, [text])
+            raise _rewriting(shape, shape.rewrites)
+        ids = _joined(self._speller_of(tools), [shape.before, shape.after], [shape.trim(text)])
         return frozen(ids[1:] if ended else ids)
 
-    def _masked(self, said: Message) -> Message:
+    def _answered(self, heard: Sequence[Message], ended: bool, tools: Offered | None) -> np.ndarray:
+        if self._template is None:
+            raise _no_place_for_tools()
+        shape = self._shape(self._system, tools)
+        results = _results(shape)
+        if results.rewrites:
+            raise _rewriting(shape, results.rewrites)
+        texts = [results.trim(said["content"]) for said in heard]
+        around = [results.before, *[results.between] * (len(texts) - 1), results.after]
+        ids = _joined(self._speller_of(tools), around, texts)
+        return frozen(ids[1:] if ended else ids)
+
+    def _speller_of(self, tools: Offered | None) -> Speller:
+        """With tools, what the template sets around calls and answers is control, too: no result may spell it."""
+        if tools is None:
+            return self._speller
+        markup = _results(self._shape(self._system, tools)).markup
+        if markup not in self._spellers:
+            added = self.tokenizer.added_tokens_decoder
+            own = [n for n in self._speller.whole(markup) if n in added]
+            self._spellers[markup] = Speller(self.tokenizer, [self.end, *own])
+        return self._spellers[markup]
+
+    def _masked(self, said: Message, speller: Speller) -> Message:
         """The message without control tokens; an answer keeps those that only a model writes, such as thinking's."""
         only = self.written.union(self.ends) if said["role"] == "assistant" else None
-        return message(said["role"], self._speller.mask(said["content"], only))
+        return message(said["role"], speller.mask(said["content"], only))
 
     def _said(self, said: Message) -> list[int]:
         """Ids of one message where there is no template."""
@@ -212,28 +248,59 @@ class Renderer:
         self._speller.check(ids, [text])
         return ids
 
-    def _shape(self, system: str | None) -> Shape:
-        """What the template does where that is the system prompt: some rewrite only then."""
+    def _shape(self, system: str | None, tools: Offered | None = None) -> Shape:
+        """What the template does where that is the system prompt, and those the tools: some rewrite only then."""
         if self._template is None:
             raise ValueError("the tokenizer has no chat template")
-        if system not in self._shapes:
+        key = system, tools
+        if key not in self._shapes:
             if len(self._shapes) >= KEPT:
                 self._shapes.clear()
-            self._shapes[system] = self._template.shape(system)
-        return self._shapes[system]
+            self._shapes[key] = self._template.shape(system, () if tools is None else tools.schemas)
+        return self._shapes[key]
 
     def _check_system(self, setting: str, wanted: bool) -> None:
         if wanted and (self._template is None or not self._template.knows_system):
             raise SettingError(setting, "the model's chat template has no system role", "Write it into the question")
 
 
-def _rewriting(shape: Shape) -> SettingError:
+def _rewriting(shape: Shape, rewrites: str) -> SettingError:
     """A second prompt was asked for where prompts do not just grow, and are not to be, or cannot be, rendered anew."""
     cure = "Set it to new_root, so that each prompt is the whole dialogue, or use a template that keeps what was shown"
     if shape.headed:
         cure = "Play it in one turn: rollout attempt without a plan, and evaluation.turns: 1"
-    problem = f"the model's chat template {shape.rewrites}, so prompts do not just grow"
+    problem = f"the model's chat template {rewrites}, so prompts do not just grow"
     return SettingError("model.on_rewrite", problem, cure)
+
+
+def _results(shape: Shape) -> Results:
+    if shape.results is None:
+        raise ValueError("a tool has answered in a dialogue without tools")
+    return shape.results
+
+
+def _no_place_for_tools() -> SettingError:
+    problem = "the model's tokenizer has no chat template, so a model cannot be told of tools"
+    return SettingError("environment.tools", problem, "Give it one: model.template.path")
+
+
+def _joined(speller: Speller, around: Sequence[str], texts: Sequence[str]) -> list[int]:
+    """Ids of texts with a template's own words `around` them, one more than there are texts."""
+    spelled = any(map(speller.spells_control, texts))
+    shown = [speller.mask(text) if spelled else text for text in texts]
+    whole = "".join(part for pair in zip(around, [*shown, ""], strict=True) for part in pair)
+    ids = speller.unmasked(whole) if spelled else speller.whole(whole)
+    speller.check(ids, texts)
+    return ids
+
+
+def _masked_in(found: Any, speller: Speller) -> Any:
+    """JSON whose texts spell no control token: a description of a tool is somebody's words, too."""
+    if isinstance(found, str):
+        return speller.mask(found)
+    if isinstance(found, dict):
+        return {speller.mask(key): _masked_in(value, speller) for key, value in found.items()}
+    return [_masked_in(one, speller) for one in found] if isinstance(found, list) else found
 
 
 def _begins_with(tokenizer) -> list[int]:

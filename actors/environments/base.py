@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import gymnasium
 
@@ -13,6 +14,9 @@ from actors import messages
 from actors.config import DataSettings
 from actors.messages import LONGEST_TEXT, Question
 from protocols.errors import SettingError
+
+if TYPE_CHECKING:
+    from actors.tools import Answer, Tool
 
 
 class Cut(str):
@@ -52,7 +56,7 @@ class TextEnvironment(gymnasium.Env, ABC):
         self.feedback = feedback
         self.observation_space = AnyText(LONGEST_TEXT, min_length=0)
         self.action_space = AnyText(LONGEST_TEXT, min_length=0)
-        self._actions: list[str] = []
+        self._actions: list[str | tuple] = []
 
     @classmethod
     @abstractmethod
@@ -81,6 +85,27 @@ class TextEnvironment(gymnasium.Env, ABC):
         self._actions.append(text)
         return self.act(text)
 
+    def tools(self) -> Sequence[Callable | dict]:
+        """Tools that a model may call in rollouts `act` and `search`: typed methods with docstrings, or descriptions in
+        OpenAI's form, whose calls `call` answers. Asked once, when the environment was made."""
+        return ()
+
+    def call(self, name: str, arguments: dict) -> Any:
+        """What a tool answers of which `tools` gave a description: a text, or what JSON can say."""
+        raise NotImplementedError(f"{type(self).__name__}.call")
+
+    @cached_property
+    def own_tools(self) -> dict[str, Tool]:
+        """What `tools` offers, by name. Raises SettingError where one is none."""
+        from actors.tools import toolbox
+
+        return {tool.name: tool for tool in toolbox.own(self)}
+
+    def use(self, name: str, arguments: dict) -> Answer:
+        """What a tool of its own answers; noted as an action, so that `restore` does it again."""
+        self._actions.append((name, arguments))
+        return self.own_tools[name].run(arguments)
+
     def snapshot(self) -> Any:
         """The state of the episode, for `restore` in this or another environment of the same settings."""
         return {"task": self.task, "seed": self._seed, "actions": tuple(self._actions)}
@@ -89,7 +114,10 @@ class TextEnvironment(gymnasium.Env, ABC):
         """Back to a snapshot. This default replays the actions; override both where an environment can copy itself."""
         self.reset(seed=state["seed"], options={"task": state["task"]})
         for action in state["actions"]:
-            self.step(action)
+            if isinstance(action, str):
+                self.step(action)
+            else:
+                self.use(*action)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from actors.environment_pool import Playing
-from actors.messages import asked
 from actors.rollout_config import ActSettings
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue
@@ -15,10 +14,10 @@ async def play(stage: Stage[ActSettings]) -> None:
 
 
 async def _episode(stage: Stage[ActSettings], environment: Playing, number: int) -> None:
-    dialogue = Dialogue(stage, environment.observation, number)
+    dialogue = Dialogue(stage, environment.observation, number, tools=environment.tools)
     for index in range(stage.settings.turns):
         if index:
-            dialogue.hear(asked(environment.observation))
+            dialogue.hear(environment.observation)
         text = await dialogue.say(Role.ACTION)
         outcome = await environment.step(text)
         dialogue.score(index, outcome, ended=index + 1 == stage.settings.turns)

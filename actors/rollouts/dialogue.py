@@ -13,6 +13,7 @@ from actors.environments.base import Cut
 from actors.group import NO_TOKENS
 from actors.messages import Message, Question, asked
 from actors.rollouts import Stage
+from actors.tools import Offered
 from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, Role, Stop
 
@@ -39,15 +40,23 @@ class Dialogue:
     all that came before is a new root, whose prompt holds the tokens that it sees. Only where the chat template
     rewrites what came before, and the recipe allows it, is each turn a new root that the template renders from text.
 
-    Raises EpisodeFailure where the template cannot render the messages of a question.
+    `tools` are told to the model at its head. Raises EpisodeFailure where the template cannot render the messages of a
+    question.
     """
 
-    def __init__(self, stage: Stage, question: Question, episode: int = 0, answers: int | None = None):
-        self._stage, self._answers = stage, answers
+    def __init__(
+        self,
+        stage: Stage,
+        question: Question,
+        episode: int = 0,
+        answers: int | None = None,
+        tools: Offered | None = None,
+    ):
+        self._stage, self._answers, self._tools = stage, answers, tools
         self.episode = episode
         self._asked = question
         try:
-            self._first = self._heard = self._prompt = stage.renderer.first(question)
+            self._first = self._heard = self._prompt = stage.renderer.first(question, tools=tools)
         except SettingError as error:
             if isinstance(question, str):  # no other question would do better
                 raise
@@ -100,17 +109,18 @@ class Dialogue:
         """The next message is these int32 ids, sampled elsewhere."""
         return self._add(role, authored(ids), self._stage.renderer.text(ids))
 
-    def hear(self, text: str) -> None:
-        """The next message to the model: the tokens between its last one and its next."""
-        renderer, self._asked = self._stage.renderer, text
+    def hear(self, heard: Question) -> None:
+        """The next message to the model, a text of the user's or what tools answered: the tokens between its last one
+        and its next."""
+        renderer, self._asked = self._stage.renderer, heard
         question = self._history[0].asked
-        if renderer.anew(question):
+        if renderer.anew(question, heard, self._tools):
             seen = self._seen()
             told = [(question, seen[0].text), *((said.asked, said.text) for said in seen[1:])]
-            self._heard = self._prompt = renderer.first(text, told)
+            self._heard = self._prompt = renderer.first(heard, told, self._tools)
             self._rooted = True
             return
-        self._heard = self._prompt = renderer.next(text, renderer.ended(self.last.completion.ids))
+        self._heard = self._prompt = renderer.next(heard, renderer.ended(self.last.completion.ids), self._tools)
         if self._answers is not None and self._scored == len(self._history):
             self._forget()
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from actors.door import EpisodeFailure, Outcome
 from actors.environment_pool import Playing
-from actors.messages import asked
 from actors.rollout_config import SearchSettings
 from actors.rollouts import Stage
 from actors.rollouts.dialogue import Dialogue
@@ -46,7 +45,8 @@ async def _episode(stage: Stage[SearchSettings], environment: Playing) -> None:
 
 async def grow(stage: Stage[SearchSettings], environment: Playing, rng: Random) -> Node:
     """The root of a tree after `simulations` descents, or fewer where every branch has ended."""
-    root = Node(Dialogue(stage, environment.observation), await environment.snapshot(), environment.observation)
+    dialogue = Dialogue(stage, environment.observation, tools=environment.tools)
+    root = Node(dialogue, await environment.snapshot(), environment.observation)
     for _ in range(stage.settings.simulations):
         while not root.closed and not await _descend(stage, environment, root, rng):
             pass
@@ -72,7 +72,7 @@ async def _expand(stage: Stage[SearchSettings], environment: Playing, node: Node
     node.expanded = True
     branches = [node.dialogue.branch(0) for _ in range(stage.settings.expansions)]
     for branch in branches if node.parent else ():
-        branch.hear(asked(node.observation))
+        branch.hear(node.observation)
     said = await asyncio.gather(*(branch.say(Role.ACTION) for branch in branches), return_exceptions=True)
     actions: dict[str, Dialogue] = {}
     for branch, action in zip(branches, said, strict=True):
@@ -110,7 +110,7 @@ async def _demonstrate(stage: Stage[SearchSettings], environment: Playing, episo
     generator = np.random.Generator(np.random.Philox(rng.getrandbits(63)))
     for number, pieces in enumerate(await environment.demonstrations(generator, count, turns)):
         (question, _), *rest = pieces
-        dialogue = Dialogue(stage, question, episode + number)
+        dialogue = Dialogue(stage, question, episode + number, tools=environment.tools)
         actions, done = sum(mine for _, mine in rest), 0
         for text, mine in rest:
             if mine:

@@ -18,6 +18,7 @@ from typing import Any
 from actors import messages
 from actors.door import EpisodeFailure, Outcome
 from actors.environment_pool import Playing
+from actors.messages import Question
 from actors.rollout_config import SearchSettings
 from actors.rollouts import Stage
 from actors.rollouts.tree import Node, pairs, shared, worth
@@ -40,7 +41,7 @@ class Move:
 
     node: Node | None
     outcome: Outcome
-    observation: str
+    observation: Question
 
 
 async def corrected(stage: Stage[SearchSettings], environment: Playing, root: Node, alpha: float, rng: Random) -> int:
@@ -87,8 +88,8 @@ async def _judged_bad(stage: Stage[SearchSettings], node: Node) -> bool:
     """Whether the model that acted calls its action bad."""
     path = node.path()
     start = messages.asked(path[0].before.observation)
-    history = "\n".join([start, *(f"{n.action}\n{n.observation}" for n in path[:-1])])
-    question = QUESTION.format(history=history, action=node.action, observation=node.observation)
+    history = "\n".join([start, *(f"{n.action}\n{messages.asked(n.observation)}" for n in path[:-1])])
+    question = QUESTION.format(history=history, action=node.action, observation=messages.asked(node.observation))
     sampling = stage.sampling.model_copy(update={"max_tokens": stage.settings.judge_tokens})
     try:
         completion = await stage.generate(stage.renderer.first(question), Role.REFLECTION, sampling)
@@ -104,25 +105,25 @@ async def _replayed(environment: Playing, error: Node, suffix: list[Node], text:
     if error.ended:
         return None
     await environment.restore(error.state)
-    moves = [Move(None, await environment.step(text), messages.asked(environment.observation))]
+    moves = [Move(None, await environment.step(text), environment.observation)]
     for node in suffix:
         if moves[-1].outcome.over:
             return None
-        moves.append(Move(node, await environment.step(node.action), messages.asked(environment.observation)))
+        moves.append(Move(node, await environment.step(node.action), environment.observation))
     return moves
 
 
 async def _verbatim(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Move]:
     """The good actions with what the environment said to them on their own branch."""
     await environment.restore(suffix[0].before.state)
-    revision = Move(None, await environment.step(text), messages.asked(environment.observation))
-    return [revision, *(Move(node, node.outcome, messages.asked(node.observation)) for node in suffix)]
+    revision = Move(None, await environment.step(text), environment.observation)
+    return [revision, *(Move(node, node.outcome, node.observation) for node in suffix)]
 
 
 def _write(error: Node, text: str, moves: list[Move], episode: int, length: int) -> None:
     """A new branch below the first error; `length` is how many actions after the branches parted that error was."""
     dialogue = error.dialogue.branch(episode)
-    observation = messages.asked(error.observation)
+    observation = error.observation
     for position, move in enumerate(moves):
         dialogue.hear(observation)
         if move.node is None:

@@ -22,6 +22,8 @@ from actors.config import SamplingSettings
 from actors.door import EpisodeFailure, Outcome
 from actors.environment_pool import EnvironmentPool, Playing
 from actors.messages import Question
+from actors.tools import Offered
+from actors.tools.toolbox import Toolbox
 from protocols.errors import RedraftError, SettingError
 from protocols.turns import Stop
 from redraft import logs
@@ -80,6 +82,7 @@ class Talk:
     renderer: rendering.Renderer
     engine: engines.Engine
     sampling: SamplingSettings
+    tools: Offered | None = None
     _ids: list[np.ndarray] = field(default_factory=list)  # of answers, and of what was heard before each
     _said: list[tuple[Question, str]] = field(default_factory=list)  # (heard, answered)
 
@@ -109,12 +112,14 @@ class Talk:
 
     def _prompt(self, heard: Question) -> np.ndarray:
         """int32 ids that `heard` adds to the conversation, or all of it where the template rewrites what was said."""
-        if self.renderer.anew(self._said[0][0] if self._said else heard):
+        if self.renderer.anew(self._said[0][0] if self._said else heard, heard, self.tools):
             self._ids.clear()
-            return self.renderer.first(heard, self._said)
+            return self.renderer.first(heard, self._said, self.tools)
         if not self._said:
-            return self.renderer.first(heard)
-        return self.renderer.next(messages.asked(heard), self.renderer.ended(self._ids[-1]))
+            return self.renderer.first(heard, tools=self.tools)
+        if not messages.are_results(heard):
+            heard = messages.asked(heard)
+        return self.renderer.next(heard, self.renderer.ended(self._ids[-1]), self.tools)
 
 
 async def converse(talk: Talk) -> None:
@@ -130,16 +135,20 @@ async def converse(talk: Talk) -> None:
 async def play(talk: Talk, recipe: Recipe, task: dict) -> None:
     """Episodes of one task, one after the other, until the person leaves. Raises RedraftError where it cannot be."""
     settings = mixture.of(recipe.mixture, task)
-    lent = EnvironmentPool(lambda: environments.make(settings), settings.time_limit_s, 1)
+    box = Toolbox(settings.tools, settings.time_limit_s)
+    lent = EnvironmentPool(lambda: environments.make(settings), settings.time_limit_s, 1, toolbox=box)
     typed = _lines("you, or Enter for what the environment says")
     again = True
     while again:
         talk.forget()
         try:
             async with lent.one(task, recipe.seed) as playing:
+                talk.tools = playing.tools
                 again = await _episode(talk, recipe, playing, typed)
         except EpisodeFailure as error:
             raise RedraftError(f"the environment failed ({error.kind}): {error}") from None
+        finally:
+            box.close()
 
 
 async def _episode(talk: Talk, recipe: Recipe, playing: Playing, typed: Iterator[str]) -> bool:
@@ -151,7 +160,7 @@ async def _episode(talk: Talk, recipe: Recipe, playing: Playing, typed: Iterator
         if answer is not None and not over:
             outcome = await playing.step(answer)
             over = outcome.over
-            _show("environment", f"[{_verdict(outcome)}] {playing.observation}")
+            _show("environment", f"[{_verdict(outcome)}] {messages.asked(playing.observation)}")
             if over:
                 _show("redraft", f"the episode has ended: {NEW} plays it again")
         line = next(typed, QUIT)
@@ -162,8 +171,9 @@ async def _episode(talk: Talk, recipe: Recipe, playing: Playing, typed: Iterator
         elif answer is None or over:
             _show("redraft", f"there is nothing to go on with: {HELP}")
         else:
-            again = recipe.rollout.tested(turns=2, episodes=1)
-            answer = await _answer(talk, again.following(messages.asked(playing.observation)))
+            again, said = recipe.rollout.tested(turns=2, episodes=1), playing.observation
+            told = [said] if messages.are_results(said) else again.following(messages.asked(said))
+            answer = await _answer(talk, told)
 
 
 async def _answer(talk: Talk, told: Sequence[Question]) -> str | None:

@@ -106,12 +106,25 @@ def _check_turns(renderer, recipe: Recipe) -> None:
     tested = [one.rollout for one in plays(recipe.evaluation, recipe.rollout, recipe.sampling)]
     played = [*([recipe.rollout] if recipe.steps else []), *tested]
     again = next((rollout.name for rollout in played if rollout.several), None)
-    if again is not None:  # says why not
+    if again is not None and not _check_tools(renderer, recipe):  # says why not
         renderer.anew("")
     if recipe.model.on_rewrite == "new_root" and again is None:
         raise _does_nothing("no rollout here prompts the model again")
     if recipe.model.on_rewrite == "new_root" and not renderer.may_rewrite:
         raise _does_nothing("the model's chat template rewrites nothing")
+
+
+def _check_tools(renderer, recipe: Recipe) -> bool:
+    """Whether prompts go on with what tools answer alone. Raises SettingError where a template cannot tell of tools, or
+    of what they answer."""
+    from actors import environments, messages, templates
+
+    made = environments.make(recipe.environment)
+    if not (recipe.environment.tools or made.own_tools):
+        return False
+    renderer.first(templates.QUESTION, tools=templates.PROBED)
+    renderer.anew("", messages.results([""]), templates.PROBED)
+    return not made.many_actions
 
 
 def _does_nothing(why: str) -> SettingError:

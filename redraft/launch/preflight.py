@@ -27,7 +27,8 @@ def with_facts(recipe: Recipe) -> Recipe:
 
 def check_environment(recipe: Recipe) -> None:
     """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks,
-    for a curriculum of tasks without levels, or for an engine that this machine cannot load."""
+    for a curriculum of tasks without levels, for tools that cannot be used, or for an engine that this machine cannot
+    load."""
     from actors import mixture, rollouts
     from actors.engines import vllm_common
 
@@ -46,9 +47,15 @@ def check_environment(recipe: Recipe) -> None:
 def _check_played(recipe: Recipe, played: EnvironmentSettings) -> None:
     """Raises SettingError where the recipe's rollout or evaluation cannot play that environment."""
     from actors import environments, rollout_config
+    from actors.tools import toolbox
 
     made = environments.make(played)
-    if recipe.rollout.kind == "actions" and not made.many_actions:
+    tools = toolbox.check(played.tools, made.own_tools.values(), played.time_limit_s)
+    if tools and recipe.rollout.kind == "answers":
+        problem = f"rollout {recipe.rollout.name} asks for whole answers, in which no tool is called"
+        known = f"Use rollout {rollout_config.names(lambda one: one.kind == 'actions')}, or no tools"
+        raise SettingError("environment.tools", problem, known)
+    if recipe.rollout.kind == "actions" and not (made.many_actions or tools):
         problem = f"{recipe.rollout.name} plays many actions, {played.name} asks for one answer"
         raise SettingError("rollout.name", problem, f"Use {rollout_config.names(lambda one: one.kind == 'answers')}")
     if lacking := [kind for kind in recipe.evaluation.feedbacks if kind not in made.feedbacks]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from actors.environment_pool import EnvironmentPool
 from actors.group import GroupWriter
 from actors.rendering import Renderer
 from actors.rollout_config import Rollout
+from actors.tools.toolbox import Toolbox
 from protocols.turns import LOGPROBS, TOKENS, Lease, Stop
 from redraft.models.make import build_tokenizer
 
@@ -54,6 +55,7 @@ class House:
         limit_s: float = 5.0,
         teacher: Callable | None = None,
         on_rewrite: str = "refuse",
+        tools: Sequence = (),
     ):
         self.tokenizer = tokenizer or build_tokenizer("characters", 4096)
         self.engine = Speaker(self.tokenizer, engine) if callable(engine) else engine
@@ -68,10 +70,11 @@ class House:
         writer = GroupWriter(Lease(bytes(16), 0, 0, task, seed), sink)
 
         async def play() -> None:
+            lent = EnvironmentPool(make, limit_s, 32, toolbox=Toolbox(tools, limit_s))
             stage = rollouts.Stage(
                 self.engine,
                 Renderer(self.tokenizer, on_rewrite),
-                EnvironmentPool(make, limit_s, 32),
+                lent,
                 writer,
                 task,
                 seed,
@@ -83,6 +86,7 @@ class House:
             )
             await rollouts.find(settings.name)(stage)
             writer.close()
+            await lent.close()
 
         asyncio.run(play())
         *self.turns, self.close = self.items

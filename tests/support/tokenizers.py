@@ -39,6 +39,26 @@ CHANNELS = """{%- for m in messages %}{{- '<|start|>' + m.role }}
 {%- if m.role == 'assistant' %}{{- '<|channel|>final' }}{%- endif %}
 {{- '<|message|>' + m.content + '<|end|>' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"""
+HERMES = """{%- set system = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}
+{%- if tools %}{{- '<|im_start|>system\n' + system + 'You may call these functions:\n<tools>' }}
+{%- for tool in tools %}{{- '\n' + (tool | tojson) }}{%- endfor %}
+{{- '\n</tools>\nCall one so:\n<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n' }}
+{%- elif system %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}
+{%- for m in messages %}{%- if m.role == 'tool' %}
+{%- if loop.index0 == 0 or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
+{{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\n' }}{%- endif %}
+{%- elif m.role != 'system' %}{{- '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for call in m.tool_calls or [] %}{{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- (call.function.arguments | tojson) + '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+SAID = "+ m.role + '\n' + m.content }}"
+THINKER = """{%- set ns = namespace(last=-1) %}{%- for m in messages %}
+{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}""" + HERMES.replace(
+    SAID, "+ m.role + '\n' + (m.content.split('</think>')[-1] if loop.index0 < ns.last else m.content) }}"
+)
+"""Strips thinking from answers before the user's last words, and keeps it while tools are called, as Qwen 3's does."""
+OTHER_CALLS = HERMES.replace('\'<tool_call>\n{"name"', '\'<call>\n{"name"')
 
 CONTROLS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
@@ -87,6 +107,12 @@ def tiny(template: str | None = None, controls=(), words=(), bos_first: bool = F
         made.backend_tokenizer.post_processor = first
     made.chat_template = template
     return made
+
+
+def hermes(template: str = HERMES, **named):
+    """A tiny tokenizer with tools in its template, as Qwen's: calls are added tokens that are not special."""
+    words = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+    return tiny(template, CONTROLS["chatml"], words, eos_token="<|im_end|>", **named)
 
 
 def family(name: str, **named):

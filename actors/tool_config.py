@@ -1,0 +1,64 @@
+"""What a recipe says of tools that a model may call. Light to import."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from protocols.settings import Settings
+
+
+class McpSettings(Settings):
+    """A server that speaks the Model Context Protocol. Each actor starts, or connects to, one of its own."""
+
+    command: list[str] = []
+    """Program and arguments of a server that speaks on its standard input and output."""
+    url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    """Address of a server that speaks streamable HTTP."""
+    inherit: list[str] = []
+    """Environment variables that a `command` gets beside PATH, HOME and such; keys go in so, not into the recipe."""
+    only: list[str] = []
+    """Names of its tools that are offered (none: all)."""
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if bool(self.command) == bool(self.url):
+            raise ValueError("an MCP server is reached by `command` or by `url`; give one of them")
+        if self.inherit and not self.command:
+            raise ValueError("`inherit` is for a server that is started by `command`; leave it out")
+        return self
+
+
+class ToolSource(Settings):
+    """Where tools come from."""
+
+    function: str = ""
+    """package.module:name of a typed function with a docstring, or of a list of such."""
+    openai: dict[str, Any] = {}
+    """The function's description in OpenAI's form, in place of one made from its types and its docstring."""
+    mcp: McpSettings | None = None
+    """A server whose tools are offered."""
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if bool(self.function) == (self.mcp is not None):
+            raise ValueError("tools come from a `function` or from `mcp`; give one of them")
+        if self.openai and not self.function:
+            raise ValueError("`openai` describes a `function`; an MCP server describes its tools itself")
+        return self
+
+
+def _which(value: Any) -> str:
+    return "<function>" if isinstance(value, str) else "<source>"
+
+
+ToolEntry = Annotated[
+    Annotated[str, Tag("<function>")] | Annotated[ToolSource, Tag("<source>")],
+    Discriminator(_which),
+]
+"""A ToolSource, or the name of its function alone."""
+
+
+def source_of(entry: str | ToolSource) -> ToolSource:
+    return ToolSource(function=entry) if isinstance(entry, str) else entry

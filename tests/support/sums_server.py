@@ -1,0 +1,48 @@
+"""An MCP server on standard input and output, run by its path by tests of tools. `--late` never answers anything."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from mcp.server import MCPServer
+
+server = MCPServer("sums")
+
+
+@server.tool()
+def add(a: int, b: int) -> int:
+    """Adds two numbers."""
+    return a + b
+
+
+@server.tool()
+def divide(a: int, b: int) -> float:
+    """Divides one number by another."""
+    return a / b
+
+
+@server.tool()
+def pid() -> str:
+    """Says which process this is."""
+    return str(os.getpid())
+
+
+@server.tool()
+def variable(name: str) -> str:
+    """Says what an environment variable holds."""
+    return os.environ.get(name, "none")
+
+
+@server.tool()
+def sleep() -> str:
+    """Answers after a minute."""
+    time.sleep(60)
+    return "awake"
+
+
+if __name__ == "__main__":
+    if "--late" in sys.argv:
+        time.sleep(600)
+    server.run()
