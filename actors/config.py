@@ -30,8 +30,8 @@ class EnvironmentSettings(Settings):
     """What is played, and what it says to an answer."""
 
     name: str
-    """signs, words, minicraft, textcraft, webshop, countdown, gsm8k, math, functions, or package.module:Class of your
-    own."""
+    """signs, words, minicraft, textcraft, webshop, countdown, gsm8k, math, functions, openenv, or package.module:Class
+    of your own."""
     feedback: Feedback = "binary"
     """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""
     time_limit_s: float = Field(default=30.0, gt=0)

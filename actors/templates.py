@@ -64,7 +64,8 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Results:
     """What stands around the answers of tools: `before` the first, `between` two, `after` the last; or why it
-    `rewrites` what came before. `trim` is what the template does to the spaces of an answer. `markup` is all the template's own.
+    `rewrites` what came before. `trim` is what the template does to the spaces of an answer. `markup` is all of the
+    template's own.
     """
 
     rewrites: str = ""

@@ -23,6 +23,7 @@ NAMES = {
     "minicraft": "actors.environments.minicraft:Minicraft",
     "textcraft": "actors.environments.textcraft:Textcraft",
     "webshop": "actors.environments.webshop.environment:Webshop",
+    "openenv": "actors.environments.openenv:OpenEnv",
 }
 
 

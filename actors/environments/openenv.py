@@ -1,6 +1,6 @@
 """`openenv`: an environment of somebody else, behind a server that speaks OpenEnv's WebSocket protocol (0.3 to 0.10).
 
-    here   {"type": "reset", "data": {"seed": 7}}    {"type": "step", "data": {the action's fields}}    {"type": "close"}
+    here   {"type": "reset", "data": {"seed": 7}}   {"type": "step", "data": {the action's fields}}   {"type": "close"}
     there  {"type": "observation", "data": {"observation": {...}, "reward": 0.5, "done": false}}
            {"type": "error", "data": {"message": "...", "code": "..."}}
 
@@ -16,21 +16,25 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.sync.client import connect
+
 from actors.config import DataSettings
+from actors.door import EpisodeFailure
 from actors.environments.base import TextEnvironment
 from protocols.errors import SettingError
 
 TRAIN, TEST = 10_000, 1_000  # seeds of each split
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0  # between two tries for a session, each twice as long
-FULL = "CAPACITY_REACHED"
+FULL, FULL_SAID = "CAPACITY_REACHED", "it is full, or ends each new session"
+OF_ACTIONS = ("VALIDATION_ERROR", "EXECUTION_ERROR")  # after which the session goes on
 
 
 class OpenEnv(TextEnvironment):
-    """A task is a seed. Options: `url` of the server. `action`: the field of an action that holds what the model says,
-    as text; without it the model writes the action as a JSON object. `observation`: the field of an observation that
-    is shown; without it all of it, as JSON. `ask`: what stands before the first one. `success`: rewards of an
-    episode add up to this or more where it is one. `wait_s`: longest wait for an answer, or for a free session; below
-    environment.time_limit_s, so that the error says which.
+    """A task is a seed. Options: `url` of the server. `action`: the field of an action that holds what the model says;
+    without it the model writes an action as a JSON object. `observation`: the field of an observation that is shown;
+    without it all, as JSON. `ask`: what stands before the first. `success`: what rewards of a success add up to, or
+    more. `wait_s`: longest wait for an answer, or a session; below environment.time_limit_s, so that errors say which.
     """
 
     feedbacks = ("binary",)
@@ -68,16 +72,22 @@ class OpenEnv(TextEnvironment):
         action = {self._action: text} if self._action else _object(text)
         if action is None:
             return self._refused("an action is a JSON object")
-        kind, data = self._said({"type": "step", "data": action})
+        try:
+            kind, data = self._said({"type": "step", "data": action})
+        except TimeoutError:
+            raise EpisodeFailure("hung", f"no answer of {self._url} within wait_s={self._wait:g}") from None
+        except ConnectionClosed as error:
+            raise EpisodeFailure("raised", f"{self._url} has ended the session: {error}") from None
+        if kind == "error" and data.get("code") in OF_ACTIONS:
+            return self._refused(str(data.get("message")))
         if kind == "error":
-            return self._refused(str(data.get("message", data)))
-        done, reward = bool(data.get("done")), data.get("reward")
-        self._total += 0.0 if reward is None else float(reward)
+            raise EpisodeFailure("raised", f"{self._url} has failed: {data.get('message', data)}")
+        done, reward = bool(data.get("done")), float(data.get("reward") or 0.0)
+        self._total += reward
         if done:
             self.close()  # the session may be another's
-        success = done and self._total >= self._wanted
-        info = {"success": success, "score": self._total}
-        return self._shown(data), 0.0 if reward is None else reward, done, False, info
+        info = {"success": done and self._total >= self._wanted, "score": self._total}
+        return self._shown(data), reward, done, False, info
 
     def close(self) -> None:
         session, self._session = self._session, None
@@ -90,9 +100,7 @@ class OpenEnv(TextEnvironment):
         return f"Error: {why}", 0.0, False, False, {"success": False, "refused": True, "score": self._total}
 
     def _begin(self, data: dict) -> dict:
-        """The first observation of a new episode. Raises TimeoutError where no session is to be had in time."""
-        from websockets.exceptions import ConnectionClosed, WebSocketException
-
+        """The first observation of a new episode. Raises EpisodeFailure where no session is to be had in time."""
         until, pause = time.monotonic() + self._wait, FIRST_PAUSE_S
         while True:
             try:
@@ -101,23 +109,21 @@ class OpenEnv(TextEnvironment):
                     return found
                 if found.get("code") != FULL:
                     raise RuntimeError(f"the server cannot begin an episode: {found.get('message', found)}")
-                why = "it is full"
+                why = FULL_SAID
             except ConnectionClosed:
-                why = "it closes each new session: is it full?"
+                why = FULL_SAID
             except (OSError, WebSocketException) as error:
                 why = str(error) or type(error).__name__
             self.close()
             if time.monotonic() + pause > until:
-                raise TimeoutError(f"no session of {self._url} within {self._wait:g} s: {why}")
+                raise EpisodeFailure("hung", f"no session of {self._url} within wait_s={self._wait:g}: {why}")
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _said(self, message: dict) -> tuple[str, dict]:
         """What the server says to a message: "observation" or "error", and its data."""
-        from websockets.sync.client import connect
-
         if self._session is None:
-            self._session = connect(self._url, open_timeout=self._wait, close_timeout=1.0, max_size=None, proxy=None)
+            self._session = connect(self._url, open_timeout=self._wait, close_timeout=1.0, max_size=None)
         self._session.send(json.dumps(message))
         answer = _object(self._session.recv(timeout=self._wait))
         data = None if answer is None else answer.get("data")
@@ -129,9 +135,7 @@ class OpenEnv(TextEnvironment):
         found = data.get("observation")
         if self._observation:
             if not isinstance(found, dict) or self._observation not in found:
-                raise ValueError(
-                    f"an observation of {self._url} has no field {self._observation!r}: {str(found)[:200]}"
-                )
+                raise ValueError(f"an observation has no {self._observation!r}: it is {str(found)[:200]}")
             found = found[self._observation]
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 

@@ -5,7 +5,7 @@
     the model's answer --> calls --> Tool.run --> role `tool`      calls.py, actors/environment_pool.py
 
 A tool that says no (it raised, its arguments are wrong) is answered: the model reads the error and the action counts
-as refused. One that is gone, hangs, or returns what cannot be read breaks the episode off: that is not the model's doing.
+as refused. One that is gone, hangs, or returns what cannot be read breaks the episode off: that is no model's doing.
 """
 
 from __future__ import annotations

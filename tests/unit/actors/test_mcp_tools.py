@@ -1,4 +1,4 @@
-"""Tools of an MCP server that these tests start: what it answers, and what becomes of episodes when it dies or hangs."""
+"""Tools of an MCP server that these tests start: what it answers, and what episodes meet when it dies or hangs."""
 
 from __future__ import annotations
 
