@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from actors.tool_config import ToolEntry
+from actors.tool_config import Source
 from protocols.settings import Settings
 
 Feedback = Literal["residual", "binary", "blank"]
@@ -44,7 +44,7 @@ class EnvironmentSettings(Settings):
     """Episodes after which an environment is closed and another one made (None: never)."""
     options: dict[str, Any] = {}
     """The environment's own settings, see its class."""
-    tools: list[ToolEntry] = []
+    tools: list[Source] = []
     """What a model may call in rollouts `act` and `search`: package.module:name of a typed function with a docstring,
     or an MCP server, {mcp: {command: [...]}} or {mcp: {url: ...}}."""
 

@@ -27,6 +27,7 @@ from protocols import metrics
 
 log = logging.getLogger("redraft.environments")
 CAUSES = 1000  # of failures to close that are logged
+OWN_LIMIT_S = 2.0  # beyond the limit, for a call that ends by its own clock
 
 
 class Playing:
@@ -79,7 +80,8 @@ class Playing:
         if name in self._own:
             came = await self._call(self._environment.use, name, call.arguments)
         else:
-            came = await self._in_thread(self._tools[name].run, call.arguments, what=f"tool {name}")
+            tool = self._tools[name]
+            came = await self._in_thread(tool.run, call.arguments, what=f"tool {name}", limited=tool.limited)
         said = door.tool(name, came.value)
         return (f"Error: {said}" if came.refused else said), came.refused
 
@@ -155,7 +157,7 @@ class EnvironmentPool:
             whole = False
             try:
                 environment = lent.environment
-                tools = await self._in_thread(self._toolbox.offered) if self._toolbox else ()
+                tools = await self._in_thread(self._toolbox.offered, limited=True) if self._toolbox else ()
                 call = self._in_thread if environment.blocking else self._directly
                 playing = Playing(environment, call, tools, self._in_thread)
                 await playing.reset(task, seed)
@@ -217,15 +219,22 @@ class EnvironmentPool:
         return _result(*_guarded(function, *arguments, **named))
 
     async def _in_thread(
-        self, function: Callable, *arguments, late: Callable[[Future], None] | None = None, what: str = "", **named
+        self,
+        function: Callable,
+        *arguments,
+        late: Callable[[Future], None] | None = None,
+        what: str = "",
+        limited: bool = False,
+        **named,
     ):
-        """`late` is told of a call that ended after its limit; `what` says whose it is, if not the environment's."""
+        """`late` is told of a call that ended after its limit; `what` says whose it is, if not the environment's. One
+        that is `limited` keeps to the limit itself, so that it can say and clear away what it waited for."""
         async with self._free:
             threads = self._threads
             work = threads.submit(_guarded, function, *arguments, **named)
             done = asyncio.wrap_future(work)
             try:
-                return _result(*await asyncio.wait_for(done, self._limit))
+                return _result(*await asyncio.wait_for(done, self._limit + (OWN_LIMIT_S if limited else 0.0)))
             except TimeoutError:
                 if threads is self._threads:
                     self._threads = ThreadPoolExecutor(self._at_once, "environment")

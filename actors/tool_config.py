@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from protocols.settings import Settings
 
@@ -14,7 +14,7 @@ class McpSettings(Settings):
 
     command: list[str] = []
     """Program and arguments of a server that speaks on its standard input and output."""
-    url: str = Field(default="", pattern=r"^(https?://.+)?$")
+    url: str = ""
     """Address of a server that speaks streamable HTTP."""
     inherit: list[str] = []
     """Environment variables that a `command` gets beside PATH, HOME and such; keys go in so, not into the recipe."""
@@ -25,6 +25,8 @@ class McpSettings(Settings):
     def _one_way(self):
         if bool(self.command) == bool(self.url):
             raise ValueError("an MCP server is reached by `command` or by `url`; give one of them")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"`url` {self.url!r} is no address, such as http://host:8000/mcp")
         if self.inherit and not self.command:
             raise ValueError("`inherit` is for a server that is started by `command`; leave it out")
         return self
@@ -49,16 +51,9 @@ class ToolSource(Settings):
         return self
 
 
-def _which(value: Any) -> str:
-    return "<function>" if isinstance(value, str) else "<source>"
+def _named(value: Any) -> Any:
+    return {"function": value} if isinstance(value, str) else value
 
 
-ToolEntry = Annotated[
-    Annotated[str, Tag("<function>")] | Annotated[ToolSource, Tag("<source>")],
-    Discriminator(_which),
-]
-"""A ToolSource, or the name of its function alone."""
-
-
-def source_of(entry: str | ToolSource) -> ToolSource:
-    return ToolSource(function=entry) if isinstance(entry, str) else entry
+Source = Annotated[ToolSource, BeforeValidator(_named, json_schema_input_type=str | ToolSource)]
+"""A ToolSource, which a recipe may write as the name of its function alone."""

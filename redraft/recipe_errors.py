@@ -80,6 +80,8 @@ def _allowed(place: list[str], model: type[BaseModel]) -> list[str]:
     """The keys of the section at `place`."""
     kinds: list[type[BaseModel]] = [model]
     for part in place:
+        if part.isdigit():  # one of a list
+            continue
         if _is_tag(part):
             kinds = [kind for kind in kinds if _tag(kind) == part]
         else:
@@ -91,7 +93,7 @@ def _allowed(place: list[str], model: type[BaseModel]) -> list[str]:
 def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list):
         return [model for part in typing.get_args(annotation) for model in _models(part)]
     return []
 

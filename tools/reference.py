@@ -93,7 +93,8 @@ def _section(whole: dict, key: str, model: dict, told: set[str]) -> Iterator[str
 
 def _references(field: dict) -> list[dict]:
     """The sections that a field may be, or hold."""
-    choices = [field, field.get("items", {}), *field.get("anyOf", ()), *field.get("oneOf", ())]
+    items = field.get("items", {})
+    choices = [choice for one in (field, items) for choice in (one, *one.get("anyOf", ()), *one.get("oneOf", ()))]
     return [choice for choice in choices if "$ref" in choice]
 
 

@@ -29,6 +29,8 @@ class Tool:
 
     schema: dict[str, Any]
     run: Callable[[dict[str, Any]], Answer]
+    limited: bool = False
+    """`run` ends by itself within environment.time_limit_s."""
 
     @property
     def name(self) -> str:

@@ -26,7 +26,7 @@ def tool(function: Callable, openai: dict[str, Any] | None = None) -> Tool:
     name = getattr(function, "__name__", type(function).__name__)
     if openai:
         return Tool(tools.described(name, openai), lambda arguments: _called(function, arguments))
-    model, said = _model(name, function), inspect.getdoc(function) or ""
+    (model, fields), said = _model(name, function), inspect.getdoc(function) or ""
     if not said.strip():
         raise ValueError(f"{name} has no docstring, and a model has to be told what it does")
     parameters = _plain(model.model_json_schema())
@@ -35,10 +35,10 @@ def tool(function: Callable, openai: dict[str, Any] | None = None) -> Tool:
         if key in parameters["properties"]:
             parameters["properties"][key] = {"description": words} | parameters["properties"][key]
     schema = tools.schema(name, " ".join(said.split("\n\n")[0].split()), parameters)
-    return Tool(schema, lambda arguments: _checked(function, model, arguments))
+    return Tool(schema, lambda arguments: _checked(function, model, fields, arguments))
 
 
-def _checked(function: Callable, model: Any, arguments: dict[str, Any]) -> Answer:
+def _checked(function: Callable, model: Any, fields: dict[str, str], arguments: dict[str, Any]) -> Answer:
     from pydantic import ValidationError
 
     try:
@@ -46,7 +46,7 @@ def _checked(function: Callable, model: Any, arguments: dict[str, Any]) -> Answe
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors())
         return Answer(f"wrong arguments: {wrong}", refused=True)
-    given = {key: getattr(found, field) for key, field in model.redraft_fields.items() if key in arguments}
+    given = {key: getattr(found, field) for key, field in fields.items() if key in arguments}
     return _called(function, given)
 
 
@@ -59,8 +59,8 @@ def _called(function: Callable, arguments: dict[str, Any]) -> Answer:
         return Answer(f"{type(error).__name__}: {error}", refused=True)
 
 
-def _model(name: str, function: Callable) -> Any:
-    """A pydantic model of the function's arguments, which refuses others. Raises ValueError."""
+def _model(name: str, function: Callable) -> tuple[Any, dict[str, str]]:
+    """A pydantic model of the function's arguments, which refuses others, and its field of each. Raises ValueError."""
     from pydantic import ConfigDict, Field, create_model
 
     try:
@@ -83,8 +83,7 @@ def _model(name: str, function: Callable) -> Any:
         made.model_json_schema()
     except Exception as error:  # pydantic's own, of many kinds
         raise ValueError(f"a type of {name} has no JSON form: {error}".splitlines()[0]) from None
-    made.redraft_fields = dict(zip(fields, own, strict=True))
-    return made
+    return made, dict(zip(fields, own, strict=True))
 
 
 def _plain(found: Any) -> Any:

@@ -21,7 +21,7 @@ from actors.tool_config import McpSettings
 from actors.tools import Answer, Tool
 
 END_S = 8.0  # the client waits 2 s for a server to end, and as long again after each of two signals
-MARGIN_S = 1.0  # after which a call that its own limit did not end is given up
+MARGIN_S = 0.5  # after which a call that the client's own limit did not end is given up
 
 
 class McpServer:
@@ -39,7 +39,7 @@ class McpServer:
 
     def tools(self) -> list[Tool]:
         """Those that it lists and `only` allows."""
-        listed = self._connection().listed
+        listed = self._connection().listed()
         found = [one for one in listed if not self._settings.only or one.name in self._settings.only]
         if missing := sorted(set(self._settings.only) - {one.name for one in found}):
             known = ", ".join(one.name for one in listed) or "none"
@@ -61,15 +61,23 @@ class McpServer:
             )
         except ValueError as error:
             raise EpisodeFailure("returned", str(error)) from None
-        return Tool(schema, lambda arguments: self._call(name, arguments))
+        return Tool(schema, lambda arguments: self._call(name, arguments), limited=True)
 
     def _connection(self) -> _Connection:
+        """One that is open; whoever asks while it opens waits for the same one."""
         with self._lock:
-            if self._open is not None and not self._open.lives:
-                self._open = None
-            if self._open is None:
-                self._open = _Connection(self._settings, self.name, self._limit)
-            return self._open
+            if self._open is None or not self._open.lives:
+                self._open = _Connection(self._settings, self._limit)
+            connection = self._open
+        try:
+            connection.listed()
+        except (TimeoutError, CancelledError):
+            self._drop(connection)
+            raise hung(f"MCP server {self.name}", self._limit) from None
+        except BaseException as error:
+            self._drop(connection)
+            raise EpisodeFailure("raised", f"MCP server {self.name} cannot be used: {_cause(error)}") from None
+        return connection
 
     def _call(self, name: str, arguments: dict[str, Any]) -> Answer:
         from mcp.shared.exceptions import MCPError
@@ -109,9 +117,9 @@ class McpServer:
 
 
 class _Connection:
-    """One connection, from its thread's start to its end. `listed` are the server's tools."""
+    """One connection, from its thread's start to its end."""
 
-    def __init__(self, settings: McpSettings, name: str, limit_s: float):
+    def __init__(self, settings: McpSettings, limit_s: float):
         self._settings, self._limit = settings, limit_s
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
@@ -121,17 +129,14 @@ class _Connection:
         self._task: asyncio.Task | None = None
         self._thread = threading.Thread(target=self._run, name="mcp", daemon=True)
         self._thread.start()
-        try:
-            self.listed = self._opened.result(limit_s)
-        except BaseException as error:
-            self.end()
-            if isinstance(error, TimeoutError):
-                raise hung(f"MCP server {name}", limit_s) from None
-            raise EpisodeFailure("raised", f"MCP server {name} cannot be used: {_cause(error)}") from None
 
     @property
     def lives(self) -> bool:
         return self._thread.is_alive() and not self._ended.is_set()
+
+    def listed(self) -> list:
+        """The server's tools, once it is open. Raises TimeoutError, or what kept it from opening."""
+        return self._opened.result(self._limit)
 
     def ask(self, name: str, arguments: dict[str, Any]) -> Any:
         """What the server makes of a call. Raises MCPError, TimeoutError, or what a loop that ended raises."""

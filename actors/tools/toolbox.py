@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from actors import tools
-from actors.tool_config import ToolSource, source_of
+from actors.tool_config import ToolSource
 from actors.tools import Tool, functions
 from actors.tools.mcp_server import McpServer
 from protocols import named
@@ -19,10 +19,10 @@ CURE = "See docs/tools.md for what a tool is"
 class Toolbox:
     """Raises SettingError where a function cannot be found or is no tool. Safe for many threads."""
 
-    def __init__(self, sources: Sequence[str | ToolSource], limit_s: float):
+    def __init__(self, sources: Sequence[ToolSource], limit_s: float):
         self._functions: list[Tool] = []
         self._servers: list[McpServer] = []
-        for number, source in enumerate(map(source_of, sources)):
+        for number, source in enumerate(sources):
             setting = f"{SETTING}.{number}"
             if source.mcp is not None:
                 self._servers.append(McpServer(source.mcp, limit_s))
@@ -43,7 +43,7 @@ class Toolbox:
             server.close()
 
 
-def check(sources: Sequence[str | ToolSource], environments: Iterable[Tool], limit_s: float) -> bool:
+def check(sources: Sequence[ToolSource], environments: Iterable[Tool], limit_s: float) -> bool:
     """Opens all once and closes it again; returns whether there are any. Raises SettingError where that fails, or two
     are of one name."""
     from actors.door import EpisodeFailure

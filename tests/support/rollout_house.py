@@ -70,7 +70,9 @@ class House:
         writer = GroupWriter(Lease(bytes(16), 0, 0, task, seed), sink)
 
         async def play() -> None:
-            lent = EnvironmentPool(make, limit_s, 32, toolbox=Toolbox(tools, limit_s))
+            lent = EnvironmentPool(
+                make, limit_s, 32, toolbox=Toolbox(EnvironmentSettings(name="played", tools=list(tools)).tools, limit_s)
+            )
             stage = rollouts.Stage(
                 self.engine,
                 Renderer(self.tokenizer, on_rewrite),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+import threading
 
 from mcp.server import MCPServer
 
@@ -38,11 +38,11 @@ def variable(name: str) -> str:
 @server.tool()
 def sleep() -> str:
     """Answers after a minute."""
-    time.sleep(60)
+    threading.Event().wait(60)
     return "awake"
 
 
 if __name__ == "__main__":
     if "--late" in sys.argv:
-        time.sleep(600)
+        threading.Event().wait(600)
     server.run()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from support.places import RECIPES
+
 CHATML = """{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"""
 LLAMA3 = """{{- bos_token }}{%- for m in messages %}
@@ -39,26 +41,14 @@ CHANNELS = """{%- for m in messages %}{{- '<|start|>' + m.role }}
 {%- if m.role == 'assistant' %}{{- '<|channel|>final' }}{%- endif %}
 {{- '<|message|>' + m.content + '<|end|>' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"""
-HERMES = """{%- set system = messages[0].content + '\n\n' if messages[0].role == 'system' else '' %}
-{%- if tools %}{{- '<|im_start|>system\n' + system + 'You may call these functions:\n<tools>' }}
-{%- for tool in tools %}{{- '\n' + (tool | tojson) }}{%- endfor %}
-{{- '\n</tools>\nCall one so:\n<tool_call>\n{"name": ..., "arguments": ...}\n</tool_call><|im_end|>\n' }}
-{%- elif system %}{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif %}
-{%- for m in messages %}{%- if m.role == 'tool' %}
-{%- if loop.index0 == 0 or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
-{{- '\n<tool_response>\n' + m.content + '\n</tool_response>' }}
-{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\n' }}{%- endif %}
-{%- elif m.role != 'system' %}{{- '<|im_start|>' + m.role + '\n' + m.content }}
-{%- for call in m.tool_calls or [] %}{{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
-{{- (call.function.arguments | tojson) + '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
-SAID = "+ m.role + '\n' + m.content }}"
+HERMES = (RECIPES / "chatml-tools.jinja").read_text(encoding="utf-8")
+SAID = r"+ m.role + '\n' + m.content }}"
 THINKER = """{%- set ns = namespace(last=-1) %}{%- for m in messages %}
 {%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}""" + HERMES.replace(
-    SAID, "+ m.role + '\n' + (m.content.split('</think>')[-1] if loop.index0 < ns.last else m.content) }}"
+    SAID, r"+ m.role + '\n' + (m.content.split('</think>')[-1] if loop.index0 < ns.last else m.content) }}"
 )
 """Strips thinking from answers before the user's last words, and keeps it while tools are called, as Qwen 3's does."""
-OTHER_CALLS = HERMES.replace('\'<tool_call>\n{"name"', '\'<call>\n{"name"')
+OTHER_CALLS = HERMES.replace(r"""'<tool_call>\n{"name": "' +""", r"""'<call>\n{"name": "' +""")
 
 CONTROLS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from support.tokenizers import CHATML, CONTROLS, family, tiny
+from support.tokenizers import CHATML, CONTROLS, THINKER, family, hermes, tiny
 from transformers import AutoTokenizer, LlamaConfig
 
 from actors import rendering
 from protocols.errors import SettingError
 from redraft import recipe
 from redraft.config import ModelSettings
-from redraft.launch import fits
+from redraft.launch import fits, preflight
 from redraft.models import make as models
 
 SIGNS = {"name": "signs"}
@@ -146,3 +146,53 @@ def test_a_template_setting_that_does_nothing_is_refused(tmp_path, template, set
     model = folder(tmp_path / "model", family("qwen3"))
     with pytest.raises(SettingError, match=f"^{setting}: "):
         prepared(model, template, tmp_path / "cache")
+
+
+ACT = {"rollout": {"name": "act", "turns": 3, "episodes": 2}, "evaluation": {}}
+ADD = {"environment": {"name": "support.sums:Sums", "tools": ["support.sums:add"]}}
+
+
+def test_tools_need_a_template_that_knows_them(tmp_path):
+    able, unable = folder(tmp_path / "able", hermes()), folder(tmp_path / "unable", family("chatml"))
+    fits.check(able, written(able, **ACT, **ADD))
+    for offered in (ADD, {"environment": {"name": "support.sums:Counter"}}):
+        with pytest.raises(SettingError, match=r"^environment\.tools: .*does not show tools"):
+            fits.check(unable, written(unable, **ACT, **offered))
+
+
+def test_a_template_that_strips_thoughts_at_the_users_words_alone_is_played_with_tools_alone(tmp_path):
+    model = folder(tmp_path, hermes(THINKER))
+    fits.check(model, written(model, **ACT, **ADD))
+    with pytest.raises(SettingError, match=r"^model\.on_rewrite: .*rewrites.*new_root"):
+        fits.check(model, written(model, **ACT, environment={"name": "support.sums:Counter"}))
+
+
+def checked(**values) -> None:
+    actors = {"engine": {"name": "scripted", "max_length": 1024}}
+    preflight.check_environment(written("nowhere", actors=actors, **{"evaluation": {}} | values))
+
+
+def test_tools_are_for_rollouts_of_actions_and_let_them_ask_for_one_answer():
+    checked(**ACT, **ADD)
+    with pytest.raises(SettingError, match=r"^environment\.tools: rollout retry .*no tool is called.*act or search"):
+        checked(rollout={"name": "retry"}, **ADD)
+    with pytest.raises(SettingError, match=r"^rollout\.name: act plays many actions"):
+        checked(**ACT, environment={"name": "support.sums:Sums"})
+
+
+@pytest.mark.parametrize(
+    ("tool", "problem"),
+    [
+        ({}, "tools come from a `function` or from `mcp`"),
+        ({"function": "a:b", "mcp": {"url": "http://x"}}, "tools come from a `function` or from `mcp`"),
+        ({"mcp": {}}, "reached by `command` or by `url`"),
+        ({"mcp": {"url": "http://x", "inherit": ["KEY"]}}, "`inherit` is for a server that is started"),
+        ({"mcp": {"url": "http://x"}, "openai": {"name": "x"}}, "`openai` describes a `function`"),
+        ({"mcp": {"url": "x"}}, "'x' is no address"),
+        ({"functions": "a:b"}, "there is no such key. Did you mean function"),
+        (7, "valid dictionary"),
+    ],
+)
+def test_a_source_of_tools_that_is_none_is_refused_by_its_key(tool, problem):
+    with pytest.raises(SettingError, match=rf"^environment\.tools\.0.*: .*{problem}"):
+        written("nowhere", environment={"name": "signs", "tools": [tool]})

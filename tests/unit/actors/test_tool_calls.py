@@ -18,6 +18,7 @@ from actors.door import EpisodeFailure, tool
 from actors.messages import results
 from actors.rendering import Renderer
 from actors.rollout_config import ActSettings, SearchSettings
+from actors.tool_config import ToolSource
 from actors.tools import Offered, calls, described, functions
 from actors.tools.calls import Call
 from actors.tools.toolbox import Toolbox
@@ -70,9 +71,9 @@ def test_a_typed_function_with_a_docstring_is_described_by_both():
 )
 def test_what_is_no_tool_is_refused_before_work_starts(name, problem):
     with pytest.raises(SettingError, match=rf"^environment\.tools\.0: .*{problem}"):
-        Toolbox([f"support.sums:{name}"], 1.0)
+        Toolbox([ToolSource(function=f"support.sums:{name}")], 1.0)
     with pytest.raises(SettingError, match=r"^environment\.tools: two tools are called 'add'"):
-        Toolbox(["support.sums:add", "support.sums:add"], 1.0)
+        Toolbox([ToolSource(function="support.sums:add")] * 2, 1.0)
 
 
 def test_a_description_in_openais_form_stands_in_place_of_types_and_docstring():
