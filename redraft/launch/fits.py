@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from actors.config import EnvironmentSettings
 from protocols.errors import SettingError
 from redraft.evaluation import failures
 from redraft.evaluation.measures import plays
@@ -106,7 +107,8 @@ def _check_turns(renderer, recipe: Recipe) -> None:
     tested = [one.rollout for one in plays(recipe.evaluation, recipe.rollout, recipe.sampling)]
     played = [*([recipe.rollout] if recipe.steps else []), *tested]
     again = next((rollout.name for rollout in played if rollout.several), None)
-    if again is not None and not _check_tools(renderer, recipe):  # says why not
+    by_tools_alone = [_check_tools(renderer, one) for one in recipe.mixture]
+    if again is not None and not all(by_tools_alone):  # says why not
         renderer.anew("")
     if recipe.model.on_rewrite == "new_root" and again is None:
         raise _does_nothing("no rollout here prompts the model again")
@@ -114,13 +116,13 @@ def _check_turns(renderer, recipe: Recipe) -> None:
         raise _does_nothing("the model's chat template rewrites nothing")
 
 
-def _check_tools(renderer, recipe: Recipe) -> bool:
+def _check_tools(renderer, played: EnvironmentSettings) -> bool:
     """Whether prompts go on with what tools answer alone. Raises SettingError where a template cannot tell of tools, or
     of what they answer."""
     from actors import environments, messages, templates
 
-    made = environments.make(recipe.environment)
-    if not (recipe.environment.tools or made.own_tools):
+    made = environments.make(played)
+    if not (played.tools or made.own_tools):
         return False
     renderer.first(templates.QUESTION, tools=templates.PROBED)
     renderer.anew("", messages.results([""]), templates.PROBED)
