@@ -42,6 +42,11 @@ class Playing:
         self.tools = Offered.of(tool.schema for tool in [*self._own.values(), *tools])
         self.observation: Question = ""
 
+    @property
+    def asks_once(self) -> bool:
+        """Whether the first message that calls no tool is its end."""
+        return self.tools is not None and not self._environment.many_actions
+
     async def reset(self, task: dict, seed: int) -> None:
         """Begins the task. This and all below raise EpisodeFailure when the environment raises, takes longer than its
         limit, or returns what the contract does not have."""
@@ -58,7 +63,7 @@ class Playing:
         seconds = time.monotonic() - began
         metrics.ENVIRONMENT_SECONDS.observe(seconds)
         self.observation, outcome = door.outcome(self._name, returned, seconds)
-        if self.tools is not None and not self._environment.many_actions:
+        if self.asks_once:
             return replace(outcome, terminated=True)
         return outcome
 

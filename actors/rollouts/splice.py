@@ -5,7 +5,8 @@
                                                       good suffix    d -> e          trained
 
 `verbatim` copies what the environment said on the good branch, although the bad actions may have changed its state;
-`replayed` plays the good actions after the bad ones and keeps the trajectory only if it still ends well.
+`replayed` plays the good actions after the bad ones and keeps the trajectory only if it still ends well. Where words
+alone would be the one answer that is asked for, the revision and the first good action are one message.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from actors.rollouts import Stage
 from actors.rollouts.tree import Node, pairs, shared, worth
 from protocols.turns import Role
 
-REVISIONS = (
-    "Thought: That was a mistake. I have to go about this in another way.\nAction: wait",
-    "Thought: This does not bring me closer to the goal. I should change my plan.\nAction: wait",
-    "Thought: I see that I went wrong here. I will correct it.\nAction: wait",
+THOUGHTS = (
+    "Thought: That was a mistake. I have to go about this in another way.",
+    "Thought: This does not bring me closer to the goal. I should change my plan.",
+    "Thought: I see that I went wrong here. I will correct it.",
 )
+REVISIONS = tuple(f"{thought}\nAction: wait" for thought in THOUGHTS)
 QUESTION = (
     "A task, and what was done for it so far:\n{history}\n\nThe next action was:\n{action}\nIt led to:\n{observation}"
     "\n\nWas this action good for the task? Give your reasons, then end with one word: Good, Bad or Uncertain."
@@ -60,11 +62,17 @@ async def corrected(stage: Stage[SearchSettings], environment: Playing, root: No
             continue
         left.add(error)
         suffix = good.path()[since:]
-        text = await environment.revision([node.action for node in suffix], rng) or rng.choice(REVISIONS)
-        if len(suffix) > 1 and suffix[0].action == text:  # the good branch begins with these words: once is enough
+        parted = suffix[0].before
+        sentences = THOUGHTS if environment.asks_once else REVISIONS
+        text = await environment.revision([node.action for node in suffix], rng) or rng.choice(sentences)
+        if environment.asks_once:  # words alone would be its one answer: they go before the call, in one message
+            text, suffix = f"{text}\n{suffix[0].action}", suffix[1:]
+        elif len(suffix) > 1 and suffix[0].action == text:  # the good branch begins with these words: once is enough
             suffix = suffix[1:]
-        play = _replayed if stage.settings.splice == "replayed" else _verbatim
-        moves = await play(environment, error, suffix, text)
+        if stage.settings.splice == "replayed":
+            moves = await _replayed(environment, error, suffix, text)
+        else:
+            moves = await _verbatim(environment, parted, suffix, text)
         if moves is not None and worth(moves[-1].outcome) > alpha:
             made += 1
             _write(error, text, moves, made, error.depth - since)
@@ -113,9 +121,9 @@ async def _replayed(environment: Playing, error: Node, suffix: list[Node], text:
     return moves
 
 
-async def _verbatim(environment: Playing, error: Node, suffix: list[Node], text: str) -> list[Move]:
-    """The good actions with what the environment said to them on their own branch."""
-    await environment.restore(suffix[0].before.state)
+async def _verbatim(environment: Playing, parted: Node, suffix: list[Node], text: str) -> list[Move]:
+    """The good actions with what the environment said to them on their own branch, from where it began."""
+    await environment.restore(parted.state)
     revision = Move(None, await environment.step(text), environment.observation)
     return [revision, *(Move(node, node.outcome, node.observation) for node in suffix)]
 

@@ -14,6 +14,7 @@ from support.rollout_house import House
 from support.sums import LATER, TASK, Counter, Sums, call
 from support.tokenizers import OTHER_CALLS, THINKER, family, hermes, tiny
 
+from actors.config import EnvironmentSettings
 from actors.door import EpisodeFailure, tool
 from actors.messages import results
 from actors.rendering import Renderer
@@ -268,6 +269,26 @@ def test_a_search_goes_back_to_before_a_tool_of_the_environment_was_used():
         told = house.context(turn)
         ups = told.count('"by": 1}') + 2 * told.count('"by": 2}')
         assert (f"now {ups}" in told) == (ups > 0), "each branch counts from its own state"
+
+
+@pytest.mark.parametrize("splice", ["replayed", "verbatim"])
+def test_a_search_corrects_a_call_that_was_refused_by_words_and_the_call_that_was_right(splice):
+    wrong, right = call("divide", a=1, b=0), call("add", a=17, b=25)
+
+    def model(prompt: str) -> str:
+        if "<tool_response>" not in prompt:
+            return next(first)
+        return "42" if "\n42\n" in prompt else "41"
+
+    first = iter([wrong, right, wrong, right])
+    settings = SearchSettings(turns=3, simulations=3, expansions=2, pairs=1, splice=splice)
+    tools = EnvironmentSettings(name="x", tools=["support.sums:add", "support.sums:divide"]).tools
+    house = House(settings, model, Sums, TASK, tokenizer=hermes(), max_tokens=400, tools=tools)
+    revision, *after = [turn for turn in house.turns if turn.episode == 1]
+    assert revision.role is Role.REVISION and house.text(revision).endswith(right + "<|im_end|>")
+    assert house.text(revision).startswith("Thought: ") and "wait" not in house.text(revision)
+    assert "Error: ZeroDivisionError" in house.context(revision)
+    assert [house.text(turn) for turn in after] == ["42<|im_end|>"] and after[0].reward == 1.0
 
 
 def test_tools_that_an_environment_wrongly_offers_are_named():
