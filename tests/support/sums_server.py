@@ -1,4 +1,6 @@
-"""An MCP server on standard input and output, run by its path by tests of tools. `--late` never answers anything."""
+"""An MCP server that tests of tools run by its path: on standard input and output, or by HTTP at `--port N`. `--late`
+never answers anything.
+"""
 
 from __future__ import annotations
 
@@ -45,4 +47,7 @@ def sleep() -> str:
 if __name__ == "__main__":
     if "--late" in sys.argv:
         threading.Event().wait(600)
-    server.run()
+    if "--port" in sys.argv:
+        server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[-1]))
+    else:
+        server.run()

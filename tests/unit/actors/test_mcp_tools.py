@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from support import processes
+from support.ports import free_port
 from support.rollout_house import House
 from support.sums import TASK, Sums, call
 from support.tokenizers import hermes
@@ -102,6 +105,30 @@ def test_a_server_that_hangs_in_a_call_breaks_its_episode_off_and_is_replaced():
         await asyncio.to_thread(until, lambda: not psutil.pid_exists(first), "the end of the one that hangs")
 
     with_pool(work)
+
+
+def test_a_server_behind_an_address_is_connected_to_and_again_once_it_has_come_back():
+    since, port = processes.mark(), free_port()
+    box = Toolbox([ToolSource(mcp=McpSettings(url=f"http://127.0.0.1:{port}/mcp"))], deadline_s(20))
+
+    def offered() -> dict:
+        try:
+            return {tool.name: tool for tool in box.offered()}
+        except EpisodeFailure:  # it does not listen yet
+            return {}
+
+    try:
+        for _ in range(2):
+            server = processes.start([sys.executable, str(SERVER), "--port", str(port)], stderr=subprocess.DEVNULL)
+            tools = until(offered, "the server's tools")
+            assert tools["add"].run({"a": 1, "b": 2}).value == "3"
+            server.kill()
+            server.wait()
+            with pytest.raises(EpisodeFailure, match="MCP server http.* has gone"):
+                tools["add"].run({"a": 1, "b": 2})
+    finally:
+        box.close()
+        processes.end(since)
 
 
 def test_one_server_serves_all_episodes_and_ends_with_them():
