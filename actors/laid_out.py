@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protocols.checksum import Sums, Unit, summed, sums_of
+from protocols.checksum import Sums, Unit, sums_of, sums_of_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class LaidOut:
         tensors = iter(self.tensors())
         for count, sums in buckets:
             mine = list(islice(tensors, count))
-            if str(summed(sums_of(tensor) for _, tensor in mine)) != sums:
+            if str(sums_of_all(tensor for _, tensor in mine)) != sums:
                 where = mine[0][0] if len(mine) == 1 else f"{mine[0][0]} to {mine[-1][0]}"
                 return f"the digest of {where} is not the one that was published"
         return ""
@@ -67,7 +67,7 @@ class LaidOut:
 
     def sums(self, unit: Unit) -> Sums:
         """Of all tensors."""
-        return summed(sums_of(tensor, unit) for _, tensor in self.tensors())
+        return sums_of_all((tensor for _, tensor in self.tensors()), unit)
 
     def _header(self) -> dict[str, Any]:
         return json.loads(self.data[LENGTH_BYTES : self._start].cpu().numpy().tobytes())

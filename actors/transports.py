@@ -1,12 +1,13 @@
 """How a version's bytes reach an engine: the first of these that does it.
 
-    shared         on the learner's node: the actor maps the learner's own memory, and a lock keeps that as it is
+    shared         on the learner's node: the learner's own memory is mapped, and a lock keeps that as it is. The actor
+                   maps the host's; on a GPU, also one that both share, the engine's workers do, by CUDA's handle of it
     collective     elsewhere: the learner broadcasts to the workers of all engines there at once
     object_store   anywhere: Ray moves the bytes once to each node, where one file in /dev/shm serves all engines
 
 The object store has what others do not: the trial, which each actor takes when it starts, and versions whose broadcast
-failed or had begun before an actor asked. Where shared memory cannot be mapped, say between containers of one node,
-others stand in: that is said once.
+failed or had begun before an actor asked. Where shared memory cannot be mapped, say between containers of one node, or
+of a GPU that another one does not reach, others stand in: that is said once, and a GPU's is not tried again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ log = logging.getLogger("redraft.weights")
 FOLDER = Path("/dev/shm")
 PREFIX = "redraft-"
 STAMP_WITHIN = 512  # bytes from the start, in which a version's stamp is
+MAP = "redraft_map"
 
 
 class Superseded(Exception):
@@ -45,7 +47,9 @@ class Transports:
     def __init__(self, node: str, reader: str, files: Callable[[], Awaitable[Any]]):
         self._node, self._reader, self._files = node, reader, files
         self._receiver = Receiver(reader)
-        self._said = False
+        self._said, self._maps = False, True
+        self.last = ""
+        """The transport by which the last version came."""
 
     @contextlib.asynccontextmanager
     async def fetched(self, ref: WeightRef, engine: Workers, limit_s: float) -> AsyncIterator[Path | None]:
@@ -55,30 +59,50 @@ class Transports:
         A broadcast is waited for no longer than half of `limit_s`. Raises Superseded where the bytes are gone.
         """
         async with contextlib.AsyncExitStack() as stack:
-            if self._pinned(ref, stack):
-                transport, path = "shared", Path(ref.path)
+            if await self._shared(ref, engine, limit_s / 2, stack):
+                transport, path = "shared", None if ref.handle else Path(ref.path)
             elif await self._broadcast(ref, engine, limit_s / 2):
                 stack.push_async_callback(engine.ask, DROP)
                 transport, path = "collective", None
             else:
                 transport, path = "object_store", await self._filed(ref, stack)
+            self.last = transport
             metrics.WEIGHTS_FETCHED.labels(transport=transport).inc()
             yield path
 
-    def _pinned(self, ref: WeightRef, stack: contextlib.AsyncExitStack) -> bool:
-        """Whether the learner's memory is mapped here: it stays as it is as long as `stack`."""
-        if not ref.path or ref.node != self._node:
+    async def _shared(self, ref: WeightRef, engine: Workers, limit_s: float, stack: contextlib.AsyncExitStack) -> bool:
+        """Whether the learner's memory is mapped, here or by the engine's workers: it stays as it is as long as
+        `stack`. Workers are waited for no longer than `limit_s`."""
+        if not ref.path or ref.node != self._node or (ref.handle and not (engine.workers and self._maps)):
             return False
+        async with contextlib.AsyncExitStack() as mapped:
+            try:
+                mapped.enter_context(Pinned(ref))
+                if ref.handle:
+                    mapped.push_async_callback(engine.ask, DROP)
+                    await self._mapped(ref, engine, limit_s)
+            except BlockingIOError:
+                return False  # a newer version is being written there
+            except OSError as error:
+                if not self._said:
+                    log.warning(
+                        "weights go another way than by the learner's memory, which cannot be mapped: %s", error
+                    )
+                self._said = True
+                return False
+            await stack.enter_async_context(mapped.pop_all())
+            return True
+
+    async def _mapped(self, ref: WeightRef, engine: Workers, limit_s: float) -> None:
+        """Has all workers map a GPU's memory. Raises OSError where one cannot, and would not the next time."""
         try:
-            stack.enter_context(Pinned(ref))
-        except BlockingIOError:
-            return False  # a newer version is being written there
-        except OSError as error:
-            if not self._said:
-                log.warning("weights go another way than by the learner's memory, which cannot be mapped: %s", error)
-            self._said = True
-            return False
-        return True
+            async with asyncio.timeout(limit_s):
+                problems = await engine.ask(MAP, ref.handle, ref.size_bytes, ref.stamp)
+        except TimeoutError:
+            problems = [f"not within {limit_s:g} s"]
+        if problem := next(filter(None, problems), None):
+            self._maps = False
+            raise OSError(problem)
 
     async def _broadcast(self, ref: WeightRef, engine: Workers, limit_s: float) -> bool:
         """Whether the engine's workers have received the version. The trial is for each actor alone."""

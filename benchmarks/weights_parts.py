@@ -54,6 +54,7 @@ class Publisher:
         from learner.model.load import load_model
         from learner.model.policy import Policy
         from learner.ranks.trainer import DTYPES
+        from learner.weights.card import Card
         from learner.weights.collective import Broadcasts
         from learner.weights.proof import Proof, perturbed
         from learner.weights.publish import Versions, probe_tokens
@@ -68,7 +69,8 @@ class Publisher:
         import ray
 
         here = ray.get_runtime_context()
-        self._versions = Versions(here.get_node_id(), here.current_actor)
+        card = None if device == "cpu" else Card(device)
+        self._versions = Versions(here.get_node_id(), here.current_actor, card)
         self._broadcasts = Broadcasts(self._versions, ray.util.get_node_ip_address(), device)
         self._transport = ""
 
@@ -164,8 +166,8 @@ class Player:
         await self._tokens(WARM_TOKENS)
         loading, loaded = engine.times["load"]
         parts = {"send": came - asked, "check": loading - came, "apply": loaded - loading, "prove": applied - loaded}
-        by = "collective" if path is None else "shared" if str(path) == ref.path else "object_store"
-        found = {"applied_at": applied, "by": by, "parts_ms": {name: 1e3 * value for name, value in parts.items()}}
+        by, parts_ms = self._transports.last, {name: 1e3 * value for name, value in parts.items()}
+        found = {"applied_at": applied, "by": by, "parts_ms": parts_ms}
         found |= self._clock.figures(came, applied)
         return found | {"memcpy_ms": 1e3 * await self._copy(ref.size_bytes)}
 

@@ -90,27 +90,55 @@ def element_sums(tensors: Iterable[np.ndarray]) -> Sums:
 
 
 def sums_of(tensor: Any, unit: Unit = "words") -> Sums:
-    """Of one of torch's tensors; its words are summed on the device where it lies."""
-    flat = tensor.detach().contiguous().flatten()
-    kinds = flat.new_empty(0)  # torch is not to be imported here: its types are asked of the tensor
-    if unit == "elements":
-        size = flat.element_size()
-        words = flat.view(kinds.byte().dtype if size == 1 else kinds.short().dtype if size == 2 else kinds.int().dtype)
-        return element_sums([words.cpu().numpy()])
-    data = flat.view(kinds.byte().dtype)
-    if data.device.type == "cpu":
-        return word_sums(data.numpy())
-    return device_sums(data)
+    """Of one of torch's tensors, found on the device where it lies."""
+    return sums_of_all([tensor], unit)
 
 
-def device_sums(data: Any) -> Sums:
-    """`word_sums` of a flat tensor of bytes, by reductions of torch on its device."""
+def sums_of_all(tensors: Iterable[Any], unit: Unit = "words") -> Sums:
+    """Of torch's tensors together. What lies on a GPU is added up there, and crosses over once."""
+    here, there = Sums(), []
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().flatten()
+        if flat.device.type != "cpu":
+            there.append(flat)
+        elif unit == "elements":
+            here += element_sums([_bits(flat).numpy()])
+        else:
+            here += word_sums(flat.view(_kinds(flat).byte().dtype).numpy())
+    return here + device_sums(there, unit) if there else here
+
+
+def device_sums(flats: Iterable[Any], unit: Unit = "words") -> Sums:
+    """The same of flat tensors, by reductions of torch on their device; they wait for it once, at the end."""
+    total: Any = 0
+    squares: Any = 0
+    for flat in flats:
+        bits = _bits(flat) if unit == "elements" else _words(flat)
+        for piece in bits.split(DEVICE_WORDS):
+            wide = piece.long()
+            if bits.element_size() < 8:
+                wide = wide & ((1 << 8 * bits.element_size()) - 1)  # torch has no wide numbers without a sign
+            total, squares = total + wide.sum(), squares + (wide * wide).sum()  # int64 wraps as the others do
+    return Sums(int(total) % MODULUS, int(squares) % MODULUS)
+
+
+def _kinds(flat: Any) -> Any:
+    """An empty tensor: torch is not to be imported here, so its types are asked of one."""
+    return flat.new_empty(0)
+
+
+def _bits(flat: Any) -> Any:
+    """The elements of a flat tensor as whole numbers of their size, those of 8 bytes as two."""
+    kinds, size = _kinds(flat), flat.element_size()
+    return flat.view(kinds.byte().dtype if size == 1 else kinds.short().dtype if size == 2 else kinds.int().dtype)
+
+
+def _words(flat: Any) -> Any:
+    """The bytes of a flat tensor as words, zeros at the end."""
+    data = flat.view(_kinds(flat).byte().dtype)
     missing = -len(data) % 8
     if missing or data.storage_offset() % 8:
         padded = data.new_zeros(len(data) + missing)
         padded[: len(data)] = data
         data = padded
-    words = data.view(data.new_empty(0).long().dtype)
-    pieces = words.split(DEVICE_WORDS)
-    totals = [(piece.sum(), (piece * piece).sum()) for piece in pieces]  # int64 wraps as the others do
-    return summed(Sums(int(total) % MODULUS, int(squares) % MODULUS) for total, squares in totals)
+    return data.view(_kinds(data).long().dtype)

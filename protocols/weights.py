@@ -57,8 +57,9 @@ class WeightRef:
 
     Its bytes are laid out as a safetensors file of `size_bytes`; `head` are the sums of its header. On the learner's
     `node` (Ray's id) they are memory that other processes map by its `path`, as long as the learner has not replaced
-    them; `stamp` is in their header. For other nodes `source`, a Ray handle of the learner, puts them into the object
-    store: see `Rank.blob`.
+    them; `stamp` is in their header. With a `handle` they lie on a GPU, and are mapped by that (protocols.cuda_ipc);
+    `path` is then what is locked meanwhile, and holds their first bytes only. For other nodes `source`, a Ray handle of
+    the learner, puts them into the object store: see `Rank.blob`.
 
     Engines' live parameters are compared with the buckets' sums where they can be read back; of an adapter the weights
     that it leaves alone, with `rest`, by the unit in which they are summed.
@@ -74,6 +75,7 @@ class WeightRef:
     stamp: str = ""
     source: Any = None
     rest: Mapping[Unit, Sums] | None = None
+    handle: bytes = b""
 
     @property
     def sums(self) -> Sums:

@@ -1,6 +1,7 @@
 """vLLM in processes of its own, through AsyncLLM: the way on GPUs.
 
-Weights are replaced by one RPC that the core carries out between two steps; generations run on.
+Weights are replaced by one RPC that the core carries out between two steps; generations run on. An RPC is all that the
+core does meanwhile, so what takes long, as mapping weights and summing them, is begun by one and asked for by others.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from protocols.errors import RedraftError
 
 log = logging.getLogger("redraft.engine")
 LOOK_S = 0.5  # between two looks at how far a start is
+ASK_S = 0.002, 0.02  # between two looks whether workers have answered, at first and at last
 
 
 class AsyncEngine:
@@ -82,11 +84,16 @@ class AsyncEngine:
         return vllm_common.prompt_logprobs(await self._last(ids, self._requests.scoring(), 1), ids)
 
     async def ask(self, method: str, *arguments: Any) -> list[Any]:
-        return await self._llm.collective_rpc(method, args=arguments)
+        await self._llm.collective_rpc("redraft_begin", args=(method, *arguments))
+        pause_s, longest_s = ASK_S
+        while None in (found := await self._llm.collective_rpc("redraft_ended")):
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+        return [answer for (answer,) in found]
 
     async def load(self, path: Path | None, version: int) -> None:
         await self.ask("redraft_open", None if path is None else str(path))
-        await self.ask("redraft_load")
+        await self._llm.collective_rpc("redraft_load")
         await self._llm.update_weight_version(str(version))
         self.version = version
 

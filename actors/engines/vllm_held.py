@@ -1,4 +1,4 @@
-"""Runs inside vLLM's worker: the bytes of a version that it holds itself before they are loaded."""
+"""Runs inside vLLM's worker: the bytes of a version that it holds itself before they are loaded, or has mapped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from actors.laid_out import LaidOut
 from protocols.broadcast import Group, Seat, address_towards, store_at
+from protocols.cuda_ipc import CudaError, Driver, checked, view
+
+STAMP_WITHIN = 512  # bytes from the start, in which a version's stamp is
 
 
 class Held:
@@ -21,6 +25,36 @@ class Held:
         self._thread: threading.Thread | None = None
         self._group: tuple[int, Group] | None = None
         self._problem = ""
+        self._driver: Driver | None = None
+        self._mapped = 0  # where a learner's memory is mapped
+
+    @property
+    def laid(self) -> LaidOut:
+        if self.data is None:
+            raise RuntimeError("no version is held")
+        return LaidOut(self.data)
+
+    def wrong(self, size: int, head: str, buckets: list[tuple[int, str]]) -> str:
+        """In what the version that is held differs from the one that was published."""
+        return self.laid.wrong(size, head, buckets)
+
+    def map(self, handle: bytes, size: int, stamp: str) -> str:
+        """Maps the version with that stamp, which a learner on this node has on a GPU, until it is dropped: what is
+        wrong where it cannot be, else "". Raises ValueError for what is no handle and no size."""
+        handle, size = checked(handle, size)
+        self.drop()
+        try:
+            self._driver = self._driver or Driver()
+            self._mapped = self._driver.open(handle)
+            data = view(torch, self._mapped, size, self._device)
+            if stamp.encode() in data[:STAMP_WITHIN].cpu().numpy().tobytes():
+                self.data = data
+                return ""
+            problem = "what is mapped is not the version"
+        except (CudaError, RuntimeError) as error:
+            problem = str(error)
+        self.drop()
+        return problem
 
     def receive(self, seat: Seat) -> None:
         """Begins to take part in a broadcast. Raises RuntimeError while it still takes part in another."""
@@ -36,6 +70,11 @@ class Held:
 
     def drop(self) -> None:
         self.data = None
+        if self._mapped and self._driver is not None:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # nothing reads it any more
+            mapped, self._mapped = self._mapped, 0
+            self._driver.close(mapped)
 
     def _take_part(self, seat: Seat) -> None:
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Collection
+from concurrent.futures import Future
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from actors.engines.vllm_shares import shares
 from actors.laid_out import LaidOut
 from protocols.adapter import PREFIX, scale_of
 from protocols.broadcast import Seat
-from protocols.checksum import Sums, Unit, summed, sums_of
+from protocols.checksum import Unit, sums_of_all
 
 if not torch.cuda.is_available():
     from vllm.model_executor.layers import utils
@@ -60,12 +62,45 @@ class WeightsExtension:
 
     _loaded: Collection[str] = ()  # names of what the last load wrote
     _adapter: tuple[dict[str, torch.Tensor], float] | None = None  # that is merged in, and by what it is scaled
+    _beside: Future[Any] | None = None  # what runs beside the steps, or did
+
+    def redraft_begin(self, method: str, *arguments: Any) -> None:
+        """Begins another method in a thread of its own, so that the worker goes on with its steps, as soon as the one
+        before has ended."""
+        before, self._beside = self._beside, Future()
+        what = before, self._beside, method, arguments
+        threading.Thread(target=self._run_beside, args=what, name="weights", daemon=True).start()
+
+    def redraft_ended(self) -> list[Any] | None:
+        """What that method has returned, alone in a list; None while it runs. Raises what it raised."""
+        return [self._beside.result()] if self._beside is not None and self._beside.done() else None
+
+    def _run_beside(self, before: Future[Any] | None, beside: Future[Any], method: str, arguments: tuple) -> None:
+        try:
+            if before is not None:
+                before.exception()
+            if self.device.type == "cpu":
+                beside.set_result(getattr(self, method)(*arguments))
+                return
+            torch.cuda.set_device(self.device)
+            torch.cuda.synchronize(self.device)  # what was loaded just now is there
+            stream = torch.cuda.Stream(self.device)
+            with torch.cuda.stream(stream):  # steps go on in theirs
+                result = getattr(self, method)(*arguments)
+            stream.synchronize()
+            beside.set_result(result)
+        except BaseException as error:
+            beside.set_exception(error)
+
+    def redraft_map(self, handle: bytes, size: int, stamp: str) -> str:
+        """Maps a version that a learner of this node has on a GPU, which is held then: see Held."""
+        return self._held.map(handle, size, stamp)
 
     def redraft_open(self, path: str | None) -> None:
         """Maps the safetensors file at `path` and touches its pages, so that loading has nothing to do but copy; of an
         adapter, merges it into the weights of the model's folder. None: the same with what is held. The caller has
         checked the digest."""
-        laid = self._laid() if path is None else LaidOut.at(path)
+        laid = self._held.laid if path is None else LaidOut.at(path)
         tensors, scale = dict(laid.tensors()), scale_of(laid.metadata)
         if scale is not None:
             self._open_adapter(tensors, scale)
@@ -95,20 +130,15 @@ class WeightsExtension:
 
     def redraft_wrong(self, size: int, head: str, buckets: list[tuple[int, str]]) -> str:
         """In what the version that is held differs from the one that was published."""
-        return self._laid().wrong(size, head, buckets)
+        return self._held.wrong(size, head, buckets)
 
     def redraft_elements(self) -> str:
         """Sums of the elements of the version that is held."""
-        return str(self._laid().sums("elements"))
+        return str(self._held.laid.sums("elements"))
 
     @cached_property
     def _held(self) -> Held:
         return Held(self.device, self.rank)
-
-    def _laid(self) -> LaidOut:
-        if self._held.data is None:
-            raise RuntimeError("no version is held")
-        return LaidOut(self._held.data)
 
     def redraft_load(self) -> None:
         """Copies what was opened into the running model."""
@@ -118,11 +148,11 @@ class WeightsExtension:
     def redraft_sums(self, unit: Unit) -> Share | None:
         """Sums of the parameters that the model computes with and of the buffers that were loaded, and of an adapter's
         matrices as they are merged: see vllm_common.live. None where it is not known who holds what."""
-        held: dict[int, Sums] = {}
+        held: dict[int, list[torch.Tensor]] = {}
         for copies, tensor in shares(self.model_runner.model, self._loaded):
             if not copies:
                 return None
-            held[copies] = held.get(copies, Sums()) + sums_of(tensor, unit)
+            held.setdefault(copies, []).append(tensor)
         merged = () if self._adapter is None else self._base.merged(*self._adapter)
-        changed = summed(sums_of(tensor, unit) for _, tensor in merged)
-        return {copies: str(sums) for copies, sums in held.items()}, str(changed)
+        changed = sums_of_all((tensor for _, tensor in merged), unit)
+        return {copies: str(sums_of_all(tensors, unit)) for copies, tensors in held.items()}, str(changed)

@@ -164,6 +164,7 @@ class Rank:
         import ray
 
         from learner.ranks.publisher import Publisher
+        from learner.weights.card import Card
         from learner.weights.publish import Versions, probe_tokens
 
         parts, spec = self.parts, self.spec
@@ -175,7 +176,8 @@ class Rank:
                 client.close()
         tokens = probe_tokens(parts.settings.probe_tokens, parts.trainer.vocabulary, spec.seed)
         me = ray.get_runtime_context()
-        versions = Versions(me.get_node_id(), me.current_actor)
+        card = None if spec.device == "cpu" else Card(spec.device)
+        versions = Versions(me.get_node_id(), me.current_actor, card)
         host = ray.util.get_node_ip_address()
         publisher = Publisher(parts.trainer, self._gather, controller, parts.progress, tokens, versions, host)
         self._publisher.set_result(publisher)  # actors of other nodes ask for bytes as soon as they are announced

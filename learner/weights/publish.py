@@ -1,7 +1,7 @@
 """Publishing: gathered weights as they lie in shared memory, with what an actor needs to check its copy.
 
 The bytes are those of a safetensors file, written in place: the header tells names, types and shapes, and the version's
-stamp. They are copied once, tensor by tensor, and summed while they are in the processor's cache.
+stamp. They are copied once, tensor by tensor, and summed where they are: on a CPU while they are in its cache.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import _TYPES
 from torch import Tensor
 
+from learner.weights.card import Card
 from learner.weights.memory import Buffer, Memory
-from protocols.checksum import Sums, Unit, sums_of, word_sums
+from protocols.checksum import Sums, Unit, sums_of, sums_of_all, word_sums
 from protocols.weights import TRIAL, Bucket, Probe, WeightRef
 
 BUCKET_BYTES = 64 << 20  # summed apart, so that damage is told from where it is
@@ -43,11 +44,13 @@ class Held:
 class Versions:
     """What a learner holds for its actors: the trial, and the newest version. `blob` may be called in any thread.
 
-    `node` is Ray's id of the learner's, `source` its handle: see WeightRef.
+    `node` is Ray's id of the learner's, `source` its handle: see WeightRef. With a `card` all but the trial and the
+    first version lie on that GPU, where they can.
     """
 
-    def __init__(self, node: str = "", source: Any = None):
+    def __init__(self, node: str = "", source: Any = None, card: Card | None = None):
         self._node, self._source, self._run = node, source, uuid.uuid4().hex
+        self._card = card
         self._memory, self._held = Memory(), dict[int, Held]()
         self._lock = threading.Lock()
 
@@ -59,11 +62,11 @@ class Versions:
         rest: Mapping[Unit, Sums] | None = None,
     ) -> dict[str, Tensor]:
         """Copies tensors, wherever they lie, into memory as `version`, which is the newest from now on. Returns them as
-        they lie there: they may be read until the version after the next is written."""
+        they lie there: they may be read until the next version is written."""
         stamp = f"{self._run}/{version}"
         names, head = _laid_out(state, {"format": "pt", "stamp": stamp, **(metadata or {})})
-        buffer = self._memory.take(len(head) + sum(tensor.nbytes for tensor in state.values()))
-        buffer.data[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        buffer = self._room(len(head) + sum(tensor.nbytes for tensor in state.values()), version)
+        buffer.begin(head)
         placed, start = {}, len(head)
         for name in names:
             tensor = state[name]
@@ -78,6 +81,15 @@ class Versions:
             self._held[version] = Held(buffer, stamp, sums_of(buffer.data[: len(head)]), buckets, rest)
         return placed
 
+    def _room(self, size: int, version: int) -> Buffer:
+        """Memory for a version, claimed. One that lies where it is to lie is given up before."""
+        with self._lock:
+            first = version == TRIAL or self._held.keys() <= {TRIAL}
+            if self._card is None or first:
+                return self._memory.take(size)
+            self._held = {number: held for number, held in self._held.items() if not held.buffer.handle}
+        return self._card.take(size) or self._memory.take(size)
+
     @property
     def newest(self) -> int:
         """The version that was written last; the trial where there is none."""
@@ -89,8 +101,9 @@ class Versions:
         """A version's bytes, uint8[size], which stay as they are inside. Raises KeyError where there is a newer one."""
         with contextlib.ExitStack() as stack:
             with self._lock:
-                data = stack.enter_context(self._held[version].buffer.reading())
-            yield data
+                buffer = self._held[version].buffer
+                stack.enter_context(buffer.locked())
+            yield buffer.data
 
     def ref(self, version: int, probe: Probe) -> WeightRef:
         """What is announced of a version that was written last, or of the trial."""
@@ -103,6 +116,7 @@ class Versions:
             probe=probe,
             node=self._node,
             path=held.buffer.path,
+            handle=held.buffer.handle,
             stamp=held.stamp,
             source=self._source,
             rest=held.rest,
@@ -118,13 +132,15 @@ class Versions:
             if held is None:
                 return []
             if held.blob is None:
-                held.blob = ray.put(held.buffer.data.numpy())  # while the lock keeps the buffer from being given back
+                held.blob = ray.put(
+                    held.buffer.data.cpu().numpy()
+                )  # while the lock keeps the buffer from being given back
             return [held.blob]
 
     def save(self, version: int, path: Path) -> None:
         """Writes a version as a safetensors file."""
         with open(path, "wb") as file:
-            file.write(self._held[version].buffer.data.numpy().data)
+            file.write(self._held[version].buffer.data.cpu().numpy().data)
 
 
 def _laid_out(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[list[str], bytes]:
@@ -144,23 +160,28 @@ def _laid_out(state: dict[str, Tensor], metadata: dict[str, str]) -> tuple[list[
 
 def _filled(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Bucket, ...]:
     """Copies each second tensor into the first; what is filled, bucket by bucket."""
-    buckets, count, size, sums = [], 0, 0, Sums()
+    buckets, bucket, size = [], list[tuple[Tensor, Tensor]](), 0
     for place, tensor in pairs:
-        sums += _copied(place, tensor.detach())
-        count, size = count + 1, size + tensor.nbytes
+        bucket.append((place, tensor.detach()))
+        size += tensor.nbytes
         if size >= BUCKET_BYTES:
-            buckets.append(Bucket(count, sums))
-            count, size, sums = 0, 0, Sums()
-    return (*buckets, Bucket(count, sums)) if count else tuple(buckets)
+            buckets.append(Bucket(len(bucket), _copied(bucket)))
+            bucket, size = [], 0
+    return (*buckets, Bucket(len(bucket), _copied(bucket))) if bucket else tuple(buckets)
 
 
-def _copied(place: Tensor, tensor: Tensor) -> Sums:
-    """Copies a tensor and returns its sums: on a CPU in one pass, else those that its own device finds."""
-    if tensor.device.type == "cpu":
-        source, target = (each.contiguous().view(-1).view(torch.uint8).numpy() for each in (tensor, place))
-        return word_sums(source, target)
-    place.copy_(tensor)
-    return sums_of(tensor)
+def _copied(bucket: list[tuple[Tensor, Tensor]]) -> Sums:
+    """Copies the tensors of a bucket and returns their sums: from one CPU's memory to the other in one pass, else of
+    what has come to a GPU, or comes from one."""
+    found, there = Sums(), []
+    for place, tensor in bucket:
+        if place.device.type == tensor.device.type == "cpu":
+            source, target = (each.contiguous().view(-1).view(torch.uint8).numpy() for each in (tensor, place))
+            found += word_sums(source, target)
+        else:
+            place.copy_(tensor)
+            there.append(tensor if place.device.type == "cpu" else place)
+    return found + sums_of_all(there)
 
 
 def probe_tokens(count: int, vocabulary: int, seed: int) -> tuple[int, ...]:

@@ -1,15 +1,18 @@
 """vLLM computes with the weights it was given, says which ones, and an engine that does not is found out."""
 
 import asyncio
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
+from support import card_house
 from support.published import Published
 
 from actors import engines, weights
 from actors.config import EngineSettings, EnvironmentSettings, SamplingSettings
-from protocols import metrics
+from protocols import cuda_ipc, metrics
 from protocols.errors import WeightsError
 from protocols.turns import Stop
 from protocols.weights import Probe
@@ -31,10 +34,12 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["in_process", "separate"])
-def running(request, models):
+def running(request, models, tmp_path_factory):
     """(engine, run): an engine that starts with the first model, and the loop that it lives on."""
     settings = EngineSettings(process=request.param, max_length=1024, max_running=16)
-    with asyncio.Runner() as runner:
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
+        if shutil.which("cc"):
+            card_house.use(card_house.built(tmp_path_factory.mktemp("driver")), patch)
         engine = runner.run(engines.start(models[0], "float32", settings, seed=0))
         yield engine, runner.run
         runner.run(engine.close())
@@ -50,12 +55,15 @@ def transformers_logprobs(folder, ids, temperature=1.0) -> np.ndarray:
     return logprobs[:-1].gather(-1, torch.tensor(ids[1:].tolist())[:, None])[:, 0].numpy()
 
 
+def probe_of(folder) -> Probe:
+    return Probe(tuple(TOKENS.tolist()), tuple(transformers_logprobs(folder, TOKENS).tolist()), CLOSE)
+
+
 def published(folder, version: int) -> Published:
     """The model in `folder` as the learner publishes it."""
     from safetensors.torch import load_file
 
-    probe = Probe(tuple(TOKENS.tolist()), tuple(transformers_logprobs(folder, TOKENS).tolist()), CLOSE)
-    return Published(load_file(folder / "model.safetensors"), version, probe)
+    return Published(load_file(folder / "model.safetensors"), version, probe_of(folder))
 
 
 def test_after_an_update_log_probs_are_those_of_transformers_with_the_new_weights(running, models):
@@ -270,3 +278,25 @@ def test_abort_ends_what_is_under_way(running):
     stops = {made.stop for made in run(aborted())}
     assert stops <= {Stop.ABORTED, Stop.END} and Stop.ABORTED in stops
     assert engine.running == 0
+
+
+@pytest.mark.compiler
+def test_weights_on_a_gpu_that_learner_and_engine_share_are_mapped_and_proved_while_it_generates(running, models):
+    engine, run = running
+    learner = card_house.Learner(Path(cuda_ipc.LIBRARY))
+    transports, proved = card_house.transports(), weights.Proved(engine)
+
+    async def take(ref):
+        playing = asyncio.ensure_future(proved.generate(TOKENS, SamplingSettings(max_tokens=400)))
+        async with transports.fetched(ref, proved, 60.0) as path:
+            difference = await proved.apply(ref, path, CLOSE)
+        await playing
+        return path, difference
+
+    learner.write(models[0] / "model.safetensors")
+    for folder in (models[1], models[0]):
+        ref = learner.write(folder / "model.safetensors", probe_of(folder))
+        path, difference = run(take(ref))
+        assert ref.handle and path is None and transports.last == "shared"
+        assert difference < CLOSE and engine.version == ref.version
+    learner.close()

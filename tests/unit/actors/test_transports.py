@@ -229,7 +229,7 @@ def test_a_reader_that_is_killed_holds_nothing_any_more(shm):
 
 
 def test_a_learner_that_is_killed_leaves_no_memory_behind():
-    code = "from learner.weights.memory import Buffer; made = Buffer(64); print(made.path, flush=True); input()"
+    code = "from learner.weights.memory import HostBuffer; made = HostBuffer(64); print(made.path, flush=True); input()"
     learner = processes.start([sys.executable, "-c", code], stdin=-1, stdout=-1)
     path = learner.stdout.readline().decode().strip()
     assert os.path.exists(path)

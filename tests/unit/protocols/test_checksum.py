@@ -32,7 +32,8 @@ def test_words_are_those_of_eight_bytes_with_zeros_at_the_end_and_sums_wrap():
 def test_a_device_finds_the_sums_that_numpy_finds_and_a_copy_on_the_way_is_exact(kind, count):
     tensor = torch.randint(-100, 100, (count + 1,), generator=torch.Generator().manual_seed(count)).to(kind)[1:]
     data = tensor.view(torch.uint8)
-    assert device_sums(data) == sums_of(tensor) == word_sums(data.numpy())
+    assert device_sums([data]) == sums_of(tensor) == word_sums(data.numpy())
+    assert device_sums([tensor, tensor], "elements") == sums_of(tensor, "elements") * 2
     copy = np.empty(len(data), np.uint8)
     assert word_sums(data.numpy(), copy) == sums_of(tensor) and (copy == data.numpy()).all()
 
