@@ -28,6 +28,7 @@ from actors.environment_pool import EnvironmentPool
 from actors.group import GroupWriter
 from actors.mixture import Pools
 from actors.rendering import Renderer
+from actors.rest import Rest
 from actors.rollout_config import Rollout
 from actors.tally import foreign_ids, untemplated
 from actors.transports import Superseded, Transports
@@ -69,6 +70,7 @@ class Actor:
         self._playing = self._evaluating = self._at_replay = 0
         self._share, self._tested, self._tested_tokens = -1, 0, 0
         self._loading = False
+        self._rest = Rest(lambda: self._made.engine, self._needed)
         self._clock = StateClock()
         self._gpus: nvml.GpuWatch | None = None
         self._logged: set[str] = set()
@@ -101,6 +103,8 @@ class Actor:
             if not self._updating:
                 self._updating = True
                 self._background(self._update(orders.trial))
+        if orders.sleep and self._report.state == "ready":
+            self._background(self._sleep())
         return self._take_report()
 
     async def evaluate(
@@ -116,6 +120,7 @@ class Actor:
 
         A task that cannot be played ends with turns of role error; only a setting or an engine ends the others."""
         self._share, self._tested, self._tested_tokens = share, 0, 0
+        await self._rest.end()
         lent = self._made.environments if feedback is None else Pools(self._spec.environments, feedback)
         try:
             return await asyncio.gather(*(self._evaluate(task, settings, sampling, lent.of(task)) for task in tasks))
@@ -164,7 +169,8 @@ class Actor:
         self._gpus = nvml.watch(spec.actors.gpus)
         metrics.ENGINE_MAX_RUNNING.set(spec.actors.engine.max_running)
         how = spec.actors.engine, spec.seed, spec.version or 0
-        engine = await engines.start(spec.model, spec.dtype, *how, tell=self._starting)
+        sleeps = spec.actors.sleep
+        engine = await engines.start(spec.model, spec.dtype, *how, tell=self._starting, sleeps=sleeps)
         log.info("the engine is up, after %.1f s", time.monotonic() - began)
         renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
         self._report.untemplated = untemplated(renderer, Path(spec.model))
@@ -182,6 +188,8 @@ class Actor:
             await self._started.wait()
             if self._report.state != "ready":
                 return
+            async with asyncio.timeout(self._spec.actors.silence_s):
+                await self._rest.end()
             if trial is not None and self._report.version is None:
                 await self._try(trial)
             while self._report.state == "ready" and self._announced:
@@ -205,6 +213,18 @@ class Actor:
             self._fail(f"cannot load weights: {error}")
         finally:
             self._updating = False  # without a wait since the last look at what was announced, so that none is missed
+
+    def _needed(self) -> bool:
+        """Whether anything needs the engine to be awake."""
+        return bool(self._playing or self._evaluating or self._updating)
+
+    async def _sleep(self) -> None:
+        try:
+            async with asyncio.timeout(self._spec.actors.silence_s):
+                await self._rest.begin()
+        except Exception as error:
+            log.exception("%s cannot put its engine to sleep", self._name)
+            self._fail(f"cannot put its engine to sleep: {error}")
 
     def _limit(self, ref: WeightRef) -> float:
         return self._spec.actors.probe_tolerance or ref.probe.limit
@@ -354,7 +374,7 @@ class Actor:
 
     def _take_report(self) -> Report:
         report = self._report
-        report.playing = self._playing
+        report.playing, report.asleep = self._playing, self._rest.asleep
         report.share, report.tested, report.tested_tokens = self._share, self._tested, self._tested_tokens
         report.gpus = () if self._gpus is None else self._gpus.newest
         if report.state == "ready":

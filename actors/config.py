@@ -139,6 +139,10 @@ class ActorSettings(Settings):
     """Ray CPUs of one actor."""
     gpus: float = Field(default=0.0, ge=0)
     """Ray GPUs of one actor."""
+    sleep: bool = False
+    """Have the engine give the memory of its cache to the learner on the same GPU while that trains (vLLM's sleep
+    mode), for models that would not fit otherwise. Learner and actors take turns, so it needs learner.max_staleness
+    0, and each waits for the other."""
     resources: dict[str, PositiveFloat] = {}
     """Ray resources of one actor that only some nodes have, so that actors land there: {actor: 1}."""
     lease_s: float = Field(default=600.0, gt=0)

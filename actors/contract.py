@@ -46,6 +46,8 @@ class Orders:
     leases: tuple[Lease, ...] = ()
     weights: WeightRef | None = None
     trial: WeightRef | None = None
+    sleep: bool = False
+    """Its engine is to sleep as soon as nothing needs it; the learner waits for that."""
 
 
 @dataclass(slots=True)
@@ -89,5 +91,7 @@ class Report:
     address: str = ""
     """Of the node, for others."""
     metrics_port: int = 0
+    asleep: bool = False
+    """Its engine has given the memory of its cache away."""
     gpus: tuple[Gpu, ...] = ()
     """Those that it was given, as NVML sees them; none where there are none, or no NVML."""

@@ -7,12 +7,12 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from actors.config import SamplingSettings
-from actors.engines import ABORTED, Completion, Engine
+from actors.engines import ABORTED, Completion, Engine, Sleeper
 from protocols import metrics
 from protocols.checksum import Sums, Unit
 from protocols.errors import WeightsError
@@ -55,6 +55,12 @@ class Proved:
 
     async def close(self) -> None:
         await self._engine.close()
+
+    async def sleep(self) -> None:
+        await cast(Sleeper, self._engine).sleep()
+
+    async def wake(self) -> None:
+        await cast(Sleeper, self._engine).wake()
 
     @property
     def workers(self) -> int:

@@ -122,6 +122,8 @@ class Recipe(Settings):
         self._mixture_fits()
         self._adapter_fits()
         self._controls_fit()
+        if self.actors.sleep:
+            self._sleep_fits()
         if self.steps:
             self._credit_fits()
             self._learner_fits()
@@ -144,6 +146,27 @@ class Recipe(Settings):
             raise ValueError(f"environments: two of them are called {twice[0]!r}; give one another label")
         if any(one.data.failures for one in several):
             raise ValueError("environments: data.failures cannot be mixed; train on failures in a run of their own")
+
+    def _sleep_fits(self) -> None:
+        actors, learner = self.actors, self.learner
+        if not self.steps:
+            raise ValueError("actors.sleep: a run of 0 steps has no learner to give memory to; leave it out")
+        if actors.engine.name != "vllm" or actors.engine.process == "in_process":
+            raise ValueError(
+                "actors.sleep: only vLLM in processes of its own gives memory back; leave it out, or set "
+                "actors.engine.name to vllm and actors.engine.process to auto"
+            )
+        if not (0 < learner.gpus < 1 and 0 < actors.gpus < 1 and learner.gpus + actors.gpus <= 1):
+            raise ValueError(
+                f"actors.sleep: with learner.gpus={learner.gpus:g} and actors.gpus={actors.gpus:g} no actor is on a "
+                "GPU of the learner, which would get nothing; leave it out, or set both to fractions that fit on one, "
+                "such as 0.5"
+            )
+        if learner.max_staleness:
+            raise ValueError(
+                f"actors.sleep: with learner.max_staleness={learner.max_staleness} actors play on while the learner "
+                "trains; set that to 0, so that they stand still meanwhile, or leave sleep out"
+            )
 
     def _controls_fit(self) -> None:
         kinds, turns = self.evaluation.feedbacks, self.evaluation.turns or self.rollout.turns

@@ -96,6 +96,16 @@ class Engine(Sampler, Workers, Protocol):
     async def close(self) -> None: ...
 
 
+class Sleeper(Protocol):
+    """An engine on a GPU that was started to sleep now and then."""
+
+    async def sleep(self) -> None:
+        """Gives the memory of its cache back, and forgets what was in it. What is under way ends with stop ABORTED."""
+
+    async def wake(self) -> None:
+        """Takes it again. Raises what vLLM does where there is no room."""
+
+
 def unheard(phase: str) -> None:
     """For who does not ask how far a start is."""
 
@@ -107,9 +117,10 @@ async def start(
     seed: int,
     version: int = 0,
     tell: Callable[[str], None] = unheard,
+    sleeps: bool = False,
 ) -> Engine:
     """The engine that the recipe asks for, ready to generate; one in processes of its own has `tell` hear what its
-    start is at."""
+    start is at, and with `sleeps` is a Sleeper."""
     if settings.name == "scripted":
         from actors.engines.scripted import ScriptedEngine
 
@@ -122,4 +133,4 @@ async def start(
         return await LocalEngine.start(Path(model), dtype, settings, seed, version)
     from actors.engines.vllm_async import AsyncEngine
 
-    return await AsyncEngine.start(Path(model), dtype, settings, seed, version, tell)
+    return await AsyncEngine.start(Path(model), dtype, settings, seed, version, tell, sleeps)

@@ -44,6 +44,7 @@ class AsyncEngine:
         seed: int,
         version: int,
         tell: Callable[[str], None],
+        sleeps: bool = False,
     ) -> AsyncEngine:
         """Tells meanwhile what the start is at. Raises RedraftError with what the core wrote where that ended."""
         vllm_common.prepare_process(settings, separate=True, model=model)
@@ -52,6 +53,8 @@ class AsyncEngine:
 
         requests = vllm_common.Requests(vllm_common.end_token(model), settings.max_length)
         arguments = vllm_common.engine_arguments(model, dtype, settings, seed)
+        if sleeps:
+            arguments["enable_sleep_mode"] = True
         output = Output()
         telling = asyncio.create_task(_tell(output, tell))
         try:
@@ -102,6 +105,13 @@ class AsyncEngine:
 
     async def abort(self) -> None:
         await self._llm.abort(list(self._under_way))
+
+    async def sleep(self) -> None:
+        await self._llm.pause_generation(mode="abort", clear_cache=True)
+        await self._llm.release_kv_cache_memory()  # weights stay, unlike in vLLM's levels of sleep
+
+    async def wake(self) -> None:
+        await self._llm.wake_up(["kv_cache"])
 
     async def close(self) -> None:
         self._llm.shutdown()

@@ -1,6 +1,6 @@
 """The lead's loop: what rank 0 does beside its own part of each step.
 
-take the batch that the prefetch thread packed
+take the batch that the prefetch thread packed; with `actors.sleep` wait until engines on this GPU sleep
 command "step"  ------------ micro-batches ----->  all ranks: forward, backward, step, `learner.updates` times
 commit the groups to replay
 command "weights", at the end of a round ------->  all ranks take part in the gather and the probe
@@ -30,7 +30,7 @@ from learner.transcripts.store import TranscriptStore
 from protocols import metrics
 from protocols.errors import DeadlineError, RedraftError
 from protocols.reports import StepReport
-from protocols.weights import version_of
+from protocols.weights import TRIAL, version_of
 from replay.client import Client
 
 log = logging.getLogger("redraft.learner")
@@ -45,6 +45,18 @@ class Waits:
 
     def __init__(self):
         self.held = "groups"
+        self._rested, self._changed = TRIAL, threading.Condition()
+
+    def rested(self, version: int) -> None:
+        """Engines on the learner's GPU sleep, until there is a newer version than that."""
+        with self._changed:
+            self._rested = version
+            self._changed.notify()
+
+    def rest(self, version: int, limit_s: float) -> bool:
+        """Whether they do within so long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._rested == version, limit_s)
 
     def of(self, prefetch: Prefetch) -> str:
         return prefetch.reason if prefetch.reason == "straggler" else self.held
@@ -56,6 +68,15 @@ def wait(prefetch: Prefetch, waits: Waits, seconds: dict[str, float]) -> tuple[b
         ready = prefetch.ready(POLL_S)
         waited.state = waits.of(prefetch)
     return ready, waited.state
+
+
+def rest(controller, waits: Waits, version: int, limit_s: float, seconds: dict[str, float]) -> None:
+    """Waits until engines on this GPU sleep, with the version that was published last. Raises DeadlineError."""
+    with timed(seconds, "wait") as waited:
+        waited.state = "sleep"
+        controller.rest.remote(version)
+        if not waits.rest(version, limit_s):
+            raise DeadlineError("learner", "engines on its GPU, to sleep (actors.sleep)", limit_s)
 
 
 class Lead:
@@ -76,15 +97,16 @@ class Lead:
         client: Client,
         prefetch: Prefetch,
         waits: Waits,
+        rests: bool,
         saved: int | None,
     ):
-        """`steps` of the whole run; `client` and `prefetch` are the lead's to use, not to close; `saved` is the step of
-        the newest checkpoint."""
+        """`steps` of the whole run; `client` and `prefetch` are the lead's to use, not to close; with `rests` engines
+        on its GPU sleep while it trains; `saved` is the step of the newest checkpoint."""
         self._settings, self._run_dir, self._run_id, self._world = settings, run_dir, run_id, world
         self._steps, self._progress, self._commands, self._publisher = steps, progress, commands, publisher
         self._controller, self._client, self._prefetch, self._waits = controller, client, prefetch, waits
         self._transcripts = TranscriptStore(run_dir, settings.record)
-        self._saved = saved
+        self._rests, self._saved = rests, saved
         self._last: StepReport | None = None  # of the step that was done last, in this run
         self._waited_for = "groups"
         self._bad_steps = self._skipped = 0
@@ -127,6 +149,8 @@ class Lead:
     def _train(self, batch: Batch, seconds: dict[str, float]) -> StepReport:
         progress = self._progress
         seconds["pack"] = batch.pack_s
+        if self._rests:
+            rest(self._controller, self._waits, progress.version, self._settings.claim_deadline_s, seconds)
         with timed(seconds, "train"):
             result = self._commands.give("step", each=batch.micros)
         if result.gradient_norm is not None:

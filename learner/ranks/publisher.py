@@ -26,7 +26,8 @@ class Publisher:
     """Rank 0's: publishes versions and announces them to the controller, each with its proof.
 
     `gather(tokens, keep)` is a collective that returns the state as `keep` keeps it and its log-probs of `tokens`;
-    `host` is the address at which other nodes reach this one.
+    `host` is the address at which other nodes reach this one. With `rests` engines on the GPU take memory again when
+    they hear of a version.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class Publisher:
         tokens: tuple[int, ...],
         versions: Versions,
         host: str,
+        rests: bool = False,
     ):
         self._trainer, self._gather, self._controller = trainer, gather, controller
+        self._rests = rests
         self._progress, self._tokens, self.versions = progress, tokens, versions
         self.broadcasts = Broadcasts(versions, host, trainer.device)
         made = (trainer.model_of, trainer.perturbed, tokens, trainer.vocabulary, trainer.device)
@@ -85,4 +88,6 @@ class Publisher:
     def _announce(self, probe: Probe) -> None:
         version = self._progress.version
         metrics.PUBLISHED.set(version)
+        if self._rests:
+            self._trainer.give_back()
         self._controller.announce.remote(self.versions.ref(version, probe))

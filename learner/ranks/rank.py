@@ -41,7 +41,8 @@ FAILED, ANNOUNCED = "failed", "announced"
 @dataclass(frozen=True, slots=True)
 class RankSpec:
     """What one rank is told. `model_path` is the start model also on resume, `steps` those of the whole run,
-    `temperature` that of sampling; with `lora` an adapter is trained in place of all weights."""
+    `temperature` that of sampling; with `lora` an adapter is trained in place of all weights; with `rests` engines on
+    its GPU sleep while it trains."""
 
     rank: int
     world: int
@@ -57,6 +58,7 @@ class RankSpec:
     dtype: str = "float32"
     temperature: float = 1.0
     lora: LoraSettings | None = None
+    rests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +178,12 @@ class Rank:
                 client.close()
         tokens = probe_tokens(parts.settings.probe_tokens, parts.trainer.vocabulary, spec.seed)
         me = ray.get_runtime_context()
-        card = None if spec.device == "cpu" else Card(spec.device)
+        card = None if spec.device == "cpu" or spec.rests else Card(spec.device)
         versions = Versions(me.get_node_id(), me.current_actor, card)
         host = ray.util.get_node_ip_address()
-        publisher = Publisher(parts.trainer, self._gather, controller, parts.progress, tokens, versions, host)
+        publisher = Publisher(
+            parts.trainer, self._gather, controller, parts.progress, tokens, versions, host, spec.rests
+        )
         self._publisher.set_result(publisher)  # actors of other nodes ask for bytes as soon as they are announced
         publisher.trial(spec.seed)
         if parts.saved is None or parts.progress.published == parts.progress.step:
@@ -219,6 +223,10 @@ class Rank:
         """What a wait for groups is in truth a wait for, says the controller: "groups" where actors may begin some,
         "staleness" or "replay" where that bound or that cap keeps them from it."""
         self._waits.held = limit
+
+    def rested(self, version: int) -> None:
+        """Engines on this GPU sleep, and will until there is a newer version than that; called from another thread."""
+        self._waits.rested(version)
 
     def grow(self, shards: tuple[Endpoints, ...]) -> None:
         """Claims also from the replay shards that joined since; called from another thread."""
@@ -266,6 +274,7 @@ class Rank:
             client=client,
             prefetch=prefetch,
             waits=self._waits,
+            rests=spec.rests,
             saved=None if parts.saved is None else parts.progress.step,
         )
         try:
@@ -289,7 +298,10 @@ class Rank:
             parts.progress.step += 1
             return result
         if kind == "weights":
-            return parts.trainer.full_state(self._keep), parts.trainer.probe(payload)
+            found = parts.trainer.full_state(self._keep), parts.trainer.probe(payload)
+            if self.spec.rests:
+                parts.trainer.give_back()
+            return found
         if kind == "checkpoint":
             return self._write_part(Path(payload))
         raise ValueError(f"{kind!r} is not a command")

@@ -372,6 +372,12 @@ class Trainer:
         change = perturbed if self.adapter is None else self.adapter.perturbed
         return change(state, strength, seed)
 
+    def give_back(self) -> None:
+        """Leaves to others what torch keeps of the GPU's memory for later. No collective."""
+        if self.device != "cpu":
+            gc.collect()
+            torch.cuda.empty_cache()
+
     @contextlib.contextmanager
     def _whole(self, parameters: list[nn.Parameter]) -> Iterator[None]:
         if self.training.stage < 3:

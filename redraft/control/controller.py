@@ -12,6 +12,7 @@ after each step. No other data passes through it.
     who waits             for what                      what ends the wait                     at the latest
     --------------------  ----------------------------  -------------------------------------  ------------------------
     learner (claim)       a batch of closed groups      a close row; a straggler that closes   learner.claim_deadline_s
+    learner (one GPU)     engines that sleep            the last one does (actors.sleep)       learner.claim_deadline_s
     actor (before play)   room in replay                acknowledgements; space on the disk    120 s, then abandons
     actor (in play)       engine, environment           a completion; environment.time_limit_s actors.lease_s
     actor (in play)       a teacher                     its answer                             teacher.timeout_s a try
@@ -134,6 +135,10 @@ class Controller:
         """The learner has done a step."""
         self._trackers.step(self._status.step_done(report))
         self._state.stepped(report)
+
+    def rest(self, version: int) -> None:
+        """The learner has a batch, and published that version last: engines on its GPU are to sleep while it trains."""
+        self._state.rest(version)
 
     def cursor(self) -> dict[str, Any]:
         """Where in the order of tasks a run resumed from now would go on."""

@@ -25,6 +25,7 @@ from redraft.control.leases import PLAYS
 from redraft.control.parts import Parts
 from redraft.control.places import Scaled
 from redraft.control.rank_gpus import RankGpus
+from redraft.control.rest import Rest
 from redraft.control.status import Status
 from redraft.control.workers import needs
 from redraft.recipe import Recipe
@@ -71,6 +72,9 @@ class Starting:
     def grow(self) -> int:
         raise SettingError("RUN", "is not training", "Wait until it trains")
 
+    def rest(self, version: int) -> None:
+        """Nobody plays."""
+
     def stop(self) -> None:
         """Nothing is to be stopped."""
 
@@ -82,6 +86,7 @@ class Exchange:
         self.parts, self._recipe, self._status, self._announced = parts, recipe, status, announced
         actors = recipe.actors
         self._size = actors.count
+        self._rest = Rest(parts.ranks[0].rested.remote, parts.fleet) if actors.sleep else None
         self._growing = threading.Lock()
         self._gpus = RankGpus(parts.ranks if recipe.learner.gpus else ())
         self._autoscaler = Autoscaler(actors.autoscale, actors.count) if actors.autoscale else None
@@ -111,6 +116,11 @@ class Exchange:
         """The learner has done a step."""
         if self._autoscaler is not None:
             self._reported.append((time.monotonic(), report))
+
+    def rest(self, version: int) -> None:
+        """The learner has its batch, and waits for engines to sleep: see redraft.control.rest."""
+        if self._rest is not None:
+            self._rest.begin(version)
 
     def scale(self, count: int, joinable: bool) -> Scaled:
         """How many actors there should be from now on, and what to say to that, where nodes may join or not. Raises
@@ -148,7 +158,9 @@ class Exchange:
         self._status.gpus(self._gpus.newest)
         if restarted := parts.shards.look():
             metrics.RESTARTS.labels(process="replay").inc(restarted)
-        self._give_orders(0 if admission is None else self._room(admission))
+        room = 0 if admission is None else self._room(admission)
+        resting = self._rest is not None and self._rest.look(self._announced.newest)
+        self._give_orders(0 if resting else room, resting)
 
     def _take(self, number: int, report: Report) -> None:
         """What one actor reports."""
@@ -222,13 +234,17 @@ class Exchange:
             if group not in played and self.parts.book.again(group, corrupt.lease, corrupt.order, corrupt.shard):
                 self._status.event(f"group {corrupt.group[:8]} was corrupt on the disk; it is played again")
 
-    def _give_orders(self, room: int) -> None:
-        """Sends every idle actor its orders; the room is shared out, the least busy first."""
+    def _give_orders(self, room: int, resting: bool) -> None:
+        """Sends every idle actor its orders; the room is shared out, the least busy first. While engines are `resting`
+        none is started."""
         fleet, book = self.parts.fleet, self.parts.book
         busy, ready = book.busy(), set(fleet.ready())
         idle = sorted(fleet.idle(), key=busy.__getitem__)
         left = len(ready.intersection(idle))
         for number in idle:
+            if resting and not fleet.begun(number):
+                fleet.hold(number)
+                continue
             leases = []
             if number in ready and room:
                 share = min(math.ceil(room / left), groups_at_once(self._recipe) - busy[number])
@@ -237,7 +253,7 @@ class Exchange:
                 busy[number] += len(leases)
             left -= number in ready
             new, trial = self._announced.orders(fleet.members[number].report.version)
-            fleet.send(number, Orders(tuple(leases), new, trial))
+            fleet.send(number, Orders(tuple(leases), new, trial, resting))
         if self._autoscaler is not None:
             without = sum(not busy[number] for number in ready) if not room else 0
             self._autoscaler.look(time.monotonic(), without, fleet.settled)

@@ -111,6 +111,15 @@ class Fleet:
         places = (member.report.node_id or _place(member.handle).get("NodeID") for member in self.members.values())
         return {node for node in places if node}
 
+    def begun(self, number: int) -> bool:
+        """Whether an actor may have an engine, or be starting one: it has been sent orders."""
+        return bool(self.members[number].report.pid) or self._under_way(number, EXCHANGES)
+
+    def hold(self, number: int) -> None:
+        """It may not begin yet, for no fault of its own."""
+        member = self.members[number]
+        member.began = member.heard = time.monotonic()
+
     @property
     def placed(self) -> int:
         """Actors for which Ray has found room; asked in any thread."""

@@ -270,6 +270,7 @@ def start_ranks(
             dtype=recipe.model.dtype,
             temperature=recipe.sampling.temperature,
             lora=recipe.model.lora,
+            rests=recipe.actors.sleep,
         )
         for rank in range(settings.ranks)
     ]

@@ -18,6 +18,10 @@ With `learner.offload: optimizer` the GPU has no optimizer, and gradients in sta
 
     2 bfloat16  18/N    2 float32  24/N    3  20/N
 
+With `actors.sleep` an engine on the GPU keeps its weights and the work of a step while the learner trains, and has its
+whole share again while it generates, beside what the learner keeps between two steps: weights, gradients, optimizer and
+start model.
+
 Buckets of communication come on top, the gradients of a pass where they are gone before the step, and of stage 3 the
 layers that are whole for a moment.
 """
@@ -26,7 +30,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from learner.ranks.stages import LIVE, bucket_of, stage_of
@@ -45,6 +49,8 @@ BATCHED = 2048
 """vLLM's `max_num_batched_tokens` for an engine that is not its server's."""
 MOST_RANKS = 64
 HOST = "in host memory"
+KEPT = ("weights", "gradients", "optimizer", "start model")
+"""Shares of a rank that stay between two steps."""
 
 Measured = Callable[[Recipe], Sizes]
 """The sizes of the run's model as a recipe has it trained."""
@@ -174,19 +180,42 @@ def _rank(recipe: Recipe, measured: Measured, gpu_bytes: int, with_cures: bool =
     found, shares = measured(recipe), tuple(_rank_shares(recipe, measured))
     room = None
     if learner.gpus:
-        room = int(gpu_bytes * (1 - RESERVE - _beside(recipe) * recipe.actors.engine.gpu_memory))
+        room = int(gpu_bytes * (1 - RESERVE)) - _beside(recipe) * _awake_or_not(recipe, found, gpu_bytes)
     notes = [] if found.kept else [f"activations are left out: a model of type {found.type} tells them on a GPU only"]
     if _offloads(recipe):
         size, how = _in_host(found.trained, BYTES[recipe.model.dtype], _stage(recipe), learner.ranks)
         notes.append(f"a rank keeps {size / GIB:.1f} GiB in host memory: {how}")
     if learner.gpus > 1:
         notes.append("a rank uses one GPU: set learner.gpus to 1, and learner.ranks to how many there are")
-    part = Part("learner", learner.ranks, learner.gpus, shares, room, notes=tuple(notes))
+    part = Part("learner", learner.ranks, learner.gpus, shares, room, _crowded(recipe, shares, gpu_bytes))
+    part = replace(part, notes=tuple(notes))
     if part.fits or not with_cures:
         return part
     cures = tuple(_cures(recipe, _rank_changes(recipe), lambda other: _rank(other, measured, gpu_bytes).fits))
-    problem = f"{part.bytes / GIB:.1f} GiB are more than the {max(0, part.room or 0) / GIB:.1f} GiB that a rank has"
+    more = f"{part.bytes / GIB:.1f} GiB are more than the {max(0, part.room or 0) / GIB:.1f} GiB that a rank has"
+    problem = part.problem or more
     return Part(part.name, part.processes, part.gpus, shares, room, problem, cures, part.notes)
+
+
+def _awake_or_not(recipe: Recipe, found: Sizes, gpu_bytes: int) -> int:
+    """Bytes that an engine has of the GPU while the learner trains beside it."""
+    if recipe.actors.sleep:
+        return sum(share.bytes for share in _engine_shares(recipe, found))
+    return int(gpu_bytes * recipe.actors.engine.gpu_memory)
+
+
+def _crowded(recipe: Recipe, shares: tuple[Share, ...], gpu_bytes: int) -> str:
+    """What is wrong where engines that have slept do not find their memory again; "" where they do."""
+    if not recipe.actors.sleep:
+        return ""
+    kept = sum(share.bytes for share in shares if share.what in KEPT)
+    room = int(gpu_bytes * (1 - RESERVE - _beside(recipe) * recipe.actors.engine.gpu_memory))
+    if kept <= room:
+        return ""
+    return (
+        f"{kept / GIB:.1f} GiB that a rank keeps between two steps are more than the {max(0, room) / GIB:.1f} GiB that "
+        "engines leave it when they wake"
+    )
 
 
 def _rank_shares(recipe: Recipe, measured: Measured) -> Iterator[Share]:
@@ -308,6 +337,9 @@ def _rank_changes(recipe: Recipe) -> Iterator[dict[str, Any]]:
     for zero in range(learner.zero + 1, most + 1):
         if learner.ranks > 1:
             yield {"learner.zero": zero}
+    turns: dict[str, Any] = {"actors.sleep": True, "learner.max_staleness": 0}
+    if _beside(recipe) and not recipe.actors.sleep and _fits(recipe, turns, lambda other: True):
+        yield turns
     if not _offloads(recipe):
         yield {"learner.offload": "optimizer"}
     ranks = learner.ranks * 2

@@ -12,6 +12,7 @@ from support.published import Published
 
 from actors import engines, weights
 from actors.config import EngineSettings, EnvironmentSettings, SamplingSettings
+from actors.engines.vllm_async import AsyncEngine
 from protocols import cuda_ipc, metrics
 from protocols.errors import WeightsError
 from protocols.turns import Stop
@@ -278,6 +279,35 @@ def test_abort_ends_what_is_under_way(running):
     stops = {made.stop for made in run(aborted())}
     assert stops <= {Stop.ABORTED, Stop.END} and Stop.ABORTED in stops
     assert engine.running == 0
+
+
+def test_an_engine_that_slept_generates_as_before_and_what_was_asked_meanwhile_waited(running, models, monkeypatch):
+    engine, run = running
+    if not isinstance(engine, AsyncEngine):
+        pytest.skip("one in this process never sleeps")
+    run(engine.load(models[0] / "model.safetensors", 200))
+    given: list[int] = []
+
+    async def release():  # the one thing that a CPU cannot do
+        given.append(engine.running)
+
+    async def nap():
+        cut = asyncio.ensure_future(engine.generate(TOKENS, SamplingSettings(max_tokens=900)))
+        while not engine.running:
+            await asyncio.sleep(0)
+        await engine.sleep()
+        meanwhile = asyncio.ensure_future(engine.generate(TOKENS, greedy))
+        await asyncio.wait([meanwhile], timeout=0.2)
+        waited = not meanwhile.done()
+        await engine.wake()
+        return await cut, waited, await meanwhile
+
+    greedy = SamplingSettings(max_tokens=8, temperature=0.0)
+    before = run(engine.generate(TOKENS, greedy))
+    monkeypatch.setattr(engine._llm, "release_kv_cache_memory", release)
+    cut, waited, after = run(nap())
+    assert cut.stop in (Stop.ABORTED, Stop.END) and len(given) == 1 and waited
+    assert after.ids.tolist() == before.ids.tolist()
 
 
 @pytest.mark.compiler

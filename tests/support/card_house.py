@@ -50,15 +50,15 @@ def of(value: float, count: int = 1000) -> dict[str, torch.Tensor]:
 
 
 class Learner:
-    """Publishes in a process of its own, which ends with this object's `close`, or is killed."""
+    """Publishes in a process of its own, which ends with this object's `close`, or is killed: on a GPU that is none,
+    with the driver of such, or without a `library` on a real one."""
 
-    def __init__(self, library: Path, environment: dict[str, str] | None = None):
+    def __init__(self, library: Path | None, environment: dict[str, str] | None = None):
         self._line, other = Pipe()
-        command = [sys.executable, "-m", "support.card_house", str(other.fileno())]
-        paths = {
-            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
-            "LD_LIBRARY_PATH": str(library.parent),
-        }
+        device = "cpu" if library else "cuda"
+        command = [sys.executable, "-m", "support.card_house", str(other.fileno()), device]
+        paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+        paths |= {"LD_LIBRARY_PATH": str(library.parent)} if library else {}
         own = os.environ | paths | (environment or {})
         self.process = processes.start(command, env=own, pass_fds=[other.fileno()])
         other.close()
@@ -106,7 +106,7 @@ async def _refused(*asked: Any) -> str:
     return REFUSED
 
 
-def _serve(line: Connection) -> None:
+def _serve(line: Connection, device: str) -> None:
     import logging
 
     from safetensors.torch import load_file
@@ -116,12 +116,12 @@ def _serve(line: Connection) -> None:
 
     said: list[str] = []
     logging.getLogger("redraft.weights").addFilter(lambda record: said.append(record.getMessage()) is None)
-    versions = Versions(HERE, card=Card("cpu"))
+    versions = Versions(HERE, card=Card(device))
 
     def blob(version: int) -> bytes | None:
         try:
             with versions.reading(version) as data:
-                return data.numpy().tobytes()
+                return data.cpu().numpy().tobytes()
         except KeyError:
             return None
 
@@ -132,7 +132,8 @@ def _serve(line: Connection) -> None:
             return
         if kind == "write":
             weights, version, probe = facts
-            versions.write(load_file(weights) if isinstance(weights, Path) else of(weights), version)
+            state = load_file(weights) if isinstance(weights, Path) else of(weights)
+            versions.write({name: tensor.to(device) for name, tensor in state.items()}, version)
             line.send(versions.ref(version, probe))
         else:
             line.send(blob(*facts) if kind == "blob" else said)
@@ -153,4 +154,4 @@ class Workers:
 
 
 if __name__ == "__main__":
-    _serve(Connection(int(sys.argv[1])))
+    _serve(Connection(int(sys.argv[1])), sys.argv[2])

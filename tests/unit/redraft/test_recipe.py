@@ -13,6 +13,7 @@ from redraft import recipe
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+SLEEPS = ["actors.sleep=true", "learner.gpus=0.5", "actors.gpus=0.5", "learner.max_staleness=0"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -136,6 +137,13 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
             "replay.drop_flat: one answer a group",
         ),
         ("quickstart", ["model.lora.rank=8", "steps=0"], "model.lora: a run of 0 steps trains no adapter"),
+        ("quickstart", ["actors.sleep=true"], "learner.gpus=0 and actors.gpus=0 no actor is on a GPU of the learner"),
+        ("quickstart", [*SLEEPS, "actors.gpus=0.6"], "actors.sleep: .* which would get nothing"),
+        ("quickstart", [*SLEEPS, "actors.gpus=1"], "actors.sleep: .* fractions that fit on one, such as 0.5"),
+        ("quickstart", [*SLEEPS, "learner.max_staleness=1"], "actors play on while the learner trains; set that to 0"),
+        ("quickstart", [*SLEEPS, "actors.engine.process=in_process"], "only vLLM in processes of its own"),
+        ("quickstart", [*SLEEPS, "actors.engine.name=scripted"], "only vLLM in processes of its own"),
+        ("quickstart", [*SLEEPS, "steps=0"], "actors.sleep: a run of 0 steps has no learner"),
         (
             "signs-grpo",
             ["learner.zero=3", "learner.objective.kl=0.1"],
@@ -162,6 +170,7 @@ def test_what_would_have_no_effect_is_refused_with_the_cure(name, overrides, wor
     ("name", "overrides"),
     [
         ("signs-reflect", ["data.failures=some.jsonl"]),
+        ("quickstart", SLEEPS),
         ("signs-star", ["steps=40"]),
         ("signs-star", ["steps=61", "learner.rounds.from_base=false"]),
         ("quickstart", ["learner.roles={reflection: 1}"]),

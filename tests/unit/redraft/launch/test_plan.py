@@ -156,6 +156,22 @@ def test_a_rank_and_an_engine_on_one_gpu_share_its_memory(file):
     assert not crowded.fits and any("actors.engine.gpu_memory" in cure for cure in crowded.cures)
 
 
+def test_an_engine_that_sleeps_leaves_the_learner_its_cache_and_must_find_it_again(file):
+    config, both = sizes.config_at(file), ["learner.gpus=0.5", "actors.gpus=0.5", "learner.max_staleness=0"]
+    half = [*both, "actors.engine.gpu_memory=0.5", "model.lora={}"]
+    awake = plan(recipe(*half), config, 80 * GIB).parts[0]
+    assert awake.room == int(80 * GIB * 0.4) and not awake.fits and not awake.problem.endswith("wake")
+    assert "actors.sleep=true learner.max_staleness=0" in awake.cures
+    asleep, engine = plan(recipe(*half, "actors.sleep=true"), config, 80 * GIB).parts
+    kept = shares(engine)["weights"] + shares(engine)["work"]
+    assert asleep.room == int(80 * GIB * 0.9) - kept and asleep.fits
+    assert asleep.bytes == awake.bytes and shares(engine)["cache"] == engine.room - kept
+    most = [*both, "actors.engine.gpu_memory=0.75", "model.lora={}", "actors.sleep=true"]
+    crowded = plan(recipe(*most), config, 80 * GIB).parts[0]
+    assert not crowded.fits and "keeps between two steps" in crowded.problem
+    assert "actors.engine.gpu_memory=0.5" in crowded.cures
+
+
 def test_weights_larger_than_the_engines_share_are_told_with_what_would_fit(file):
     actor = plan(recipe(), sizes.config_at(file), 16 * GIB).parts[1]
     assert not actor.fits and any("tensor_parallel=2" in cure for cure in actor.cures)
