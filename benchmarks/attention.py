@@ -1,6 +1,6 @@
 """Kinds of attention on the same packed rows: forward and backward of a policy, one kind after the other in each round.
 
-    python -m benchmarks.attention [--device cpu|cuda] [--rounds N]
+    python -m benchmarks.attention [--device cpu|cuda] [--rounds N] [--quick]
 
 `sdpa` and `eager` make a mask [B, 1, S, S]; `varlen` none (learner/model/attention.py). On a CPU in CPU seconds of one
 thread and in float32, on CUDA in seconds and in bfloat16, without eager. The last line is JSON.
@@ -24,6 +24,8 @@ from learner.model.attention import VARLEN, register
 from learner.model.policy import Policy
 
 ROUNDS = 5  # beside one that warms up
+QUICK = {"cpu": 2, "cuda": 3}
+"""How many of the first works are enough to see who is ahead."""
 
 
 class Work(NamedTuple):
@@ -105,12 +107,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=WORKS, default="cpu")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--quick", action="store_true", help="the first works only; under a minute on a busy CPU")
     chosen = parser.parse_args()
     device = chosen.device
     torch.set_num_threads(1)
     register()
     found = {}
-    for work in WORKS[device]:
+    for work in WORKS[device][: QUICK[device] if chosen.quick else None]:
         found[work.name] = race(work, device, chosen.rounds)
         print(f"{work.name}: {found[work.name]} ms", file=sys.stderr, flush=True)
     print(json.dumps({"device": device, "rounds": chosen.rounds, "ms": found}))

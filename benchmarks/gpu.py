@@ -133,7 +133,7 @@ def tests(device: str, model: str | None, limit_s: float) -> dict[str, Any]:
 
 
 PARTS = (
-    Part("attention", 2, benchmark("attention")),
+    Part("attention", 2, benchmark("attention", "--quick")),
     Part("learner", 3, benchmark("learner", "--quick")),
     Part("weights", 2, benchmark("weights", "--quick")),
     Part("generation", 2, benchmark("generation", "--quick")),

@@ -53,23 +53,23 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 240.0  # of a start or an update
-STORE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A model to make, and how many generations run in each engine."""
+    """A model to make, how many generations run in each engine, and what the object store has to hold."""
 
     make: dict
     dtype: str
     generations: int
+    store_bytes: int = 2 << 30
 
 
 SIZES = {
     "0.4M": Size({}, "float32", 64),
     "50M": Size({"hidden": 512, "layers": 12, "heads": 8, "feed_forward": 2048}, "bfloat16", 16),
     "300M": Size({"hidden": 1024, "layers": 18, "heads": 16, "feed_forward": 4096}, "bfloat16", 8),
-    "1.5B": Size({"hidden": 2048, "layers": 22, "heads": 16, "feed_forward": 8192}, "bfloat16", 8),
+    "1.5B": Size({"hidden": 2048, "layers": 22, "heads": 16, "feed_forward": 8192}, "bfloat16", 8, 8 << 30),
 }
 USUAL = ("0.4M", "50M", "300M")
 TRANSPORTS = ("shared", "collective", "object_store")
@@ -166,7 +166,7 @@ def run(plan: Plan, sizes: list[str], device: str, folder: str) -> dict:
     ray.init(
         address="local",
         num_cpus=1,
-        object_store_memory=STORE_BYTES,
+        object_store_memory=max(SIZES[name].store_bytes for name in sizes),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
