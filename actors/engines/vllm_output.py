@@ -21,6 +21,17 @@ PHASES = {
     "Graph capturing finished": "warming up",
 }
 """What the line says that begins so, and what is done after it."""
+CURES = {
+    "No available memory for the cache blocks": "Raise actors.engine.gpu_memory",
+    "is needed, which is larger than the available KV cache memory": (
+        "Raise actors.engine.gpu_memory, or lower actors.engine.max_length"
+    ),
+    "is less than desired GPU memory utilization": (
+        "Lower actors.engine.gpu_memory, or end what else uses the GPU: `redraft plan` says what the learner takes"
+    ),
+    "out of memory": "Lower actors.engine.gpu_memory or actors.engine.max_running",
+}
+"""What helps where the line that says why it ended has these words: vLLM names settings of its own."""
 KEPT_BYTES = 1 << 18
 """Of the end of what was written: more is not looked at."""
 LAST = 40
@@ -64,8 +75,10 @@ class Output:
 
     @property
     def cause(self) -> str:
-        """The line that says why it ended."""
-        return (self.end.splitlines() or ["it wrote nothing"])[-1].strip()
+        """The line that says why it ended, and what helps where that is known."""
+        said = (self.end.splitlines() or ["it wrote nothing"])[-1].strip()
+        cure = next((cure for words, cure in CURES.items() if words in said), "")
+        return f"{said.rstrip('.')}. {cure}" if cure else said
 
     @property
     def end(self) -> str:

@@ -98,7 +98,8 @@ class Controller:
             end = self._train_and_evaluate(self._start())
         except Exception as error:  # whatever ends a run is said in its summary
             cause = error.cause if isinstance(error, RayTaskError) else error
-            end = replace(end, error=" ".join(str(cause).split()), try_again=faults.is_fault(cause))
+            said = faults.told(cause, self._recipe.learner)
+            end = replace(end, error=said, try_again=faults.is_fault(cause))
             log.error("the run stops: %s", end.error, exc_info=not isinstance(cause, RedraftError))
             self._hear_out()
         finally:

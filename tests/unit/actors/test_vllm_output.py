@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from actors.engines.vllm_output import Output
 
 SAID = """
@@ -48,3 +50,22 @@ def test_without_an_error_the_last_line_is_the_cause_and_own_outputs_come_back()
         write("Illegal instruction\n\n")
     assert output.cause == "Illegal instruction"
     assert [os.fstat(number).st_ino for number in (1, 2)] == before
+
+
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`.", "Raise "),
+        (
+            "ValueError: To serve one request (4 GiB KV cache is needed, which is larger than the available KV cache "
+            "memory (2 GiB)).",
+            "Raise actors.engine.gpu_memory, or lower actors.engine.max_length",
+        ),
+        ("ValueError: Free memory on device cuda:0 is less than desired GPU memory utilization (0.9).", "Lower "),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.", "Lower actors.engine.gpu_memory or"),
+    ],
+)
+def test_a_core_without_memory_names_our_setting_beside_its_own_words(said, cure):
+    with Output() as output:
+        write(f"(EngineCore pid=7) ERROR 11-28 09:54:05 [core.py:1100] {said}\nRuntimeError: see root cause above\n")
+    assert output.cause.startswith(f"{said.rstrip('.')}. {cure}") and "actors.engine.gpu_memory" in output.cause

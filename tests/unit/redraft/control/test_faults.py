@@ -2,9 +2,10 @@
 
 import pytest
 
+from learner.config import LearnerSettings
 from protocols.errors import DeadlineError, FaultError, RedraftError, SettingError, WeightsError
 from redraft.control import cluster  # noqa: F401  sets what Ray reads when it is imported
-from redraft.control.faults import is_fault
+from redraft.control.faults import is_fault, told
 
 import ray.exceptions as ray_errors  # isort: skip
 import torch  # isort: skip
@@ -50,3 +51,23 @@ def test_faults(error):
 )
 def test_mistakes(error):
     assert not is_fault(error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cures"),
+    [
+        (
+            {"micro_tokens": 2048, "row_tokens": 1024, "gpus": 0.5},
+            "learner.micro_tokens=1024, learner.gradient_checkpointing=true, learner.offload=optimizer, a lower "
+            "actors.engine.gpu_memory or model.lora={}",
+        ),
+        (
+            {"micro_tokens": 1024, "gradient_checkpointing": True, "gpus": 1, "offload": "optimizer"},
+            "model.lora={}",
+        ),
+    ],
+)
+def test_a_learner_without_memory_names_the_settings_that_take_less(settings, cures):
+    said = told(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"), LearnerSettings(**settings))
+    assert said.startswith(f"learner: the GPU's memory ran out. Set {cures}; `redraft plan` says")
+    assert said.endswith("CUDA out of memory. Tried to allocate 2 GiB") and told(ValueError("a\nb"), None) == "a b"
