@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.places import RECIPES
 
 from actors.config import ActorSettings
 from actors.contract import Orders, Report
@@ -15,8 +16,11 @@ from learner.ranks.lead import Waits, rest
 from protocols.checksum import Sums
 from protocols.errors import DeadlineError
 from protocols.weights import Probe, WeightRef
+from redraft import recipe as recipes
 from redraft.control.exchange import Announced, Exchange
 from redraft.control.fleet import Fleet
+
+TURNS = ["actors.sleep=true", "learner.gpus=0.5", "actors.gpus=0.25", "learner.max_staleness=0"]
 
 
 class Played(Fleet):
@@ -72,11 +76,7 @@ class House:
             fleet=self.fleet, ranks=[rank], files=silent, lost=deque(), shards=shards, book=Book()
         )
         status: Any = SimpleNamespace(gpus=lambda *_: None, fleet=lambda *_: None, played=lambda *_: None)
-        recipe: Any = SimpleNamespace(
-            actors=ActorSettings(count=count, sleep=True, groups=1),
-            learner=SimpleNamespace(gpus=0),
-            environment=SimpleNamespace(instances=None),
-        )
+        recipe = recipes.load(RECIPES / "quickstart.yaml", [*TURNS, f"actors.count={count}"])
         self.exchange = Exchange(parts, recipe, status, self.announced)
         self.exchange._room = lambda admission: count
 
