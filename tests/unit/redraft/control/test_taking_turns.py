@@ -19,6 +19,7 @@ from protocols.weights import Probe, WeightRef
 from redraft import recipe as recipes
 from redraft.control.exchange import Announced, Exchange
 from redraft.control.fleet import Fleet
+from redraft.control.rank_gpus import RankGpus
 
 TURNS = ["actors.sleep=true", "learner.gpus=0.5", "actors.gpus=0.25", "learner.max_staleness=0"]
 
@@ -79,6 +80,7 @@ class House:
         recipe = recipes.load(RECIPES / "quickstart.yaml", [*TURNS, f"actors.count={count}"])
         self.exchange = Exchange(parts, recipe, status, self.announced)
         self.exchange._room = lambda admission: count
+        self.exchange._gpus = RankGpus(())  # there are none that could be asked
 
     def publish(self, version: int) -> None:
         self.announced.newest = WeightRef(version, 1, Sums(), (), Probe((), (), 1.0))
