@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from actors.tool_config import Source
 from protocols.settings import Settings
 
+ALONE = 0.85
+"""Share of a GPU for an engine that has it alone; the rest is for what vLLM does not count."""
 Feedback = Literal["residual", "binary", "blank"]
 
 
@@ -95,8 +97,9 @@ class EngineSettings(Settings):
     """Longest prompt with its response, in tokens."""
     kv_cache_gb: float = Field(default=0.5, gt=0)
     """Key-value cache on a CPU."""
-    gpu_memory: float = Field(default=0.85, gt=0, le=1)
-    """Share of a GPU's memory for weights and cache."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
+    """Share of a GPU's memory for weights and cache. auto: 0.85, and beside a learner on the same GPU what that leaves,
+    as `redraft plan` counts."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of one engine."""
     threads: int = Field(default=1, ge=1)
@@ -112,6 +115,11 @@ class EngineSettings(Settings):
     """scripted: seconds a token."""
     first_token_s: float = Field(default=0.0, ge=0)
     """scripted: seconds to the first token."""
+
+    @property
+    def share(self) -> float:
+        """Of a GPU's memory, where it is alone there or the recipe says."""
+        return ALONE if self.gpu_memory == "auto" else self.gpu_memory
 
 
 class AutoscaleSettings(Settings):

@@ -126,7 +126,7 @@ def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: in
         # Processed log-probs are wrong where tokens are proposed; at temperature 1, raw ones are the same.
         arguments |= dict(speculative_config=NGRAM, logprobs_mode="raw_logprobs")
     if on_gpu():
-        return arguments | dict(gpu_memory_utilization=settings.gpu_memory)
+        return arguments | dict(gpu_memory_utilization=settings.share)
     # Compiling costs a minute at every start and gains nothing at the sizes that a CPU can train.
     # The smallest block that CPU attention takes: dialogues are short, and only whole blocks of a prefix are cached.
     # In bfloat16 it computes with AMX, which takes no 16.

@@ -48,6 +48,8 @@ SLICE_BYTES = 3 * 4 * (1 << 22)
 BATCHED = 2048
 """vLLM's `max_num_batched_tokens` for an engine that is not its server's."""
 MOST_RANKS = 64
+LEAST = 0.05
+"""Share of a GPU below which no engine is tried."""
 HOST = "in host memory"
 KEPT = ("weights", "gradients", "optimizer", "start model")
 """Shares of a rank that stay between two steps."""
@@ -90,7 +92,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Of a whole run. `gpus` are those that Ray has to have."""
+    """Of a whole run. `gpus` are those that Ray has to have; `engine_share` is that of an engine of its GPU."""
 
     model: str
     parameters: int
@@ -98,6 +100,7 @@ class Plan:
     gpus: int
     gpu_bytes: int
     parts: tuple[Part, ...]
+    engine_share: float
 
     @property
     def fits(self) -> bool:
@@ -133,13 +136,28 @@ def plan(recipe: Recipe, config: Any, gpu_bytes: int) -> Plan:
             known[key] = models.sizes(copy.deepcopy(config), *key)
         return known[key]
 
-    found = measured(recipe)
+    found, recipe = measured(recipe), _settled(recipe, measured, gpu_bytes)
     parts = [_actor(recipe, measured, gpu_bytes)]
     if recipe.steps:
         parts.insert(0, _rank(recipe, measured, gpu_bytes, with_cures=True))
     learner = recipe.learner.ranks * bool(recipe.steps)
     gpus = _packed([recipe.learner.gpus] * learner + [recipe.actors.gpus] * recipe.actors.count)
-    return Plan(found.type, found.parameters, found.trained, gpus, gpu_bytes, tuple(parts))
+    share = recipe.actors.engine.share
+    return Plan(found.type, found.parameters, found.trained, gpus, gpu_bytes, tuple(parts), share)
+
+
+def _settled(recipe: Recipe, measured: Measured, gpu_bytes: int) -> Recipe:
+    """The recipe with a number where `actors.engine.gpu_memory` is auto, and an engine shares a GPU with others."""
+    engine, gpus = recipe.actors.engine, recipe.actors.gpus
+    if engine.gpu_memory != "auto" or not 0 < gpus < 1:
+        return recipe
+    left, together = engine.share, min(int(1 / gpus + 1e-9), recipe.actors.count)
+    if ranks := beside(recipe):
+        shares = tuple(_rank_shares(recipe, measured))
+        kept = sum(share.bytes for share in shares if share.what in KEPT or not recipe.actors.sleep)
+        left, together = min(left, 1 - RESERVE - kept / gpu_bytes), ranks
+    share = max(LEAST, int(100 * left / together) / 100)
+    return _changed(recipe, {"actors.engine.gpu_memory": share})
 
 
 def _rows(recipe: Recipe) -> Rows:
@@ -164,7 +182,7 @@ def _packed(demands: list[float]) -> int:
     return len(left)
 
 
-def _beside(recipe: Recipe) -> int:
+def beside(recipe: Recipe) -> int:
     """Engines on the GPU of a rank."""
     rank, actor = recipe.learner.gpus, recipe.actors.gpus
     if not recipe.steps or not 0 < rank < 1 or not 0 < actor < 1:
@@ -180,7 +198,7 @@ def _rank(recipe: Recipe, measured: Measured, gpu_bytes: int, with_cures: bool =
     found, shares = measured(recipe), tuple(_rank_shares(recipe, measured))
     room = None
     if learner.gpus:
-        room = int(gpu_bytes * (1 - RESERVE)) - _beside(recipe) * _awake_or_not(recipe, found, gpu_bytes)
+        room = int(gpu_bytes * (1 - RESERVE)) - beside(recipe) * _awake_or_not(recipe, found, gpu_bytes)
     notes = [] if found.kept else [f"activations are left out: a model of type {found.type} tells them on a GPU only"]
     if _offloads(recipe):
         size, how = _in_host(found.trained, BYTES[recipe.model.dtype], _stage(recipe), learner.ranks)
@@ -201,7 +219,7 @@ def _awake_or_not(recipe: Recipe, found: Sizes, gpu_bytes: int) -> int:
     """Bytes that an engine has of the GPU while the learner trains beside it."""
     if recipe.actors.sleep:
         return sum(share.bytes for share in _engine_shares(recipe, found))
-    return int(gpu_bytes * recipe.actors.engine.gpu_memory)
+    return int(gpu_bytes * recipe.actors.engine.share)
 
 
 def _crowded(recipe: Recipe, shares: tuple[Share, ...], gpu_bytes: int) -> str:
@@ -209,7 +227,7 @@ def _crowded(recipe: Recipe, shares: tuple[Share, ...], gpu_bytes: int) -> str:
     if not recipe.actors.sleep:
         return ""
     kept = sum(share.bytes for share in shares if share.what in KEPT)
-    room = int(gpu_bytes * (1 - RESERVE - _beside(recipe) * recipe.actors.engine.gpu_memory))
+    room = int(gpu_bytes * (1 - RESERVE - beside(recipe) * recipe.actors.engine.share))
     if kept <= room:
         return ""
     return (
@@ -323,9 +341,9 @@ def _refers(recipe: Recipe) -> bool:
 def _rank_changes(recipe: Recipe) -> Iterator[dict[str, Any]]:
     """Settings that would take less memory of a rank, what costs least first."""
     learner, engine = recipe.learner, recipe.actors.engine
-    if _beside(recipe):
+    if beside(recipe):
         for share in (0.5, 0.4, 0.3, 0.2):
-            if share < engine.gpu_memory:
+            if share < engine.share:
                 yield {"actors.engine.gpu_memory": share}
     if recipe.model.dtype == "float32":
         yield {"model.dtype": "bfloat16"}
@@ -338,7 +356,7 @@ def _rank_changes(recipe: Recipe) -> Iterator[dict[str, Any]]:
         if learner.ranks > 1:
             yield {"learner.zero": zero}
     turns: dict[str, Any] = {"actors.sleep": True, "learner.max_staleness": 0}
-    if _beside(recipe) and not recipe.actors.sleep and _fits(recipe, turns, lambda other: True):
+    if beside(recipe) and not recipe.actors.sleep and _fits(recipe, turns, lambda other: True):
         yield turns
     if not _offloads(recipe):
         yield {"learner.offload": "optimizer"}
@@ -401,7 +419,7 @@ def _actor(recipe: Recipe, measured: Measured, gpu_bytes: int, with_cures: bool 
     found, width = measured(recipe), BYTES[recipe.model.dtype]
     shares = list(_engine_shares(recipe, found))
     token = found.cached * width // min(engine.tensor_parallel, found.cache_heads)
-    room = int(gpu_bytes * engine.gpu_memory) if actors.gpus else None
+    room = int(gpu_bytes * engine.share) if actors.gpus else None
     budget = int(engine.kv_cache_gb * GIB) if room is None else room - sum(share.bytes for share in shares)
     tokens = max(0, budget) // token if token else 0
     least = min(engine.max_length * token, max(0, budget)) if room is None else engine.max_length * token
@@ -444,16 +462,16 @@ def _misplaced(recipe: Recipe) -> str:
         wide = engine.tensor_parallel
         return f"actors.gpus={gpus:g} does not give actors.engine.tensor_parallel={wide} its GPUs; set it to {wide}"
     together = min(int(1 / gpus + 1e-9), recipe.actors.count) if 0 < gpus < 1 else 1
-    if together * engine.gpu_memory > 1:
+    if together * engine.share > 1:
         most = int(100 / together) / 100
-        return f"{together} actors share a GPU, each with actors.engine.gpu_memory={engine.gpu_memory:g}; set {most:g}"
+        return f"{together} actors share a GPU, each with actors.engine.gpu_memory={engine.share:g}; set {most:g}"
     return ""
 
 
 def _actor_changes(recipe: Recipe) -> Iterator[dict[str, Any]]:
     engine = recipe.actors.engine
     for share in (0.5, 0.7, 0.9):
-        if engine.gpu_memory < share and not _beside(recipe):
+        if engine.share < share and not beside(recipe):
             yield {"actors.engine.gpu_memory": share}
     wide = engine.tensor_parallel * 2
     while wide <= 8:

@@ -20,7 +20,7 @@ from protocols.reports import RunEnded, RunStatus
 from redraft import logs
 from redraft import run as runs
 from redraft.control import client, cluster, services
-from redraft.launch import fits, offline, preflight, room
+from redraft.launch import fits, offline, preflight, room, share
 from redraft.models import make as models
 from redraft.owner import Owner
 from redraft.recipe import Recipe
@@ -67,6 +67,7 @@ def _train(
         run = runs.create(recipe, str(model), owner, resume, again, identity)
         run = replace(run, ray=address, cluster=bool(cluster.joined()))
         run.save()
+        recipe = share.chosen(recipe, model, story.tell)
         view = LiveView(console, run.name, story)
         summary = _watch(recipe, run, resume, view) if recipe.steps else _only_evaluate(recipe, run, view)
     _show(run, recipe, summary, console)

@@ -152,8 +152,21 @@ def test_a_rank_and_an_engine_on_one_gpu_share_its_memory(file):
     config = sizes.config_at(file)
     found = plan(recipe(*fractions, "actors.engine.gpu_memory=0.35"), config, 80 * GIB)
     assert found.gpus == 1 and found.parts[0].room == int(80 * GIB * 0.55) and found.fits
-    crowded = plan(recipe(*fractions), config, 80 * GIB).parts[0]
+    crowded = plan(recipe(*fractions, "actors.engine.gpu_memory=0.85"), config, 80 * GIB).parts[0]
     assert not crowded.fits and any("actors.engine.gpu_memory" in cure for cure in crowded.cures)
+
+
+@pytest.mark.parametrize("turns", [[], ["actors.sleep=true", "learner.max_staleness=0"]], ids=["together", "in turns"])
+def test_a_share_that_is_left_open_is_what_the_learner_leaves(file, turns):
+    fractions = ["learner.gpus=0.5", "actors.gpus=0.5", "model.lora={}", *turns]
+    found = plan(recipe(*fractions), sizes.config_at(file), 80 * GIB)
+    rank, engine = found.parts
+    kept = rank.bytes if not turns else sum(shares(rank)[what] for what in ("weights", "gradients", "optimizer"))
+    left = 0.9 - kept / (80 * GIB)
+    assert found.fits and left - 0.01 < found.engine_share <= min(0.85, left)
+    assert engine.room == int(80 * GIB * found.engine_share)
+    alone = plan(recipe("actors.gpus=0.5", "actors.count=2", "model.lora={}"), sizes.config_at(file), 80 * GIB)
+    assert alone.engine_share == 0.42 and plan(recipe(), sizes.config_at(file), 80 * GIB).engine_share == 0.85
 
 
 def test_an_engine_that_sleeps_leaves_the_learner_its_cache_and_must_find_it_again(file):
