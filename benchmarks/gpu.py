@@ -7,7 +7,8 @@
     weights      from the trained weights to a proved engine, by each transport
     generation   an actor beside offline vLLM
     run          `redraft train` of a made model (on CUDA one of 1.4B in bfloat16) or of --model, learner and actor on
-                 one GPU: the first start, with what is compiled for it, and the next; steps, tokens/s, who waited
+                 one GPU: the first start, with what is compiled for it, the next, and one whose engine proposes tokens
+                 (actors.engine.speculate: ngram); steps, tokens/s, who waited
     tests        those marked `gpu`
 
 Each part is a process of its own and gets its share of the minutes that are left. One that fails, or takes longer, is
@@ -45,6 +46,8 @@ MODELS = {
         "learner.optimizer.lr=1e-6",
     ],
 }
+RUNS = {"cold": [], "warm": [], "ngram": ["actors.engine.speculate=ngram"]}
+"""Of the run part, and what each changes."""
 STEPS = {"cpu": 4, "cuda": 12}
 
 
@@ -66,18 +69,18 @@ def benchmark(name: str, *arguments: str) -> Callable[[str, str | None, float], 
 
 
 def runs(device: str, model: str | None, limit_s: float) -> dict[str, Any]:
-    """Two runs of one recipe, one after the other: what the first has compiled, the second finds."""
+    """Runs of one recipe, one after the other: what the first has compiled, the second finds."""
     until = time.monotonic() + limit_s
     with tempfile.TemporaryDirectory(prefix="redraft-") as folder:
-        return {name: trained(Path(folder), name, device, model, until - time.monotonic()) for name in ("cold", "warm")}
+        return {name: trained(Path(folder), name, device, model, until - time.monotonic()) for name in RUNS}
 
 
 def trained(folder: Path, name: str, device: str, model: str | None, limit_s: float) -> dict[str, Any]:
-    """The quickstart's recipe for a few steps."""
+    """The quickstart's recipe for a few steps, as the run of this name changes it."""
     own = MODELS[device] if model is None else [f"model={{path: {model}}}", *MODELS[device][1:]]
     few = [f"steps={STEPS[device]}", "evaluation.n=2", "evaluation.independent=1", "evaluation.greedy=false"]
     recipe = ROOT / "recipes" / "quickstart.yaml"
-    command = [sys.executable, "-m", "redraft", "train", str(recipe), "--run", name, *few, *own]
+    command = [sys.executable, "-m", "redraft", "train", str(recipe), "--run", name, *few, *own, *RUNS[name]]
     output, began = folder / f"{name}.txt", time.time()
     with open(output, "wb") as said:
         process = subprocess.Popen(

@@ -3,10 +3,10 @@
     python -m benchmarks.weights [--quick] [--device cpu|cuda] [--sizes 300M,1.5B] [--rounds N]
 
 For models of 0.4, 50 and 300 million random weights (the first is the quickstart's, float32; the others bfloat16) and,
-where it is asked for, 1.5 billion, two actors each. A round is one version by each transport in turn: it is published,
-both actors take it while their generations run on, and then each copies as many bytes with one `memcpy` at the place
-where weights are loaded, between two steps of its engine: the limit. Figures are medians over rounds, without a prefix
-those of `shared`.
+where they are asked for, 1.5 and 7 billion, two actors each. A round is one version by each transport in turn: it is
+published, both actors take it while their generations run on, and then each copies as many bytes with one `memcpy` at
+the place where weights are loaded, between two steps of its engine: the limit. Figures are medians over rounds, without
+a prefix those of `shared`.
 
     publish to applied   from the live weights until the last actor has proved that it computes with them: the sum of
         gather           copying them to where they can be had, and summing them
@@ -70,6 +70,7 @@ SIZES = {
     "50M": Size({"hidden": 512, "layers": 12, "heads": 8, "feed_forward": 2048}, "bfloat16", 16),
     "300M": Size({"hidden": 1024, "layers": 18, "heads": 16, "feed_forward": 4096}, "bfloat16", 8),
     "1.5B": Size({"hidden": 2048, "layers": 22, "heads": 16, "feed_forward": 8192}, "bfloat16", 8, 8 << 30),
+    "7B": Size({"hidden": 3584, "layers": 28, "heads": 28, "feed_forward": 18944}, "bfloat16", 8, 32 << 30),
 }
 USUAL = ("0.4M", "50M", "300M")
 TRANSPORTS = ("shared", "collective", "object_store")
