@@ -8,10 +8,12 @@
               and figures for the report, the objective, DeepSpeed; one rank has nothing to shard, and runs alone
 
 All sides have a process for each rank and live through the whole run; in each round each makes some steps while the
-others wait. A ratio is ours over that of torch with as many threads, the median over rounds. The batch holds 8,192
-tokens of 5-turn dialogues in rows of 256, in two micro-batches; on a CPU the model is the quickstart's (0.4M, float32,
-no masks), on CUDA one of 300M in bfloat16, where DeepSpeed keeps float32 copies of the weights and torch does
-not. Neither side compiles its layers. On CUDA each rank needs a GPU of its own: two ranks run where there are two.
+others wait. A ratio is ours over that of torch with as many threads, the median over rounds. The batch holds 5-turn
+dialogues without masks, in two micro-batches. On a CPU they are 8,192 tokens in rows of 256, and the model is the
+quickstart's (0.4M, float32); on CUDA 16,384 tokens in rows of 4,096, of dialogues of 1,600 on average with a heavy
+tail, and a model in bfloat16, of 1.5 billion parameters, .5 or .3, the largest that fits twice: DeepSpeed keeps float32
+copies of the weights, torch does not. Neither side compiles its layers. On CUDA each rank needs a GPU of its own: two
+ranks run where there are two.
 
 Padding is that of `learner.packing` on batches of 8,192 and 32,768 tokens, with lengths of turns as five kinds of tasks
 have them. Memory of log-probs is the peak of forward and backward over 150,000 words beyond weights and gradients, of a
@@ -40,12 +42,22 @@ from benchmarks.learner_parts import Job, Side
 from learner.config import LearnerSettings
 from protocols.errors import DeadlineError
 
-TOKENS = 8192
+TOKENS = {"cpu": 8192, "cuda": 16384}
 LIMIT_S = 120.0  # of a start or a slice
 END_S = 5.0
 CHUNKS = (512, 2048)  # of tokens; the larger is all that are scored
-MODELS = {"cpu": {}, "cuda": {"hidden": 1024, "layers": 18, "heads": 16, "feed_forward": 4096}}
+MODELS = {
+    "cpu": {0: {}},
+    "cuda": {
+        64: {"hidden": 2048, "layers": 22, "heads": 16, "feed_forward": 8192},
+        28: {"hidden": 1024, "layers": 30, "heads": 16, "feed_forward": 4096},
+        0: {"hidden": 1024, "layers": 18, "heads": 16, "feed_forward": 4096},
+    },
+}
+"""By the GiB of a GPU that they need: 26 bytes of a parameter in both sides together, and what a step keeps."""
+WORK = {"cpu": "signs", "cuda": "dialogues"}
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+PADDED = 8192, 32768  # tokens of batches whose padding is told
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 operations a second
 
 
@@ -162,17 +174,29 @@ def job_on(device: str, folder: Path) -> Job:
     from redraft.config import MakeSettings, ModelSettings
     from redraft.models.make import prepare
 
-    made = ModelSettings(make=MakeSettings(max_length=256, **MODELS[device]), dtype=DTYPES[device])
+    kind, tokens = parts.KINDS[WORK[device]], TOKENS[device]
+    shape = MakeSettings(max_length=kind.row_tokens, **model_on(device))
+    made = ModelSettings(make=shape, dtype=DTYPES[device])
     settings = LearnerSettings(
-        row_tokens=parts.KINDS["signs"].row_tokens,
-        micro_tokens=TOKENS // 2,
+        row_tokens=kind.row_tokens,
+        micro_tokens=tokens // 2,
         attention="varlen",
         compile=False,
         credit={"name": "raw"},
         objective={"name": "grpo", "correction": "none"},
     )
     model = str(prepare(made, EnvironmentSettings(name="signs"), folder, lambda line: None))
-    return Job(model, DTYPES[device], device, settings, parts.KINDS["signs"], TOKENS)
+    return Job(model, DTYPES[device], device, settings, kind, tokens)
+
+
+def model_on(device: str) -> dict[str, int]:
+    """The largest one whose memory is there."""
+    gib = 0.0
+    if device == "cuda":
+        import torch
+
+        gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return next(shape for least, shape in MODELS[device].items() if gib >= least)
 
 
 def sides_on(device: str) -> list[Side]:
@@ -203,7 +227,7 @@ def show(result: dict) -> None:
     for name, found in result["sides"].items():
         table.add_row(name, f"{1e3 * found['step_s']:.0f}", f"{found['tokens_per_s']:,.0f}", f"{found['ratio']:.2f}")
     console.print(table)
-    table = Table("kind of task", *(f"padding, {tokens:,} tokens" for tokens in (TOKENS, 4 * TOKENS)), box=None)
+    table = Table("kind of task", *(f"padding, {tokens:,} tokens" for tokens in PADDED), box=None)
     for name, shares in result["padding"].items():
         table.add_row(name, *(f"{share:.1%}" for share in shares))
     console.print(table)
@@ -215,7 +239,7 @@ def show(result: dict) -> None:
 
 def run(plan: Plan, device: str, folder: Path) -> dict:
     padding = {
-        name: [round(parts.padding(kind, tokens, steps=16), 4) for tokens in (TOKENS, 4 * TOKENS)]
+        name: [round(parts.padding(kind, tokens, steps=16), 4) for tokens in PADDED]
         for name, kind in parts.KINDS.items()
     }
     used = {f"{dtype}, chunk {chunk}": memory(chunk, dtype, device) for dtype, chunk in _memory_cases()}

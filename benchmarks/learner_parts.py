@@ -38,6 +38,7 @@ class Lengths:
 
 KINDS = {
     "signs": Lengths(5, 1, 20, 10, 9, 0.1, 16, 256),
+    "dialogues": Lengths(5, 1, 200, 60, 140, 0.8, 1500, 4096),
     "countdown": Lengths(3, 4, 90, 30, 120, 0.5, 256, 1024),
     "gsm8k": Lengths(1, 8, 110, 0, 180, 0.5, 1024, 1536),
     "math": Lengths(2, 4, 90, 40, 350, 0.6, 900, 2048),
