@@ -103,7 +103,8 @@ class WeightsExtension:
         laid = self._held.laid if path is None else LaidOut.at(path)
         tensors, scale = dict(laid.tensors()), scale_of(laid.metadata)
         if scale is not None:
-            self._open_adapter(tensors, scale)
+            own = {name: tensor.clone() for name, tensor in tensors.items()}  # it is asked for again when sums are
+            self._open_adapter(own, scale)
             return
         if path is not None:
             laid.data[:: mmap.PAGESIZE].sum()
