@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.config import ActorSettings, DataSettings, EngineSettings, EnvironmentSettings, SamplingSettings
+from actors.config import ActorSettings, DataSettings, EngineSettings, MixedEnvironment, SamplingSettings
 from actors.environments.base import OneAnswer, Verdict
 from actors.rollout_config import RetrySettings
 from protocols.keys import group_id
@@ -110,8 +110,7 @@ class ActorSide:
             model=setup.model,
             dtype=setup.dtype,
             seed=0,
-            data=DataSettings(),
-            environment=EnvironmentSettings(name="benchmarks.generation_sides:Hearing"),
+            environments=(MixedEnvironment(name="benchmarks.generation_sides:Hearing"),),
             rollout=RetrySettings(turns=TURNS),
             sampling=SamplingSettings(max_tokens=TOKENS),
             actors=ActorSettings(engine=setup.engine),
