@@ -104,8 +104,8 @@ def write_folder(target: Path, model_path: str | Path, config, state: dict[str, 
 def finish(folder: Path, state: RunState, keep: int) -> Path:
     """Makes the checkpoint durable under its own name, and removes all but the `keep` newest."""
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
-    digests = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / DIGESTS).write_text(json.dumps(digests, indent=2))
+    found = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / DIGESTS).write_text(json.dumps(found, indent=2))
     for path in sorted(folder.rglob("*"), reverse=True):
         _fsync(path)
     _fsync(folder)
@@ -120,16 +120,20 @@ def finish(folder: Path, state: RunState, keep: int) -> Path:
 
 def check(folder: Path) -> None:
     """Raises RedraftError naming the first file of a checkpoint that is not as it was written."""
-    try:
-        digests = json.loads((folder / DIGESTS).read_text())
-    except (OSError, ValueError) as error:
-        problem = f"{folder / DIGESTS} cannot be read ({error}), without which no damage would be seen"
-        raise RedraftError(f"{problem}. Remove {folder}, to resume from the checkpoint before it") from error
-    for name, digest in digests.items():
+    for name, digest in digests(folder).items():
         path = folder / name
         if not path.is_file() or _digest(path) != digest:
             what = "is damaged" if path.is_file() else "is missing"
             raise RedraftError(f"{path} {what}. Remove {folder}, to resume from the checkpoint before it")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The blake3 of each file of a checkpoint, by its place in it. Raises RedraftError where they cannot be read."""
+    try:
+        return json.loads((folder / DIGESTS).read_text())
+    except (OSError, ValueError) as error:
+        problem = f"{folder / DIGESTS} cannot be read ({error}), without which no damage would be seen"
+        raise RedraftError(f"{problem}. Remove {folder}, to resume from the checkpoint before it") from error
 
 
 def _digest(path: Path) -> str:

@@ -147,6 +147,11 @@ WEIGHTS_REFUSED = Metric(
     Counter, "controller_weights_refused_total", "Versions whose digest, elements or probe did not agree on an actor"
 )
 
+# copies of the run, where `storage` says where
+STORAGE_FAILURES = Metric(Counter, "storage_failures_total", "Copies of the run that could not be made")
+STORAGE_TIME = Metric(Gauge, "storage_copy_time_seconds", "Unix time of the last copy of the run")
+STORAGE_STEP = Metric(Gauge, "storage_copied_step", "Step of the checkpoint in the last copy of the run")
+
 # the disk of the run folder (controller) and of a spool (replay)
 DISK_BYTES = Metric(Gauge, "disk_bytes", "Size of the disk that this process writes to")
 DISK_FREE = Metric(Gauge, "disk_free_bytes", "Bytes of it that this process may still write")

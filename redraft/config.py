@@ -156,6 +156,31 @@ class LogSettings(Settings):
     with run, part, and where it is known group, lease and step, for what collects the logs of containers."""
 
 
+class StorageSettings(Settings):
+    """Copies of the run in an object store, from which `--resume` goes on where there is no run folder."""
+
+    url: str
+    """Where runs are kept, as fsspec names it: s3://bucket/runs, gs://bucket/runs, file:///mnt/runs. This one is kept
+    beneath it, under its name. s3 needs `pip install redraft[s3]`. Keys, and the address of a store that is not
+    Amazon's (AWS_ENDPOINT_URL), come from the environment, never from here."""
+    tries: int = Field(default=5, ge=1)
+    """Of each object, with pauses that double from a second, before a copy has failed. A copy that has failed is made
+    again with what is there then; training goes on meanwhile."""
+    deadline_s: float = Field(default=1800.0, gt=0)
+    """Longest time of one copy, and of the last one when the run ends; longest wait for one answer of the store."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_place_without_secrets(cls, url: str) -> str:
+        if PASSWORD.search(url) or "?" in url:
+            raise ValueError(
+                "may hold no name, password or query; set keys in the environment (AWS_ACCESS_KEY_ID, say)"
+            )
+        if not re.fullmatch(r"[a-z][a-z0-9+]*://[^\s#]+", url):
+            raise ValueError("is not PROTOCOL://PLACE; write s3://bucket/runs, or file:///mnt/runs for a folder")
+        return url.rstrip("/")
+
+
 class WandbSettings(Settings):
     """Weights & Biases. Its key comes from WANDB_API_KEY or `wandb login`, never from here."""
 

@@ -16,7 +16,10 @@ from protocols import log_facts
 
 LogFormat = Literal["text", "json"]
 FORMAT = "%(asctime)s %(levelname).1s {run} {part}: %(message)s"
-NOISY = ("DeepSpeed", "vllm", "transformers", "httpx", "ray", "torch", "datasets", "filelock", "fsspec", "urllib3")
+NOISY = (
+    *("DeepSpeed", "vllm", "transformers", "httpx", "ray", "torch", "datasets", "filelock", "fsspec", "urllib3"),
+    *("s3fs", "botocore"),
+)
 
 
 class JsonLines(logging.Formatter):

@@ -25,7 +25,14 @@ from learner.config import LearnerSettings
 from protocols.errors import SettingError
 from protocols.settings import Settings
 from redraft import recipe_errors, recipe_file
-from redraft.config import EvaluationSettings, LogSettings, MetricsSettings, ModelSettings, TrackingSettings
+from redraft.config import (
+    EvaluationSettings,
+    LogSettings,
+    MetricsSettings,
+    ModelSettings,
+    StorageSettings,
+    TrackingSettings,
+)
 from replay.config import RunReplaySettings
 
 COMPARED = {
@@ -62,6 +69,8 @@ class Recipe(Settings):
     metrics: MetricsSettings = MetricsSettings()
     logs: LogSettings = LogSettings()
     tracking: TrackingSettings = TrackingSettings()
+    storage: StorageSettings | None = None
+    """Copies of the run elsewhere (None: its folder is all there is)."""
     start_s: float = Field(default=300.0, gt=0)
     """Longest wait for all processes to be up before the run stops and says which is missing."""
     stop_s: float = Field(default=600.0, gt=0)

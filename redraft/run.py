@@ -24,7 +24,7 @@ from redraft.records import json_object
 
 RUNS = Path("runs")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-MAY_CHANGE = {"name", "steps", "actors", "evaluation", "metrics", "logs", "tracking", "start_s"}  # on resume
+MAY_CHANGE = {"name", "steps", "actors", "evaluation", "metrics", "logs", "tracking", "storage", "start_s"}  # on resume
 MAY_CHANGE_WITHIN = {  # limits, which change nothing about what is learnt
     "replay": {"claim_lease_s", "max_bytes", "durability", "curve", "shards", "services", "keys"},
     "learner": {"claim_deadline_s", "checkpoint_every", "keep_checkpoints", "record"},

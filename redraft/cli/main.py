@@ -115,6 +115,10 @@ def train(
     from redraft.run import begun, done
 
     name = run or resolved.name
+    if resolved.storage is not None and (resume or resume_if_begun):
+        from redraft.storage.fetch import fetch
+
+        fetch(resolved.storage, name, console.print)
     if resume_if_begun and done(name, resolved.steps):
         console.print(f"{name} has done its {resolved.steps} steps: there is nothing to go on with")
         return

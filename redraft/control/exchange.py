@@ -149,6 +149,7 @@ class Exchange:
         """One round; groups are leased only with an `admission`."""
         parts = self.parts
         parts.files.look(parts.fleet)
+        parts.copier.look()
         for number, report in parts.fleet.receive():
             self._take(number, report)
         while parts.lost:

@@ -17,6 +17,7 @@ from actors.contract import Orders
 from protocols.errors import DeadlineError
 from protocols.reports import LearnerReady
 from redraft.control import placement, workers
+from redraft.control.copier import Copier
 from redraft.control.discovery import Process
 from redraft.control.fleet import Fleet
 from redraft.control.leases import LeaseBook
@@ -45,6 +46,7 @@ class Parts:
     shards: Shards
     client: Client
     files: workers.Files
+    copier: Copier
     book: LeaseBook
     tests: Sequence[dict]
     step: int
@@ -96,6 +98,8 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
     closing.callback(client.close)
     files = workers.Files(run)
     closing.callback(files.close, CLOSE_S)
+    copier = Copier(run, recipe, status)
+    closing.callback(copier.close)
     seats = _placed(recipe, status, closing)
     ranks = workers.start_ranks(run, recipe, shards.endpoints, shards.keys, seats)
     for rank in ranks:
@@ -122,7 +126,7 @@ def start(run: Run, recipe: Recipe, resume: bool, status: Status, closing: ExitS
     position = cursor.get("position", 0)
     book = LeaseBook(order, run.id, recipe.seed, position, incarnation, client.known, shards.of)
     log.info("started: step %d, incarnation %d, %d training tasks", begins.step, incarnation, len(tasks))
-    return Parts(fleet, lost, ranks, served, shards, client, files, book, tests, begins.step)
+    return Parts(fleet, lost, ranks, served, shards, client, files, copier, book, tests, begins.step)
 
 
 def _placed(recipe: Recipe, status: Status, closing: ExitStack) -> list | None:

@@ -15,16 +15,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from protocols.errors import FaultError
+from protocols.errors import FaultError, RedraftError
 from protocols.reports import RunEnded, RunStatus
 from redraft import logs
 from redraft import run as runs
+from redraft.config import StorageSettings
 from redraft.control import client, cluster, services
 from redraft.launch import fits, offline, preflight, room, share
 from redraft.models import make as models
 from redraft.owner import Owner
 from redraft.recipe import Recipe
 from redraft.run import Run
+from redraft.storage import copies
+from redraft.storage.store import said
 from redraft.tracking import queue as trackers
 from redraft.watch.live import LiveView, show_findings
 from redraft.watch.story import Story
@@ -51,6 +54,8 @@ def _train(
 ) -> RunEnded:
     cluster.check(resume)
     trackers.check(recipe.tracking)
+    if recipe.storage is not None:
+        copies.check(owner.folder, recipe.storage, resume, again)
     recipe = preflight.with_facts(recipe)
     preflight.check_environment(recipe)
     if recipe.steps:
@@ -68,10 +73,22 @@ def _train(
         run = replace(run, ray=address, cluster=bool(cluster.joined()))
         run.save()
         recipe = share.chosen(recipe, model, story.tell)
+        copies.begin(run)
         view = LiveView(console, run.name, story)
         summary = _watch(recipe, run, resume, view) if recipe.steps else _only_evaluate(recipe, run, view)
     _show(run, recipe, summary, console)
+    if recipe.storage is not None:
+        _copy_last(run, recipe, recipe.storage, story)
     return summary
+
+
+def _copy_last(run: Run, recipe: Recipe, storage: StorageSettings, story: Story) -> None:
+    """Copies the run as it has ended. Where that fails it is said, and the run has ended all the same."""
+    story.tell(f"the last copy, to {storage.url}")
+    try:
+        copies.Copies(run, storage, recipe.learner.keep_checkpoints).copy()
+    except (RedraftError, OSError) as error:
+        log.warning("the run as it has ended is not copied: %s", said(error))
 
 
 def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:

@@ -129,6 +129,11 @@ class SpoolReader:
             kinds = {"groups": self._groups, "marks": self._marks, "rows": self._rows}
             return {name: txn.stat(kind)["entries"] for name, kind in kinds.items()}
 
+    def copy(self, folder: Path) -> None:
+        """Writes what the spool holds now into an empty folder, as a spool of its own without unused pages."""
+        with _readable(self.folder):
+            self._env.copy(str(folder), compact=True)
+
     def close(self) -> None:
         self._opened.close()
 
