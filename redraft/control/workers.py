@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -22,11 +23,14 @@ from actors.contract import Spec
 from actors.transports import NodeFiles
 from learner.config import LearnerSettings
 from learner.ranks.rank import Rank, RankSpec
-from protocols import metrics
-from protocols.errors import DeadlineError
+from protocols import cache, metrics
+from protocols.errors import DeadlineError, SettingError
+from protocols.reports import LearnerReady
 from redraft import logs
 from redraft.control.fleet import Fleet
 from redraft.logs import LogFormat
+from redraft.models import make as models
+from redraft.models.make import Wanted
 from redraft.recipe import Recipe
 from redraft.run import Run
 from replay.config import ClientKeys, Endpoints, ReplaySettings
@@ -85,12 +89,24 @@ class ReplayPart:
 
 
 class ActorPart(Actor):
-    """An actor that logs into the run folder and finds the weight files of its node when it first needs them."""
+    """An actor that logs into the run folder, and finds the model and the weight files on its node."""
 
-    def __init__(self, folder: str, run: str, spec: Spec, name: str, form: LogFormat):
+    def __init__(self, folder: str, run: str, spec: Spec, name: str, form: LogFormat, model: Wanted | None):
         logs.to_file(Path(folder), run, name, form)
+        self._model = model
         super().__init__(spec, name, files=None, node=ray.get_runtime_context().get_node_id())
         self._report.address = ray.util.get_node_ip_address()
+
+    async def _build(self):
+        if self._model is not None:
+            self._starting("model")
+            try:
+                found = await asyncio.to_thread(self._model.here, cache.folder("models"))
+            except SettingError:
+                self._report.fatal = True  # the same for every actor that would come in its place
+                raise
+            self._spec = replace(self._spec, model=str(found))
+        return await super()._build()
 
     async def _node_files(self):
         if self._files is None:
@@ -99,11 +115,16 @@ class ActorPart(Actor):
 
 
 class RankPart(Rank):
-    """A learner rank that logs into the run folder."""
+    """A learner rank that logs into the run folder, and finds the model on its node."""
 
-    def __init__(self, run: str, spec: RankSpec, form: LogFormat):
+    def __init__(self, run: str, spec: RankSpec, form: LogFormat, model: Wanted):
         logs.to_file(spec.run_dir, run, f"learner-{spec.rank}", form)
         super().__init__(spec)
+        self._model = model
+
+    def setup(self, master: tuple[str, int], resume: bool) -> LearnerReady:
+        self.spec = replace(self.spec, model_path=str(self._model.here(cache.folder("models"))))
+        return super().setup(master, resume)
 
     def serves(self, listen: str) -> tuple[str, int]:
         """Where it serves its metrics."""
@@ -234,6 +255,7 @@ def spec_of(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", 
 def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", version: int | None = None):
     """A function that makes the actor of a name; see `spec_of`."""
     spec = spec_of(run, recipe, keys, model, version)
+    wanted = None if model else models.wanted(run, recipe)
     part = ray.remote(ActorPart)
 
     def make(name: str):
@@ -242,7 +264,7 @@ def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = 
             max_restarts=-1,
             max_concurrency=1000,
             runtime_env=worker_environment(recipe.actors.engine.threads),
-        ).remote(str(run.folder), run.name, spec, name, recipe.logs.format)
+        ).remote(str(run.folder), run.name, spec, name, recipe.logs.format, wanted)
 
     return make
 
@@ -275,7 +297,8 @@ def start_ranks(
         for rank in range(settings.ranks)
     ]
     places = ["DEFAULT"] * settings.ranks if seats is None else seats
+    wanted = models.wanted(run, recipe)
     return [
-        part.options(**options, scheduling_strategy=place).remote(run.name, spec, recipe.logs.format)
+        part.options(**options, scheduling_strategy=place).remote(run.name, spec, recipe.logs.format, wanted)
         for spec, place in zip(specs, places, strict=True)
     ]

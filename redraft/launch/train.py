@@ -23,6 +23,7 @@ from redraft.config import StorageSettings
 from redraft.control import client, cluster, services
 from redraft.launch import fits, offline, preflight, room, share
 from redraft.models import make as models
+from redraft.models.start import Start
 from redraft.owner import Owner
 from redraft.recipe import Recipe
 from redraft.run import Run
@@ -60,7 +61,7 @@ def _train(
     preflight.check_environment(recipe)
     if recipe.steps:
         preflight.check_learner(recipe)
-    model = models.prepare(recipe.model, recipe.environment, cache, story.tell)
+    start, model = _model(recipe, owner, resume, cache, story)
     identity = None if resume or not recipe.replay.services else services.unused(recipe.replay)
     pool = ThreadPoolExecutor(1)
     fit = pool.submit(fits.check, model, recipe)  # it imports for seconds, in which Ray starts
@@ -69,7 +70,7 @@ def _train(
     with cluster.ray_for(recipe, resume) as address:
         room.check(recipe, joined=bool(cluster.joined()))
         fit.result()
-        run = runs.create(recipe, str(model), owner, resume, again, identity)
+        run = runs.create(recipe, str(model), owner, resume, again, identity, start)
         run = replace(run, ray=address, cluster=bool(cluster.joined()))
         run.save()
         recipe = share.chosen(recipe, model, story.tell)
@@ -89,6 +90,16 @@ def _copy_last(run: Run, recipe: Recipe, storage: StorageSettings, story: Story)
         copies.Copies(run, storage, recipe.learner.keep_checkpoints).copy()
     except (RedraftError, OSError) as error:
         log.warning("the run as it has ended is not copied: %s", said(error))
+
+
+def _model(recipe: Recipe, owner: Owner, resume: bool, cache: Path, story: Story) -> tuple[Start, Path]:
+    """The start model, and where it is here. Raises SettingError where there is none, or where it is not the one that
+    the run to resume began with."""
+    if resume:
+        run = runs.find(str(owner.folder))
+        return run.start, models.wanted(run, recipe).here(cache)
+    model = models.prepare(recipe.model, recipe.environment, cache, story.tell)
+    return models.begun(recipe.model, recipe.environment, model, cache), model
 
 
 def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:

@@ -11,13 +11,18 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from actors.config import EnvironmentSettings
 from protocols.errors import SettingError
+from redraft import run as runs
 from redraft.config import MakeSettings, ModelSettings
-from redraft.models import own_template, pretrained
+from redraft.models import own_template, pretrained, start
+from redraft.models.start import UNKNOWN, Start
+from redraft.recipe import Recipe
+from redraft.run import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2Config
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("redraft.models")
 CHARACTERS = "0123456789+-*/()>?=.,;:!@ abcdefghijklmnopqrstuvwxyz"
 PRETRAINED = "pretraining teaches it the form of the dialogues, and not which correction helps"
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 RECIPE_OF_MAKING = 2
 """Raised when the same settings would make another model, so that older ones in a cache are not used."""
 RECIPE_OF_FETCHING = 1
@@ -36,25 +42,69 @@ def prepare(
     environment: EnvironmentSettings,
     cache: Path,
     progress: Callable[[str], None] = print,
+    revision: str = "",
+    template: str | None = None,
 ) -> Path:
     """The folder of the model: config.json, model.safetensors, tokenizer, with the recipe's template. Raises
     SettingError where there is none.
 
     A made model is float32 and is kept in `cache` under the digest of everything that it depends on, a fetched one
-    under that of the package that it comes from.
+    under that of the package that it comes from. From the Hub comes the `revision`, "" being the newest. `template` is
+    the text of the recipe's template where that was read elsewhere.
     """
-    model = _source(settings, environment, cache, progress)
+    model = _source(settings, environment, cache, progress, revision)
     if settings.template is None:
         return model
-    text = own_template.text(model, settings.template)
+    text = own_template.text(model, settings.template) if template is None else template
     kept = cache / f"templated-{own_template.digest(model, text)}"
     return _once(kept, lambda aside: own_template.write(model, text, aside))
 
 
-def _source(settings: ModelSettings, environment: EnvironmentSettings, cache: Path, progress: Callable) -> Path:
+def begun(settings: ModelSettings, environment: EnvironmentSettings, model: Path, cache: Path) -> Start:
+    """What a run that begins with `model`, as it was prepared, remembers of it."""
+    source = model if settings.template is None else _source(settings, environment, cache, log.info, "")
+    name = settings.path or settings.pretrained or "made"
+    revision = source.name if source.parent.name == "snapshots" else ""  # a folder of the Hub's cache is named so
+    return Start(name, revision, start.digest(model, cache))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The start model of a run for any node: which one it is, where it was, and by what it is prepared elsewhere.
+    `template` is the text of the recipe's own where that is known; `limit_s` is for the wait for another process."""
+
+    start: Start
+    path: str
+    settings: ModelSettings
+    environment: EnvironmentSettings
+    template: str | None
+    limit_s: float
+
+    def here(self, cache: Path) -> Path:
+        """Its folder on this node; see `start.find`."""
+        if self.start == UNKNOWN:  # it plays with what is there
+            return Path(self.path)
+
+        def prepared() -> Path:
+            given = self.environment, cache, log.info, self.start.revision, self.template
+            return prepare(self.settings, *given)
+
+        return start.find(self.start, Path(self.path), prepared, cache, self.limit_s)
+
+
+def wanted(run: Run, recipe: Recipe) -> Wanted:
+    """That of a run, on the machine of its command."""
+    file = Path(run.model) / own_template.FILE
+    text = file.read_text() if recipe.model.template is not None and file.exists() else None
+    return Wanted(run.start, run.model, recipe.model, recipe.environment, text, recipe.start_s)
+
+
+def _source(
+    settings: ModelSettings, environment: EnvironmentSettings, cache: Path, progress: Callable, revision: str
+) -> Path:
     """The folder of the model as it comes."""
     if settings.path is not None:
-        return _existing(settings.path, cache)
+        return _existing(settings.path, cache, revision)
     if settings.pretrained is not None:
         return fetch(settings.pretrained, None, cache, progress)
     make = settings.make
@@ -96,7 +146,7 @@ def _once(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _existing(path: str, cache: Path) -> Path:
+def _existing(path: str, cache: Path, revision: str) -> Path:
     folder = Path(path).expanduser()
     if (folder / "run.json").exists():
         folder = trained(folder, cache)
@@ -110,7 +160,7 @@ def _existing(path: str, cache: Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+        return Path(snapshot_download(path, revision=revision or None, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub's client raises many kinds; every one means that the model is not there
         cure = "Name a local folder, or a model on the hub that can be reached, or use model.make"
         log.info("the hub's client says: %s", error)
@@ -126,7 +176,7 @@ def trained(run: Path, cache: Path) -> Path:
     newest = checkpoint.newest(run)
     if newest is None:
         raise SettingError("model.path", f"the run {run} has no checkpoint", "Name one that has, or a model")
-    return of_checkpoint(newest, json.loads((run / "run.json").read_text())["model"], cache)
+    return of_checkpoint(newest, runs.find(str(run)).model, cache)
 
 
 def of_checkpoint(checkpoint: Path, base: str, cache: Path) -> Path:
@@ -141,8 +191,8 @@ def of_checkpoint(checkpoint: Path, base: str, cache: Path) -> Path:
         problem = f"the model that {checkpoint} adapts is not at {base}"
         raise SettingError("model.path", problem, "Put it there again, or write its place into the run's run.json")
 
-    digest = _digest_of_merged(Path(base), adapter)
-    return _once(cache / f"merged-{digest}", lambda aside: write_merged(Path(base), adapter, aside))
+    kept = cache / f"merged-{_digest_of_merged(Path(base), adapter)}"
+    return _once(kept, lambda aside: write_merged(Path(base), adapter, aside))
 
 
 def write_merged(base: Path, adapter: Path, folder: Path) -> None:
