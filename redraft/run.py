@@ -19,7 +19,6 @@ from typing import Any
 from protocols import strict_json
 from protocols.errors import SettingError
 from redraft import machine, records
-from redraft.models.start import UNKNOWN, Start
 from redraft.owner import Owner, shared
 from redraft.recipe import Recipe, load
 from redraft.records import json_object
@@ -34,6 +33,20 @@ MAY_CHANGE_WITHIN = {  # limits, which change nothing about what is learnt
     "model": {"path"},  # where it is; its digest says whether it is the same
     "learner": {"claim_deadline_s", "checkpoint_every", "keep_checkpoints", "record"},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The start model of a run: `name` is what the recipe calls it, `revision` the Hub's of what was fetched by that
+    name, else "", `digest` that of its files."""
+
+    name: str
+    revision: str
+    digest: str
+
+
+UNKNOWN = Start("", "", "")
+"""Of a run that has noted none."""
 
 
 @dataclass(frozen=True, slots=True)

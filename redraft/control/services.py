@@ -40,10 +40,11 @@ def unused(replay: RunReplaySettings) -> str:
     return run_id
 
 
-def check(replay: RunReplaySettings, run_id: str) -> None:
-    """Raises SettingError unless all services are those of this run, with the settings of its recipe."""
+def check(replay: RunReplaySettings, run_id: str, step: int) -> None:
+    """Raises SettingError unless all services are those of this run, with the settings of its recipe, and know of the
+    `step` from which it goes on: without their past, groups would be trained twice, and others never."""
     with closing(Client(replay.services, "redraft", keys_of(replay))) as client:
-        found = client.about()
+        found, reached = client.about(), client.stats().step
     for where, (served, settings) in zip(replay.services, found, strict=True):
         if served != run_id:
             cure = f"Start it with --run-id {run_id}"
@@ -52,3 +53,6 @@ def check(replay: RunReplaySettings, run_id: str) -> None:
             if settings[key] != (wanted := getattr(replay, key)):
                 cure = f"Start it with {key}={wanted}"
                 raise SettingError(f"replay.{key}", f"{where.serve} has {settings[key]}, the recipe {wanted}", cure)
+    if reached < step:
+        cure = "Serve the folder that they had, or begin another run with model.path: the folder of this one"
+        raise SettingError(SETTING, f"they know of {reached} steps, and the run goes on from step {step}", cure)

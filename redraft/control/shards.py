@@ -12,7 +12,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from protocols.errors import DeadlineError, SettingError
 from redraft.control import services, workers
 from redraft.recipe import Recipe
-from redraft.run import Run
+from redraft.run import Run, newest_step
 from replay import keys
 from replay.client.shares import shard_of
 from replay.config import Endpoints
@@ -42,7 +42,7 @@ class Shards:
         elsewhere. Returns before they are up: see `wait`."""
         if self._recipe.replay.services:
             self.keys = services.keys_of(self._recipe.replay)
-            services.check(self._recipe.replay, self._run.id)
+            services.check(self._recipe.replay, self._run.id, newest_step(self._run.folder) or 0)
             self.endpoints = self._recipe.replay.services
             self.open()
             return

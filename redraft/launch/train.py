@@ -23,10 +23,9 @@ from redraft.config import StorageSettings
 from redraft.control import client, cluster, services
 from redraft.launch import fits, offline, preflight, room, share
 from redraft.models import make as models
-from redraft.models.start import Start
 from redraft.owner import Owner
 from redraft.recipe import Recipe
-from redraft.run import Run
+from redraft.run import Run, Start
 from redraft.storage import copies
 from redraft.storage.store import said
 from redraft.tracking import queue as trackers

@@ -20,9 +20,8 @@ from protocols.errors import SettingError
 from redraft import run as runs
 from redraft.config import MakeSettings, ModelSettings
 from redraft.models import own_template, pretrained, start
-from redraft.models.start import UNKNOWN, Start
 from redraft.recipe import Recipe
-from redraft.run import Run
+from redraft.run import UNKNOWN, Run, Start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2Config

@@ -17,10 +17,10 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from protocols.errors import DeadlineError, SettingError
+from redraft.run import Start
 
 log = logging.getLogger("redraft.models")
 PARTS = re.compile(r"[^.].*\.(json|safetensors|bin|pt|pth|gguf|txt|model|jinja|py)")
@@ -28,19 +28,6 @@ PARTS = re.compile(r"[^.].*\.(json|safetensors|bin|pt|pth|gguf|txt|model|jinja|p
 LOCK_S = 3600.0
 """Longest wait for another process of this node that fetches or reads the same model."""
 LOOK_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """`name` is what the recipe calls it, `revision` the Hub's of what was fetched by that name, else ""."""
-
-    name: str
-    revision: str
-    digest: str
-
-
-UNKNOWN = Start("", "", "")
-"""Of a run that has noted none."""
 
 
 def find(start: Start, path: Path, prepare: Callable[[], Path], cache: Path, limit_s: float = LOCK_S) -> Path:

@@ -44,9 +44,10 @@ matchExpressions: [{key: app.kubernetes.io/component, operator: In, values: [hea
 {{- default (printf "%s-peer-keys" .Release.Name) .Values.replay.peerSecret -}}
 {{- end -}}
 
-{{/* Seconds that a pod has for the step and its checkpoint: the recipe's stop_s, and a minute for the rest. */}}
+{{/* Seconds that a pod has for the step, its checkpoint, and the last copy where the run is copied; a minute more for the rest. */}}
 {{- define "redraft.stop" -}}
-{{- default 600 .Values.recipe.stop_s | int -}}
+{{- $copy := ternary (dig "deadline_s" 1800 (default dict .Values.recipe.storage)) 0 (not (not .Values.recipe.storage)) -}}
+{{- addf (default 600 .Values.recipe.stop_s) $copy | int -}}
 {{- end -}}
 
 {{/* The recipe with what the chart knows. */}}
@@ -96,7 +97,8 @@ karpenter.sh/do-not-disrupt: "true"
 {{/* What a container of the run is given beside its image. */}}
 {{- define "redraft.environment" -}}
 env:
-  - {name: HF_HOME, value: /srv/redraft/huggingface}
+  - {name: HF_HOME, value: /cache/huggingface}
+  - {name: REDRAFT_CACHE, value: /cache}
   - {name: VLLM_CACHE_ROOT, value: /cache/vllm}
   - {name: TRITON_CACHE_DIR, value: /cache/triton}
   - {name: TORCHINDUCTOR_CACHE_DIR, value: /cache/inductor}

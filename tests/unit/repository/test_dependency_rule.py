@@ -22,13 +22,14 @@ ROOMS = {
     "models": {""},
     "evaluation": {""},
     "diagnosis": {""},
+    "storage": {""},
     "tracking": {""},
     "report": {"", "evaluation"},
-    "control": {"", "evaluation", "diagnosis", "tracking"},
+    "control": {"", "models", "storage", "evaluation", "diagnosis", "tracking"},
     "watch": {"", "control", "report"},
     "export": {"", "models", "report"},
-    "launch": {"", "models", "evaluation", "tracking", "report", "control", "watch"},
-    "cli": {"", "models", "report", "control", "watch", "export", "launch"},
+    "launch": {"", "models", "storage", "evaluation", "tracking", "report", "control", "watch"},
+    "cli": {"", "models", "storage", "report", "control", "watch", "export", "launch"},
 }
 """What each room of redraft/ imports of the others: arrows point one way here, too."""
 REPLAY_ROOMS = {

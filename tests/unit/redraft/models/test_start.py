@@ -16,7 +16,8 @@ from redraft import run as runs
 from redraft.config import ModelSettings
 from redraft.models import start
 from redraft.models.make import Wanted, begun, wanted
-from redraft.models.start import Start, digest
+from redraft.models.start import digest
+from redraft.run import Start
 
 SIGNS = EnvironmentSettings(name="signs")
 
