@@ -8,6 +8,7 @@ also the heartbeat. Playing and loading go on between calls.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -77,6 +78,7 @@ class Actor:
         self._begun = False
         self._parts: Future[Parts] = Future()
         self._started = asyncio.Event()  # or failed to start
+        self._news = asyncio.Event()  # that the next report will tell
         self._announced: deque[WeightRef] = deque(maxlen=1)  # the newest weights that no update has taken yet
         self._updating = False
 
@@ -89,7 +91,8 @@ class Actor:
         return "pong"
 
     async def exchange(self, orders: Orders) -> Report:
-        """Takes orders and reports what has changed since the last call. Returns at once."""
+        """Takes orders and reports what has changed since the last call: at once, or within the time that they give
+        as soon as there is something to say."""
         self._report_engine_failure()
         self._look()
         if not self._begun:
@@ -105,7 +108,15 @@ class Actor:
                 self._background(self._update(orders.trial))
         if orders.sleep and self._report.state == "ready":
             self._background(self._sleep())
+        if orders.wait_s:
+            await self._until_news(orders.wait_s)
         return self._take_report()
+
+    async def _until_news(self, limit_s: float) -> None:
+        """Returns when there is something to say that nobody was told yet, or after the limit."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), limit_s)
+        self._look()
 
     async def evaluate(
         self,
@@ -156,6 +167,7 @@ class Actor:
             self._fail(f"cannot start: {error}")
         else:
             self._report.state, self._report.version = "ready", self._spec.version
+            self._news.set()
         finally:
             self._started.set()
 
@@ -202,6 +214,7 @@ class Actor:
                     continue  # the newer one comes with the next orders
                 self._report.probe_limit = self._limit(ref)
                 self._report.version = ref.version
+                self._news.set()
         except WeightsError as error:
             metrics.ACTOR_VERIFIED.set(0)
             self._report.weights_refused = True
@@ -272,6 +285,7 @@ class Actor:
             self._abandon(lease, f"{type(error).__name__}: {error}")
         else:
             self._report.closed.append((lease.group, lease.fencing_token, writer.success))
+            self._news.set()
             self._report.tally.group(writer)
             metrics.GROUPS.labels(end="closed").inc()
         finally:
@@ -374,6 +388,7 @@ class Actor:
 
     def _take_report(self) -> Report:
         report = self._report
+        self._news.clear()
         report.playing, report.asleep = self._playing, self._rest.asleep
         report.share, report.tested, report.tested_tokens = self._share, self._tested, self._tested_tokens
         report.gpus = () if self._gpus is None else self._gpus.newest
@@ -410,6 +425,7 @@ class Actor:
         """Says that this actor has to be replaced, and why: the first cause counts."""
         if self._report.state != "failed":
             self._report.state, self._report.error = "failed", error
+            self._news.set()
 
     def _note(self, failure: EpisodeFailure) -> None:
         metrics.ENVIRONMENT_ERRORS.labels(kind=failure.kind).inc()
@@ -420,6 +436,7 @@ class Actor:
     def _abandon(self, lease: Lease, reason: str) -> None:
         metrics.GROUPS.labels(end="abandoned").inc()
         self._report.abandoned.append((lease.group, lease.fencing_token, reason))
+        self._news.set()
 
     def _background(self, work) -> asyncio.Task:
         task = asyncio.ensure_future(work)

@@ -48,6 +48,8 @@ class Orders:
     trial: WeightRef | None = None
     sleep: bool = False
     """Its engine is to sleep as soon as nothing needs it; the learner waits for that."""
+    wait_s: float = 0.0
+    """The report may wait so long for something to say: a play that has ended, other weights, another state."""
 
 
 @dataclass(slots=True)

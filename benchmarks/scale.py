@@ -1,9 +1,9 @@
-"""How far one controller and one replay service carry: 1 to 256 simulated actors of 5 turns/s each, in one run.
+"""How far one controller and one replay service carry: 1 to 1,024 simulated actors of 5 turns/s each, in one run.
 
-    python -m benchmarks.scale [--quick]
+    python -m benchmarks.scale [--quick] [--sizes 1,64,1024]
 
-The run begins with one actor and is scaled up as `redraft scale` does it: 1, 4, 16, 64, 128, 256. At each size, when
-all actors are ready, the clock runs for a window. At the end the run gets a second shard of replay, as by `redraft
+The run begins with one actor and is scaled up as `redraft scale` does it: 1, 4, 16, 64, 128, 256, 1,024. At each size,
+when all actors are ready, the clock runs for a window. At the end the run gets a second shard of replay, as by `redraft
 replay grow`, and is measured once more.
 
 Real: the controller with its loop, lease book, admission and fleet (`redraft.control`), each exchange with an actor
@@ -14,6 +14,10 @@ Simulated: engines are scripted and wait (0.22 s to the first token, 10 ms a tok
 (0.1 s); an actor plays two groups at once, so 5 turns/s are what it can do. All actors live in two processes, since 256
 do not fit on one machine. The learner trains nothing; its weights are 64 bytes, a new version every 5 s. Turns are
 small (32 tokens of prompt): see `benchmarks.replay` for large ones.
+
+The simulated actors take most of a machine at some size, which says nothing of the system. So "own cores" are those
+of all but their hosts, and "per core" is turns/s for each of them beside that at the first size of 64 or more: where it
+falls, the system itself needs more for each turn.
 
 A turn counts when replay has stored it. "of linear" is beside as many times the rate of one actor. CPU is in cores;
 controller, replay, consumer and each host of actors are one Python process, for which 1.0 is the end. A lease's time is
@@ -27,6 +31,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import sys
 import tempfile
 import time
@@ -43,7 +48,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = (1, 4, 16, 64, 128, 256)
+SIZES = (1, 4, 16, 64, 128, 256, 1024)
+BASE = 64  # actors from which on cores are compared: fixed costs count for little there
+FILES = 65536  # that a process may have open: each producer has sockets of its own
 TURNS = 5  # of a group
 RECIPE = {
     "name": "scale",
@@ -106,6 +113,8 @@ class Bench:
         cores = {part: (spent - cpu_before.get(part, 0.0)) / seconds for part, spent in cpu_after.items()}
         rate = (after["rows"] - before["rows"]) * TURNS / (TURNS + 1) / seconds  # a row in six is the end of a group
         first = self.rows[0]["turns_per_s"] if self.rows else rate
+        own = sum(cores.values()) - cores.get("hosts", 0.0)
+        base = next((row for row in self.rows if row["actors"] >= BASE), {"turns_per_s": rate, "own_cores": own})
         held_s = sorted(after["held_s"])
         self.rows.append(
             {
@@ -113,6 +122,8 @@ class Bench:
                 "shards": shards,
                 "turns_per_s": rate,
                 "of_linear": rate / (first * actors),
+                "own_cores": own,
+                "per_core": rate / own / (base["turns_per_s"] / base["own_cores"]),
                 "cores": cores,
                 "learner_waits": 1 - (after["busy_s"] - before["busy_s"]) / seconds,
                 "lease_p50_s": held_s[len(held_s) // 2],
@@ -180,7 +191,18 @@ def show(rows: list[dict]) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    heads = ("actors", "shards", "turns/s", "of linear", "controller", "replay", "hosts", "consumer", "all of Ray")
+    heads = (
+        "actors",
+        "shards",
+        "turns/s",
+        "of linear",
+        "controller",
+        "replay",
+        "hosts",
+        "consumer",
+        "all of Ray",
+        "per core",
+    )
     for head in (*heads, "learner waits", "lease p50/p99 s"):
         table.add_column(head, justify="right")
     for row in rows:
@@ -191,6 +213,7 @@ def show(rows: list[dict]) -> None:
             f"{row['turns_per_s']:,.0f}",
             f"{row['of_linear']:.2f}",
             *cores,
+            f"{row['per_core']:.2f}",
             f"{row['learner_waits']:.2f}",
             f"{row['lease_p50_s']:.2f} / {row['lease_p99_s']:.2f}",
         )
@@ -208,6 +231,8 @@ def run(plan: Plan, sizes: tuple[int, ...], folder: str) -> list[dict]:
 
     os.chdir(folder)  # the run folder lies here
     os.environ["PYTHONPATH"] = str(ROOT)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, most), most))
     recipe = build(RECIPE)
     model = models.prepare(recipe.model, recipe.environment, Path("models"), lambda line: None)
     made = runs.create(recipe, str(model), Owner(runs.RUNS / recipe.name, "benchmark"))
@@ -235,20 +260,22 @@ def _say(row: dict) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 3 minutes on two idle cores; else under 8")
+    parser.add_argument("--sizes", type=lambda text: tuple(map(int, text.split(","))), default=SIZES)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="redraft-", ignore_cleanup_errors=True) as folder:
-        rows = run(QUICK if chosen.quick else FULL, SIZES, folder)
+        rows = run(QUICK if chosen.quick else FULL, chosen.sizes, folder)
         os.chdir(ROOT)
     show(rows)
     of_linear = {row["actors"]: row["of_linear"] for row in rows if row["shards"] == 1}
     summary = {
-        "linearity_64": round(of_linear[64], 3),
+        "linearity": {actors: round(share, 3) for actors, share in of_linear.items()},
         "saturated_first": saturated(rows),
         "quick": chosen.quick,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "rows": [_rounded(row) for row in rows],
     }
+    print(f"turns/s for each core of its own, at {rows[-1]['actors']} actors: {rows[-2]['per_core']:.2f} of {BASE}'s")
     print(f"first to be full: {summary['saturated_first']}")
     print(json.dumps(summary))
     return 0

@@ -6,8 +6,9 @@
        +---- admission: (eta + version + 1) * batch - (accepted + running)     version: the step of the weights in use
 
 It holds no turn and no weights. Twenty times a second it takes the actors' reports, counts what replay holds, and sends
-each actor its orders: leases for as many groups as admission allows, and the newest weights. The learner calls it
-after each step. No other data passes through it.
+those who have reported their orders: leases for as many groups as admission allows, and the newest weights. A few
+actors report each time, many when they have something to say. The learner calls it after each step. No other data
+passes through it.
 
     who waits             for what                      what ends the wait                     at the latest
     --------------------  ----------------------------  -------------------------------------  ------------------------
@@ -56,7 +57,7 @@ from redraft import logs
 from redraft.control import discovery, faults
 from redraft.control.admission import Admission
 from redraft.control.evaluator import Exam, Occasion, chosen
-from redraft.control.exchange import Announced, Exchange, Starting
+from redraft.control.exchange import TICK_S, Announced, Exchange, Starting
 from redraft.control.fleet import Fleet
 from redraft.control.parts import start
 from redraft.control.places import Scaled
@@ -67,7 +68,6 @@ from redraft.run import Run, newest_step
 from redraft.tracking.queue import Trackers
 
 log = logging.getLogger("redraft.controller")
-TICK_S = 0.05
 PEERS_S = 45.0  # for Ray to notice that a node is lost, when a rank fails for want of a peer
 HEAR_OUT_S = 1.0  # for the reports of actors when the run has failed
 PHASES = {

@@ -30,6 +30,10 @@ from redraft.control.status import Status
 from redraft.control.workers import needs
 from redraft.recipe import Recipe
 
+TICK_S = 0.05  # between two rounds
+SHOW_S = 0.2  # between two looks at all actors for people and metrics
+EXCHANGE_S, SHARE = 0.0006, 0.25  # CPU time of one in the controller (benchmarks.scale); what all may take of a core
+LONGEST_S = 1.0  # that an actor without news does not hear of new weights, or of room for more groups
 GIVEN_UP = 10  # groups that could not be played, before the run stops
 BLAMELESS = ("actor", "drained")  # reasons for which a lease is lost, where the group is not to blame
 
@@ -90,6 +94,7 @@ class Exchange:
         self._growing = threading.Lock()
         self._gpus = RankGpus(parts.ranks if recipe.learner.gpus else ())
         self._autoscaler = Autoscaler(actors.autoscale, actors.count) if actors.autoscale else None
+        self._shown_at = -math.inf
         self._reported: deque[tuple[float, StepReport]] = deque()  # steps that the autoscaler has not seen
 
     @property
@@ -239,7 +244,7 @@ class Exchange:
         """Sends every idle actor its orders; the room is shared out, the least busy first. While engines are `resting`
         none is started."""
         fleet, book = self.parts.fleet, self.parts.book
-        busy, ready = book.busy(), set(fleet.ready())
+        busy, ready, wait_s = book.busy(), set(fleet.ready()), waited_s(len(fleet.members))
         idle = sorted(fleet.idle(), key=busy.__getitem__)
         left = len(ready.intersection(idle))
         for number in idle:
@@ -254,8 +259,18 @@ class Exchange:
                 busy[number] += len(leases)
             left -= number in ready
             new, trial = self._announced.orders(fleet.members[number].report.version)
-            fleet.send(number, Orders(tuple(leases), new, trial, resting))
+            wait = 0.0 if resting else wait_s
+            fleet.send(number, Orders(tuple(leases), new, trial, resting, wait))
         if self._autoscaler is not None:
             without = sum(not busy[number] for number in ready) if not room else 0
             self._autoscaler.look(time.monotonic(), without, fleet.settled)
-        self._status.fleet(fleet.members, fleet.target, len(book.live))
+        if time.monotonic() >= self._shown_at + SHOW_S:
+            self._shown_at = time.monotonic()
+            self._status.fleet(fleet.members, fleet.target, len(book.live))
+
+
+def waited_s(actors: int) -> float:
+    """How long a report may wait for something to say, so that exchanges with so many actors take SHARE of a core. With
+    a few it comes at once: they learn of new weights soonest."""
+    between_s = actors * EXCHANGE_S / SHARE
+    return min(LONGEST_S, between_s) if between_s > TICK_S else 0.0

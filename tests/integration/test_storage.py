@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import yaml
 from support import processes
@@ -32,7 +33,8 @@ class Machine:
         folder.mkdir()
         self.folder, self.run = folder, folder / "runs" / "tiny"
         (folder / "r.yaml").write_text(yaml.safe_dump(LONG | {"storage": {"url": url, "tries": 2}}))
-        places = {"PYTHONPATH": PYTHONPATH, "REDRAFT_CACHE": str(folder / "a cache of its own")}
+        found = os.pathsep.join(filter(None, (PYTHONPATH, os.environ.get("PYTHONPATH"))))  # s3fs may lie elsewhere
+        places = {"PYTHONPATH": found, "REDRAFT_CACHE": str(folder / "a cache of its own")}
         self.environment = os.environ | places | environment
 
     def redraft(self, *arguments):
@@ -62,6 +64,18 @@ class Machine:
         return code, self.log.read_text()
 
 
+def lose(process):
+    """Kills a command with all of its processes, at once."""
+    whole = psutil.Process(process.pid)
+    lost = [whole, *whole.children(recursive=True)]
+    for one in lost:
+        one.suspend()  # so that none starts another, or ends kindly
+    for one in lost:
+        one.kill()
+    process.wait(deadline_s(30))
+    psutil.wait_procs(lost, deadline_s(30))
+
+
 @pytest.fixture(params=["file", "s3"])
 def store(request, tmp_path):
     """The URL, what its clients need in their environment, and what breaks it."""
@@ -76,8 +90,7 @@ def test_steps_1_to_n_are_trained_once_each_though_the_first_machine_is_lost(tmp
     begun = first.redraft("train", "r.yaml", "--resume-if-begun")
     first.until_copied(begun, 4)
     copied = len(records.step_lines(first.run))
-    os.killpg(begun.pid, signal.SIGKILL)
-    begun.wait()
+    lose(begun)
     shutil.rmtree(first.folder)
 
     second = Machine(tmp_path / "second", url, environment)
