@@ -191,19 +191,8 @@ def show(rows: list[dict]) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    heads = (
-        "actors",
-        "shards",
-        "turns/s",
-        "of linear",
-        "controller",
-        "replay",
-        "hosts",
-        "consumer",
-        "all of Ray",
-        "per core",
-    )
-    for head in (*heads, "learner waits", "lease p50/p99 s"):
+    heads = ("actors", "shards", "turns/s", "of linear", "controller", "replay", "hosts", "consumer", "all of Ray")
+    for head in (*heads, "per core", "learner waits", "lease p50/p99 s"):
         table.add_column(head, justify="right")
     for row in rows:
         cores = [f"{row['cores'].get(part, 0.0):.2f}" for part in ("controller", "replay", "hosts", "consumer", "ray")]
@@ -213,7 +202,7 @@ def show(rows: list[dict]) -> None:
             f"{row['turns_per_s']:,.0f}",
             f"{row['of_linear']:.2f}",
             *cores,
-            f"{row['per_core']:.2f}",
+            f"{row['per_core']:.2f}" if row["actors"] >= BASE else "",
             f"{row['learner_waits']:.2f}",
             f"{row['lease_p50_s']:.2f} / {row['lease_p99_s']:.2f}",
         )
