@@ -44,7 +44,7 @@ def chat(name: str, overrides: Sequence[str], step: int | None, task: str | None
         recipe = recipes.reload(run.folder, overrides, "chat", MATTERS)
         checkpoint = runs.checkpoint_at(run, step)
         found = None if task is None else task_of(recipe, task)
-        model = models.of_checkpoint(checkpoint, run.model, cache)
+        model = models.of_checkpoint(checkpoint, run, cache)
         print(f"{run.name}, {checkpoint.name}. {HELP}.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_talk(recipe, model, found))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from protocols.errors import SettingError
+from redraft import run as runs
 from redraft.launch.plan import GIB, RESERVE, Part, Plan, plan
 from redraft.recipe import Recipe
 
@@ -38,8 +39,8 @@ def _config(recipe: Recipe, given: Path | None) -> Any:
     if model.path is None:
         cure = f"Fetch it with `redraft pretrained {model.pretrained} FOLDER`, and give --config FOLDER"
         raise SettingError("model.pretrained", "its config comes with its weights", cure)
-    run = Path(model.path).expanduser() / "run.json"
-    return sizes.config_at(json.loads(run.read_text())["model"] if run.exists() else model.path)
+    folder = Path(model.path).expanduser()
+    return sizes.config_at(runs.find(str(folder)).model if (folder / "run.json").exists() else model.path)
 
 
 def _print(found: Plan, console: Console) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from learner.checkpoint import ADAPTER
+from protocols import cache
 from protocols.errors import RedraftError, SettingError
 from redraft import records
 from redraft import run as runs
@@ -57,7 +58,7 @@ def _write(run: Run, checkpoint: Path, folder: Path, merge: bool) -> None:
     """The folder's files: weights, config, tokenizer with its chat template, generation config, model card."""
     adapted = (checkpoint / ADAPTER).exists()
     if adapted:
-        write_adapted(checkpoint, Path(run.model), folder, merge)
+        write_adapted(checkpoint, models.start_of(run, cache.folder("models")), folder, merge)
     else:
         _copy(checkpoint / "model", folder)
     if not adapted or merge:

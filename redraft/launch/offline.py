@@ -69,7 +69,7 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
     state = checkpoint.read(folder, run.id, learner.ranks, learner.zero, learner.offload)
     occasion = Occasion("eval", state.step, version_of(state.incarnation, state.step))
     tests = mixture.tasks(recipe.mixture, "test")
-    model = models.of_checkpoint(folder, run.model, cache)
+    model = models.of_checkpoint(folder, run, cache)
     began = time.monotonic()
     with ray_for(recipe):
         summary = exam(recipe, run, model, occasion, tests, LiveView(console, run.name))

@@ -20,7 +20,7 @@ from protocols.errors import SettingError
 from redraft import run as runs
 from redraft.config import MakeSettings, ModelSettings
 from redraft.models import own_template, pretrained, start
-from redraft.recipe import Recipe
+from redraft.recipe import Recipe, load
 from redraft.run import UNKNOWN, Run, Start
 
 if TYPE_CHECKING:
@@ -175,23 +175,31 @@ def trained(run: Path, cache: Path) -> Path:
     newest = checkpoint.newest(run)
     if newest is None:
         raise SettingError("model.path", f"the run {run} has no checkpoint", "Name one that has, or a model")
-    return of_checkpoint(newest, runs.find(str(run)).model, cache)
+    return of_checkpoint(newest, runs.find(str(run)), cache)
 
 
-def of_checkpoint(checkpoint: Path, base: str, cache: Path) -> Path:
-    """The folder of a checkpoint's model. That of an adapter is merged into the run's start model `base`, once: it is
+def start_of(run: Run, cache: Path) -> Path:
+    """The folder of the model that a run began with, on this machine. Raises SettingError where it is not to be had."""
+    model = Path(run.model)
+    if run.start != UNKNOWN:
+        model = wanted(run, load(run.folder / "recipe.yaml")).here(cache)
+    if not (model / "config.json").exists():
+        problem = f"the model that {run.folder} began with is not at {model}"
+        raise SettingError("model.path", problem, "Put it there again, or write its place into the run's run.json")
+    return model
+
+
+def of_checkpoint(checkpoint: Path, run: Run, cache: Path) -> Path:
+    """The folder of a checkpoint's model. That of an adapter is merged into the run's start model, once: it is
     kept in `cache` under the digest of both."""
     from learner.checkpoint import ADAPTER, MODEL
 
     adapter = checkpoint / ADAPTER
     if not adapter.exists():
         return checkpoint / MODEL
-    if not Path(base, "config.json").exists():
-        problem = f"the model that {checkpoint} adapts is not at {base}"
-        raise SettingError("model.path", problem, "Put it there again, or write its place into the run's run.json")
-
-    kept = cache / f"merged-{_digest_of_merged(Path(base), adapter)}"
-    return _once(kept, lambda aside: write_merged(Path(base), adapter, aside))
+    base = start_of(run, cache)
+    kept = cache / f"merged-{_digest_of_merged(base, adapter)}"
+    return _once(kept, lambda aside: write_merged(base, adapter, aside))
 
 
 def write_merged(base: Path, adapter: Path, folder: Path) -> None:

@@ -12,6 +12,7 @@ of one copy are not kept apart.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 import socket
@@ -22,12 +23,14 @@ from pathlib import Path, PurePosixPath
 
 from protocols import strict_json
 from protocols.errors import RedraftError, SettingError
+from redraft import records
 from redraft import run as runs
 from redraft.config import StorageSettings
 from redraft.run import Run
 from redraft.storage.snapshot import Snapshot, taken
 from redraft.storage.store import SETTING, Store, StoreError
 
+log = logging.getLogger("redraft.storage")
 SESSIONS = "storage.jsonl"
 """In the run folder: who has worked on it, a line each; a copy by another one is not of this folder's history."""
 COPIES, OBJECTS = "copies", "objects"
@@ -211,13 +214,19 @@ class Copies:
 
 def check(run_folder: Path, settings: StorageSettings, resume: bool, again: bool) -> None:
     """Raises SettingError where the run in this folder, or a new one of its name, cannot be copied: the store cannot be
-    written, or holds what this folder is not a later state of."""
+    written, or holds what this folder is not a later state of. A store that has taken copies of the run before and does
+    not answer now is only told: it keeps no run from going on."""
     store = Store(settings, run_folder.name)
-    store.probe()
+    proved = resume and records.at(records.recipe(run_folder), SETTING) == settings.url
+    if not proved:
+        store.probe()
     try:
         last = newest(store)
     except StoreError as error:
-        raise SettingError(SETTING, str(error), "Name a place that this user may read") from None
+        if not proved:
+            raise SettingError(SETTING, str(error), "Name a place that this user may read") from None
+        log.warning("the run goes on, and may not be copied: %s", error)
+        return
     if last is None or again:
         return
     if not resume:

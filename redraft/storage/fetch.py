@@ -13,7 +13,7 @@ from redraft import run as runs
 from redraft.config import StorageSettings
 from redraft.owner import Owner
 from redraft.storage.copies import Manifest, numbers, object_name, read
-from redraft.storage.store import Store
+from redraft.storage.store import Store, StoreError
 
 log = logging.getLogger("redraft.storage")
 GIB = 1 << 30
@@ -34,6 +34,13 @@ def fetch(settings: StorageSettings, name: str, tell: Callable[[str], None]) -> 
         return False
     store = Store(settings, name)
     store.limit(settings.deadline_s)
+    try:
+        return _fetch(store, folder, tell)
+    except StoreError as error:
+        raise FaultError(f"storage.url: {error}. Try again, or name another place") from None
+
+
+def _fetch(store: Store, folder: Path, tell: Callable[[str], None]) -> bool:
     found = [manifest for number in reversed(numbers(store)) if (manifest := read(store, number)) is not None]
     for manifest in found:
         tell(f"fetching {store.url}, as it was at step {manifest.step or 0}: {manifest.bytes / GIB:.2f} GiB")

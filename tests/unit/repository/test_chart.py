@@ -296,6 +296,20 @@ def test_head_and_learner_leave_only_after_a_checkpoint_and_actors_at_once(manif
             assert selects <= template["metadata"]["labels"].items()
 
 
+def test_a_run_that_is_copied_has_the_time_of_the_last_copy_and_pods_keep_models_in_the_nodes_cache():
+    manifests = render(CHART, {"recipe": {"storage": {"url": "s3://bucket/runs", "deadline_s": 400}}})
+    assert recipe_of(manifests).storage.url == "s3://bucket/runs"
+    for template in templates(manifests):
+        pod = template["spec"]
+        (container, *_) = pod["containers"]
+        if (part := part_of(template)) == "replay":
+            continue
+        kept = {one["name"]: one.get("value") for one in container["env"]}
+        assert kept["REDRAFT_CACHE"] == "/cache" and kept["HF_HOME"].startswith("/cache/")
+        if part != "actors":
+            assert pod["terminationGracePeriodSeconds"] == 600 + 400 + 60
+
+
 def test_a_shared_cluster_gets_what_it_asks_for():
     manifests = render(CHART, values_of(CHART / "examples" / "sixteen-ranks.yaml"))
     job = one(manifests, "RayJob")

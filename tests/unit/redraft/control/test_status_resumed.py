@@ -36,3 +36,8 @@ def test_each_step_up_to_the_checkpoint_is_there_once_whatever_its_controller_ha
     run, written, checkpoint
 ):
     assert resumed(run, written, checkpoint) == list(range(1, checkpoint + 2))
+
+
+def test_a_run_that_ends_before_its_parts_are_up_again_still_says_how_far_it_was(run):
+    (run.checkpoints / "step-000634").mkdir(parents=True)
+    assert Status(run, recipes.load(RECIPES / "quickstart.yaml")).step == 634

@@ -7,7 +7,7 @@ import pytest
 from support.spool_house import CLOSED
 from support.store_house import a_run, files, rough, save, settings
 
-from protocols.errors import RedraftError, SettingError
+from protocols.errors import FaultError, RedraftError, SettingError
 from redraft import run as runs
 from redraft.storage import copies
 from redraft.storage.copies import Copies, TakenOverError, newest
@@ -134,6 +134,22 @@ def test_who_is_taken_over_copies_no_more_and_may_not_go_on(tmp_path, monkeypatc
     with pytest.raises(SettingError, match="keeps a run of this name. Add --resume"):
         copies.check(run.folder, storage, resume=False, again=False)
     copies.check(run.folder, storage, resume=False, again=True)
+
+
+def test_a_store_that_took_copies_before_keeps_no_run_from_going_on_when_it_is_down(tmp_path, caplog):
+    run, storage = a_run(tmp_path, 2), settings(tmp_path)
+    Copies(run, storage, 2).copy()
+    shutil.rmtree(tmp_path / "bucket")
+    (tmp_path / "bucket").write_text("no folder")
+    (run.folder / "recipe.yaml").write_text(f"storage: {{url: '{storage.url}'}}")
+    copies.check(run.folder, storage, resume=True, again=False)
+    assert "may not be copied" in caplog.text
+    (run.folder / "recipe.yaml").write_text("storage: {url: 'file:///elsewhere'}")
+    with pytest.raises(SettingError, match="storage.url: cannot write"):
+        copies.check(run.folder, storage, resume=True, again=False)
+    shutil.rmtree(run.folder)
+    with pytest.raises(FaultError, match="storage.url: cannot list copies at .* Try again"):
+        fetch(storage, "r", lambda line: None)
 
 
 def test_a_copy_during_which_another_is_made_does_not_count(tmp_path):
