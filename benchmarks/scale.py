@@ -1,6 +1,6 @@
 """How far one controller and one replay service carry: 1 to 1,024 simulated actors of 5 turns/s each, in one run.
 
-    python -m benchmarks.scale [--quick] [--sizes 1,64,1024]
+    python -m benchmarks.scale [--quick] [--sizes 1,64,1024] [--slower 10]
 
 The run begins with one actor and is scaled up as `redraft scale` does it: 1, 4, 16, 64, 128, 256, 1,024. At each size,
 when all actors are ready, the clock runs for a window. At the end the run gets a second shard of replay, as by `redraft
@@ -17,9 +17,10 @@ small (32 tokens of prompt): see `benchmarks.replay` for large ones.
 
 The simulated actors take most of a machine at some size, which says nothing of the system. So "own cores" are those
 of all but their hosts, and "per core" is turns/s for each of them beside that at the first size of 64 or more: where it
-falls, the system itself needs more for each turn.
+falls, the system itself needs more for each turn. With --slower 10 an actor plays half a turn/s, and two cores have room
+for 1,024 of them.
 
-A turn counts when replay has stored it. "of linear" is beside as many times the rate of one actor. CPU is in cores;
+A turn counts when replay has stored it. "of linear" is beside as many times the rate of an actor at the first size. CPU is in cores;
 controller, replay, consumer and each host of actors are one Python process, for which 1.0 is the end. A lease's time is
 from when it is given until its end is known; "learner waits" is the share of its time in which it has no batch.
 """
@@ -27,6 +28,7 @@ from when it is given until its end is known; "learner waits" is the share of it
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -112,7 +114,7 @@ class Bench:
         seconds = after["at"] - before["at"]
         cores = {part: (spent - cpu_before.get(part, 0.0)) / seconds for part, spent in cpu_after.items()}
         rate = (after["rows"] - before["rows"]) * TURNS / (TURNS + 1) / seconds  # a row in six is the end of a group
-        first = self.rows[0]["turns_per_s"] if self.rows else rate
+        first = self.rows[0]["turns_per_s"] / self.rows[0]["actors"] if self.rows else rate / actors
         own = sum(cores.values()) - cores.get("hosts", 0.0)
         base = next((row for row in self.rows if row["actors"] >= BASE), {"turns_per_s": rate, "own_cores": own})
         held_s = sorted(after["held_s"])
@@ -209,7 +211,16 @@ def show(rows: list[dict]) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def run(plan: Plan, sizes: tuple[int, ...], folder: str) -> list[dict]:
+def slowed(recipe: dict, times: float) -> dict:
+    """The recipe with engines and environments that wait so many times as long."""
+    slow = copy.deepcopy(recipe)
+    slow["rollout"]["options"]["environment_s"] *= times
+    for key in ("first_token_s", "token_s"):
+        slow["actors"]["engine"][key] *= times
+    return slow
+
+
+def run(plan: Plan, sizes: tuple[int, ...], times: float, folder: str) -> list[dict]:
     import ray
 
     from benchmarks.scale_parts import CountingController
@@ -222,7 +233,7 @@ def run(plan: Plan, sizes: tuple[int, ...], folder: str) -> list[dict]:
     os.environ["PYTHONPATH"] = str(ROOT)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, most), most))
-    recipe = build(RECIPE)
+    recipe = build(slowed(RECIPE, times))
     model = models.prepare(recipe.model, recipe.environment, Path("models"), lambda line: None)
     made = runs.create(recipe, str(model), Owner(runs.RUNS / recipe.name, "benchmark"))
     ray.init(namespace="redraft", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -250,9 +261,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under 3 minutes on two idle cores; else under 8")
     parser.add_argument("--sizes", type=lambda text: tuple(map(int, text.split(","))), default=SIZES)
+    parser.add_argument("--slower", type=float, default=1.0, help="times as long a wait: more actors on one machine")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="redraft-", ignore_cleanup_errors=True) as folder:
-        rows = run(QUICK if chosen.quick else FULL, chosen.sizes, folder)
+        rows = run(QUICK if chosen.quick else FULL, chosen.sizes, chosen.slower, folder)
         os.chdir(ROOT)
     show(rows)
     of_linear = {row["actors"]: row["of_linear"] for row in rows if row["shards"] == 1}
@@ -260,6 +272,7 @@ def main() -> int:
         "linearity": {actors: round(share, 3) for actors, share in of_linear.items()},
         "saturated_first": saturated(rows),
         "quick": chosen.quick,
+        "slower": chosen.slower,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "rows": [_rounded(row) for row in rows],
