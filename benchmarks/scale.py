@@ -17,12 +17,13 @@ small (32 tokens of prompt): see `benchmarks.replay` for large ones.
 
 The simulated actors take most of a machine at some size, which says nothing of the system. So "own cores" are those
 of all but their hosts, and "per core" is turns/s for each of them beside that at the first size of 64 or more: where it
-falls, the system itself needs more for each turn. With --slower 10 an actor plays half a turn/s, and two cores have room
-for 1,024 of them.
+falls, the system itself needs more for each turn. With --slower 10 an actor plays half a turn/s, so that more actors
+fit on a machine.
 
-A turn counts when replay has stored it. "of linear" is beside as many times the rate of an actor at the first size. CPU is in cores;
-controller, replay, consumer and each host of actors are one Python process, for which 1.0 is the end. A lease's time is
-from when it is given until its end is known; "learner waits" is the share of its time in which it has no batch.
+A turn counts when replay has stored it. "of linear" is beside as many times the rate of an actor at the first size. CPU
+is in cores; controller, replay, consumer and each host of actors are one Python process, for which 1.0 is the end. A
+lease's time is from when it is given until its end is known; "learner waits" is the share of its time in which it has
+no batch.
 """
 
 from __future__ import annotations
