@@ -73,7 +73,8 @@ def _train(
         run = replace(run, ray=address, cluster=bool(cluster.joined()))
         run.save()
         recipe = share.chosen(recipe, model, story.tell)
-        copies.begin(run)
+        if recipe.storage is not None:
+            copies.begin(run)
         view = LiveView(console, run.name, story)
         summary = _watch(recipe, run, resume, view) if recipe.steps else _only_evaluate(recipe, run, view)
     _show(run, recipe, summary, console)
