@@ -85,11 +85,13 @@ def _train(
 
 def _copy_last(run: Run, recipe: Recipe, storage: StorageSettings, story: Story) -> None:
     """Copies the run as it has ended. Where that fails it is said, and the run has ended all the same."""
-    story.tell(f"the last copy, to {storage.url}")
+    story.tell(f"the last copy, to {storage.url}; Ctrl-C leaves it out")
     try:
         copies.Copies(run, storage, recipe.learner.keep_checkpoints).copy()
     except (RedraftError, OSError) as error:
         log.warning("the run as it has ended is not copied: %s", said(error))
+    except KeyboardInterrupt:
+        log.warning("the run as it has ended is not copied: told to end")
 
 
 def _model(recipe: Recipe, owner: Owner, resume: bool, cache: Path, story: Story) -> tuple[Start, Path]:
