@@ -5,6 +5,7 @@ They speak through one call, `exchange(orders) -> report`, a few times a second;
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from actors.config import ActorSettings, MixedEnvironment, SamplingSettings
@@ -37,6 +38,8 @@ class Spec:
     listen: str = LOOPBACK
     """Where it serves its metrics."""
     on_rewrite: OnRewrite = "refuse"
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Sources of the user's own parts, see protocols/own_code.py."""
 
 
 @dataclass(frozen=True, slots=True)

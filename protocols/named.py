@@ -1,15 +1,17 @@
-"""Parts by name: a known name, or `package.module:Name` of the user's own."""
+"""Parts by name: a known name, or `FILE.py:Name` or `package.module:Name` of the user's own."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol, Self, Union, get_args
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag
 
+from protocols import own_code
 from protocols.errors import SettingError
 from protocols.settings import Settings
+
+OWN = "FILE.py:Name or package.module:Name of your own"
 
 
 class Named(Protocol):
@@ -22,21 +24,20 @@ class Named(Protocol):
 class OwnSettings(Settings):
     """A part of the user's own. Naming it imports its module, which runs that code."""
 
-    name: str = Field(pattern=r"^[\w.]+:\w+$")
-    """package.module:Name, found on PYTHONPATH."""
+    name: str = Field(pattern=r"^([\w.]+|[^\n:]+\.py):\w+$")
+    """FILE.py:Name, which travels with the run, or package.module:Name of a package that is installed on every node."""
     options: dict[str, Any] = {}
     """Its own settings, handed to it as they are."""
 
 
 def load(setting: str, name: str, known: Mapping[str, str]) -> Any:
     """The object behind a name: `known` maps names to `package.module:Name`. Raises SettingError listing them."""
-    module, colon, attribute = known.get(name, name).partition(":")
-    cure = f"Use {', '.join(known)}, or package.module:Name of your own"
-    if not colon:
+    cure = f"Use {', '.join([*known, OWN])}"
+    if ":" not in (target := known.get(name, name)):
         raise SettingError(setting, f"there is no {name!r}", cure)
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a user's module raises while it is imported
+        return own_code.load(target)
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
         raise SettingError(setting, f"{name!r} cannot be imported: {error}", cure) from error
 
 
@@ -78,7 +79,7 @@ def either(names: Sequence[str]) -> str:
 
 
 def one_of(*kinds: type[Settings], own: type[Settings] = OwnSettings) -> Any:
-    """The type of a setting that is one of `kinds`, told apart by their literal `name`, or `own` for `module:Name`.
+    """The type of a setting that is one of `kinds`, told apart by their literal `name`, or `own` where it has a colon.
 
     Without a name it is the first of `kinds`. Tags are in angle brackets, so that the place of an error can leave them
     out.
@@ -93,6 +94,6 @@ def one_of(*kinds: type[Settings], own: type[Settings] = OwnSettings) -> Any:
         return "<own>" if ":" in name else tags.get(name)
 
     tagged = [Annotated[kind, Tag(tags[name_of(kind)])] for kind in kinds]
-    message = f"name must be one of {', '.join(tags)}, or package.module:Name of your own"
+    message = f"name must be one of {', '.join([*tags, OWN])}"
     chosen = Discriminator(tag, custom_error_type="unknown_name", custom_error_message=message)
     return Annotated[Union[(*tagged, Annotated[own, Tag("<own>")])], chosen]

@@ -22,6 +22,7 @@ from actors.rollout_config import AttemptSettings, RolloutSettings
 from learner import credit_config as credits
 from learner import objective_config as objectives
 from learner.config import LearnerSettings
+from protocols import own_code
 from protocols.errors import SettingError
 from protocols.settings import Settings
 from redraft import recipe_errors, recipe_file
@@ -298,13 +299,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def reload(run_dir: Path, overrides: Sequence[str], command: str, matters: Sequence[str]) -> Recipe:
-    """The recipe of a run with overrides for a command that only plays with what the run has trained. `matters` are the
-    sections and keys that it looks at. Raises SettingError for an override of another one, too."""
+    """The recipe of a run with overrides for a command that only plays with what the run has trained, and the user's own
+    parts as the run keeps them. `matters` are the sections and keys that it looks at. Raises SettingError for an override of another one, too."""
     recipe = load(run_dir / "recipe.yaml", overrides)
     for override in overrides:
         key = override.partition("=")[0]
         if not any(key == known or key.startswith(f"{known}.") for known in matters):
             raise SettingError(key, f"has no effect on `redraft {command}`", f"What has: {', '.join(matters)}")
+    values = recipe.model_dump(mode="json")
+    own_code.install(own_code.read(values) | own_code.kept(values, run_dir))
     return recipe
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import secrets
@@ -16,13 +17,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from protocols import strict_json
+from protocols import own_code, strict_json
 from protocols.errors import SettingError
 from redraft import machine, records
 from redraft.owner import Owner, shared
 from redraft.recipe import Recipe, load
 from redraft.records import json_object
 
+log = logging.getLogger("redraft.run")
 RUNS = Path("runs")
 MODEL = "model"
 """In a run folder: the start model, where it was made for the run."""
@@ -163,7 +165,12 @@ def create(
     """
     folder = owner.folder
     check(recipe, folder.name, resume, again)
+    own = own_code.read(recipe.model_dump(mode="json"))
     if resume:
+        before = code(folder, recipe)
+        if changed := [path for path, source in own.items() if before.get(path, source) != source]:
+            log.warning("%s is not what the run began with; it goes on with what it is now", ", ".join(changed))
+        own_code.keep(own, folder)
         (folder / "recipe.yaml").write_text(recipe.dump())
         (folder / "summary.json").unlink(missing_ok=True)  # of how it ended before
         run = find(str(folder))
@@ -171,6 +178,7 @@ def create(
     with owner.begin(_free(folder) if again else None) as fresh:
         (fresh / "logs").mkdir()
         (fresh / "recipe.yaml").write_text(recipe.dump())
+        own_code.keep(own, fresh)
         run = Run(
             fresh,
             identity or secrets.token_hex(16),
@@ -184,6 +192,12 @@ def create(
         if recipe.model.make is not None and start != UNKNOWN:
             shutil.copytree(model, fresh / MODEL)
     return find(str(folder.resolve()))
+
+
+def code(folder: Path, recipe: Recipe) -> dict[str, str]:
+    """The sources of the user's own parts as a run folder keeps them; of what it does not keep, as they are."""
+    values = recipe.model_dump(mode="json")
+    return own_code.read(values) | own_code.kept(values, folder)
 
 
 def newest_step(folder: Path) -> int | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from learner import checkpoint
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
 from learner.ranks.progress import Progress
-from protocols import log_facts, metrics
+from protocols import log_facts, metrics, own_code
 from protocols.errors import RedraftError
 from protocols.nvml import Gpu, GpuWatch, watch
 from protocols.reports import LearnerEnded, LearnerReady, StepReport
@@ -59,6 +60,8 @@ class RankSpec:
     temperature: float = 1.0
     lora: LoraSettings | None = None
     rests: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Sources of the user's own parts, see protocols/own_code.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class Rank:
     def __init__(self, spec: RankSpec):
         from learner.ranks.lead import Waits
 
+        own_code.install(spec.code)
         self.spec = spec
         self._parts: Future[Parts] = Future()
         self._publisher: Future[Publisher] = Future()

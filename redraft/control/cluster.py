@@ -147,11 +147,23 @@ def _start(recipe: Recipe) -> Any:
 
 def _init(what: str, **arguments: Any) -> Any:
     import ray
+    from ray.job_config import JobConfig
+
+    job = JobConfig()
+    job._py_driver_sys_path = _OwnPath()
 
     def joins() -> Any:
-        return ray.init(namespace="redraft", log_to_driver=False, logging_level=logging.ERROR, **arguments)
+        level = logging.ERROR
+        return ray.init(namespace="redraft", log_to_driver=False, logging_level=level, job_config=job, **arguments)
 
     return _bounded(joins, JOIN_S, f"redraft: {what} within {JOIN_S:g} s")
+
+
+class _OwnPath(list):
+    """Ray would put the working directory first on the path of each worker, where a user's replay.py hides ours."""
+
+    def extend(self, paths: object) -> None:
+        pass
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -48,12 +48,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from protocols import metrics
+from protocols import metrics, own_code
 from protocols.errors import DeadlineError, FaultError, RedraftError
 from protocols.evaluation import EvaluationLine, EvaluationSummary
 from protocols.reports import LearnerEnded, RunEnded, RunStatus, StepReport
 from protocols.weights import WeightRef
 from redraft import logs
+from redraft import run as runs
 from redraft.control import discovery, faults
 from redraft.control.admission import Admission
 from redraft.control.evaluator import Exam, Occasion, chosen
@@ -83,6 +84,7 @@ class Controller:
 
     def __init__(self, run: Run, recipe: Recipe, resume: bool):
         logs.to_file(run.folder, run.name, "controller", recipe.logs.format)
+        own_code.install(runs.code(run.folder, recipe))
         self._run, self._recipe, self._resume = run, recipe, resume
         self._status = Status(run, recipe)
         self._trackers = Trackers(run, recipe, self._status.event)

@@ -27,6 +27,7 @@ from protocols import cache, metrics
 from protocols.errors import DeadlineError, SettingError
 from protocols.reports import LearnerReady
 from redraft import logs
+from redraft import run as runs
 from redraft.control.fleet import Fleet
 from redraft.logs import LogFormat
 from redraft.models import make as models
@@ -249,6 +250,7 @@ def spec_of(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", 
         version=version,
         listen=recipe.metrics.listen(run.cluster),
         on_rewrite=recipe.model.on_rewrite,
+        code=runs.code(run.folder, recipe),
     )
 
 
@@ -293,6 +295,7 @@ def start_ranks(
             temperature=recipe.sampling.temperature,
             lora=recipe.model.lora,
             rests=recipe.actors.sleep,
+            code=runs.code(run.folder, recipe),
         )
         for rank in range(settings.ranks)
     ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from protocols import own_code
 from redraft import logs
 from redraft import recipe as recipes
 from redraft import run as runs
@@ -108,6 +109,7 @@ def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, c
     from redraft.control.evaluator import Exam
 
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"failures": None})})
+    own_code.install(own_code.read(recipe.model_dump(mode="json")))
     recipe = preflight.with_facts(recipe)
     preflight.check_environment(recipe)
     tasks = mixture.tasks(recipe.mixture, "train")

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from protocols import own_code
 from protocols.errors import FaultError, RedraftError
 from protocols.reports import RunEnded, RunStatus
 from redraft import logs
@@ -56,6 +57,8 @@ def _train(
     trackers.check(recipe.tracking)
     if recipe.storage is not None:
         copies.check(owner.folder, recipe.storage, resume, again)
+    values = recipe.model_dump(mode="json")
+    own_code.install((own_code.kept(values, owner.folder) if resume else {}) | own_code.read(values))
     recipe = preflight.with_facts(recipe)
     preflight.check_environment(recipe)
     if recipe.steps:
