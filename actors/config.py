@@ -19,7 +19,11 @@ class DataSettings(Settings):
     """Which tasks are played, of those that the environment has."""
 
     path: str | None = None
-    """Hugging Face hub name or local folder, for environments that read data."""
+    """Hugging Face hub name, local folder, or for rows a file, for environments that read data."""
+    test: str | None = None
+    """rows: the file of the test tasks (None: what `path` holds of them, else a fifth of its rows is held out)."""
+    config: str | None = None
+    """rows: which configuration of a hub data set, where it has several."""
     train_size: int | None = Field(default=None, ge=1)
     """Use only so many training tasks (None = all)."""
     test_size: int | None = Field(default=None, ge=1)
@@ -32,7 +36,7 @@ class EnvironmentSettings(Settings):
     """What is played, and what it says to an answer."""
 
     name: str
-    """signs, words, minicraft, textcraft, webshop, countdown, gsm8k, math, functions, openenv, or package.module:Class
+    """signs, words, minicraft, textcraft, webshop, countdown, gsm8k, math, functions, openenv, rows, or FILE.py:Class
     of your own."""
     feedback: Feedback = "binary"
     """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""

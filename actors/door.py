@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
 
@@ -23,6 +24,8 @@ from protocols.turns import TOO_LONG
 
 LARGEST = float(np.finfo(np.float32).max)
 SHOWN = 80  # characters of a value in an error
+PART = re.compile(r"[A-Za-z]\w{0,39}")
+MOST_PARTS = 16  # named parts of one reward: each is a series of its own in the figures
 
 
 class EpisodeFailure(Exception):
@@ -43,7 +46,8 @@ def hung(what: str, limit_s: float) -> EpisodeFailure:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What the environment made of one answer. `parsed`: whether it found one in the text; None where it is silent.
-    `score`: what the episode is worth so far; None where the environment does not say."""
+    `score`: what the episode is worth so far; None where the environment does not say. `parts`: what the reward is made
+    of, by name."""
 
     reward: float
     success: bool
@@ -54,11 +58,24 @@ class Outcome:
     refused: bool = False
     parsed: bool | None = None
     score: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def over(self) -> bool:
         """Whether the environment has ended the episode."""
         return self.terminated or self.truncated
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a reward says of one answer. `answer` is its canonical form ("": it holds none; None: the reward parses
+    nothing), `said` what the model is told of it."""
+
+    reward: float
+    success: bool
+    answer: str | None = None
+    said: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Wrong(ValueError):
@@ -131,6 +148,44 @@ def dialogues(source: str, returned: Any) -> list[list[tuple[str, bool]]]:
         ) from None
 
 
+ABOUT = {"reward", "success", "answer", "feedback"}
+
+
+def judged(source: str, returned: Any) -> Judged:
+    """What a reward function or a judge returned: a number, or a map of named parts whose sum is the reward unless it
+    holds `reward` itself, with `success`, `answer` and `feedback` where it knows them. A part that is None does not
+    apply. Raises EpisodeFailure; so does None, of an answer that it does not judge."""
+    try:
+        if returned is None:
+            raise _Wrong("None: it does not judge this answer")
+        if not isinstance(returned, Mapping):
+            if isinstance(returned, list) and len(returned) == 1:  # how a process of rewards shows what is neither
+                raise _Wrong(f"{returned[0]}, which is neither a number nor a map")
+            reward = _number("a reward", returned)
+            return Judged(reward, reward >= 1)
+        given = {name: value for name, value in returned.items() if value is not None}
+        parts = _parts("a map", {name: value for name, value in given.items() if name not in ABOUT})
+        if "reward" not in given and not parts:
+            raise _Wrong("a map without a reward, and without parts to sum")
+        reward = _number("reward", given.get("reward", math.fsum(parts.values())))
+        success = _boolean("success", given["success"]) if "success" in given else reward >= 1
+        answer = _canonical(given["answer"]) if "answer" in given else None
+        said = _text("feedback", given["feedback"]) if "feedback" in given else None
+        return Judged(reward, success, answer, said, parts)
+    except _Wrong as error:
+        raise EpisodeFailure("returned", f"{source} returned {error}") from None
+
+
+def _parts(what: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise _Wrong(f"{what} {_shown(value)}, which is no mapping")
+    if len(value) > MOST_PARTS:
+        raise _Wrong(f"{what} with {len(value)} parts; {MOST_PARTS} is the most")
+    if wrong := next((name for name in value if not isinstance(name, str) or not PART.fullmatch(name)), None):
+        raise _Wrong(f"{what} with a part {_shown(wrong)}; name it in at most 40 letters, digits and underscores")
+    return {name: _number(f"the part {name}", part) for name, part in value.items()}
+
+
 def _five(returned: Any) -> tuple:
     wanted = "observation, reward, terminated, truncated, info"
     if not isinstance(returned, tuple | list):
@@ -157,6 +212,7 @@ def _outcome(reward: Any, terminated: Any, truncated: Any, info: Any, seconds: f
         _boolean("info['refused']", info.get("refused", False)),
         bool(answer) or success if "answer" in info else None,
         score,
+        {} if info.get("parts") is None else _parts("info['parts']", info["parts"]),
     )
 
 

@@ -18,12 +18,14 @@ from typing import Any
 
 from actors import door
 from actors.door import EpisodeFailure, Outcome
+from actors.engines.teacher import TeacherBudget
 from actors.environments.base import Revises
 from actors.messages import Question, results
 from actors.tools import Offered, Tool, calls
 from actors.tools.calls import Call
 from actors.tools.toolbox import Toolbox
 from protocols import metrics
+from protocols.errors import SettingError
 
 log = logging.getLogger("redraft.environments")
 CAUSES = 1000  # of failures to close that are logged
@@ -259,7 +261,7 @@ def _guarded(function: Callable, *arguments, **named) -> tuple[Any, BaseExceptio
 
 
 def _result(result: Any, error: BaseException | None) -> Any:
-    if isinstance(error, EpisodeFailure):
+    if isinstance(error, EpisodeFailure | SettingError | TeacherBudget):  # the last two end more than an episode
         raise error
     if error is not None:
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -17,6 +18,11 @@ NO_KEY = "no-key-is-needed"
 
 class TeacherSettings(Settings):
     """A model behind an OpenAI-compatible chat endpoint."""
+
+    place: ClassVar[str] = "rollout.teacher"
+    """Where a recipe has it."""
+    who: ClassVar[str] = "teacher"
+    address: ClassVar[str] = "url"
 
     url: str
     """Base URL, such as http://host:8000/v1."""
@@ -64,10 +70,10 @@ class TeacherSettings(Settings):
         key = os.environ.get(self.key_env, "").strip()
         if key and not (key.isascii() and key.isprintable()):
             problem = f"{self.key_env} holds characters that no key has"
-            raise SettingError("rollout.teacher.key_env", problem, "Set it to the key")
+            raise SettingError(f"{self.place}.key_env", problem, "Set it to the key")
         if not key and not _is_loopback(urlsplit(self.url).hostname):
             problem = f"{self.key_env} is not set, and {self.host} is another machine"
-            raise SettingError("rollout.teacher.key_env", problem, f"Set {self.key_env} on every node that plays")
+            raise SettingError(f"{self.place}.key_env", problem, f"Set {self.key_env} on every node that plays")
         return key or NO_KEY
 
 

@@ -66,6 +66,16 @@ class ByEnvironment(Exporter):
         self.set_only(dict(value))
 
 
+class ByPart(Exporter):
+    """A gauge for each named part in a map, and for no other: few, and named in code (actors/door.py)."""
+
+    def __init__(self, name: str, help: str = ""):
+        super().__init__(Gauge, name, help, ("part",))
+
+    def export(self, value: Mapping[str, float]) -> None:
+        self.set_only(dict(value))
+
+
 class ByTurn(Exporter):
     """A gauge for each turn number in a list, from 0, and for no other."""
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from protocols.evaluation import EvaluationSummary
-from protocols.measured import Ages, ByEnvironment, ByPhase, ByRole, ByTurn, Reported, Value, measured
+from protocols.measured import Ages, ByEnvironment, ByPart, ByPhase, ByRole, ByTurn, Reported, Value, measured
 from protocols.replay_stats import ReplayStats
 from protocols.responses import Responses
 
@@ -90,6 +90,12 @@ class BatchReport(Reported):
         "Mean reward by role",
         ByRole("learner_role_reward", "Mean reward of the last batch by role"),
         tracked="reward_by_role",
+        factory=dict,
+    )
+    reward_parts: dict[str, float] = measured(
+        "Mean of each named part of the reward",
+        ByPart("learner_reward_part", "Mean of each named part of the reward in the last batch"),
+        tracked="reward_parts",
         factory=dict,
     )
     groups_by_environment: dict[str, int] = measured(

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from actors import door
@@ -23,10 +24,10 @@ SHOWN = 300  # characters of what an endpoint says about an error
 class TeacherBudget(RedraftError):
     """All tokens that this actor may use of its teacher are used."""
 
-    def __init__(self, used: int, budget: int):
-        self._made_of = (used, budget)
+    def __init__(self, used: int, budget: int, place: str = TeacherSettings.place):
+        self._made_of = (used, budget, place)
         super().__init__(
-            f"rollout.teacher.budget_tokens: {used} of {budget} tokens of the teacher are used. "
+            f"{place}.budget_tokens: {used} of {budget} tokens of the {place.rpartition('.')[2]} are used. "
             "Raise it, or leave it out for no limit, and resume the run"
         )
 
@@ -61,15 +62,30 @@ class Teacher:
         doubled each time, at most 8 s); the wait for a free slot, and a longer Retry-After, count against it.
         Raises EpisodeFailure when no answer came, SettingError when none ever will, TeacherBudget.
         """
+        return await self._within(lambda: self._answer(messages))
+
+    async def post(self, body: dict) -> Any:
+        """What the URL itself answers to a POST of this JSON; bounded, and raising, as `write`."""
+        return await self._within(lambda: self._posted(body))
+
+    async def _within(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         limit = self._settings.deadline_s
         try:
             async with asyncio.timeout(limit), self._slots:
                 budget = self._settings.budget_tokens
                 if budget is not None and self.used >= budget:
-                    raise TeacherBudget(self.used, budget)
-                return await self._answer(messages)
+                    raise TeacherBudget(self.used, budget, self._settings.place)
+                return await ask()
         except TimeoutError:
             raise self._failure("timeout", f"gave no answer within {limit:g} s") from None
+
+    async def _posted(self, body: dict) -> Any:
+        metrics.TEACHER_REQUESTS.inc()
+        began = time.monotonic()
+        answer = await self._call(lambda: self._client.post(self._settings.url, cast_to=object, body=body))
+        metrics.TEACHER_SECONDS.observe(time.monotonic() - began)
+        self._failed = 0
+        return answer
 
     async def close(self) -> None:
         """Closes the connections; what is under way fails."""
@@ -85,27 +101,35 @@ class Teacher:
         if text is None:
             raise self._failure("answer", "sent something other than a chat completion with text")
         if cut:
-            setting = "rollout.teacher.max_tokens"
+            setting = f"{self._settings.place}.max_tokens"
             problem = f"gave an answer that was cut at {setting}={self._settings.max_tokens}"
             raise self._failure("cut", problem, setting, "Raise it")
         text = THOUGHTS.sub("", text).strip()
         if not text:
             raise self._failure("empty", "sent an empty answer")
-        text = door.text(f"the teacher at {self._settings.host}", text)
+        text = door.text(f"the {self._settings.who} at {self._settings.host}", text)
         if not counted and self._settings.budget_tokens is not None:
             problem = f"{self._settings.host} does not say how many tokens an answer used"
-            raise SettingError("rollout.teacher.budget_tokens", problem, "Leave it out, or use another endpoint")
+            raise SettingError(f"{self._settings.place}.budget_tokens", problem, "Leave it out, or use another endpoint")
         self._failed = 0
         return text
 
     async def _ask(self, messages: list[dict]) -> Any:
         """What the client makes of the response: a ChatCompletion, unless the endpoint sent something else."""
+
+        def create() -> Awaitable[Any]:
+            return self._client.chat.completions.create(
+                model=cast(str, self._settings.model), messages=cast(Any, messages), **self._limits()
+            )
+
+        return await self._call(create)
+
+    async def _call(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """What the client was asked for, with its errors as this project's."""
         import openai
 
         try:
-            return await self._client.chat.completions.create(
-                model=self._settings.model, messages=cast(Any, messages), **self._limits()
-            )
+            return await ask()
         except openai.APITimeoutError:
             tries, limit = self._settings.retries + 1, self._settings.timeout_s
             raise self._failure("timeout", f"gave no answer in {tries} tries of {limit:g} s") from None
@@ -115,10 +139,10 @@ class Teacher:
         except openai.APIStatusError as error:
             if error.status_code == 400 and not self._completion and "max_completion_tokens" in error.message:
                 self._completion = True  # as newer models call it: ask again by that name
-                return await self._ask(messages)
+                return await self._call(ask)
             if error.status_code == 400 and self._settings.temperature is not None and error.param == "temperature":
                 problem = f"{self._settings.host} takes no {self._settings.temperature:g} for {self._settings.model!r}"
-                raise SettingError("rollout.teacher.temperature", problem, "Set it to null") from None
+                raise SettingError(f"{self._settings.place}.temperature", problem, "Set it to null") from None
             raise self._refused(error.status_code, error.message) from None
         except (openai.OpenAIError, ValueError) as error:  # not JSON, for one
             raise self._failure("answer", f"sent an answer that cannot be read: {type(error).__name__}") from None
@@ -133,30 +157,31 @@ class Teacher:
         settings = self._settings
         if status in (401, 403):
             problem = f"{settings.host} refuses the key in {settings.key_env} (status {status})"
-            return SettingError("rollout.teacher.key_env", problem, f"Set it to a key that may use {settings.model}")
+            return SettingError(f"{settings.place}.key_env", problem, f"Set it to a key that may use {settings.model}")
         if status == 404:
-            problem = f"{settings.host} has no {settings.model!r}, or no chat endpoint at this URL (status 404)"
-            return SettingError("rollout.teacher.model", problem, f"See {settings.url.rstrip('/')}/models")
+            lacks = f"{settings.model!r}, or no chat endpoint" if settings.model else "answer"
+            problem = f"{settings.host} has no {lacks} at this URL (status 404)"
+            return SettingError(f"{settings.place}.model", problem, f"See {settings.url.rstrip('/')}/models")
         if status not in self._logged:
             self._logged.add(status)
             said = " ".join(message.replace(self._key, "***").split())[:SHOWN]
-            log.warning("the teacher at %s answers %d: %s; said once a status", settings.host, status, said)
+            log.warning("the %s at %s answers %d: %s; said once a status", settings.who, settings.host, status, said)
         return self._failure(str(status), f"answers with status {status}")
 
     def _failure(
         self,
         reason: str,
         what: str,
-        setting: str = "rollout.teacher.url",
+        setting: str = "",
         cure: str = "Make sure that it runs and answers, then use --resume",
     ) -> Exception:
         """Ends the episode; after LOST of them without an answer between, the run: no episode would end better."""
         metrics.TEACHER_FAILURES.labels(reason=reason).inc()
         self._failed += 1
         if self._failed < LOST:
-            return EpisodeFailure("teacher", f"the teacher at {self._settings.host} {what}")
+            return EpisodeFailure("teacher", f"the {self._settings.who} at {self._settings.host} {what}")
         problem = f"{self._settings.host} {what}; {self._failed} requests in a row have failed"
-        return SettingError(setting, problem, cure)
+        return SettingError(setting or f"{self._settings.place}.{self._settings.address}", problem, cure)
 
     def _count(self, answer: Any) -> bool:
         """Adds the tokens that the endpoint counted; False where it counted none."""

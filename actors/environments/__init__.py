@@ -1,4 +1,4 @@
-"""Environments by name: `environment.name` is one of NAMES, or `package.module:Class` of your own TextEnvironment."""
+"""Environments by name: `environment.name` is one of NAMES, or `FILE.py:Class` of your own TextEnvironment."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ NAMES = {
     "textcraft": "actors.environments.textcraft:Textcraft",
     "webshop": "actors.environments.webshop.environment:Webshop",
     "openenv": "actors.environments.openenv:OpenEnv",
+    "rows": "actors.environments.rows:Rows",
 }
 
 
 def find(name: str) -> type[TextEnvironment]:
     """The class behind `environment.name`. Raises SettingError listing the known names."""
     found = named.load("environment.name", name, NAMES)
-    cure = f"Use {', '.join(NAMES)}, or package.module:Class of your own"
+    cure = f"Use {', '.join(NAMES)}, or FILE.py:Class of your own"
     if not (isinstance(found, type) and issubclass(found, TextEnvironment)):
         raise SettingError("environment.name", f"{name!r} is not a TextEnvironment", cure)
     if found.__abstractmethods__:
@@ -48,7 +49,12 @@ def make(settings: EnvironmentSettings) -> TextEnvironment:
     if unknown := sorted(set(settings.options) - set(known)):
         allowed = ", ".join(key for key in known if key != "feedback") or "none"
         raise SettingError(f"environment.options.{unknown[0]}", "there is no such option", f"Allowed: {allowed}")
-    return found(feedback=settings.feedback, **settings.options)
+    made = found(feedback=settings.feedback, **settings.options)
+    longest = getattr(made, "longest_s", 0.0)
+    if longest >= settings.time_limit_s:
+        problem = f"{settings.time_limit_s:g} is too short: one answer may take {longest:g} s to be judged"
+        raise SettingError("environment.time_limit_s", problem, f"Set it to {int(longest * 1.2) + 1} or more")
+    return made
 
 
 def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequence[dict]:
@@ -56,7 +62,10 @@ def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequ
     they are not what tasks are."""
     kind = find(settings.name)
     failures = data.failures if split == "train" else None
-    found = door.tasks(settings.name, split, _own(kind, data, split) if failures is None else _failures(failures))
+    for key in ("test", "config"):
+        if settings.name in NAMES and settings.name != "rows" and getattr(data, key) is not None:
+            raise SettingError(f"data.{key}", f"{settings.name} does not read it", "Leave it out, or play rows")
+    found = door.tasks(settings.name, split, _own(kind, settings, data, split) if failures is None else _failures(failures))
     size = data.train_size if split == "train" else data.test_size
     if not len(found):
         where = repr(data.path) if data.path else "without a path"
@@ -64,9 +73,11 @@ def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequ
     return found if size is None else found[:size]
 
 
-def _own(kind: type[TextEnvironment], data: DataSettings, split: str) -> Sequence[dict]:
+def _own(
+    kind: type[TextEnvironment], settings: EnvironmentSettings, data: DataSettings, split: str
+) -> Sequence[dict]:
     try:
-        return kind.tasks(data, split)
+        return kind.tasks_with(settings.options, data, split)
     except SettingError:
         raise
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -38,13 +38,13 @@ class TextEnvironment(gymnasium.Env, ABC):
     that equal answers are equal strings, or None where nothing could be parsed; an environment that parses nothing
     leaves it out). Where an episode is many actions, it may also hold `refused` (bool): the action could not be done,
     which is what an error is to a search; and `score`: what the episode is worth so far, by which a search values it
-    where that is not the reward of its last step. What else it returns ends the episode (actors/door.py).
+    where that is not the reward of its last step; and `parts`, the numbers by name that the reward is made of. What else it returns ends the episode (actors/door.py).
     `close()` is called when it is not needed any more, also after a failure.
     """
 
     feedbacks: ClassVar[tuple[str, ...]] = ("binary", "blank")
     """Values of `environment.feedback` that this environment knows."""
-    many_actions: ClassVar[bool] = True
+    many_actions: bool = True
     """An episode may need more than one step: False for a OneAnswer, which no search or `act` can play."""
     blocking: ClassVar[bool] = True
     """False: its calls take no time and may be made on the event loop; else they run in threads, with a time limit."""
@@ -62,6 +62,11 @@ class TextEnvironment(gymnasium.Env, ABC):
     @abstractmethod
     def tasks(cls, data: DataSettings, split: str) -> Sequence[dict]:
         """The tasks of split "train" or "test": maps that msgpack can carry, each with a unique str `id`."""
+
+    @classmethod
+    def tasks_with(cls, options: Mapping[str, Any], data: DataSettings, split: str) -> Sequence[dict]:
+        """The same, of an environment whose options say what its tasks are."""
+        return cls.tasks(data, split)
 
     @abstractmethod
     def start(self, task: dict) -> Question:
@@ -142,7 +147,7 @@ class OneAnswer(TextEnvironment):
     With feedback `blank` the same sentence follows every answer, so that nothing leaks (RISE, arXiv 2407.18219).
     """
 
-    many_actions = False
+    many_actions: bool = False
     right: ClassVar[str] = "Your answer is correct. Write the same answer again."
     """What follows a right answer. It asks for that answer again, since evaluation and rollouts may play on: told only
     that it was right, a chat model begins to chat, and has given up what was right."""

@@ -1,6 +1,6 @@
 """Says whether two LaTeX answers are the same mathematics: the process behind actors/environments/equivalence.py.
 
-It is run by its path, so that it loads math-verify and nothing of this project. It says `ready`, and then `true` or
+It is run by its path, so that it loads math-verify and nothing of this project. It says `"ready"`, and then `true` or
 `false` to each JSON line [reference, answer]. Its input closes when its parent ends, and that ends it. A check that
 computes for longer than the limit is ended by the kernel together with this process, whatever code it is stuck in.
 """
@@ -30,7 +30,7 @@ def main(limit_s: float) -> None:
     def expression(latex: str):
         return parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)  # pyright: ignore[reportArgumentType]  None turns its own timer off
 
-    print("ready", file=answers)
+    print(json.dumps("ready"), file=answers)
     for line in sys.stdin:
         reference, answer = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, limit_s)  # seconds of computing; SIGPROF kills where nothing handles it

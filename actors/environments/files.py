@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 SHOWN = 80  # characters of a line that is wrong
@@ -11,11 +13,24 @@ SHOWN = 80  # characters of a line that is wrong
 
 def rows(file: Path) -> list[dict]:
     """One map a line; blank lines and a byte order mark do not count. Raises OSError, or ValueError with the line."""
-    with file.open(encoding="utf-8-sig") as lines:
-        return [_row(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [row for _, row in numbered(file)]
 
 
-def _row(file: Path, number: int, line: str) -> dict:
+def numbered(file: Path) -> Iterator[tuple[int, dict]]:
+    """The same with the numbers of the lines, from 1. Only a line feed ends a line, so texts may hold U+2028."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                yield number, _row(file, number, line)
+
+
+def _row(file: Path, number: int, raw: bytes) -> dict:
+    try:
+        line = raw.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"line {number} of {file.name} is not utf-8: byte {raw[error.start]:#x}") from None
     try:
         found = json.loads(line)
     except ValueError as error:

@@ -17,8 +17,13 @@ BEGINNING = re.compile(r"^[ \t]*(?=[\[{])", re.MULTILINE)
 
 
 def parse(text: str) -> Any:
-    """The JSON of an answer, as calls where it is a call or several: of its last fenced block, else the whole of it,
-    else what begins at some line and goes on to the end, after whatever the model thought before.
+    """The JSON of an answer, as calls where it is a call or several. Raises ValueError as `value_of` does."""
+    return _listed(value_of(text))
+
+
+def value_of(text: str) -> Any:
+    """The JSON of an answer: of its last fenced block, else the whole of it, else what begins at some line and goes on
+    to the end, after whatever the model thought before.
 
     Raises ValueError where it is too long or too deep, or has a name twice in one map, NaN or an infinite number.
     """
@@ -29,7 +34,7 @@ def parse(text: str) -> Any:
         raise ValueError(f"longer than {LONGEST} characters")
     found = _whole(text)
     _check_depth(found, DEEPEST)
-    return _listed(found)
+    return found
 
 
 def _whole(text: str) -> Any:

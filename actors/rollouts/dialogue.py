@@ -136,6 +136,8 @@ class Dialogue:
             extra["parsed"] = outcome.parsed
         if outcome.score is not None:
             extra["score"] = outcome.score
+        if outcome.parts:
+            extra["parts"] = dict(outcome.parts)
         for position in range(self._scored, len(self._history)):
             said = self._history[position]
             number = self._stage.group.turn(

@@ -82,12 +82,14 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
     its oldest token, and what responses look like (see `responses_of`). A figure over nothing is None."""
     turns = [turn for group in groups for turn in group.turns]
     attempts = [turn for group in groups for turn in _attempts(group)]
-    rewards, successes, roles = defaultdict(list), defaultdict(list), defaultdict(list)
+    rewards, successes, roles, parts = (defaultdict(list) for _ in range(4))
     mixed = Counter(group.extra[MIXED_FROM] for group in groups if MIXED_FROM in group.extra)
     apart = {label: [t for g in groups if g.extra.get(MIXED_FROM) == label for t in _attempts(g)] for label in mixed}
     for turn in attempts:
         rewards[turn.index].append(turn.reward)
         roles[turn.role.name.lower()].append(turn.reward)
+        for name, value in (turn.extra.get("parts") or {}).items():
+            parts[name].append(float(value))
         if "success" in turn.extra:
             successes[turn.index].append(bool(turn.extra["success"]))
     ages = [age for group in groups if (age := _staleness(group, step)) is not None]
@@ -99,6 +101,7 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
         reward_by_index=[float(np.mean(rewards[index])) for index in sorted(rewards)],
         reward_by_role=_means(roles),
         success_by_index=[float(np.mean(successes[index])) for index in sorted(successes)],
+        reward_parts=_means(parts),
         groups_by_environment=dict(sorted(mixed.items())),
         reward_by_environment=_means({label: [t.reward for t in own] for label, own in apart.items()}),
         success_by_environment=_means(
