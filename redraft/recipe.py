@@ -299,8 +299,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def reload(run_dir: Path, overrides: Sequence[str], command: str, matters: Sequence[str]) -> Recipe:
-    """The recipe of a run with overrides for a command that only plays with what the run has trained, and the user's own
-    parts as the run keeps them. `matters` are the sections and keys that it looks at. Raises SettingError for an override of another one, too."""
+    """The recipe of a run with overrides for a command that only plays with what the run has trained; the user's own
+    parts are then those that the run keeps. `matters` are the sections and keys that it looks at. Raises SettingError
+    for an override of another one, too."""
     recipe = load(run_dir / "recipe.yaml", overrides)
     for override in overrides:
         key = override.partition("=")[0]

@@ -110,7 +110,9 @@ class Teacher:
         text = door.text(f"the {self._settings.who} at {self._settings.host}", text)
         if not counted and self._settings.budget_tokens is not None:
             problem = f"{self._settings.host} does not say how many tokens an answer used"
-            raise SettingError(f"{self._settings.place}.budget_tokens", problem, "Leave it out, or use another endpoint")
+            raise SettingError(
+                f"{self._settings.place}.budget_tokens", problem, "Leave it out, or use another endpoint"
+            )
         self._failed = 0
         return text
 

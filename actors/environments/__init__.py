@@ -65,7 +65,9 @@ def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequ
     for key in ("test", "config"):
         if settings.name in NAMES and settings.name != "rows" and getattr(data, key) is not None:
             raise SettingError(f"data.{key}", f"{settings.name} does not read it", "Leave it out, or play rows")
-    found = door.tasks(settings.name, split, _own(kind, settings, data, split) if failures is None else _failures(failures))
+    found = door.tasks(
+        settings.name, split, _own(kind, settings, data, split) if failures is None else _failures(failures)
+    )
     size = data.train_size if split == "train" else data.test_size
     if not len(found):
         where = repr(data.path) if data.path else "without a path"
@@ -73,9 +75,7 @@ def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequ
     return found if size is None else found[:size]
 
 
-def _own(
-    kind: type[TextEnvironment], settings: EnvironmentSettings, data: DataSettings, split: str
-) -> Sequence[dict]:
+def _own(kind: type[TextEnvironment], settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequence[dict]:
     try:
         return kind.tasks_with(settings.options, data, split)
     except SettingError:

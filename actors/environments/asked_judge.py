@@ -1,6 +1,6 @@
 """A judge that is asked: a language model behind a chat endpoint, or a service of one's own.
 
-    reward: {judge: {endpoint: http://host:8000/v1, model: NAME, prompt: "... {text} ... Mark it from 0 to 10.", best: 10}}
+    reward: {judge: {endpoint: http://host:8000/v1, model: NAME, prompt: "... {text} ... Mark it: 0 to 10", best: 10}}
     reward: {judge: {endpoint: http://host:9000/score}}
 
 The model's mark is the last number of what it says; reward = mark / best. Without a model the endpoint is sent
@@ -61,7 +61,7 @@ class JudgeSettings(TeacherSettings):
             raise ValueError("prompt and best are for a model: name one, or leave them out")
         if self.model is None and self.budget_tokens is not None:
             raise ValueError("budget_tokens counts what a model uses: name one, or leave it out")
-        [*string.Formatter().parse(self.prompt)]
+        list(string.Formatter().parse(self.prompt))  # raises ValueError
         return self
 
 
@@ -76,13 +76,13 @@ def find(reward: dict, cure: str) -> AskedJudge:
         where = ".".join([SETTING, *map(str, first["loc"])])
         raise SettingError(where, first["msg"].removeprefix("Value error, "), "See docs/your-data.md") from None
     settings.key()
-    return _one(settings)
+    return _one(settings.model_dump_json(by_alias=True))
 
 
 @lru_cache(None)
-def _one(settings: JudgeSettings) -> AskedJudge:
+def _one(settings: str) -> AskedJudge:
     """One for all environments of this process: its budget and its limits are theirs together."""
-    return AskedJudge(settings)
+    return AskedJudge(JudgeSettings.model_validate_json(settings))
 
 
 class AskedJudge:

@@ -38,7 +38,8 @@ class TextEnvironment(gymnasium.Env, ABC):
     that equal answers are equal strings, or None where nothing could be parsed; an environment that parses nothing
     leaves it out). Where an episode is many actions, it may also hold `refused` (bool): the action could not be done,
     which is what an error is to a search; and `score`: what the episode is worth so far, by which a search values it
-    where that is not the reward of its last step; and `parts`, the numbers by name that the reward is made of. What else it returns ends the episode (actors/door.py).
+    where that is not the reward of its last step. `parts` are the numbers, by name, that the reward is made of. What
+    else it returns ends the episode (actors/door.py).
     `close()` is called when it is not needed any more, also after a failure.
     """
 
@@ -181,6 +182,13 @@ class Hints(Protocol):
     def hint(self) -> str | None:
         """What is added to the observation after a wrong answer, so that the next one can be right; None where nothing
         leads there."""
+
+
+class Refers(Protocol):
+    """An environment that knows a right answer to its tasks, so that `redraft doctor` can have it scored."""
+
+    def reference(self, task: dict) -> str | None:
+        """A right answer, as a model may write it; None where the task holds none."""
 
 
 @runtime_checkable

@@ -72,5 +72,8 @@ class GSM8K(OneAnswer):
             return Verdict(-1.0)
         return Verdict(float(answer == task["target"]), answer)
 
+    def reference(self, task: dict) -> str:
+        return rf"\boxed{{{task['target']}}}"
+
     def hint(self) -> str:
         return f"\n\nThe right answer is {self.task['target']}. Show step by step how to get there, ending with it."

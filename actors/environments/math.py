@@ -140,5 +140,8 @@ class Math(OneAnswer):
         answer = canonical(found) if len(found) <= LONGEST else ""
         return Verdict(float(equal(task["target"], answer)), answer) if answer else Verdict(0.0)
 
+    def reference(self, task: dict) -> str:
+        return rf"\boxed{{{task['target']}}}"
+
     def hint(self) -> str:
         return f"\n\nThe right answer is {self.task['target']}. Show step by step how to get there, ending with it."

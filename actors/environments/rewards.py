@@ -1,8 +1,8 @@
 """Rewards of `rows`: a function of the user's own, in processes that can be killed, or a judge by name.
 
-    reward: "mine.py:score"                          own          reward_worker.py, a process of its own
-    reward: exact | number | math | choice | json_schema          judges.py
-    reward: {judge: {endpoint, model, prompt}}       asked        asked_judge.py: a model, or a service
+reward: "mine.py:score"                          own          reward_worker.py, a process of its own
+reward: exact | number | math | choice | json_schema          judges.py
+reward: {judge: {endpoint, model, prompt}}       asked        asked_judge.py: a model, or a service
 """
 
 from __future__ import annotations

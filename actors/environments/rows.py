@@ -74,7 +74,8 @@ class Rows(OneAnswer):
     @classmethod
     def tasks_with(cls, options: Mapping[str, Any], data: DataSettings, split: str) -> list[dict]:
         named = ("reward", "prompt", "answer", "system", "id")
-        columns = Columns(**{"reward": None} | {key: options[key] for key in named if key in options})
+        given: dict[str, Any] = {"reward": None} | {key: options[key] for key in named if key in options}
+        columns = Columns(**given)
         placed, undivided = rows_data.read(data, split)
         tasks = columns.tasks(placed)
         return _of_split(tasks, split) if undivided else tasks
@@ -176,7 +177,9 @@ class Columns:
 
     def _question(self, where: str, row: dict) -> Question:
         if self._within:
-            asked: Any = self._prompt.format_map({name: self._value(where, row, name, "prompt") for name in self._within})
+            asked: Any = self._prompt.format_map(
+                {name: self._value(where, row, name, "prompt") for name in self._within}
+            )
         else:
             asked = self._value(where, row, self._prompt, "prompt")
         try:
@@ -203,7 +206,9 @@ class Columns:
             return f"rows/{_digest(row)}"
         found = self._value(where, row, self._id, "id")
         if isinstance(found, bool) or not isinstance(found, str | int) or found == "":
-            raise SettingError("data.path", f"{where}, column {self._id!r} holds no id: {found!r}", "Use texts or numbers")
+            raise SettingError(
+                "data.path", f"{where}, column {self._id!r} holds no id: {found!r}", "Use texts or numbers"
+            )
         return str(found)
 
 
@@ -248,4 +253,6 @@ def _answer(found: Judged, text: str) -> str:
 def _at_least(least: int, **values: Any) -> None:
     for key, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise SettingError(f"{OPTIONS}.{key}", f"{value!r} is no whole number from {least}", f"Give {least} or more")
+            raise SettingError(
+                f"{OPTIONS}.{key}", f"{value!r} is no whole number from {least}", f"Give {least} or more"
+            )

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from actors.config import DataSettings
 from actors.environments.files import numbered
@@ -89,19 +89,22 @@ def _raw(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _hub(data: DataSettings, split: str) -> tuple[list[Placed], bool]:
+    path = str(data.path)
     try:
-        from datasets import get_dataset_split_names, load_dataset
+        from datasets import Dataset, get_dataset_split_names, load_dataset
 
-        names = get_dataset_split_names(data.path, data.config)
+        names = get_dataset_split_names(path, data.config)
         wanted = next((name for name in SPLITS[split] if name in names), None)
         divided = data.test is not None or any(name in names for name in SPLITS["test"])
         if not divided:
             wanted = "train" if "train" in names else names[0]
-        rows: Iterable = [] if wanted is None else load_dataset(data.path, data.config, split=wanted).to_list()
+        rows: list = []
+        if wanted is not None:
+            rows = cast(Dataset, load_dataset(path, data.config, split=wanted)).to_list()
     except Exception as error:  # the hub's client raises many kinds; every one means that the data is not there
-        problem = f"{data.path!r} is no file here, and the hub says {type(error).__name__}: {error}"
+        problem = f"{path!r} is no file here, and the hub says {type(error).__name__}: {error}"
         raise SettingError("data.path", " ".join(problem.split()), CURE) from error
-    places = ((f"{data.path} {wanted} row {number}", row) for number, row in enumerate(rows, 1))
+    places = ((f"{path} {wanted} row {number}", row) for number, row in enumerate(rows, 1))
     return [Placed(where, _row(where, row, "data.path")) for where, row in places], not divided
 
 

@@ -331,9 +331,22 @@ def chat(
 
 
 @app.command()
-def doctor() -> None:
-    """What this machine can run, and what is missing."""
-    from redraft.cli.doctor import examine
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Default: the machine.")] = None,
+    overrides: Overrides = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Play at most so long.")] = 60,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the dialogues as a page, too.")] = None,
+) -> None:
+    """What this machine can run, and what is missing; of a recipe, whether it could learn: 20 tasks scored and played,
+    two dialogues token by token. Exit code 1 where something is missing or wrong."""
+    from redraft import recipe as recipes
+    from redraft.cli import doctor as machine
 
-    if not examine(console):
+    if recipe is None:
+        good = machine.examine(console)
+    else:
+        from redraft.cli import doctor_recipe
+
+        good = doctor_recipe.examine(recipes.load(recipe, overrides or ()), CACHE, seconds, html, console)
+    if not good:
         raise typer.Exit(1)

@@ -134,7 +134,9 @@ def test_values_that_no_json_has_are_texts_and_bytes_are_left_out(folder: Path):
         (['{"question": "a", "answer": "b", "key": 1}'] * 2, {"id": "key"}, ["line 2", "'key'", "line 1"]),
     ],
 )
-def test_what_is_wrong_is_told_with_file_line_and_column(folder: Path, lines: list[str], options: dict, said: list[str]):
+def test_what_is_wrong_is_told_with_file_line_and_column(
+    folder: Path, lines: list[str], options: dict, said: list[str]
+):
     (folder / "train.jsonl").write_text("\n".join(lines))
     message = refusal(DataSettings(path="train.jsonl", test="train.jsonl"), **options)
     assert all(part in message for part in ["data.path", "train.jsonl", *said]), message
@@ -143,7 +145,9 @@ def test_what_is_wrong_is_told_with_file_line_and_column(folder: Path, lines: li
 def test_what_is_not_utf_8_is_told_with_its_line(folder: Path):
     (folder / "train.jsonl").write_bytes(b'{"question": "a", "answer": "b"}\n{"question": "\xe9"}\n')
     assert "line 2" in (said := refusal(DataSettings(path="train.jsonl"))) and "utf-8" in said
-    assert "there" in refusal(DataSettings(path="none.jsonl")) or "cannot be read" in refusal(DataSettings(path="none.jsonl"))
+    assert "there" in refusal(DataSettings(path="none.jsonl")) or "cannot be read" in refusal(
+        DataSettings(path="none.jsonl")
+    )
 
 
 def test_files_divide_and_else_a_fifth_is_held_out_by_the_question_in_whatever_order(folder: Path):
@@ -192,7 +196,12 @@ def test_data_settings_that_an_environment_does_not_read_are_refused():
         ("number", "1,234.5", [r"\boxed{1234.50}", "it is 1,234.5 km"], ["1234", "none", r"\boxed{1} 1234.5"]),
         ("number", 4, ["2 + 2 = 4", "4.0"], ["5", "-4"]),
         ("math", r"\frac{1}{2}", [r"\boxed{0.5}", "1/2"], [r"\boxed{2}", ""]),
-        ("choice", "B", ["B", "(B)", "The answer is B.", r"\boxed{\text{B}}", "A is wrong. Answer: (B)"], ["A", "BB", ""]),
+        (
+            "choice",
+            "B",
+            ["B", "(B)", "The answer is B.", r"\boxed{\text{B}}", "A is wrong. Answer: (B)"],
+            ["A", "BB", ""],
+        ),
         ("choice", 2, ["C"], ["B"]),
         (
             "json_schema",
@@ -266,7 +275,9 @@ def test_a_function_that_misbehaves_costs_its_episode_alone_and_the_next_is_scor
     options = {"reward": "mine.py:score", "limit_s": 0.5, "processes": 1}
     [task] = tasks(both(QUESTION), **options)
     words = iter(["bad", "good"])
-    house = house_of(AttemptSettings(episodes=2), lambda prompt: next(words), lambda: environments.make(settings(**options)), task)
+    house = house_of(
+        AttemptSettings(episodes=2), lambda prompt: next(words), lambda: environments.make(settings(**options)), task
+    )
     [broken] = [turn for turn in house.turns if turn.role is Role.ERROR]
     assert broken.extra["kind"] == kind and said in broken.extra["error"]
     assert [turn.reward for turn in house.turns if turn.role is Role.ATTEMPT] == [1.0]
@@ -294,7 +305,10 @@ def test_an_episode_of_many_answers_ends_with_the_first_right_one_or_the_last(fo
     [task] = tasks(both(QUESTION), turns=2)
     for said, ended in (("4", (1, True, False)), ("5", (2, False, True))):
         house = house_of(
-            ActSettings(turns=5, episodes=1), lambda prompt, said=said: said, lambda: environments.make(settings(turns=2)), task
+            ActSettings(turns=5, episodes=1),
+            lambda prompt, said=said: said,
+            lambda: environments.make(settings(turns=2)),
+            task,
         )
         last = house.turns[-1]
         assert (len(house.turns), last.terminated, last.truncated) == ended
