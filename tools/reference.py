@@ -15,7 +15,7 @@ from pathlib import Path
 from redraft.recipe import Recipe
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-OWN = "package.module:Name"
+OWN = "FILE.py:Name"
 SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 HEAD = """\
 # Every setting of a recipe

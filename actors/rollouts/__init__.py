@@ -1,8 +1,8 @@
 """Rollouts say how the episodes of a group are played. They do not know which objective will use the turns.
 
 A rollout is a coroutine `play(stage)`: it samples with `stage.generate` or a `Dialogue`, acts in the environments that
-`stage.episode` lends, and writes turns to `stage.group`. `rollout.name` is one of NAMES, or `package.module:play`, or
-`package.module:Class` of a class with a static method `play` that states `facts` (actors/rollout_config.py).
+`stage.episode` lends, and writes turns to `stage.group`. `rollout.name` is one of NAMES, or `FILE.py:play`, or
+`FILE.py:Class` of a class with a static method `play` that states `facts` (actors/rollout_config.py).
 
 An *episode* is one play of a task, from its question to its last turn; the field also calls it a trajectory or a
 rollout. Here a rollout is the way of playing, and a trajectory one path from a root of the group to an end: a linear

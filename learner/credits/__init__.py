@@ -8,7 +8,7 @@ them into no mean. With `learner.credit.mask_truncated` a turn whose response wa
 The objective makes a loss of it (learner/objectives/): the larger, the more likely it makes the turn. What 0 and less
 mean is the objective's choice: grpo leaves a turn of 0 alone, while awr weighs it with exp(0) = 1.
 
-`learner.credit.name` is one of NAMES, or `package.module:function`, or `package.module:Class` of a class with a static
+`learner.credit.name` is one of NAMES, or `FILE.py:function`, or `FILE.py:Class` of a class with a static
 method `credit` that states `facts` (learner/credit_config.py).
 """
 

@@ -35,7 +35,7 @@ class Tokens:
 
 
 class Objective(ABC, Generic[S]):
-    """A loss. It is made with its settings: an OwnSettings, where it is named as `package.module:Name`.
+    """A loss. It is made with its settings: an OwnSettings, where it is named as `FILE.py:Name`.
 
     The loss of an optimizer step is the sum over trained tokens of share x weight x (loss + kl x divergence - entropy x
     entropy of the policy there), and over anchored tokens of share x anchor x divergence. The share comes from

@@ -30,7 +30,7 @@ METHODS = {"rise", "reflexion", "introspect", "star", "agent_r", "agentr", "rrr"
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(CODE)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     yield
     sys.modules.pop("mine", None)
 

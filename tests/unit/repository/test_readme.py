@@ -28,8 +28,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EnvironmentSett
     """The README's environment, as a recipe names it."""
     [code] = blocks("python")
     (tmp_path / "sorting.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    return EnvironmentSettings(name="sorting:Sorting")
+    monkeypatch.chdir(tmp_path)
+    return EnvironmentSettings(name="sorting.py:Sorting")
 
 
 def test_the_environment_of_the_readme_is_complete_and_short(settings: EnvironmentSettings):

@@ -26,7 +26,7 @@ def turned(markdown: str, page: str) -> str:
         ("tutorials/one-gpu.md", "../operations.md#alerts", "../operations.md#alerts"),
         ("tutorials/first-run.md", "../../CONTRIBUTING.md", "../contributing.md"),
         ("index.md", "docs/images/quickstart.png", "images/quickstart.png"),
-        ("contributing.md", "docs/tutorials/my-data.md", "tutorials/my-data.md"),
+        ("contributing.md", "docs/tutorials/my-method.md", "tutorials/my-method.md"),
         ("index.md", "https://arxiv.org/abs/2402.03300", "https://arxiv.org/abs/2402.03300"),
         ("methods.md", "#environments", "#environments"),
     ],

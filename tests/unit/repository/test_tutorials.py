@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import sys
@@ -16,6 +15,7 @@ from support.rollout_house import House
 
 from actors import environments, mixture
 from learner.credits import credit
+from protocols import own_code
 from protocols.turns import MIXED_FROM, Group, Role, Turn
 from redraft import recipe as recipes
 from redraft.cli.main import app
@@ -23,7 +23,10 @@ from redraft.models.make import build_tokenizer
 from redraft.recipe import Recipe
 
 TUTORIALS = ROOT / "docs" / "tutorials"
-PAGES = [*sorted(TUTORIALS.glob("*.md")), *(ROOT / "docs" / name for name in ("install.md", "comparing.md"))]
+PAGES = [
+    *sorted(TUTORIALS.glob("*.md")),
+    *(ROOT / "docs" / name for name in ("install.md", "comparing.md", "your-data.md")),
+]
 
 
 class Tutorial:
@@ -43,33 +46,14 @@ class Tutorial:
 
 @pytest.fixture
 def tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # for what is tried by hand
+    own_code.install({})
     before = set(sys.modules)
     yield lambda page: Tutorial(page, tmp_path)
     for name in set(sys.modules) - before:
         if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == tmp_path:
             del sys.modules[name]
-
-
-def test_your_data_is_read_judged_and_split(tutorial, tmp_path: Path):
-    page = tutorial("my-data")
-    for split in ("train", "test"):
-        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"question": f"{split}?", "answer": "Rome"}) + "\n")
-    page.values["data"] = {"path": str(tmp_path)}
-    recipe = page.recipe
-    [task] = environments.tasks(recipe.environment, recipe.data, "train")
-    environment = environments.make(recipe.environment)
-    assert environment.reset(seed=0, options={"task": task})[0].startswith("train?")
-    for text, reward in (("I think\nrome ", 1), ("Paris", 0), (" \n", -1)):
-        assert environment.step(text)[1] == reward
-
-
-def test_numbers_go_in_as_the_page_says(tmp_path: Path):
-    line = re.search(r"```json\n(.*?)```", (TUTORIALS / "my-data.md").read_text(), re.DOTALL)[1]
-    (tmp_path / "train.jsonl").write_text(line)
-    recipe = recipes.load(ROOT / "recipes" / "gsm8k-grpo.yaml", [f"data.path={tmp_path}"])
-    [task] = environments.tasks(recipe.environment, recipe.data, "train")
-    assert task["target"] == "84"
 
 
 def test_your_environment_is_played_to_its_end(tutorial, capsys):
