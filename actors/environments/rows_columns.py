@@ -1,4 +1,4 @@
-"""Rows as tasks of `rows`: which column is what, ids, and which rows are for testing. Errors name file, line and column."""
+"""Rows as tasks of `rows`: which column is what, ids, which rows are for testing. Errors name file, line, column."""
 
 from __future__ import annotations
 

@@ -62,13 +62,13 @@ def test_the_rows_the_reward_and_the_recipe_of_the_page_fit_together(folder: Pat
     environment = environments.make(recipe.environment)
     for said, reward, right in (
         ("It is {}.", 1.2, True),
-        ("0", 0.0, False),
+        ("0", 0.2, False),
         ("{} is what I get, and I am very sure of that", 1, True),
     ):
         environment.reset(seed=0, options={"task": train[0]})
         _, got, _, _, info = environment.step(said.format(train[0]["answer"]))
         assert got == pytest.approx(reward) and info["success"] == right
-    assert typed("redraft train mine.yaml --dry-run".replace("redraft", f"{sys.executable} -m redraft", 1), folder, 60)
+    assert typed(".venv/bin/redraft train mine.yaml --dry-run", folder, 60)
 
 
 def test_what_the_page_says_of_a_judge_that_is_asked_is_taken(monkeypatch):

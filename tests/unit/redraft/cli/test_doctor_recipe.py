@@ -1,5 +1,5 @@
-"""`redraft doctor RECIPE`: what would keep a run from learning is said before it starts, and dialogues are shown as they
-would be trained."""
+"""`redraft doctor RECIPE`: what would keep a run from learning is said before it starts, and dialogues are shown as
+they would be trained."""
 
 from __future__ import annotations
 
