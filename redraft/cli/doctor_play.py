@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors import engines, environments, rendering, rollouts
+from actors import engines, environments, mixture, rendering, rollouts
 from actors.door import EpisodeFailure, Outcome
 from actors.environment_pool import EnvironmentPool
 from actors.group import GroupWriter
+from actors.mixture import Pools
 from actors.rendering import Renderer
-from actors.tasks import TaskOrder
 from protocols.errors import RedraftError
 from protocols.turns import Close, Group, Lease, Turn
 from protocols.wire import ENTRY, Row, row_of, whole_group
@@ -67,36 +67,30 @@ class Played:
 
 def tasks_of(recipe: Recipe, count: int = TASKS) -> list[dict]:
     """The first training tasks of the run."""
-    order = TaskOrder(environments.tasks(recipe.environment, recipe.data, "train"), recipe.seed, recipe.curriculum)
-    return [order.task(position)[1] for position in range(min(count, len(order.tasks)))]
+    tasks = mixture.tasks(recipe.mixture, "train")
+    order = mixture.order(recipe.mixture, tasks, recipe.seed, recipe.curriculum)
+    return [order.task(position)[1] for position in range(min(count, len(tasks)))]
 
 
 async def look(recipe: Recipe, model: Path, limit_s: float, tell: Tell) -> Played:
     """Scores and plays; groups that have not ended after `limit_s` of playing are left out."""
     played, tasks = Played(), tasks_of(recipe)
     renderer = rendering.load(model, recipe.model.on_rewrite, recipe.rollout.system)
-    limits = recipe.environment
-    pool = EnvironmentPool(
-        lambda: environments.make(recipe.environment),
-        limits.time_limit_s,
-        limits.threads,
-        limits.instances,
-        limits.recycle_after,
-    )
+    pools = Pools(recipe.mixture)
     try:
         for number, task in enumerate(tasks, 1):
             tell("scoring reference and empty answers", number, len(tasks))
-            played.scored.append(await _scored(recipe, pool, task))
+            played.scored.append(await _scored(recipe, pools, task))
         tell("starting the engine", 0, 1)
         settings = recipe.actors.engine
         with _quiet():
             engine = await engines.start(str(model), recipe.model.dtype, settings, recipe.seed)
         try:
-            await _play(recipe, engine, renderer, pool, tasks, limit_s, tell, played)
+            await _play(recipe, engine, renderer, pools, tasks, limit_s, tell, played)
         finally:
             await engine.close()
     finally:
-        await pool.close()
+        await pools.close()
     return played
 
 
@@ -119,19 +113,19 @@ def _quiet() -> Iterator[None]:
             os.close(shown)
 
 
-async def _scored(recipe: Recipe, pool: EnvironmentPool, task: dict) -> Scored:
-    environment = await asyncio.to_thread(environments.make, recipe.environment)
+async def _scored(recipe: Recipe, pools: Pools, task: dict) -> Scored:
+    environment = await asyncio.to_thread(environments.make, mixture.of(recipe.mixture, task))
     try:
         reference = getattr(environment, "reference", lambda task: None)(task)
     finally:
         await asyncio.to_thread(environment.close)
-    right = None if reference is None else await _outcome(recipe, pool, task, reference)
-    return Scored(task["id"], reference, await _outcome(recipe, pool, task, ""), right)
+    right = None if reference is None else await _outcome(recipe, pools, task, reference)
+    return Scored(task["id"], reference, await _outcome(recipe, pools, task, ""), right)
 
 
-async def _outcome(recipe: Recipe, pool: EnvironmentPool, task: dict, text: str) -> Outcome | EpisodeFailure:
+async def _outcome(recipe: Recipe, pools: Pools, task: dict, text: str) -> Outcome | EpisodeFailure:
     try:
-        async with pool.one(task, recipe.seed) as environment:
+        async with pools.of(task).one(task, recipe.seed) as environment:
             return await environment.step(text)
     except EpisodeFailure as failure:
         return failure
@@ -141,7 +135,7 @@ async def _play(
     recipe: Recipe,
     engine: engines.Engine,
     renderer: Renderer,
-    pool: EnvironmentPool,
+    pools: Pools,
     tasks: Sequence[dict],
     limit_s: float,
     tell: Tell,
@@ -153,7 +147,7 @@ async def _play(
     async def one(number: int, task: dict) -> tuple[Group, float]:
         nonlocal ended
         async with room:
-            found = await _group(recipe, engine, renderer, pool, settings, number, task)
+            found = await _group(recipe, engine, renderer, pools.of(task), settings, number, task)
         ended += 1
         tell("playing", ended, len(tasks))
         return found

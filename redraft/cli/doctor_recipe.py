@@ -147,5 +147,5 @@ def summary(recipe: Recipe, played: Played) -> list[str]:
         f"{right} of them right, {tokens} tokens; in {varied} groups answers are paid differently",
     ]
     if not given:
-        lines.append(f"{recipe.environment.name} gives no reference answers: only empty ones were scored")
+        lines.append(f"{recipe.played} gives no reference answers: only empty ones were scored")
     return lines

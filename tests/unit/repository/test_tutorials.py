@@ -81,7 +81,7 @@ def test_your_environment_is_played_to_its_end(tutorial, capsys):
     [several] = page.variants
     mixed = recipes.build({key: value for key, value in page.values.items() if key != "environment"} | several)
     labels = {task[MIXED_FROM] for task in mixture.tasks(mixed.mixture, "test")}
-    assert labels == {one.label for one in mixed.mixture} == {"halves-Halves", "crafting"}
+    assert labels == {one.label for one in mixed.mixture} == {"halves.py-Halves", "crafting"}
     [by_hand] = page.more
     (Path(sys.path[0]) / "by_hand.py").write_text(by_hand)
     runpy.run_path(str(Path(sys.path[0]) / "by_hand.py"))
