@@ -70,7 +70,7 @@ class ByPart(Exporter):
     """A gauge for each named part in a map, and for no other: few, and named in code (actors/door.py)."""
 
     def __init__(self, name: str, help: str = ""):
-        super().__init__(Gauge, name, help, ("part",))
+        super().__init__(Gauge, name, help, ("component",))
 
     def export(self, value: Mapping[str, float]) -> None:
         self.set_only(dict(value))
