@@ -14,6 +14,7 @@ from redraft import run as runs
 VALUES = {
     "name": "mine",
     "steps": 3,
+    "rollout": {"name": "attempt", "episodes": 2},
     "model": {"path": "model"},
     "environment": {"name": "rows", "options": {"reward": "mine.py:score"}},
 }
