@@ -48,6 +48,12 @@ def learning() -> Dashboard:
                     ),
                 ),
                 by_role("Reward by role", "Mean of the last batch.", "none", "redraft_learner_role_reward"),
+                lines(
+                    "Parts of the reward",
+                    "Mean of each named part in the last batch, of rewards that have them.",
+                    "none",
+                    ('max by (component) (redraft_learner_reward_part{run="$run"})', "{{component}}"),
+                ),
             ),
         ),
         (

@@ -225,8 +225,10 @@ def _plots(shown: Shown, evaluations: Sequence[EvaluationLine], steps: Sequence[
         drawn.append(("Accuracy over training", plots.accuracy_over_steps(measured), HOW["over_steps"]))
     if steps:
         title, reward = ("Reward", plots.reward) if acts else ("Reward by turn", plots.reward_by_turn)
+        drawn.append((title, reward(steps), HOW["reward"]))
+        if any(line.report.batch.reward_parts for line in steps):
+            drawn.append(("Parts of the reward", plots.reward_parts(steps), HOW["parts"]))
         drawn += [
-            (title, reward(steps), HOW["reward"]),
             ("Responses", plots.responses(steps), HOW["responses"]),
             ("Staleness", plots.staleness(steps), HOW["staleness"]),
             ("Where the learner's time went", plots.learner_time(steps), HOW["time"]),
@@ -257,6 +259,8 @@ HOW = {
     "an agent that only avoids errors raises success without raising it. Bars are one standard error.",
     "success": "The same test tasks at every evaluation. Bars are one standard error.",
     "reward": "Training tasks, sampled as they came, so it is noisier than the evaluation and of other tasks.",
+    "parts": "What the reward is made of, as your function names it: where one part rises and others fall, it is paid too "
+    "well.",
     "responses": "Look here first where a run does not learn. Responses that are cut at sampling.max_tokens seldom "
     "hold an answer: raise it, or ask for shorter ones. Where nothing can be parsed, the model does not keep to the "
     "form that the question asks for.",

@@ -138,6 +138,19 @@ def reward_by_turn(lines: Sequence[StepLine]) -> str:
     return _by_turn(_numbers(line.report.step for line in lines), values, "reward", "mean reward of the batch")
 
 
+def reward_parts(lines: Sequence[StepLine]) -> str:
+    """Mean of each named part of the reward."""
+    x, parts = _numbers(line.report.step for line in lines), [line.report.batch.reward_parts for line in lines]
+    names = sorted({name for found in parts for name in found})
+    with drawing() as (canvas, axes):
+        for place, name in enumerate(names):
+            color = matplotlib.colormaps["viridis_r"](0.15 + 0.8 * place / max(1, len(names) - 1))
+            axes.plot(x, [found.get(name, np.nan) for found in parts], color=color, label=name, **_marker(x))
+        _steps(axes, "mean of each part")
+        legend(axes, columns=min(len(names), 4))
+        return svg(canvas, "reward-parts")
+
+
 def _by_turn(x: np.ndarray, values: Sequence[Sequence[float] | np.ndarray], name: str, ylabel: str) -> str:
     turns = max((len(row) for row in values), default=0)
     with drawing() as (canvas, axes):

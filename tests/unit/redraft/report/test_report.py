@@ -167,6 +167,15 @@ def test_steps_that_a_resumed_run_played_again_count_once(run_dir: Path):
     assert "2 of 3" in page_of(run_dir)
 
 
+def test_named_parts_of_the_reward_get_a_plot_where_there_are_some(run_dir: Path):
+    assert "Parts of the reward" not in write_report(run_dir).read_text()
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    parted = [json.dumps(line | {"reward_parts": {"right": 0.5, "short": 0.1}}) for line in lines]
+    (run_dir / "metrics.jsonl").write_text("\n".join(parted) + "\n")
+    page = write_report(run_dir).read_text()
+    assert "Parts of the reward" in page and "short" in page.partition("Parts of the reward")[2]
+
+
 def test_evaluations_of_checkpoints_get_a_plot(run_dir: Path):
     lines = [{"step": n, "label": "eval" if n else "before", **summary(0.3 + n / 10)} for n in range(3)]
     write(run_dir, "evaluations.jsonl", *lines)
