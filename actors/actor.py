@@ -34,7 +34,7 @@ from actors.rollout_config import Rollout
 from actors.tally import foreign_ids, untemplated
 from actors.transports import Superseded, Transports
 from actors.weights import Proved
-from protocols import metrics, nvml, own_code
+from protocols import metrics, nvml
 from protocols.errors import DeadlineError, SettingError, WeightsError
 from protocols.log_facts import about
 from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
@@ -64,7 +64,6 @@ class Actor:
     """See the module. `files` is the node's NodeFiles as a Ray handle, `node` Ray's id of the node."""
 
     def __init__(self, spec: Spec, name: str, files: Any, node: str = ""):
-        own_code.install(spec.code)
         self._spec, self._name, self._files = spec, name, files
         self._transports = Transports(node, name, self._node_files)
         self._report = Report("starting", pid=os.getpid(), node=socket.gethostname(), node_id=node)

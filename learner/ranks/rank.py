@@ -18,7 +18,7 @@ from learner import checkpoint
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
 from learner.ranks.progress import Progress
-from protocols import log_facts, metrics, own_code
+from protocols import log_facts, metrics
 from protocols.errors import RedraftError
 from protocols.nvml import Gpu, GpuWatch, watch
 from protocols.reports import LearnerEnded, LearnerReady, StepReport
@@ -83,7 +83,6 @@ class Rank:
     def __init__(self, spec: RankSpec):
         from learner.ranks.lead import Waits
 
-        own_code.install(spec.code)
         self.spec = spec
         self._parts: Future[Parts] = Future()
         self._publisher: Future[Publisher] = Future()

@@ -23,7 +23,7 @@ from actors.contract import Spec
 from actors.transports import NodeFiles
 from learner.config import LearnerSettings
 from learner.ranks.rank import Rank, RankSpec
-from protocols import cache, metrics
+from protocols import cache, metrics, own_code
 from protocols.errors import DeadlineError, SettingError
 from protocols.reports import LearnerReady
 from redraft import logs
@@ -94,6 +94,7 @@ class ActorPart(Actor):
 
     def __init__(self, folder: str, run: str, spec: Spec, name: str, form: LogFormat, model: Wanted | None):
         logs.to_file(Path(folder), run, name, form)
+        own_code.install(spec.code)
         self._model = model
         super().__init__(spec, name, files=None, node=ray.get_runtime_context().get_node_id())
         self._report.address = ray.util.get_node_ip_address()
@@ -120,6 +121,7 @@ class RankPart(Rank):
 
     def __init__(self, run: str, spec: RankSpec, form: LogFormat, model: Wanted):
         logs.to_file(spec.run_dir, run, f"learner-{spec.rank}", form)
+        own_code.install(spec.code)
         super().__init__(spec)
         self._model = model
 

@@ -259,8 +259,8 @@ HOW = {
     "an agent that only avoids errors raises success without raising it. Bars are one standard error.",
     "success": "The same test tasks at every evaluation. Bars are one standard error.",
     "reward": "Training tasks, sampled as they came, so it is noisier than the evaluation and of other tasks.",
-    "parts": "What the reward is made of, as your function names it: where one part rises and others fall, it is paid too "
-    "well.",
+    "parts": "What the reward is made of, as your function names it. Where one part rises while others fall, it is "
+    "paid too well.",
     "responses": "Look here first where a run does not learn. Responses that are cut at sampling.max_tokens seldom "
     "hold an answer: raise it, or ask for shorter ones. Where nothing can be parsed, the model does not keep to the "
     "form that the question asks for.",
