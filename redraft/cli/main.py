@@ -347,6 +347,7 @@ def doctor(
     else:
         from redraft.cli import doctor_recipe
 
-        good = doctor_recipe.examine(recipes.load(recipe, overrides or ()), CACHE, seconds, html, console)
+        loaded = recipes.load(recipe, overrides or ())
+        good = doctor_recipe.examine(loaded, cache.folder("models"), seconds, html, console)
     if not good:
         raise typer.Exit(1)
