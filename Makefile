@@ -19,7 +19,7 @@ quick: setup ## Style, types and unit tests, under 3 minutes on two cores; no ap
 	@tools/check.sh style types unit
 
 test: setup ## quick, the docs and all other tests but the long proofs: 21 minutes; asks before it installs with apt
-	@tools/debian.sh promtool=prometheus chromium=chromium
+	@tools/debian.sh promtool=prometheus chromium=chromium java=default-jre-headless
 	@tools/check.sh style types docs unit integration
 
 prove: setup ## The long proofs: many kills, many seeds

@@ -36,8 +36,8 @@ class EnvironmentSettings(Settings):
     """What is played, and what it says to an answer."""
 
     name: str
-    """signs, words, minicraft, textcraft, webshop, countdown, gsm8k, math, functions, openenv, rows, or FILE.py:Class
-    of your own."""
+    """signs, words, minicraft, textcraft, webshop, scienceworld, countdown, gsm8k, math, functions, rows, agentgym, openenv,
+    or FILE.py:Class of your own."""
     feedback: Feedback = "binary"
     """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""
     time_limit_s: float = Field(default=30.0, gt=0)
@@ -45,7 +45,8 @@ class EnvironmentSettings(Settings):
     threads: int = Field(default=32, ge=1)
     """Steps of blocking environments that one actor waits for at once; give it more where they sleep or are remote."""
     instances: int | None = Field(default=None, ge=1)
-    """Environments that are alive at once in one actor; more episodes wait (None: one for each that is played)."""
+    """Environments that are alive at once in one actor; more episodes wait (None: as the environment says, 8 of
+    scienceworld, else one for each that is played)."""
     recycle_after: int | None = Field(default=None, ge=1)
     """Episodes after which an environment is closed and another one made (None: never)."""
     options: dict[str, Any] = {}

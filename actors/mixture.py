@@ -113,5 +113,5 @@ class Pools:
 
 
 def _pool(one: MixedEnvironment, make: Make) -> EnvironmentPool:
-    limits = one.time_limit_s, one.threads, one.instances, one.recycle_after
+    limits = one.time_limit_s, one.threads, environments.instances(one), one.recycle_after
     return EnvironmentPool(partial(make, one), *limits, Toolbox(one.tools, one.time_limit_s))

@@ -23,6 +23,8 @@ NAMES = {
     "minicraft": "actors.environments.minicraft:Minicraft",
     "textcraft": "actors.environments.textcraft:Textcraft",
     "webshop": "actors.environments.webshop.environment:Webshop",
+    "scienceworld": "actors.environments.scienceworld:ScienceWorld",
+    "agentgym": "actors.environments.agentgym:AgentGym",
     "openenv": "actors.environments.openenv:OpenEnv",
     "rows": "actors.environments.rows:Rows",
 }
@@ -55,6 +57,11 @@ def make(settings: EnvironmentSettings) -> TextEnvironment:
         problem = f"{settings.time_limit_s:g} is too short: one answer may take {longest:g} s to be judged"
         raise SettingError("environment.time_limit_s", problem, f"Set it to {int(longest * 1.2) + 1} or more")
     return made
+
+
+def instances(settings: EnvironmentSettings) -> int | None:
+    """How many may be alive at once in one actor; None: as many as play."""
+    return find(settings.name).instances if settings.instances is None else settings.instances
 
 
 def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequence[dict]:

@@ -49,6 +49,8 @@ class TextEnvironment(gymnasium.Env, ABC):
     """An episode may need more than one step: False for a OneAnswer, which no search or `act` can play."""
     blocking: ClassVar[bool] = True
     """False: its calls take no time and may be made on the event loop; else they run in threads, with a time limit."""
+    instances: ClassVar[int | None] = None
+    """How many may be alive at once in one actor where `environment.instances` does not say (None: as many as play)."""
 
     def __init__(self, feedback: str = "binary"):
         if feedback not in self.feedbacks:

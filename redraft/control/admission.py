@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from actors import environments
 from learner.config import LearnerSettings
 from protocols import metrics
 from protocols.replay_stats import ReplayStats
@@ -27,7 +28,7 @@ def admissible(eta: int, version: int, step: int, batch: int, held: int, running
 def groups_at_once(recipe: Recipe) -> int:
     """How many groups one actor plays at once: no more than there are environments for, of which a group needs one an
     episode."""
-    limits = [one.instances for one in recipe.mixture]
+    limits = [environments.instances(one) for one in recipe.mixture]
     if any(limit is None for limit in limits):
         return recipe.actors.groups
     groups = sum(limit // recipe.rollout.episodes for limit in limits if limit is not None)

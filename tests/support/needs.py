@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 from typing import NoReturn
 
 import pytest
@@ -12,9 +13,12 @@ COMMANDS = {
     "browser": ("chromium", "apt-get install chromium"),
     "prometheus": ("promtool", "apt-get install prometheus"),
     "slurm": ("slurmctld", "apt-get install slurmctld slurmd slurm-client munge iproute2"),
+    "java": ("java", "apt-get install default-jre-headless"),
     "compiler": ("cc", "apt-get install gcc libc6-dev"),
 }
 """The command that a marker stands for, and how to get it."""
+PACKAGES = {"java": ("scienceworld", "make setup")}
+"""The Python package that it needs beside."""
 BY_FIXTURE = {
     "browser": "browser",
     "data_folder": "data",
@@ -35,6 +39,9 @@ def check(item: pytest.Item) -> None:
     for marker, (command, cure) in COMMANDS.items():
         if item.get_closest_marker(marker) and shutil.which(command) is None:
             missing(f"there is no {command} here: {cure}")
+    for marker, (package, cure) in PACKAGES.items():
+        if item.get_closest_marker(marker) and find_spec(package) is None:
+            missing(f"there is no package {package} here: {cure}")
 
 
 def missing(problem: str) -> NoReturn:
