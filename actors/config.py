@@ -36,8 +36,8 @@ class EnvironmentSettings(Settings):
     """What is played, and what it says to an answer."""
 
     name: str
-    """signs, words, minicraft, textcraft, webshop, scienceworld, countdown, gsm8k, math, functions, rows, agentgym, openenv,
-    or FILE.py:Class of your own."""
+    """signs, words, minicraft, textcraft, webshop, scienceworld, countdown, gsm8k, math, functions, rows, agentgym,
+    openenv, or FILE.py:Class of your own."""
     feedback: Feedback = "binary"
     """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""
     time_limit_s: float = Field(default=30.0, gt=0)

@@ -18,7 +18,7 @@ LogFormat = Literal["text", "json"]
 FORMAT = "%(asctime)s %(levelname).1s {run} {part}: %(message)s"
 NOISY = (
     *("DeepSpeed", "vllm", "transformers", "httpx", "ray", "torch", "datasets", "filelock", "fsspec", "urllib3"),
-    *("s3fs", "botocore"),
+    *("s3fs", "botocore", "httpx2"),
 )
 
 

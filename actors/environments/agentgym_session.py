@@ -30,9 +30,9 @@ class Session:
     """Opened at the first reset, and anew where the server does not know it any more."""
 
     def __init__(self, server: str, timeout_s: float, patience_s: float):
-        import httpx
+        import httpx2
 
-        self._http = httpx.Client(base_url=server.rstrip("/"), timeout=timeout_s)
+        self._http = httpx2.Client(base_url=server.rstrip("/"), timeout=timeout_s)
         self._patience_s = patience_s
         self._id: int | str | None = None
         self._names: dict[str, str] = {}
@@ -49,13 +49,13 @@ class Session:
 
     def post(self, path: str, **fields: Any) -> dict[str, Any]:
         """The answer as a map. Raises Refused, ConnectionFailed."""
-        import httpx
+        import httpx2
 
         body = fields if self._id is None else {"id": self._id, **fields}
         try:
             answer = self._http.post(f"/{path}", json={self._names.get(name, name): body[name] for name in body})
             said = answer.json()
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise ConnectionFailed(f"no answer to /{path}: {type(error).__name__}: {error}") from None
         except ValueError:
             raise Refused(f"the answer to /{path} is no JSON, status {answer.status_code}") from None

@@ -15,6 +15,7 @@ splits are the official ones. A task is a map of its name and a variation.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from actors.config import DataSettings
 from actors.environments import react, scienceworld_jvm, scienceworld_tasks
@@ -105,7 +106,7 @@ class ScienceWorld(TextEnvironment):
     def _in_sight(self) -> str:
         return f"{self._ask('freeActionLook')}\n{self._ask('freeActionInventory')}".lower()
 
-    def _ask(self, name: str, *arguments):
+    def _ask(self, name: str, *arguments: Any) -> Any:
         if self._session is None:
             raise RuntimeError("this ScienceWorld is closed")
         said = self._session.ask(name, *arguments)
