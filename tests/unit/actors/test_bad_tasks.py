@@ -68,7 +68,7 @@ class Producer:
 
 def actor_of(make, rollout: Rollout, lease_s: float = 600.0) -> tuple[Actor, Producer]:
     """An actor that has started, with an engine that answers "x"."""
-    mixture = (MixedEnvironment(name="any", time_limit_s=600.0, threads=8),)
+    mixture = (MixedEnvironment(name="signs", time_limit_s=600.0, threads=8),)
     settings: Any = (
         mixture,
         rollout,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 from dataclasses import replace
 from itertools import count
@@ -17,10 +18,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from actors.engines.scripted import ScriptedEngine
-from protocols import own_code
+from protocols import cache, own_code
 from protocols.turns import Stop
 from redraft import recipe as recipes
-from redraft.cli import doctor_recipe, main
+from redraft.cli import doctor_recipe
 from redraft.cli.main import app
 
 ROWS = [{"question": f"{n} + 1?", "answer": str(n + 1)} for n in range(30)]
@@ -35,6 +36,15 @@ VALUES = {
     "actors": {"engine": {"name": "scripted", "max_length": 128}},
     "learner": {"row_tokens": 128, "micro_tokens": 512},
 }
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """The command silences ours for as long as its process lives."""
+    ours = logging.getLogger("redraft")
+    level = ours.level
+    yield
+    ours.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +124,7 @@ def test_answers_that_are_cut_are_counted_and_shown(models, varying, monkeypatch
 
 
 def test_the_command_exits_with_1_where_something_is_wrong_and_takes_overrides(folder, models, varying, monkeypatch):
-    monkeypatch.setattr(main, "CACHE", models)
+    monkeypatch.setattr(cache, "folder", lambda part: models)
     (folder / "mine.py").write_text("def score(text, answer):\n    return (text == answer) + len(text) / 100\n")
     (folder / "flat.py").write_text("def score(text):\n    return 0\n")
     (folder / "mine.yaml").write_text(yaml.safe_dump(VALUES))

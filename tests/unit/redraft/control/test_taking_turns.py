@@ -74,7 +74,13 @@ class House:
         silent = SimpleNamespace(look=lambda *_: None, forget=lambda *_: None)
         shards = SimpleNamespace(look=lambda: 0)
         parts: Any = SimpleNamespace(
-            fleet=self.fleet, ranks=[rank], files=silent, lost=deque(), shards=shards, book=Book()
+            fleet=self.fleet,
+            ranks=[rank],
+            files=silent,
+            copier=SimpleNamespace(look=lambda: None),
+            lost=deque(),
+            shards=shards,
+            book=Book(),
         )
         status: Any = SimpleNamespace(gpus=lambda *_: None, fleet=lambda *_: None, played=lambda *_: None)
         recipe = recipes.load(RECIPES / "quickstart.yaml", [*TURNS, f"actors.count={count}"])
