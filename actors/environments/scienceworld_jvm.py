@@ -46,7 +46,7 @@ class Machine:
 
         _quiet()
         self.simplifications, self.sessions, self._lock = simplifications, 0, threading.Lock()
-        port, self.process = launch_gateway(
+        launched: Any = launch_gateway(
             classpath=JAR_PATH,
             die_on_exit=True,  # its standard input closes with this process, however that ends
             cwd=BASEPATH,
@@ -54,8 +54,9 @@ class Machine:
             daemonize_redirect=True,
             return_proc=True,
         )
-        parameters = GatewayParameters(port=port, auto_field=True)
-        self.gateway = JavaGateway(gateway_parameters=parameters, java_process=self.process)
+        self.process: subprocess.Popen = launched[1]
+        parameters = GatewayParameters(port=launched[0], auto_field=True)
+        self.gateway: Any = JavaGateway(gateway_parameters=parameters, java_process=self.process)  # knows only names
         jvm = self.gateway.jvm
         self._count = _only(jvm.util, "UniqueIdentifier")
         self._random = _only(jvm.scala.util, "Random")
@@ -98,7 +99,8 @@ class Machine:
     def end(self) -> None:
         """Ends it in order: it does when its standard input closes."""
         with contextlib.suppress(OSError):
-            self.process.stdin.close()
+            if self.process.stdin is not None:
+                self.process.stdin.close()
         try:
             self.process.wait(END_S)
         except subprocess.TimeoutExpired:
@@ -110,7 +112,9 @@ class Session:
 
     def __init__(self, machine: Machine):
         self._machine, self.calling, self.closed = machine, False, False
-        self.count, self.chance, self._simulator = 0, None, None
+        self.count = 0
+        self.chance: Any = None
+        self._simulator: Any = None
 
     @property
     def alive(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from actors import environments
+from actors import environments, messages
 from actors.config import DataSettings, EnvironmentSettings
 from actors.door import EpisodeFailure
 from actors.environment_pool import EnvironmentPool
@@ -156,13 +156,14 @@ def test_the_same_actions_are_answered_alike_whoever_else_plays(gold):
 
     def play() -> list[str]:
         environment = make()
-        said = [environment.reset(seed=0, options={"task": task("chemistry-mix", 1)})[0]]
+        said = [messages.asked(environment.reset(seed=0, options={"task": task("chemistry-mix", 1)})[0])]
         said += [environment.step(text)[0] for text in actions]
         restored = make()
         restored.restore(environment.snapshot())
         said += [each.step("look around")[0] for each in (environment, restored)]
         assert said[-1] == said[-2]
-        environment.close(), restored.close()
+        environment.close()
+        restored.close()
         return said
 
     async def together() -> list:
