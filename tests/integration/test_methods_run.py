@@ -224,6 +224,7 @@ def test_failures_of_the_model_are_what_a_run_reflects_on_in_rounds(folder, fail
     assert lines[0]["anchor_kl"] < 1e-6 < max(line["anchor_kl"] for line in lines), "held to the start model"
 
 
+@pytest.mark.prove
 def test_a_curriculum_goes_on_at_its_level_when_a_run_is_resumed(folder, failures):
     """The run of the test before, which was stopped after its level had risen."""
     stopped, before = newest_state(folder, "reflect"), remembered(folder, "reflect")
