@@ -11,7 +11,7 @@ from learner.credit_config import CreditFacts
 from protocols.errors import SettingError
 from redraft import recipe
 
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 SLEEPS = ["actors.sleep=true", "learner.gpus=0.5", "actors.gpus=0.5", "learner.max_staleness=0"]
 

@@ -111,7 +111,7 @@ def test_commands_on_the_pages_exist(page: Path):
 
 def test_the_recipe_commands_of_one_gpu_are_taken():
     text = (TUTORIALS / "one-gpu.md").read_text(encoding="utf-8")
-    found = re.findall(r"redraft train (\S+) ((?:.*\\\n)*.*)\n", text)
+    found = re.findall(r"redraft train (\S+)((?:.*\\\n)*.*)\n", text)
     assert len(found) == 2
     for path, arguments in found:
         overrides = re.findall(r"'([^']+)'|(\S+=\S+)", arguments.replace("\\\n", " "))
