@@ -69,9 +69,10 @@ def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequ
     they are not what tasks are."""
     kind = find(settings.name)
     failures = data.failures if split == "train" else None
-    for key in ("test", "config"):
-        if settings.name in NAMES and settings.name != "rows" and getattr(data, key) is not None:
-            raise SettingError(f"data.{key}", f"{settings.name} does not read it", "Leave it out, or play rows")
+    for key in {"test", "config"}.difference(kind.reads):
+        if getattr(data, key) is not None:
+            cure = "Leave it out, or have a class of your own name it in `reads`"
+            raise SettingError(f"data.{key}", f"{settings.name} does not read it", cure)
     found = door.tasks(
         settings.name, split, _own(kind, settings, data, split) if failures is None else _failures(failures)
     )

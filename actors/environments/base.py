@@ -45,6 +45,8 @@ class TextEnvironment(gymnasium.Env, ABC):
 
     feedbacks: ClassVar[tuple[str, ...]] = ("binary", "blank")
     """Values of `environment.feedback` that this environment knows."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Keys of `data` that its tasks depend on, beside path, sizes and failures: "test", "config"."""
     many_actions: bool = True
     """An episode may need more than one step: False for a OneAnswer, which no search or `act` can play."""
     blocking: ClassVar[bool] = True

@@ -39,6 +39,7 @@ class Rows(OneAnswer):
     """
 
     feedbacks = ("binary", "blank", "residual")
+    reads = ("test", "config")
 
     def __init__(
         self,
