@@ -196,6 +196,7 @@ def failures(folder):
     return found
 
 
+@pytest.mark.prove
 def test_failures_of_the_model_are_what_a_run_reflects_on_in_rounds(folder, failures):
     assert 56 <= len(failures) <= 64 and all(failure["attempt"] for failure in failures)
     run = Command(folder, "train", "reflect.yaml", "data.failures=failures.jsonl")
