@@ -115,7 +115,12 @@ def test_who_has_gone_is_waited_for_once_and_the_group_is_made_anew(house):
         data = house.write(version)
         assert received(house.seats(version, one), one) == [[data]]
     house.write(4)
-    assert house.broadcasts.seat(4, one.name, 1, one.group) is not None, "nobody else is waited for"
+
+    def seated() -> bool:
+        """As soon as the broadcast before has ended, while the clock stands still."""
+        return house.broadcasts.seat(4, one.name, 1, one.group) is not None
+
+    until(seated, "nobody else is waited for")
 
 
 def test_only_the_newest_version_is_broadcast_and_never_the_trial(house):

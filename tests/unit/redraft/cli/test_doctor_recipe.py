@@ -82,7 +82,8 @@ def said(models: Path, reward: str, html: Path | None = None, **changes) -> tupl
 
 
 def test_a_recipe_that_could_learn_is_good_and_two_dialogues_show_what_is_trained(models, folder, varying):
-    good, text = said(models, "return (text == answer) + len(text) / 100", html=folder / "page.html")
+    paid = "return (text == answer) + sum(map(ord, text)) % 9973 / 10_000"  # no two answers alike
+    good, text = said(models, paid, html=folder / "page.html")
     assert good and "20 of 20 tasks were played" in text and "nothing was found" in text, text
     assert text.count("\ntask ") == 2
     turns = re.findall(r"attempt · reward \S+ · .*?(\d+) of (\d+) tokens are trained · ends with (\S+)", text)
