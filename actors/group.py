@@ -16,6 +16,10 @@ NO_TOKENS = np.empty(0, TOKENS)
 NOTHING_SAMPLED = Completion(NO_TOKENS, np.empty(0, LOGPROBS), (), Stop.AUTHORED, 0.0)
 
 
+def _label(task: dict) -> dict:
+    return {MIXED_FROM: task[MIXED_FROM]} if MIXED_FROM in task else {}
+
+
 class GroupWriter:
     """Numbers turns and hands them to `sink(item, lease, spread)`: the replay producer, or a list in an evaluation."""
 
@@ -30,8 +34,7 @@ class GroupWriter:
         """Numbers of the episodes that came to their end."""
         self.successes: dict[int, float] = {}
         """By episode whether its last sampled answer or action was a success; a rollout that knows better says so."""
-        self.facts: dict = {key: lease.task[key] for key in (MIXED_FROM,) if key in lease.task}
-        self.facts["task"] = lease.task.get("id", "")
+        self.facts: dict = {"task": lease.task.get("id", "")} | _label(lease.task)
         """Of the whole group, for the close row."""
         self.compared: list[float] | None = None
         """What a group without variance is told by, where that is not the returns of its episodes."""

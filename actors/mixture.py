@@ -27,7 +27,7 @@ Mixture = Sequence[MixedEnvironment]
 Make = Callable[[MixedEnvironment], TextEnvironment]
 
 
-def tasks(mixture: Mixture, split: str) -> list[dict] | Sequence[dict]:
+def tasks(mixture: Mixture, split: str) -> Sequence[dict]:
     """The tasks of split "train" or "test". Of several environments each id begins with the label, and the task names
     it. Raises SettingError where an environment has none, or they are not what tasks are."""
     found = [environments.tasks(one, one.data, split) for one in mixture]

@@ -81,10 +81,14 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
     """Rewards of the model's own attempts (all, by turn number, by role), the staleness of each group, which is that of
     its oldest token, and what responses look like (see `responses_of`). A figure over nothing is None."""
     turns = [turn for group in groups for turn in group.turns]
-    attempts = [turn for group in groups for turn in _attempts(group)]
+    told = [_attempts(group) for group in groups]
+    attempts = [turn for own in told for turn in own]
     rewards, successes, roles, parts = (defaultdict(list) for _ in range(4))
-    mixed = Counter(group.extra[MIXED_FROM] for group in groups if MIXED_FROM in group.extra)
-    apart = {label: [t for g in groups if g.extra.get(MIXED_FROM) == label for t in _attempts(g)] for label in mixed}
+    mixed, apart = Counter(), defaultdict(list)
+    for group, own in zip(groups, told, strict=True):
+        if (label := group.extra.get(MIXED_FROM)) is not None:
+            mixed[label] += 1
+            apart[label] += own
     for turn in attempts:
         rewards[turn.index].append(turn.reward)
         roles[turn.role.name.lower()].append(turn.reward)

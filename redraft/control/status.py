@@ -269,21 +269,19 @@ class Status:
 def tell_accuracy(occasion: str, summary: EvaluationSummary) -> None:
     """Exports what was solved of the test tasks: at each turn, or by episodes of many actions, as turn 0.
     Of several environments also what was solved of each."""
-    sampled = summary.sampled
-    figures = sampled.accuracy_by_turn if isinstance(sampled, AnswerFigures) else (sampled.success,)
-    for index, figure in enumerate(figures):
+    for index, figure in enumerate(_solved(summary.sampled)):
         exported = ((metrics.EVALUATION_ACCURACY, figure.value), (metrics.EVALUATION_ERROR, figure.error))
         for metric, value in exported:
             metric.labels(occasion=occasion, index=str(index)).set(math.nan if value is None else value)
     for label, own in summary.environments.items():
-        value = _main(own.figures).value
+        value = _solved(own.figures)[-1].value
         told = metrics.EVALUATION_OF_ENVIRONMENT.labels(occasion=occasion, environment=label)
         told.set(math.nan if value is None else value)
 
 
-def _main(figures: PassFigures) -> Figure:
-    """Right at the last turn, or success."""
-    return figures.accuracy_by_turn[-1] if isinstance(figures, AnswerFigures) else figures.success
+def _solved(figures: PassFigures) -> tuple[Figure, ...]:
+    """At each turn, or by episodes of many actions."""
+    return figures.accuracy_by_turn if isinstance(figures, AnswerFigures) else (figures.success,)
 
 
 def _actor(member: Member) -> ActorStatus:
