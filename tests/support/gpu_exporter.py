@@ -44,7 +44,7 @@ OTHERS = {
     ],
     "redraft_learner_reward_part": [('part="learner",name="learner-0",component="short"', 0.2)],
     "redraft_learner_kl": [('part="learner",name="learner-0"', 0.02)],
-    "redraft_storage_failures_total": [('part="controller",name="controller"', 0.1)],
+    "redraft_storage_failures_total": [('part="controller",name="controller"', 0)],
     "redraft_replay_refused_total": [('part="replay",name="replay-0",reason="peer"', 0.1)],
     "redraft_teacher_failures_total": [('part="actor",name="actor-0",reason="timeout"', 0.1)],
     "redraft_teacher_answer_seconds_bucket": [
