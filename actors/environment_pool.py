@@ -10,11 +10,11 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from actors import door
 from actors.door import EpisodeFailure, Outcome
@@ -116,6 +116,15 @@ class Playing:
         return door.dialogues(f"{self._name}.demonstrations", found)
 
 
+class Closes(Protocol):
+    """What is closed at the end."""
+
+    async def close(self) -> None: ...
+
+
+Shared = TypeVar("Shared", bound=Closes)
+
+
 @dataclass(slots=True, eq=False)
 class Lent:
     """An environment of the pool, and how many episodes it has begun."""
@@ -152,7 +161,8 @@ class EnvironmentPool:
         self._threads = ThreadPoolExecutor(threads, "environment")
         self._free = asyncio.Semaphore(threads)  # so that the limit counts from a step's start, not from its queueing
         self._room, self._group_room = (asyncio.Semaphore(self._instances) for _ in range(2))
-        self._line = asyncio.Lock()
+        self._line, self._making = asyncio.Lock(), asyncio.Lock()
+        self._beside: dict[str, Any] = {}
         self._said: set[str] = set()
 
     @asynccontextmanager
@@ -186,10 +196,18 @@ class EnvironmentPool:
                     await held.enter_async_context(self._group_room)
             yield
 
+    async def beside(self, name: str, make: Callable[[], Awaitable[Shared]]) -> Shared:
+        """What episodes share beside their environments: made once, closed with the pool."""
+        async with self._making:
+            if name not in self._beside:
+                self._beside[name] = await make()
+        return self._beside[name]
+
     async def close(self) -> None:
         """Closes all environments, also those in which an episode is played. Each has its time limit for it."""
         self._idle.clear()
         await asyncio.gather(*map(self._close, list(self._alive)))
+        await asyncio.gather(*(shared.close() for shared in self._beside.values()))
         if self._toolbox is not None:
             await asyncio.to_thread(self._toolbox.close)
         self._threads.shutdown(wait=False)

@@ -38,6 +38,8 @@ class RolloutFacts:
     """Whether an episode may begin from a failed answer that its task brings along (`data.failures`)."""
     hooks: tuple[str, ...] = ()
     """Methods that the environment must have."""
+    acts: bool = False
+    """Whether it acts by itself, so that an environment of one answer gives its tasks to episodes of many actions."""
     variety: str = "rollout.episodes"
     """The setting that gives a group more different answers."""
 
@@ -334,6 +336,52 @@ class SearchSettings(Rollout):
         return ActSettings(turns=turns or self.turns, episodes=episodes, system=self.system)
 
 
+class AgentSettings(Rollout):
+    """A program of your own that speaks to an OpenAI-compatible endpoint, behind which the model samples."""
+
+    name: Literal["agent"] = "agent"
+    run: str | tuple[str, ...]
+    """FILE.py:Name of `async def solve(task, client)`, or a command as a list of words, in which {task.KEY} stands for
+    a field of the task. A command has the endpoint in OPENAI_BASE_URL and OPENAI_API_KEY, the task in REDRAFT_TASK."""
+    kind: Kind = "actions"
+    """What its requests are: actions of which an episode needs many, or answers that are scored each."""
+    turns: int = Field(default=100, ge=1)
+    """Most answers or actions in an episode, which ends where the program asks for more. Requests of the model
+    redraft/reflection do not count."""
+    episodes: int = Field(default=1, ge=1)
+    """Episodes in a group."""
+    judge: Literal["program", "environment"] = "program"
+    """Who gives the reward: the program, by what it returns, prints last or sends to /v1/reward; or the environment, by
+    the text that the program returns or prints."""
+    limit_s: float = Field(default=300.0, gt=0)
+    """Longest time of an episode; the program is then killed, with all that it started."""
+    processes: int = Field(default=8, ge=1)
+    """Most programs at once in an actor."""
+
+    several: ClassVar[bool] = True
+
+    @property
+    def role(self) -> Role:
+        """Of a turn whose request names none."""
+        return Role.ACTION if self.kind == "actions" else Role.ATTEMPT
+
+    @property
+    def facts(self) -> RolloutFacts:
+        return RolloutFacts(acts=True)
+
+    @model_validator(mode="after")
+    def _runs(self):
+        words = [self.run] if isinstance(self.run, str) else list(self.run)
+        if not words or not words[0] or (isinstance(self.run, str) and ":" not in self.run):
+            raise ValueError("rollout.run is FILE.py:Name of a function, or a command as a list of words")
+        if self.system is not None:
+            raise ValueError("rollout.system has no effect: the program says what the model is told")
+        return self
+
+    def tested(self, turns: int | None, episodes: int) -> Rollout:
+        return self.model_copy(update={"episodes": episodes} | ({"turns": turns} if turns else {}))
+
+
 class OwnRollout(OwnStating, Rollout):
     """A rollout of the user's own: `async def play(stage: actors.rollouts.Stage)`, or a class with such a static method
     `play` and with `facts`, a RolloutFacts, by which the recipe is checked as for a known one."""
@@ -362,6 +410,7 @@ KNOWN: tuple[type[Rollout], ...] = (
     AttemptSettings,
     RetrySettings,
     ActSettings,
+    AgentSettings,
     ReflectSettings,
     HintSettings,
     SearchSettings,
@@ -375,4 +424,5 @@ else:
 def names(fits: Callable[[Rollout], bool]) -> str:
     """The known rollouts that fit as they are without settings, for a person to choose from: "attempt, retry or
     act"."""
-    return either([name_of(kind) for kind in KNOWN if fits(kind())])
+    whole = [kind for kind in KNOWN if not any(field.is_required() for field in kind.model_fields.values())]
+    return either([name_of(kind) for kind in whole if fits(kind())])

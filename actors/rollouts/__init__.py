@@ -34,6 +34,7 @@ NAMES = {
     "attempt": "actors.rollouts.attempt:play",
     "retry": "actors.rollouts.retry:play",
     "act": "actors.rollouts.act:play",
+    "agent": "actors.rollouts.agent:play",
     "reflect": "actors.rollouts.reflect:play",
     "hint": "actors.rollouts.hint:play",
     "search": "actors.rollouts.search:play",

@@ -51,11 +51,16 @@ def _check_played(recipe: Recipe, played: EnvironmentSettings) -> None:
 
     made = environments.make(played)
     tools = toolbox.check(played.tools, made.own_tools.values(), played.time_limit_s)
+    acts = recipe.rollout.facts.acts
+    if acts and (tools or recipe.evaluation.feedbacks):
+        setting = "environment.tools" if tools else "evaluation.feedbacks"
+        problem = f"rollout {recipe.rollout.name} has no use for it: the program says what the model is told"
+        raise SettingError(setting, problem, "Leave it out")
     if tools and recipe.rollout.kind == "answers":
         problem = f"rollout {recipe.rollout.name} asks for whole answers, in which no tool is called"
         known = f"Use rollout {rollout_config.names(lambda one: one.kind == 'actions')}, or no tools"
         raise SettingError("environment.tools", problem, known)
-    if recipe.rollout.kind == "actions" and not (made.many_actions or tools):
+    if recipe.rollout.kind == "actions" and not (made.many_actions or tools or acts):
         problem = f"{recipe.rollout.name} plays many actions, {played.name} asks for one answer"
         raise SettingError("rollout.name", problem, f"Use {rollout_config.names(lambda one: one.kind == 'answers')}")
     if lacking := [kind for kind in recipe.evaluation.feedbacks if kind not in made.feedbacks]:

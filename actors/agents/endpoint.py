@@ -1,0 +1,170 @@
+"""The endpoint that agents speak to: one HTTP server an actor, a key an episode.
+
+    POST /v1/chat/completions      in OpenAI's form, whole or as a stream        GET /v1/models
+    POST /v1/reward                a number, or a map as a reward function returns it, for what was said since the last
+
+It listens on the loopback address only. A key opens its episode and nothing else, and dies with it. Each generation is
+a task of its own, so a client that lost its connection and asks again gets the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from actors.agents.chat import MODEL, ROLES_BY_NAME, Refused, chunks
+
+LONGEST_BODY = 1 << 25  # bytes
+CLOSE_S = 5.0
+RETRIES = "x-stainless-retry-count"
+"""What OpenAI's clients send with a request that they make again."""
+
+
+class Conversation(Protocol):
+    """What an episode answers."""
+
+    async def complete(self, body: Any) -> tuple[Any, Mapping[str, Any]]:
+        """What was asked for, and the whole answer as a body. Raises Refused."""
+        ...
+
+    def reward(self, given: Any) -> None:
+        """Raises Refused."""
+
+
+class Endpoint:
+    """`url` is what a client takes as its base; there once it was started."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, _Episode] = {}
+        self._ended: set[str] = set()
+        self.url = ""
+
+    async def start(self) -> None:
+        listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        routes = [
+            Route("/v1/chat/completions", self._door(self._complete), methods=["POST"]),
+            Route("/v1/reward", self._door(self._reward), methods=["POST"]),
+            Route("/v1/models", self._door(self._models), methods=["GET"]),
+            Route("/{path:path}", self._nothing, methods=["GET", "POST"]),
+        ]
+        config = uvicorn.Config(Starlette(routes=routes), lifespan="off", log_config=None, access_log=False)
+        self._server = _Server(config)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
+
+    def open(self, conversation: Conversation) -> str:
+        """A key that opens it, until it is closed."""
+        key = f"sk-redraft-{secrets.token_urlsafe(24)}"
+        self._open[key] = _Episode(conversation)
+        return key
+
+    def end(self, key: str) -> None:
+        """The key opens nothing any more; what it still generates is given up."""
+        self._ended.add(hashlib.blake2b(key.encode(), digest_size=8).hexdigest())
+        for task in self._open.pop(key).asked.values():
+            task.cancel()
+
+    async def close(self) -> None:
+        for key in list(self._open):
+            self.end(key)
+        self._server.should_exit = True
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._serving
+        except TimeoutError:
+            self._server.force_exit = True
+
+    def _door(self, answer: Callable[[_Episode, Request], Awaitable[Response]]):
+        async def answered(request: Request) -> Response:
+            try:
+                return await answer(self._episode(request), request)
+            except Refused as refused:
+                return JSONResponse(refused.body, refused.status)
+
+        return answered
+
+    def _episode(self, request: Request) -> _Episode:
+        kind, _, key = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and key in self._open:
+            return self._open[key]
+        ended = hashlib.blake2b(key.encode(), digest_size=8).hexdigest() in self._ended
+        why = "The episode of this key has ended" if ended else "This key opens no episode"
+        raise Refused(why, code="invalid_api_key", status=401)
+
+    async def _complete(self, episode: _Episode, request: Request) -> Response:
+        raw = await _body(request)
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        again = request.headers.get(RETRIES, "0") != "0" and digest in episode.asked
+        if not again:
+            body = _parsed(raw)
+            episode.asked[digest] = asyncio.create_task(episode.conversation.complete(body))
+        try:
+            asked, whole = await asyncio.shield(episode.asked[digest])
+        except asyncio.CancelledError:
+            if not episode.asked[digest].cancelled():
+                raise
+            raise Refused("The episode of this key has ended", code="invalid_api_key", status=401) from None
+        if not asked.stream:
+            return JSONResponse(whole)
+        pieces = [f"data: {json.dumps(piece)}\n\n" for piece in chunks(asked, whole)]
+        return StreamingResponse(iter([*pieces, "data: [DONE]\n\n"]), media_type="text/event-stream")
+
+    async def _reward(self, episode: _Episode, request: Request) -> Response:
+        episode.conversation.reward(_parsed(await _body(request)))
+        return JSONResponse({})
+
+    async def _models(self, episode: _Episode, request: Request) -> Response:
+        names = [MODEL, *(f"{MODEL}/{role}" for role in ROLES_BY_NAME)]
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": MODEL} for name in names]
+        return JSONResponse({"object": "list", "data": models})
+
+    async def _nothing(self, request: Request) -> Response:
+        refused = Refused(f"There is no {request.method} {request.url.path} here", code="unknown_url", status=404)
+        return JSONResponse(refused.body, refused.status)
+
+
+class _Episode:
+    """A conversation, and the newest request of each body."""
+
+    def __init__(self, conversation: Conversation):
+        self.conversation = conversation
+        self.asked: dict[bytes, asyncio.Task[Any]] = {}
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the actor."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        yield
+
+
+async def _body(request: Request) -> bytes:
+    if int(request.headers.get("content-length") or 0) > LONGEST_BODY:
+        raise Refused(f"The body is longer than {LONGEST_BODY} bytes", code="request_too_large", status=413)
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > LONGEST_BODY:
+            raise Refused(f"The body is longer than {LONGEST_BODY} bytes", code="request_too_large", status=413)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        raise Refused("The body is not valid JSON") from None

@@ -1,0 +1,202 @@
+"""Runs agents one after the other, in a process group of its own: the program behind programs.py.
+
+It hears {"run", "code"} once and says `"ready"`, or what went wrong; then {"task", "url", "key"} for each episode, and
+says {"value", "output"} or {"failed", "output"}. Once its input closes, be it since its parent died, it ends with all
+that it has started, whatever the agent is at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from protocols import own_code
+
+NICE = 5  # engines come first
+KEPT = 4096  # bytes of an agent's last output
+SHOWN = 500  # characters of an error
+FIELD = re.compile(r"\{task\.(\w+)\}")
+
+
+class Failed(Exception):
+    """The agent ended badly; the message says how."""
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    os.nice(NICE)
+    questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    heard: queue.Queue[Any] = queue.Queue()
+    first = json.loads(questions.readline())
+    commands = _Command(first["run"]) if isinstance(first["run"], list) else None
+    threading.Thread(target=_hear, args=(questions, heard, commands), daemon=True).start()
+    try:
+        agent = commands or _Function(first["run"], first["code"])
+    except BaseException as error:
+        print(json.dumps(_told(error)), file=answers)
+        return
+    print(json.dumps("ready"), file=answers)
+    while True:
+        print(json.dumps(_played(agent, heard.get())), file=answers)
+
+
+def _hear(questions: IO[str], heard: queue.Queue[Any], commands: _Command | None) -> None:
+    for line in questions:
+        heard.put(json.loads(line))
+    if commands is not None:
+        commands.end()
+    os.killpg(0, signal.SIGKILL)
+
+
+def _played(agent: _Command | _Function, question: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"OPENAI_BASE_URL": question["url"], "OPENAI_API_KEY": question["key"]}
+    names["REDRAFT_TASK"] = json.dumps(question["task"])
+    with tempfile.TemporaryFile() as output:
+        try:
+            found: dict[str, Any] = {"value": _plain(agent.play(question["task"], names, output))}
+        except BaseException as error:
+            found = {"failed": str(error) if isinstance(error, Failed) else _told(error)}
+        return found | {"output": _tail(output)}
+
+
+class _Function:
+    """The user's `async def solve(task, client)`, or one that is not async. All its plays share one event loop and one
+    pool of connections."""
+
+    def __init__(self, name: str, code: Mapping[str, str]):
+        own_code.install(code)
+        self._function = own_code.load(name)
+        if not callable(self._function):
+            raise TypeError(f"{self._function!r} is no function")
+        self._asynchronous = inspect.iscoroutinefunction(self._function)
+        taken = inspect.signature(self._function).parameters.values()
+        self._any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken)
+        self._names = {one.name for one in taken}
+        self._runner, self._client = asyncio.Runner(), None
+
+    def play(self, task: Mapping[str, Any], names: Mapping[str, str], output: IO[bytes]) -> Any:
+        os.environ.update(names)
+        given = {"task": dict(task)}
+        if self._any or "client" in self._names:
+            given["client"] = self._connected(names)
+        with _printed(output):
+            returned = self._function(**{key: value for key, value in given.items() if self._any or key in self._names})
+            return self._runner.run(returned) if inspect.iscoroutine(returned) else returned
+
+    def _connected(self, names: Mapping[str, str]) -> Any:
+        import openai
+
+        if self._client is None:
+            kind = openai.AsyncOpenAI if self._asynchronous else openai.OpenAI
+            self._client = kind(base_url=names["OPENAI_BASE_URL"], api_key=names["OPENAI_API_KEY"])
+        return self._client.with_options(base_url=names["OPENAI_BASE_URL"], api_key=names["OPENAI_API_KEY"])
+
+
+class _Command:
+    """A command of the user's, started anew for each episode, in a process group of its own."""
+
+    def __init__(self, command: Sequence[str]):
+        self._command, self._running = list(command), None
+
+    def play(self, task: Mapping[str, Any], names: Mapping[str, str], output: IO[bytes]) -> Any:
+        command = [FIELD.sub(lambda found: _field(task, found[1]), word) for word in self._command]
+        with tempfile.TemporaryFile() as said:
+            try:
+                self._running = subprocess.Popen(
+                    command,
+                    env=os.environ | names,
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise Failed(f"{command[0]} cannot be run: {error.strerror}") from None
+            try:
+                status = self._running.wait()
+            finally:
+                self.end()
+            lines = _tail(said).strip().splitlines()
+            if status:
+                last = (_tail(output).strip().splitlines() or lines or [""])[-1][:SHOWN]
+                how = f"signal {-status}" if status < 0 else f"exit status {status}"
+                raise Failed(f"{how}{': ' if last else ''}{last}")
+        return _read(lines)
+
+    def end(self) -> None:
+        """Kills what the command has started, too."""
+        if self._running is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._running.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _printed(output: IO[bytes]):
+    """What is written to standard output and error meanwhile goes there."""
+    before = os.dup(1), os.dup(2)
+    sys.stdout.flush()
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for place, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, place)
+            os.close(kept)
+
+
+def _field(task: Mapping[str, Any], key: str) -> str:
+    if key not in task:
+        raise Failed(f"rollout.run names {{task.{key}}}, and the task has only {', '.join(map(str, task))}")
+    return value if isinstance(value := task[key], str) else json.dumps(value)
+
+
+def _read(lines: Sequence[str]) -> Any:
+    """What a command says: its last line where that is JSON, else all of it as a text."""
+    try:
+        return json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return "\n".join(lines)
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - KEPT))
+    return file.read().decode(errors="replace")
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON: a number, a map of such, a text, null; anything else as a list with how it looks."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return [f"{repr(value)[:SHOWN]} ({type(value).__name__})"]
+
+
+def _told(error: BaseException) -> str:
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}"[:SHOWN] if said else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()
