@@ -9,6 +9,9 @@
 {{- if gt (len $job) 40 -}}
 {{- fail (printf "%s: the names of the release and of the run have %d letters together; KubeRay leaves room for 40" $job (len $job)) -}}
 {{- end -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" .Release.Name) -}}
+{{- fail (printf "%s: KubeRay takes only names of lower-case letters, digits and dashes that begin with a letter" .Release.Name) -}}
+{{- end -}}
 {{- $job -}}
 {{- end -}}
 

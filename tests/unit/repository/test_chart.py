@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib import metadata
 from math import ceil
 from pathlib import Path
 from types import ModuleType
@@ -126,11 +128,41 @@ def test_a_field_that_ray_does_not_know_would_be_noticed(manifests):
         ({"recipe": {"name": "mine"}}, "the chart writes it"),
         ({"recipe": {"actors": {"resources": {"x": 1}}}}, "recipe.actors.resources"),
         ({"run": "a-name-of-thirty-eight-letters-is-long"}, "KubeRay leaves room for 40"),
+        ({"recipe": {"actors": {"autoscale": {"max": 8}}}, "kueueQueue": "mine"}, "leave out recipe.actors.autoscale"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_helm(values, problem):
     with pytest.raises(engine().HelmError, match=problem):
         render(CHART, values)
+
+
+@pytest.mark.parametrize("release", ["7b", "exp.1"])
+def test_a_release_whose_name_kuberay_would_not_take_is_refused_by_helm(release):
+    with pytest.raises(engine().HelmError, match="that begin with a letter"):
+        render(CHART, {}, release)
+
+
+def test_the_job_keeps_to_what_kuberays_operator_and_kueue_ask_beyond_the_schema(manifests):
+    """ValidateRayJobMetadata, ValidateRayJobSpec and ValidateRayClusterSpec of KubeRay, and Kueue's webhook of RayJobs,
+    in so far as they concern fields that are used here."""
+    job, cluster = one(manifests, "RayJob"), cluster_of(manifests)
+    name = job["metadata"]["name"]
+    assert len(name) <= 47 and re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert job["spec"]["ttlSecondsAfterFinished"] >= 0 and job["spec"]["backoffLimit"] >= 0
+    assert job["spec"]["shutdownAfterJobFinishes"] is True
+    rayed = tuple(int(number) for number in cluster["rayVersion"].split("."))
+    assert rayed >= (2, 52, 0) and cluster["rayVersion"] == metadata.version("ray"), "tokens, and the image's own Ray"
+    groups = [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", ())]
+    names = [group["groupName"] for group in groups[1:]]
+    assert len(set(names)) == len(names) <= 7 and "head" not in names
+    for group in groups:
+        pod = group["template"]["spec"]
+        given = {variable["name"] for variable in pod["containers"][0]["env"]}
+        assert "labels" not in group["rayStartParams"]
+        assert pod.get("restartPolicy", "Never") == "Never", "Ray's autoscaler v2 makes pods, and Kubernetes none again"
+        assert not {"RAY_REDIS_ADDRESS", "RAY_enable_autoscaler_v2"} & given
+    queued = "kueue.x-k8s.io/queue-name" in job["metadata"]["labels"]
+    assert not (queued and cluster.get("enableInTreeAutoscaling"))
 
 
 def test_two_runs_in_one_namespace_have_no_name_in_common_and_reach_each_other_nowhere(example):
@@ -339,6 +371,23 @@ def test_the_network_begins_closed_for_the_pods_of_the_run(manifests):
     assert deny.keys() == {"podSelector", "policyTypes"} and deny["policyTypes"] == ["Ingress", "Egress"]
     for template in templates(manifests):
         assert deny["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_names_are_asked_of_the_clusters_own_server_and_of_the_one_on_the_node(manifests):
+    [rule] = one(manifests, "NetworkPolicy", "exp-1-names")["spec"]["egress"]
+    assert {(port["port"], port["protocol"]) for port in rule["ports"]} == {(53, "UDP"), (53, "TCP")}
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"], "where NodeLocal DNSCache listens"
+    [rule] = one(render(CHART, {"network": {"nodeLocalDNS": ""}}), "NetworkPolicy", "exp-1-names")["spec"]["egress"]
+    assert [where.keys() for where in rule["to"]] == [{"namespaceSelector"}]
+
+
+def test_alerts_link_to_the_page_where_a_cluster_has_it():
+    page = "https://docs.example.com/operations/"
+    rules = one(render(CHART, {"monitoring": {"runbook": page}}), "PrometheusRule", "exp-1-alerts")["spec"]["groups"]
+    told = {rule["alert"]: rule["annotations"] for group in rules for rule in group["rules"]}
+    assert len(told) > 10
+    for alert, said in told.items():
+        assert said["runbook_url"] == f"{page}#{alert.lower()}" and "runbook" not in said
 
 
 def test_all_dashboards_reach_grafana_and_all_rules_prometheus():
