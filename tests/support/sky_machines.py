@@ -1,0 +1,48 @@
+"""SkyPilot's task on machines that are folders here: each runs what it says, told who it is as SkyPilot tells it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from support import processes
+from support.places import ROOT
+
+TASK = ROOT / "deploy" / "skypilot" / "redraft.yaml"
+
+
+def task() -> dict:
+    return yaml.safe_load(TASK.read_text())
+
+
+class Machines:
+    """So many of them, with these variables; `programs` is what .venv/bin of each is."""
+
+    def __init__(self, folder: Path, count: int, programs: Path, variables: Mapping[str, str]):
+        self._addresses = [f"127.0.0.{number + 1}" for number in range(count)]
+        self._variables = {name: value for name, value in task()["envs"].items() if value is not None} | variables
+        self.folders = [folder / f"machine-{rank}" for rank in range(count)]
+        for machine in self.folders:
+            (machine / ".venv").mkdir(parents=True)
+            (machine / ".venv" / "bin").symlink_to(programs)
+            shutil.copytree(TASK.parent, machine / "deploy" / "skypilot")
+
+    def start(self, rank: int) -> subprocess.Popen:
+        told = {"SKYPILOT_NODE_RANK": str(rank), "SKYPILOT_NODE_IPS": "\n".join(self._addresses)}
+        usual = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        with open(self.folders[rank] / "said.txt", "wb") as said:
+            return processes.start(
+                ["bash", "-c", task()["run"]],
+                cwd=self.folders[rank],
+                env=usual | self._variables | told,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+
+    def said(self, rank: int) -> str:
+        return (self.folders[rank] / "said.txt").read_text()
