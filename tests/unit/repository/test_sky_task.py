@@ -26,11 +26,10 @@ if "--head" in sys.argv:
 signal.pause()
 """,
     "redraft": """#!/usr/bin/env python3
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+os.mkfifo("over")
 pathlib.Path("redraft.json").write_text(json.dumps(sys.argv[1:]))
-while not os.path.exists("over"):
-    time.sleep(0.05)
 sys.exit(int(pathlib.Path("over").read_text()))
 """,
     "python": "#!/bin/sh\nexit 0\n",
