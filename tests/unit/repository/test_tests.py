@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
+from support import processes
 from support.places import ROOT
+from support.waiting import deadline_s
 
 TESTS = ROOT / "tests"
 SUITES = [path for suite in ("unit", "integration", "chaos") for path in sorted((TESTS / suite).rglob("test_*.py"))]
@@ -52,3 +57,13 @@ def test_a_file_is_small_says_what_it_promises_and_does_things_in_the_one_way(pa
 def test_a_file_that_starts_ray_bears_its_marker(path):
     text = path.read_text()
     assert "pytest.mark.ray" in text or not any(start in text for start in STARTS_RAY)
+
+
+def test_what_a_test_leaves_ends_with_it_also_where_its_parent_is_gone_and_its_session_is_its_own():
+    leaves = "import subprocess as s; print(s.Popen(['sleep', '600'], start_new_session=True, stdout=s.DEVNULL).pid)"
+    begun = processes.mark()
+    parent = processes.start([sys.executable, "-c", leaves], stdout=subprocess.PIPE)
+    left = psutil.Process(int(parent.communicate(timeout=deadline_s(30))[0]))
+    assert parent.returncode == 0 and left.is_running()
+    processes.end(begun)
+    assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
