@@ -41,7 +41,8 @@ from tools import boards
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN, OTHER = "quickstart", "quickstart-warm"
-HALF, SOME = 60, 30  # steps after which the run is pictured; and two beside each other
+HALF, SOME = 60, 20  # steps after which the run is pictured; and two beside each other
+BEFORE_S = 60.0  # of the pictures of boards, before the first step
 LIMIT_S = 1800.0
 SCRAPE_S, POINTS = 2, 150  # of the Prometheus that watches; of a line in a picture
 SOFTWARE = ["--no-sandbox", "--disable-gpu"]
@@ -187,7 +188,7 @@ def of_boards(folder: Path, into: Path) -> None:
     """Grafana's boards, while two runs train that differ in how the answers are drawn."""
     names, ports = (RUN, OTHER), [free_port(), free_port()]
     own = {name: ("--run", name, f"metrics.port={port}") for name, port in zip(names, ports, strict=True)}
-    begin, deadline = time.time(), time.monotonic() + LIMIT_S
+    begin, deadline = math.inf, time.monotonic() + LIMIT_S
     files = [folder / "runs" / name / "metrics.jsonl" for name in names]
     with (
         training(folder, *own[RUN]) as one,
@@ -198,6 +199,7 @@ def of_boards(folder: Path, into: Path) -> None:
                 if one.poll() is not None or two.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit("they did not train:\n" + (folder / "output.txt").read_text()[-3000:])
                 time.sleep(1.0)
+                begin = min(begin, time.time() - BEFORE_S) if files[0].exists() else begin
             end = time.time()
             for name, said in boards.load(ROOT / "deploy" / "grafana" / "dashboards").items():
                 asked = answers(address, begin, end, "|".join(names) if name == "against" else RUN)

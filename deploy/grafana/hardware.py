@@ -7,12 +7,12 @@ from overview import gpu_time
 from panels import ANY, BAD, CARE, GOOD, board, lines, number
 
 FULL = ((0.8, CARE), (0.9, BAD))
+HELD = 'max(redraft_controller_gpus{run="$run"})'
 
 
 def _totals():
-    held = 'max(redraft_controller_gpus{run="$run"})'
     return (
-        number("GPUs", "That ranks and actors hold.", "none", (held, ""), ANY),
+        number("GPUs", "That ranks and actors hold.", "none", (HELD, ""), ANY),
         number(
             "GPUs busy",
             "Mean share of time in which the GPUs of this run computed.",
@@ -24,7 +24,7 @@ def _totals():
             "Tokens a second of a GPU",
             "Sampled or authored, over all GPUs of the run, those of the learner included.",
             "none",
-            (f'sum(rate(redraft_tokens_total{{run="$run"}}[$__rate_interval])) / ({held} > 0)', ""),
+            (f'sum(rate(redraft_tokens_total{{run="$run"}}[$__rate_interval])) / ({HELD} > 0)', ""),
             ANY,
         ),
         number(
@@ -45,7 +45,7 @@ def _totals():
             "Cost of a day",
             "At the price above, with as many GPUs as now.",
             "none",
-            (f"{held} * 24 * $price", ""),
+            (f"{HELD} * 24 * $price", ""),
             ANY,
         ),
     )
@@ -66,7 +66,7 @@ def _computed():
         "6 times parameters times tokens of the last step, a second in which it trains, as a share of the peak typed "
         "above. Attention is left out; with an adapter, whose base is not trained, it is far too low.",
         "percentunit",
-        (f"{work} / ({step_s}) / {gpus} / ($peak * 1e12)", "share of the peak"),
+        (f"{work} / ({step_s}) / {gpus} / ($peak * 1e12) and on () {HELD} > 0", "share of the peak"),
     )
 
 

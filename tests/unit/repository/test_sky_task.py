@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,8 @@ from typer.testing import CliRunner
 from redraft.cli.main import app
 
 STUBS = {
-    "ray": """#!/usr/bin/env python3
+    "ray": f"#!{sys.executable}"
+    """
 import json, os, pathlib, signal, socket, sys
 pathlib.Path("ray.json").write_text(json.dumps(sys.argv[1:]))
 given = dict(word.split("=", 1) for word in sys.argv if "=" in word)
@@ -25,7 +27,8 @@ if "--head" in sys.argv:
     listening.listen(64)
 signal.pause()
 """,
-    "redraft": """#!/usr/bin/env python3
+    "redraft": f"#!{sys.executable}"
+    """
 import json, os, pathlib, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 os.mkfifo("over")
