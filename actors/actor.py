@@ -78,7 +78,8 @@ class Actor:
         self._begun = False
         self._parts: Future[Parts] = Future()
         self._started = asyncio.Event()  # or failed to start
-        self._news = asyncio.Event()  # that the next report will tell
+        self._untold = False  # there is something that the next report will tell
+        self._wait = asyncio.Event()  # of the last call is over
         self._announced: deque[WeightRef] = deque(maxlen=1)  # the newest weights that no update has taken yet
         self._updating = False
 
@@ -92,7 +93,9 @@ class Actor:
 
     async def exchange(self, orders: Orders) -> Report:
         """Takes orders and reports what has changed since the last call: at once, or within the time that they give
-        as soon as there is something to say."""
+        as soon as there is something to say or the next call comes."""
+        self._wait.set()
+        self._wait = asyncio.Event()
         self._report_engine_failure()
         self._look()
         if not self._begun:
@@ -108,15 +111,16 @@ class Actor:
                 self._background(self._update(orders.trial))
         if orders.sleep and self._report.state == "ready":
             self._background(self._sleep())
-        if orders.wait_s:
-            await self._until_news(orders.wait_s)
+        if orders.wait_s and not self._untold:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wait.wait(), orders.wait_s)
+            self._look()
         return self._take_report()
 
-    async def _until_news(self, limit_s: float) -> None:
-        """Returns when there is something to say that nobody was told yet, or after the limit."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), limit_s)
-        self._look()
+    def _tell(self) -> None:
+        """There is something to say: the call that waits is answered."""
+        self._untold = True
+        self._wait.set()
 
     async def evaluate(
         self,
@@ -167,7 +171,7 @@ class Actor:
             self._fail(f"cannot start: {error}")
         else:
             self._report.state, self._report.version = "ready", self._spec.version
-            self._news.set()
+            self._tell()
         finally:
             self._started.set()
 
@@ -214,7 +218,7 @@ class Actor:
                     continue  # the newer one comes with the next orders
                 self._report.probe_limit = self._limit(ref)
                 self._report.version = ref.version
-                self._news.set()
+                self._tell()
         except WeightsError as error:
             metrics.ACTOR_VERIFIED.set(0)
             self._report.weights_refused = True
@@ -285,7 +289,7 @@ class Actor:
             self._abandon(lease, f"{type(error).__name__}: {error}")
         else:
             self._report.closed.append((lease.group, lease.fencing_token, writer.success))
-            self._news.set()
+            self._tell()
             self._report.tally.group(writer)
             metrics.GROUPS.labels(end="closed").inc()
         finally:
@@ -388,7 +392,7 @@ class Actor:
 
     def _take_report(self) -> Report:
         report = self._report
-        self._news.clear()
+        self._untold = False
         report.playing, report.asleep = self._playing, self._rest.asleep
         report.share, report.tested, report.tested_tokens = self._share, self._tested, self._tested_tokens
         report.gpus = () if self._gpus is None else self._gpus.newest
@@ -425,7 +429,7 @@ class Actor:
         """Says that this actor has to be replaced, and why: the first cause counts."""
         if self._report.state != "failed":
             self._report.state, self._report.error = "failed", error
-            self._news.set()
+            self._tell()
 
     def _note(self, failure: EpisodeFailure) -> None:
         metrics.ENVIRONMENT_ERRORS.labels(kind=failure.kind).inc()
@@ -436,7 +440,7 @@ class Actor:
     def _abandon(self, lease: Lease, reason: str) -> None:
         metrics.GROUPS.labels(end="abandoned").inc()
         self._report.abandoned.append((lease.group, lease.fencing_token, reason))
-        self._news.set()
+        self._tell()
 
     def _background(self, work) -> asyncio.Task:
         task = asyncio.ensure_future(work)

@@ -1,12 +1,15 @@
 """What the controller does twenty times a second once all parts are up: it takes the actors' reports, looks after
-leases and the fleet's size, and gives each actor its orders."""
+leases and the fleet's size, and gives actors their orders: leases, new weights.
+
+With a few actors each one reports in every round. With many, a report waits until there is something to say, or for as
+long as `redraft.control.pace` allows; orders that are new to such an actor are sent all the same, and end the wait."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +25,7 @@ from redraft.control.admission import Admission, groups_at_once
 from redraft.control.autoscale import Autoscaler
 from redraft.control.discovery import Process
 from redraft.control.leases import PLAYS
+from redraft.control.pace import Pace
 from redraft.control.parts import Parts
 from redraft.control.places import Scaled
 from redraft.control.rank_gpus import RankGpus
@@ -32,8 +36,7 @@ from redraft.recipe import Recipe
 
 TICK_S = 0.05  # between two rounds
 SHOW_S = 0.2  # between two looks at all actors for people and metrics
-EXCHANGE_S, SHARE = 0.0006, 0.25  # CPU time of one in the controller (benchmarks.scale); what all may take of a core
-LONGEST_S = 1.0  # that an actor without news does not hear of new weights, or of room for more groups
+SILENT = 0.25  # of actors.silence_s: an actor without news is heard of so often at least
 GIVEN_UP = 10  # groups that could not be played, before the run stops
 BLAMELESS = ("actor", "drained")  # reasons for which a lease is lost, where the group is not to blame
 
@@ -89,7 +92,8 @@ class Exchange:
     def __init__(self, parts: Parts, recipe: Recipe, status: Status, announced: Announced):
         self.parts, self._recipe, self._status, self._announced = parts, recipe, status, announced
         actors = recipe.actors
-        self._size = actors.count
+        self._size, self._at_once = actors.count, groups_at_once(recipe)
+        self._pace = Pace(TICK_S, SILENT * actors.silence_s)
         self._rest = Rest(parts.ranks[0].rested.remote, parts.fleet) if actors.sleep else None
         self._growing = threading.Lock()
         self._gpus = RankGpus(parts.ranks if recipe.learner.gpus else ())
@@ -155,8 +159,11 @@ class Exchange:
         parts = self.parts
         parts.files.look(parts.fleet)
         parts.copier.look()
-        for number, report in parts.fleet.receive():
-            self._take(number, report)
+        with self._pace:
+            reports = parts.fleet.receive()
+            for number, report in reports:
+                self._take(number, report)
+        self._pace.ended(len(reports))
         while parts.lost:
             self._lost(*parts.lost.popleft())
         self._resize()
@@ -241,26 +248,11 @@ class Exchange:
                 self._status.event(f"group {corrupt.group[:8]} was corrupt on the disk; it is played again")
 
     def _give_orders(self, room: int, resting: bool) -> None:
-        """Sends every idle actor its orders; the room is shared out, the least busy first. While engines are `resting`
-        none is started."""
+        """Sends orders to who can be sent some; looks after the fleet's own size, and shows it."""
         fleet, book = self.parts.fleet, self.parts.book
-        busy, ready, wait_s = book.busy(), set(fleet.ready()), waited_s(len(fleet.members))
-        idle = sorted(fleet.idle(), key=busy.__getitem__)
-        left = len(ready.intersection(idle))
-        for number in idle:
-            if resting and not fleet.begun(number):
-                fleet.hold(number)
-                continue
-            leases = []
-            if number in ready and room:
-                share = min(math.ceil(room / left), groups_at_once(self._recipe) - busy[number])
-                leases = book.give(number, share, time.monotonic())
-                room -= len(leases)
-                busy[number] += len(leases)
-            left -= number in ready
-            new, trial = self._announced.orders(fleet.members[number].report.version)
-            wait = 0.0 if resting else wait_s
-            fleet.send(number, Orders(tuple(leases), new, trial, resting, wait))
+        busy, ready = book.busy(), set(fleet.ready())
+        with self._pace:
+            room = self._send(room, resting, busy, ready)
         if self._autoscaler is not None:
             without = sum(not busy[number] for number in ready) if not room else 0
             self._autoscaler.look(time.monotonic(), without, fleet.settled)
@@ -268,9 +260,31 @@ class Exchange:
             self._shown_at = time.monotonic()
             self._status.fleet(fleet.members, fleet.target, len(book.live))
 
+    def _send(self, room: int, resting: bool, busy: Counter[int], ready: set[int]) -> int:
+        """Sends every idle actor its orders, and one whose report waits for news those that are new to it. The room is
+        shared out, the least busy first; returns what is left. While engines are `resting` none is started."""
+        fleet, book = self.parts.fleet, self.parts.book
+        wait_s = 0.0 if resting else self._pace.wait_s(len(fleet.members))
+        idle = set(fleet.idle())
+        asked = [*idle, *(number for number in fleet.waiting() if room or resting or self._is_new_to(number))]
+        takers = {number for number in asked if number in ready and busy[number] < self._at_once}
+        for number in sorted(asked, key=busy.__getitem__):
+            if resting and not fleet.begun(number):
+                fleet.hold(number)
+                continue
+            leases = []
+            if room and number in takers:
+                share = min(math.ceil(room / len(takers)), self._at_once - busy[number])
+                leases = book.give(number, share, time.monotonic())
+                room -= len(leases)
+                busy[number] += len(leases)
+            takers.discard(number)
+            if leases or resting or number in idle or self._is_new_to(number):
+                new, trial = self._announced.orders(fleet.members[number].report.version)
+                fleet.send(number, Orders(tuple(leases), new, trial, resting, wait_s))
+        return room
 
-def waited_s(actors: int) -> float:
-    """How long a report may wait for something to say, so that exchanges with so many actors take SHARE of a core. With
-    a few it comes at once: they learn of new weights soonest."""
-    between_s = actors * EXCHANGE_S / SHARE
-    return min(LONGEST_S, between_s) if between_s > TICK_S else 0.0
+    def _is_new_to(self, number: int) -> bool:
+        """Whether the newest weights are such that an actor has neither nor was told of."""
+        member, newest = self.parts.fleet.members[number], self._announced.newest
+        return newest is not None and newest.version not in (member.report.version, member.told)

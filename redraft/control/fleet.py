@@ -1,4 +1,5 @@
-"""The fleet: actors as Ray's FaultTolerantActorManager keeps them, one `exchange` in flight with each.
+"""The fleet: actors as Ray's FaultTolerantActorManager keeps them, one `exchange` in flight with each, or a second one
+that ends the wait of the first.
 
 An actor that dies is restarted by Ray; one that is silent or starts for too long, or says that it has failed, is killed
 so that Ray restarts it. Either way `on_lost` learns which actor it was and why. When starts or weight checks fail again
@@ -50,6 +51,10 @@ class Member:
     evaluating: bool = False
     waiting: bool = False
     """The cluster has no room for its process yet."""
+    told: int | None = None
+    """The version of the weights of which it was told last."""
+    waits: bool = False
+    """The report to its last orders waits for something to say, so that it can be sent others."""
     draining: float | None = None
     """It is to go, and may finish what it plays until then."""
 
@@ -113,7 +118,7 @@ class Fleet:
 
     def begun(self, number: int) -> bool:
         """Whether an actor may have an engine, or be starting one: it has been sent orders."""
-        return bool(self.members[number].report.pid) or self._under_way(number, EXCHANGES)
+        return bool(self.members[number].report.pid) or self._under_way(number, EXCHANGES) > 0
 
     def hold(self, number: int) -> None:
         """It may not begin yet, for no fault of its own."""
@@ -177,8 +182,8 @@ class Fleet:
         """Made when the first actors are: the import takes seconds, in which their processes start."""
         from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 
-        # Two calls at most: an exchange and an evaluation, told apart by their tags.
-        return FaultTolerantActorManager(max_remote_requests_in_flight_per_actor=1)
+        # Of each kind, by its tag: two exchanges, one evaluation.
+        return FaultTolerantActorManager(max_remote_requests_in_flight_per_actor=2)
 
     def _missed(self, number: int) -> tuple:
         """Sorts actors by what is lost when they go."""
@@ -186,12 +191,15 @@ class Fleet:
         return member.ready, member.evaluating, member.report.playing, -number
 
     def send(self, number: int, orders: Orders) -> bool:
-        """Sends orders unless the actor's last exchange is still under way, or it is gone."""
-        return bool(
-            self._manager.foreach_actor_async(
-                "exchange", EXCHANGES, kwargs=[dict(orders=orders)], remote_actor_ids=[number]
-            )
+        """Sends orders unless two exchanges with the actor are still under way, or it is gone."""
+        sent = self._manager.foreach_actor_async(
+            exchange, EXCHANGES, kwargs=dict(orders=orders), remote_actor_ids=[number]
         )
+        if sent:
+            member = self.members[number]
+            member.waits = orders.wait_s > 0
+            member.told = member.told if orders.weights is None else orders.weights.version
+        return bool(sent)
 
     def hear(self) -> None:
         """Learns how far actors are, and which have failed to start, while there is nothing yet that they could do."""
@@ -214,13 +222,25 @@ class Fleet:
             if self._manager.is_actor_healthy(number) and not self._under_way(number, EXCHANGES)
         ]
 
+    def waiting(self) -> list[int]:
+        """Actors whose report waits for something to say: orders that are sent to them now end that wait."""
+        return [
+            number
+            for number, member in self.members.items()
+            if member.waits and self._manager.is_actor_healthy(number) and self._under_way(number, EXCHANGES) == 1
+        ]
+
     def receive(self) -> list[tuple[int, Report]]:
         """Reports that have come in; losses are handled on the way.
 
         Raises WeightsError or RedraftError when actors fail their weight checks, or to start, `actors.failures` times.
         """
-        reports = []
+        reports, broken = [], set()
         for number, ok, answer in self._answers(EXCHANGES):
+            if number in broken:  # the second exchange with it says the same
+                continue
+            if not ok or answer.state == "failed":
+                broken.add(number)
             if ok:
                 reports.append((number, answer))
                 self._heard(number, answer)
@@ -303,6 +323,7 @@ class Fleet:
         starting = not member.ready and not member.report.weights_refused
         self._manager.set_actor_state(number, healthy=False)
         member.report, member.heard, member.began = Report("starting"), time.monotonic(), time.monotonic()
+        member.told, member.waits = None, False
         self._on_lost(number, why)
         self._failed_starts += starting
         if self._failed_starts >= self._settings.failures:
@@ -332,8 +353,13 @@ class Fleet:
             if member.waiting:
                 member.began = now
 
-    def _under_way(self, number: int, tag: str) -> bool:
-        return self._manager._remote_actor_states[number].get_num_in_flight_requests(tag) > 0
+    def _under_way(self, number: int, tag: str) -> int:
+        return self._manager._remote_actor_states[number].get_num_in_flight_requests(tag)
+
+
+def exchange(actor: Any, orders: Orders) -> Any:
+    """What each actor is asked. By its name the manager would pickle a function of its own with every call."""
+    return actor.exchange(orders)
 
 
 def _place(handle: Any) -> dict[str, Any]:

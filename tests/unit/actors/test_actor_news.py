@@ -1,4 +1,5 @@
-"""An actor that is given time to report does so when it has something to say, and never later than that."""
+"""An actor that is given time to report does so when it has something to say, or other orders come, and never later
+than that."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ from typing import Any
 from actors.actor import Actor
 from actors.contract import Orders, Report
 from protocols.turns import Lease
-from redraft.control.exchange import LONGEST_S, TICK_S, waited_s
 
 LONG_S = 600.0
 
@@ -64,6 +64,18 @@ def test_what_ended_between_two_calls_is_told_without_a_wait_and_no_news_after_t
     assert len(found.abandoned) == 1 and not nothing.abandoned and nothing.state == "ready"
 
 
-def test_a_few_actors_report_at_once_and_the_wait_of_many_is_bounded():
-    waits = [waited_s(actors) for actors in (1, 16, 64, 256, 1024, 10_000)]
-    assert waits[:2] == [0, 0] and waits == sorted(waits) and waits[2] > TICK_S and waits[-1] == LONGEST_S
+def test_a_call_that_waits_is_answered_when_the_next_one_comes_which_then_waits_in_its_place():
+    async def run() -> tuple[Report, Report]:
+        actor = Told()
+        actor.gate.set()
+        await asyncio.wait_for(actor.exchange(Orders(wait_s=LONG_S)), 60)
+        first = asyncio.ensure_future(actor.exchange(Orders(wait_s=LONG_S)))
+        await asyncio.sleep(0)  # it begins
+        second = asyncio.ensure_future(actor.exchange(Orders((lease(1),), wait_s=LONG_S)))
+        answered = await asyncio.wait_for(first, 60)
+        assert not second.done()
+        actor.ends.set()
+        return answered, await asyncio.wait_for(second, 60)
+
+    answered, ended = asyncio.run(run())
+    assert (answered.playing, answered.abandoned) == (1, []) and len(ended.abandoned) == 1
