@@ -34,7 +34,7 @@ from actors.rollout_config import Rollout
 from actors.tally import foreign_ids, untemplated
 from actors.transports import Superseded, Transports
 from actors.weights import Proved
-from protocols import metrics, nvml
+from protocols import metrics, nvml, traces
 from protocols.errors import DeadlineError, SettingError, WeightsError
 from protocols.log_facts import about
 from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
@@ -155,6 +155,7 @@ class Actor:
             if made.teacher is not None:
                 await made.teacher.close()
             await asyncio.to_thread(made.producer.close, 5.0)
+        await asyncio.to_thread(traces.flush)
 
     @property
     def _made(self) -> Parts:
@@ -264,10 +265,14 @@ class Actor:
     # Playing.
 
     async def _play(self, lease: Lease) -> None:
+        began = time.monotonic()
         with about(group=lease.group.hex(), lease=lease.fencing_token):
-            await self._play_group(lease)
+            error = await self._play_group(lease)
+        own, of = (named(lease.group, lease.fencing_token) for named in (traces.played, traces.leased))
+        traces.record("play", own, time.monotonic() - began, of, error=error, actor=self._name)
 
-    async def _play_group(self, lease: Lease) -> None:
+    async def _play_group(self, lease: Lease) -> str:
+        """Plays it, and reports how it ended; returns why it was not closed, "" where it was."""
         limit = self._spec.actors.lease_s
         try:
             lent, episodes = self._made.environments.of(lease.task), self._spec.rollout.episodes
@@ -278,20 +283,22 @@ class Actor:
                 kept = cast(Future, writer.close())  # what the producer promises
                 await self._for_replay(asyncio.wrap_future(kept))
         except TimeoutError:
-            self._abandon(lease, f"not closed within actors.lease_s={limit:g}")
+            return self._abandon(lease, f"not closed within actors.lease_s={limit:g}")
         except (DeadlineError, rollouts.Aborted) as error:
-            self._abandon(lease, str(error) or "aborted")
+            return self._abandon(lease, str(error) or "aborted")
         except (SettingError, TeacherBudget) as error:  # every other group would end like this one
             self._report.fatal = True
             self._fail(str(error))
+            return str(error)
         except Exception as error:
             log.exception("%s gives up group %s", self._name, lease.group.hex()[:8])
-            self._abandon(lease, f"{type(error).__name__}: {error}")
+            return self._abandon(lease, f"{type(error).__name__}: {error}")
         else:
             self._report.closed.append((lease.group, lease.fencing_token, writer.success))
             self._tell()
             self._report.tally.group(writer)
             metrics.GROUPS.labels(end="closed").inc()
+            return ""
         finally:
             self._playing -= 1
 
@@ -307,7 +314,26 @@ class Actor:
             self._report.turns += 1
             self._report.tokens += len(item.response)
             self._report.tally.turn(item, self._made.foreign)
+            self._trace(item)
         return self._made.producer.add(item, lease, spread)
+
+    def _trace(self, turn: Turn) -> None:
+        """The span of a turn that has just been made."""
+        of = turn.group, turn.lease
+        queued_s, generating_s, environment_s = turn.timing
+        traces.record(
+            "turn",
+            traces.turned(*of, turn.turn),
+            sum(turn.timing),
+            traces.played(*of),
+            role=turn.role.name.lower(),
+            episode=turn.episode,
+            index=turn.index,
+            tokens=len(turn.response),
+            queued_s=queued_s,
+            generating_s=generating_s,
+            environment_s=environment_s,
+        )
 
     async def _group(
         self,
@@ -437,10 +463,11 @@ class Actor:
             self._logged.add(str(failure))
             log.warning("an episode ended (%s): %s; this cause is logged once, and counted", failure.kind, failure)
 
-    def _abandon(self, lease: Lease, reason: str) -> None:
+    def _abandon(self, lease: Lease, reason: str) -> str:
         metrics.GROUPS.labels(end="abandoned").inc()
         self._report.abandoned.append((lease.group, lease.fencing_token, reason))
         self._tell()
+        return reason
 
     def _background(self, work) -> asyncio.Task:
         task = asyncio.ensure_future(work)

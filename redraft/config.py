@@ -154,6 +154,10 @@ class LogSettings(Settings):
     format: LogFormat = "text"
     """text: for people, in logs/ of the run folder. json: each line also as JSON on the standard output of its process,
     with run, part, and where it is known group, lease and step, for what collects the logs of containers."""
+    traces: bool = False
+    """Each part sends spans of OpenTelemetry, by OTLP over HTTP: of leases, plays, turns, closed groups and steps.
+    OpenTelemetry's own variables say where to and how many (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER). Needs
+    `pip install redraft[traces]`."""
 
 
 class StorageSettings(Settings):

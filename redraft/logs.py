@@ -10,9 +10,12 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from protocols import log_facts
+from protocols import log_facts, traces
+
+if TYPE_CHECKING:
+    from redraft.config import LogSettings
 
 LogFormat = Literal["text", "json"]
 FORMAT = "%(asctime)s %(levelname).1s {run} {part}: %(message)s"
@@ -49,6 +52,13 @@ def to_file(folder: Path, run: str, part: str, form: LogFormat = "text") -> None
         handlers.append(logging.StreamHandler(sys.stdout))
         handlers[-1].setFormatter(JsonLines(run, part))
     _install(handlers)
+
+
+def of_part(folder: Path, run: str, part: str, settings: LogSettings) -> None:
+    """Begins the log of this process, a part of a run, and its spans where they are asked for."""
+    to_file(folder, run, part, settings.format)
+    if settings.traces:
+        traces.begin(run, part)
 
 
 def to_terminal(run: str, level: int = logging.WARNING, form: LogFormat = "text") -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 
 import ray
@@ -27,7 +28,7 @@ from learner.ranks.progress import Progress
 from learner.ranks.publisher import Publisher
 from learner.ranks.timing import timed
 from learner.transcripts.store import TranscriptStore
-from protocols import metrics
+from protocols import metrics, traces
 from protocols.errors import DeadlineError, RedraftError
 from protocols.reports import StepReport
 from protocols.weights import TRIAL, version_of
@@ -123,7 +124,7 @@ class Lead:
         if progress.step < until_step:
             prefetch.start(progress.step)
         while progress.step < until_step and not stopping.is_set():
-            seconds = {"gather": 0.0, "publish": 0.0, "checkpoint": 0.0}
+            began, seconds = time.monotonic(), {"gather": 0.0, "publish": 0.0, "checkpoint": 0.0}
             batch = self._batch(seconds)
             if batch is None:
                 break
@@ -134,8 +135,15 @@ class Lead:
                 self._checkpoint(seconds)
             done.export()
             self._controller.step_done.remote(done)
+            self._trace(batch, seconds, time.monotonic() - began)
         self._checkpoint({})
         return "done" if progress.step >= until_step else "stopped"
+
+    def _trace(self, batch: Batch, seconds: dict[str, float], lasted_s: float) -> None:
+        """The span of the step that was done last, with where its time went."""
+        progress, parts = self._progress, {f"{phase}_s": spent for phase, spent in seconds.items()}
+        span = traces.stepped(self._run_id, version_of(progress.incarnation, progress.step))
+        traces.record("step", span, lasted_s, links=map(traces.closed, batch.ids), step=progress.step, **parts)
 
     def _batch(self, seconds: dict[str, float]) -> Batch | None:
         """The next one; None when the run is stopping. Meanwhile a checkpoint where replay needs room."""

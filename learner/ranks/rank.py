@@ -18,7 +18,7 @@ from learner import checkpoint
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
 from learner.ranks.progress import Progress
-from protocols import log_facts, metrics
+from protocols import log_facts, metrics, traces
 from protocols.errors import RedraftError
 from protocols.nvml import Gpu, GpuWatch, watch
 from protocols.reports import LearnerEnded, LearnerReady, StepReport
@@ -285,6 +285,7 @@ class Rank:
         finally:
             prefetch.close()
             client.close()
+            traces.flush()
 
     def _client(self) -> Client:
         return Client(self._shards, f"learner-{self.parts.progress.incarnation}", self.spec.keys)

@@ -48,7 +48,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from protocols import metrics, own_code
+from protocols import metrics, own_code, traces
 from protocols.errors import DeadlineError, FaultError, RedraftError
 from protocols.evaluation import EvaluationLine, EvaluationSummary
 from protocols.reports import LearnerEnded, RunEnded, RunStatus, StepReport
@@ -83,7 +83,7 @@ class Controller:
     EXCHANGE = Exchange
 
     def __init__(self, run: Run, recipe: Recipe, resume: bool):
-        logs.to_file(run.folder, run.name, "controller", recipe.logs.format)
+        logs.of_part(run.folder, run.name, "controller", recipe.logs)
         own_code.install(runs.code(run.folder, recipe))
         self._run, self._recipe, self._resume = run, recipe, resume
         self._status = Status(run, recipe)
@@ -305,6 +305,7 @@ class Controller:
             self._closing.close()
         except Exception:
             log.exception("a part did not end as it should")
+        traces.flush()
 
 
 def _have_ended(learning: list[Any]) -> bool:

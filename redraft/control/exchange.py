@@ -208,7 +208,7 @@ class Exchange:
     def _abandon(self, group: bytes, token: int, why: str, reason: str = "abandoned") -> None:
         """Takes a lease back and has replay drop its rows. Raises RedraftError when groups fail again and again."""
         blamed, book = reason not in BLAMELESS, self.parts.book
-        lease = book.lost(group, token, blamed)
+        lease = book.lost(group, token, blamed, why)
         if lease is None:
             return
         metrics.LEASES_LOST.labels(reason=reason).inc()

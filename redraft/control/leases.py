@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from actors.tasks import Order
+from protocols import traces
 from protocols.keys import group_id
 from protocols.turns import Lease
 
@@ -25,6 +27,11 @@ class Live:
     position: int
     actor: int
     since: float
+
+    def record(self, end: str, error: str = "") -> None:
+        """The span of a lease that ends now."""
+        span, held_s = traces.leased(self.lease.group, self.lease.fencing_token), time.monotonic() - self.since
+        traces.record("lease", span, held_s, error=error, end=end, lease=self.lease.fencing_token, order=self.position)
 
 
 class LeaseBook:
@@ -99,7 +106,9 @@ class LeaseBook:
         with self._lock:
             for group, token, *success in plays:
                 if self._is_live(group, token):
-                    lease = self.live.pop(group).lease
+                    live = self.live.pop(group)
+                    lease = live.lease
+                    live.record("closed")
                     self._failed.pop(group, None)
                     if self._order.closed(lease.task, success[0] if success else None, self._position):
                         log.info("level %d begins at position %d", self._order.level, self._position)
@@ -120,14 +129,18 @@ class LeaseBook:
             self._again.append((replace(lease, fencing_token=higher, shard=shard), position))
             return True
 
-    def lost(self, group: bytes, token: int, blamed: bool = True) -> Lease | None:
-        """This play ended without closing its group, which is leased again under the next fencing token.
+    def lost(self, group: bytes, token: int, blamed: bool = True, why: str = "") -> Lease | None:
+        """This play ended without closing its group, `why`; it is leased again under the next fencing token.
 
         A group that was `blamed` PLAYS times is given up; a play whose actor died is not counted. Returns the lease
         that was lost, None if it was not out.
         """
         with self._lock:
-            return self._lose(self.live.pop(group), blamed) if self._is_live(group, token) else None
+            if not self._is_live(group, token):
+                return None
+            live = self.live.pop(group)
+            live.record("lost", why)
+            return self._lose(live, blamed)
 
     def _is_live(self, group: bytes, token: int) -> bool:
         return group in self.live and self.live[group].lease.fencing_token == token

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from time import thread_time
+from types import TracebackType
 
-SHARE = 0.1  # of the loop's time, which exchanges without news may take: they keep figures fresh, and tell who is silent
+SHARE = 0.1  # of the loop's time, which exchanges without news may take: they keep figures fresh, and show who lives
 KEPT = 0.995  # of what was seen, from one round to the next: it counts for some ten seconds
 
 

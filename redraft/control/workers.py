@@ -23,13 +23,13 @@ from actors.contract import Spec
 from actors.transports import NodeFiles
 from learner.config import LearnerSettings
 from learner.ranks.rank import Rank, RankSpec
-from protocols import cache, metrics, own_code
+from protocols import cache, metrics, own_code, traces
 from protocols.errors import DeadlineError, SettingError
 from protocols.reports import LearnerReady
 from redraft import logs
 from redraft import run as runs
+from redraft.config import LogSettings
 from redraft.control.fleet import Fleet
-from redraft.logs import LogFormat
 from redraft.models import make as models
 from redraft.models.make import Wanted
 from redraft.recipe import Recipe
@@ -60,11 +60,17 @@ class ReplayPart:
     """The replay service in a process of its own. A restart binds the same endpoints and reads the same spool."""
 
     def __init__(
-        self, run: Run, shard: int, endpoints: Endpoints, settings: ReplaySettings, listen: str, form: LogFormat
+        self,
+        run: Run,
+        shard: int,
+        endpoints: Endpoints,
+        settings: ReplaySettings,
+        listen: str,
+        log_settings: LogSettings,
     ):
         from replay.server.service import Service
 
-        logs.to_file(run.folder, run.name, f"replay-{shard}", form)
+        logs.of_part(run.folder, run.name, f"replay-{shard}", log_settings)
         self._service = Service(run.spool(shard), endpoints, settings, run.id, run.keys)
         self._service.start()
         self._port = metrics.serve(0, "replay", listen)
@@ -78,6 +84,7 @@ class ReplayPart:
     def close(self) -> None:
         self._closing = True
         self._service.stop()
+        traces.flush()
 
     def _watch(self) -> None:
         """When the service's thread fails, the process ends, so that Ray starts it again on the same spool."""
@@ -92,8 +99,8 @@ class ReplayPart:
 class ActorPart(Actor):
     """An actor that logs into the run folder, and finds the model and the weight files on its node."""
 
-    def __init__(self, folder: str, run: str, spec: Spec, name: str, form: LogFormat, model: Wanted | None):
-        logs.to_file(Path(folder), run, name, form)
+    def __init__(self, folder: str, run: str, spec: Spec, name: str, log_settings: LogSettings, model: Wanted | None):
+        logs.of_part(Path(folder), run, name, log_settings)
         own_code.install(spec.code)
         self._model = model
         super().__init__(spec, name, files=None, node=ray.get_runtime_context().get_node_id())
@@ -119,8 +126,8 @@ class ActorPart(Actor):
 class RankPart(Rank):
     """A learner rank that logs into the run folder, and finds the model on its node."""
 
-    def __init__(self, run: str, spec: RankSpec, form: LogFormat, model: Wanted):
-        logs.to_file(spec.run_dir, run, f"learner-{spec.rank}", form)
+    def __init__(self, run: str, spec: RankSpec, log_settings: LogSettings, model: Wanted):
+        logs.of_part(spec.run_dir, run, f"learner-{spec.rank}", log_settings)
         own_code.install(spec.code)
         super().__init__(spec)
         self._model = model
@@ -177,7 +184,7 @@ def start_replay(run: Run, recipe: Recipe, shard: int, where: Endpoints):
         scheduling_strategy=here(),
         runtime_env=worker_environment(1),
     )
-    return part.remote(run, shard, where, recipe.replay, recipe.metrics.listen(run.cluster), recipe.logs.format)
+    return part.remote(run, shard, where, recipe.replay, recipe.metrics.listen(run.cluster), recipe.logs)
 
 
 class Files:
@@ -268,7 +275,7 @@ def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = 
             max_restarts=-1,
             max_concurrency=1000,
             runtime_env=worker_environment(recipe.actors.engine.threads),
-        ).remote(str(run.folder), run.name, spec, name, recipe.logs.format, wanted)
+        ).remote(str(run.folder), run.name, spec, name, recipe.logs, wanted)
 
     return make
 
@@ -304,6 +311,6 @@ def start_ranks(
     places = ["DEFAULT"] * settings.ranks if seats is None else seats
     wanted = models.wanted(run, recipe)
     return [
-        part.options(**options, scheduling_strategy=place).remote(run.name, spec, recipe.logs.format, wanted)
+        part.options(**options, scheduling_strategy=place).remote(run.name, spec, recipe.logs, wanted)
         for spec, place in zip(specs, places, strict=True)
     ]

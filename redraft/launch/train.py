@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from protocols import own_code
+from protocols import own_code, traces
 from protocols.errors import FaultError, RedraftError
 from protocols.reports import RunEnded, RunStatus
 from redraft import logs
@@ -55,6 +55,7 @@ def _train(
 ) -> RunEnded:
     cluster.check(resume)
     trackers.check(recipe.tracking)
+    traces.check(recipe.logs.traces)
     if recipe.storage is not None:
         copies.check(owner.folder, recipe.storage, resume, again)
     values = recipe.model_dump(mode="json")

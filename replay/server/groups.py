@@ -194,6 +194,7 @@ class Draft:
         self.filtered: Counter[str] = Counter()  # groups that this draft filters, by reason
         self.marked: Counter[str] = Counter()  # groups that it forgets, by reason
         self.corrupt = 0  # groups that it discards
+        self.ended: list[tuple[bytes, int]] = []  # groups that are whole now, with the lease of their play
         self.step = groups.step
 
     def get(self, group: bytes) -> HeldGroup | None:
@@ -248,6 +249,7 @@ class Draft:
         return "stored"
 
     def _end(self, group: bytes, held: HeldGroup) -> None:
+        self.ended.append((group, held.lease))
         if held.turns == 0:
             self.forget(group, EMPTY)
         elif self._settings.drop_flat and held.spread == 0:

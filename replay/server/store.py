@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import lmdb
 
-from protocols import metrics
+from protocols import metrics, traces
 from protocols.replay_stats import CorruptGroup, ReplayStats, metric_of
 from replay.config import WINDOW_ROWS, ReplaySettings
 from replay.disk.spool import Spool
@@ -77,6 +77,8 @@ class Store:
     def _count(self, draft: Draft, seconds: float) -> None:
         metrics.REPLAY_COMMIT_SECONDS.observe(seconds)
         self.corrupt += draft.corrupt
+        for group, lease in draft.ended:
+            traces.record("close", traces.closed(group), seconds, traces.played(group, lease), lease=lease)
         dropped = draft.filtered + Counter({EMPTY: draft.marked[EMPTY], CORRUPT: draft.corrupt})
         for reason, groups in dropped.items():
             metric_of("dropped", reason=reason).inc(groups)

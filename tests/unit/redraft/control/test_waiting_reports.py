@@ -1,4 +1,4 @@
-"""Reports of many actors wait for something to say: for how long, and that what is new to an actor is sent meanwhile."""
+"""Reports of many actors wait for something to say: for how long, and that what is new to one is sent meanwhile."""
 
 from __future__ import annotations
 

@@ -1,0 +1,114 @@
+"""Spans from the lease of a group to the step that used it, as a collector takes them; none unless asked for."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from support.collector import Collector, facts
+from support.run_house import ENVIRONMENT
+from support.waiting import deadline_s
+
+from actors.tasks import TaskOrder
+from protocols import traces
+from protocols.errors import SettingError
+from protocols.turns import Role
+from redraft.control.leases import LeaseBook
+
+GROUP = bytes(range(16))
+
+
+@pytest.fixture
+def collector(monkeypatch):
+    with Collector().serving() as made:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", made.url)
+        monkeypatch.setattr(traces, "_sender", None)
+        yield made
+
+
+def test_nothing_of_opentelemetry_is_imported_before_it_is_asked_for():
+    code = (
+        "import sys; from protocols import traces; from redraft import logs;"
+        "traces.check(False); traces.record('close', traces.closed(bytes(16)), 1.0); traces.flush();"
+        "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=deadline_s(60)
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_play_lies_within_its_lease_and_a_step_is_linked_to_the_groups_that_it_used(collector):
+    traces.begin("exp-1", "actor-0")
+    of = GROUP, 3
+    traces.record("lease", traces.leased(*of), 2.0, end="closed")
+    traces.record("play", traces.played(*of), 1.5, traces.leased(*of), error="it broke")
+    traces.record("close", traces.closed(GROUP), 0.001, traces.played(*of))
+    traces.record("step", traces.stepped("run", 7), 4.0, links=[traces.closed(GROUP)], step=7)
+    traces.flush()
+    (lease,), (play,), (close,), (step,) = map(collector.named, ("lease", "play", "close", "step"))
+    assert {span.trace_id for span in (lease, play, close)} == {GROUP} and step.trace_id != GROUP
+    assert (lease.parent_span_id, play.parent_span_id, close.parent_span_id) == (b"", lease.span_id, play.span_id)
+    assert [(link.trace_id, link.span_id) for link in step.links] == [(GROUP, close.span_id)]
+    assert facts(step) == {"redraft.step": 7} and facts(lease) == {"redraft.end": "closed"}
+    assert lease.end_time_unix_nano - lease.start_time_unix_nano == 2_000_000_000
+    assert (play.status.code, play.status.message) == (2, "it broke") and collector.trace(GROUP)["play"][0][
+        0
+    ] == "actor-0"
+
+
+def test_another_play_of_a_group_has_spans_of_its_own_in_the_same_trace():
+    spans = {traces.leased(GROUP, 0), traces.leased(GROUP, 1), traces.played(GROUP, 0), traces.turned(GROUP, 0, 0)}
+    assert len({span.id for span in spans}) == 4 and {span.trace for span in spans} == {GROUP}
+
+
+def test_the_sampler_of_opentelemetry_keeps_or_drops_a_trace_as_a_whole(collector, monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
+    traces.begin("exp-1", "actor-0")
+    groups = [bytes([n]) * 16 for n in range(0, 256, 16)]
+    for group in groups:
+        traces.record("lease", traces.leased(group, 0), 1.0)
+        traces.record("play", traces.played(group, 0), 1.0, traces.leased(group, 0))
+    traces.flush()
+    leases, plays = ({span.trace_id for span in collector.named(name)} for name in ("lease", "play"))
+    assert leases == plays and 0 < len(leases) < len(groups)
+
+
+def test_a_lease_that_ends_is_a_span_with_how_it_ended(collector):
+    traces.begin("exp-1", "controller")
+    order = TaskOrder([{"id": "a"}, {"id": "b"}], seed=0)
+    book = LeaseBook(order, "run", 0, 0, 0, lambda ids: (), lambda group: "")
+    kept, lost = book.give(0, 2, 0.0)
+    book.closed([(kept.group, kept.fencing_token)])
+    book.lost(lost.group, lost.fencing_token, why="its actor died")
+    traces.flush()
+    ends = {span.trace_id: (facts(span)["redraft.end"], span.status.message) for span in collector.named("lease")}
+    assert ends == {kept.group: ("closed", ""), lost.group: ("lost", "its actor died")}
+
+
+def test_a_collector_that_takes_nothing_is_told_of_once_and_again_when_it_does(collector, caplog):
+    traces.begin("exp-1", "actor-0")
+    collector.refuses = True
+    with caplog.at_level(logging.WARNING, "redraft.traces"):
+        for turn in range(2):
+            traces.record("turn", traces.turned(GROUP, 0, turn), 0.1, role=Role.ATTEMPT.name)
+            traces.flush()
+        collector.refuses = False
+        traces.record("turn", traces.turned(GROUP, 0, 2), 0.1)
+        traces.flush()
+    assert [record.getMessage()[:22] for record in caplog.records] == [
+        "traces cannot be sent,",
+        "traces are sent again;",
+    ]
+    assert "2 spans were lost" in caplog.text and len(collector.named("turn")) == 1 and collector.asked == 3
+
+
+def test_traces_without_the_packages_are_refused_before_the_run_starts(monkeypatch):
+    traces.check(True)
+    monkeypatch.setattr(traces, "PACKAGES", ("opentelemetry.sdk", "opentelemetry.not_there.at_all"))
+    traces.check(False)
+    with pytest.raises(SettingError, match=r"logs\.traces.*redraft\[traces\]"):
+        traces.check(True)
