@@ -61,11 +61,11 @@ def of_part(folder: Path, run: str, part: str, settings: LogSettings) -> None:
         traces.begin(run, part)
 
 
-def to_terminal(run: str, level: int = logging.WARNING, form: LogFormat = "text") -> None:
+def to_terminal(run: str, level: int = logging.WARNING, form: LogFormat = "text", part: str = "redraft") -> None:
     """Sends the command's own log lines to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(level)
-    handler.setFormatter(JsonLines(run, "redraft") if form == "json" else _text(run, "redraft"))
+    handler.setFormatter(JsonLines(run, part) if form == "json" else _text(run, part))
     _install([handler])
 
 
@@ -79,7 +79,7 @@ def _from_errors_up(record: logging.LogRecord) -> bool:
 
 
 def _text(run: str, part: str) -> logging.Formatter:
-    return logging.Formatter(FORMAT.format(run=run, part=part))
+    return logging.Formatter(FORMAT.format(run=run.replace("%", "%%"), part=part))
 
 
 def _install(handlers: list[logging.Handler]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from protocols.errors import SettingError
+from redraft.logs import LogFormat
 
 app = typer.Typer(help="The replay service alone, and tools for what it keeps.", no_args_is_help=True)
 STATES = "used,ready,claimed,filtered"
@@ -31,6 +32,7 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics here; 0: on any free port.")
     ] = None,
+    log_format: Annotated[LogFormat, typer.Option("--logs", help="As logs.format of a recipe, on stderr.")] = "text",
 ) -> None:
     """Run a replay service alone, until SIGTERM or Ctrl-C. Settings are those of `replay` in a recipe."""
     import logging
@@ -39,7 +41,7 @@ def serve(
     from replay.config import Endpoints
     from replay.tools import standalone
 
-    logs.to_terminal(run_id.replace("%", "%%"), logging.INFO)
+    logs.to_terminal(run_id, logging.INFO, log_format, "replay")
     chosen = standalone.settings(settings or ())
     standalone.serve(folder, Endpoints(ingest, serve_at), chosen, run_id, keys, metrics_port, typer.echo)
 

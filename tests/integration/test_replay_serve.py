@@ -38,13 +38,13 @@ def test_the_service_alone_says_when_it_is_ready_and_ends_cleanly_with_all_that_
         producer.close(deadline_s(DEADLINE_S))
         code, said, log = serving.end(signal.SIGTERM)
     assert (
-        (code, said) == (0, "")
-        and "Traceback" not in log
-        and all(" run redraft: " in line for line in log.splitlines())
+        (code, said) == (0, "") and "Traceback" not in log and all(" run replay: " in line for line in log.splitlines())
     )
     assert json.loads(redraft("stats", tmp_path / "new", "--json").stdout)["ready"] == 1
-    with Serving(tmp_path / "new") as serving:
-        assert serving.end(signal.SIGINT)[0] == 0
+    with Serving(tmp_path / "new", "--logs", "json") as serving:
+        code, _, log = serving.end(signal.SIGINT)
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert code == 0 and {(line["run"], line["part"], line["level"]) for line in lines} == {("run", "replay", "info")}
 
 
 def test_a_second_service_on_a_folder_ends_with_one_line_and_the_first_goes_on(tmp_path):
