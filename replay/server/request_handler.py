@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from protocols import metrics
 from protocols.errors import RedraftError, WireError
 from protocols.keys import GROUP_BYTES
+from protocols.log_facts import about
 from protocols.wire import SCHEMA, join, pack, shown, unpack
 from replay.config import RESEND_S, SILENT_S
 from replay.disk.spool import FULL, CorruptError
@@ -373,7 +374,8 @@ def _read(draft: Draft, groups: list[bytes]) -> Parcel | None:
         try:
             of_group = draft.rows(group)
         except CorruptError as error:
-            log.error("%s; the group is discarded and has to be played again", error)
+            with about(group=group.hex()):
+                log.error("%s; the group is discarded and has to be played again", error)
             draft.discard_corrupt(group)
             whole = False
             continue

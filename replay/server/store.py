@@ -12,6 +12,7 @@ from typing import TypeVar
 import lmdb
 
 from protocols import metrics, traces
+from protocols.log_facts import about
 from protocols.replay_stats import CorruptGroup, ReplayStats, metric_of
 from replay.config import WINDOW_ROWS, ReplaySettings
 from replay.disk.spool import Spool
@@ -43,7 +44,8 @@ class Store:
     def _discard_unreadable(self) -> None:
         """Groups whose states are corrupt have to be played again; one of their rows says in which order."""
         for group in self.groups.unreadable:
-            log.error("the state of group %s fails its checksum; it has to be played again", group.hex())
+            with about(group=group.hex()):
+                log.error("the state of group %s fails its checksum; it has to be played again", group.hex())
             self.change(lambda draft, group=group: draft.discard_unreadable(group))
 
     def change(self, work: Callable[[Draft], T], may_grow: bool = True) -> T:
