@@ -48,6 +48,8 @@ def lacking(recipe: Recipe, nodes: Sequence[float]) -> SettingError | None:
         if demand and demand[0] > (most := max(nodes, default=0)):
             there = f"no node has more than {most:g}" if most else "no node has a GPU"
             cure = f"Set it to {most:g}" if most else "Set it to 0 to run on CPUs"
+            if setting == "actors.gpus" and most and actors.engine.tensor_parallel > most:
+                there, cure = f"{there}: an engine runs on one node", f"{cure}, and actors.engine.tensor_parallel"
             return SettingError(setting, f"{demand[0]:g} is asked for, and {there}", f"{cure}, or join other nodes")
     if not _placed(ranks, nodes):
         problem = (

@@ -19,6 +19,11 @@ def asked(*overrides: str) -> recipes.Recipe:
         (["learner.gpus=1"], [0, 0], "learner.gpus: 1 is asked for, and no node has a GPU. Set it to 0"),
         (["actors.gpus=1"], [], "actors.gpus: 1 is asked for, and no node has a GPU. Set it to 0"),
         (["actors.gpus=4"], [2, 2], "actors.gpus: 4 is asked for, and no node has more than 2. Set it to 2"),
+        (
+            ["actors.gpus=4", "actors.engine.tensor_parallel=4"],
+            [2, 2],
+            "no node has more than 2: an engine runs on one node. Set it to 2, and actors.engine.tensor_parallel, or",
+        ),
         (["learner.gpus=1", "learner.ranks=4"], [2, 1], "learner.ranks: 4 ranks of learner.gpus=1 do not fit on the 3"),
         (["learner.gpus=1", "actors.gpus=1"], [1], "actors.gpus: ranks take so many.* such as 0.5"),
         (["learner.gpus=0.5", "actors.gpus=2"], [2], "actors.gpus: ranks take so many"),
