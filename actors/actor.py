@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("redraft.actor")
 ROOM_S = 120.0
+LOOK_S = 1.0  # between two looks at what it does, while a report waits
 CAUSES = 1000  # of failures that are logged: an environment may word each of them differently
 
 
@@ -112,10 +113,16 @@ class Actor:
         if orders.sleep and self._report.state == "ready":
             self._background(self._sleep())
         if orders.wait_s and not self._untold:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wait.wait(), orders.wait_s)
-            self._look()
+            await self._until(self._wait, orders.wait_s)
         return self._take_report()
+
+    async def _until(self, over: asyncio.Event, limit_s: float) -> None:
+        """Returns when a call need wait no more, or after the limit; looks meanwhile what the actor does."""
+        until = time.monotonic() + limit_s
+        while not over.is_set() and (left_s := until - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), min(LOOK_S, left_s))
+            self._look()
 
     def _tell(self) -> None:
         """There is something to say: the call that waits is answered."""

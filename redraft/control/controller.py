@@ -7,8 +7,8 @@
 
 It holds no turn and no weights. Twenty times a second it takes the actors' reports, counts what replay holds, and sends
 those who have reported their orders: leases for as many groups as admission allows, and the newest weights. A few
-actors report each time, many when they have something to say. The learner calls it after each step. No other data
-passes through it.
+actors report each time; of many, each when it has something to say, and they hear of what is new to them meanwhile. The
+learner calls it after each step. No other data passes through it.
 
     who waits             for what                      what ends the wait                     at the latest
     --------------------  ----------------------------  -------------------------------------  ------------------------
