@@ -357,9 +357,9 @@ class Fleet:
         return self._manager._remote_actor_states[number].get_num_in_flight_requests(tag)
 
 
-def exchange(actor: Any, orders: Orders) -> Any:
+def exchange(actor: Any, **orders: Orders) -> Any:
     """What each actor is asked. By its name the manager would pickle a function of its own with every call."""
-    return actor.exchange(orders)
+    return actor.exchange(**orders)
 
 
 def _place(handle: Any) -> dict[str, Any]:
