@@ -266,8 +266,9 @@ class Exchange:
         fleet, book = self.parts.fleet, self.parts.book
         wait_s = 0.0 if resting else self._pace.wait_s(len(fleet.members))
         idle = set(fleet.idle())
-        asked = [*idle, *(number for number in fleet.waiting() if room or resting or self._is_new_to(number))]
-        takers = {number for number in asked if number in ready and busy[number] < self._at_once}
+        free = {number for number in ready if busy[number] < self._at_once} if room else set()
+        asked = [*idle, *(n for n in fleet.waiting() if resting or n in free or self._is_new_to(n))]
+        takers = free.intersection(asked)
         for number in sorted(asked, key=busy.__getitem__):
             if resting and not fleet.begun(number):
                 fleet.hold(number)
