@@ -17,13 +17,14 @@ small (32 tokens of prompt): see `benchmarks.replay` for large ones.
 
 The simulated actors take most of a machine at some size, which says nothing of the system. So "own cores" are those
 of all but their hosts, and "per core" is turns/s for each of them beside that at the first size of 64 or more: where it
-falls, the system itself needs more for each turn. With --slower 10 an actor plays half a turn/s, so that more actors
-fit on a machine.
+falls, the system itself needs more for each turn. With --slower 10 all that takes time in an actor and in the learner
+takes ten times as long: an actor plays half a turn/s, so that more actors fit on a machine, and a version comes every
+50 s.
 
 A turn counts when replay has stored it. "of linear" is beside as many times the rate of an actor at the first size. CPU
-is in cores; controller, replay, consumer and each host of actors are one Python process, for which 1.0 is the end. A
-lease's time is from when it is given until its end is known; "learner waits" is the share of its time in which it has
-no batch.
+is in cores; controller, replay and each host of actors are one Python process, for which 1.0 is the end. An exchange is
+a report of an actor and the orders before it. A lease's time is from when it is given until its end is known; "learner
+waits" is the share of its time in which it has no batch.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import argparse
 import copy
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -39,7 +41,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from protocols.errors import RedraftError
@@ -55,12 +57,17 @@ SIZES = (1, 4, 16, 64, 128, 256, 1024)
 BASE = 64  # actors from which on cores are compared: fixed costs count for little there
 FILES = 65536  # that a process may have open: each producer has sockets of its own
 TURNS = 5  # of a group
+TURN_S = 0.44  # of one, as engine and environment wait
 RECIPE = {
     "name": "scale",
     "steps": 1_000_000,
     "model": {"dtype": "float32", "make": {"seed": 0}},
     "environment": {"name": "signs"},
-    "rollout": {"name": "benchmarks.scale_parts:play", "turns": TURNS, "options": {"environment_s": 0.1}},
+    "rollout": {
+        "name": "benchmarks.scale_parts:play",
+        "turns": TURNS,
+        "options": {"environment_s": 0.1, "publish_s": 5.0},
+    },
     "sampling": {"max_tokens": 9},
     "actors": {
         "count": 1,
@@ -94,6 +101,11 @@ class Plan:
     window_s: float
     limit_s: float = 180.0
 
+    def slowed(self, times: float) -> Plan:
+        """The same where all waits are so many times as long: a window holds a whole group at least."""
+        group_s = TURNS * TURN_S * times
+        return replace(self, warm_s=max(self.warm_s, group_s / 2), window_s=max(self.window_s, 1.1 * group_s))
+
 
 QUICK, FULL = Plan(2.0, 8.0), Plan(5.0, 40.0)
 
@@ -118,7 +130,8 @@ class Bench:
         first = self.rows[0]["turns_per_s"] / self.rows[0]["actors"] if self.rows else rate / actors
         own = sum(cores.values()) - cores.get("hosts", 0.0)
         base = next((row for row in self.rows if row["actors"] >= BASE), {"turns_per_s": rate, "own_cores": own})
-        held_s = sorted(after["held_s"])
+        held_s = sorted(after["held_s"]) or [math.nan]
+        exchanges = after["exchanges"] - before["exchanges"]
         self.rows.append(
             {
                 "actors": actors,
@@ -128,6 +141,9 @@ class Bench:
                 "own_cores": own,
                 "per_core": rate / own / (base["turns_per_s"] / base["own_cores"]),
                 "cores": cores,
+                "own_ms": own / rate * 1e3,
+                "exchanges_per_s": exchanges / seconds,
+                "exchange_ms": after["exchange_s"] * 1e3,
                 "learner_waits": 1 - (after["busy_s"] - before["busy_s"]) / seconds,
                 "lease_p50_s": held_s[len(held_s) // 2],
                 "lease_p99_s": held_s[int(0.99 * len(held_s))],
@@ -194,18 +210,20 @@ def show(rows: list[dict]) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    heads = ("actors", "shards", "turns/s", "of linear", "controller", "replay", "hosts", "consumer", "all of Ray")
-    for head in (*heads, "per core", "learner waits", "lease p50/p99 s"):
+    heads = ("actors", "shards", "turns/s", "of linear", "controller", "replay", "hosts", "all of Ray", "own ms a turn")
+    for head in (*heads, "per core", "exchanges/s", "learner waits", "lease p50/p99 s"):
         table.add_column(head, justify="right")
     for row in rows:
-        cores = [f"{row['cores'].get(part, 0.0):.2f}" for part in ("controller", "replay", "hosts", "consumer", "ray")]
+        cores = [f"{row['cores'].get(part, 0.0):.2f}" for part in ("controller", "replay", "hosts", "ray")]
         table.add_row(
             str(row["actors"]),
             str(row["shards"]),
             f"{row['turns_per_s']:,.0f}",
             f"{row['of_linear']:.2f}",
             *cores,
+            f"{row['own_ms']:.2f}",
             f"{row['per_core']:.2f}" if row["actors"] >= BASE else "",
+            f"{row['exchanges_per_s']:.0f}",
             f"{row['learner_waits']:.2f}",
             f"{row['lease_p50_s']:.2f} / {row['lease_p99_s']:.2f}",
         )
@@ -213,9 +231,10 @@ def show(rows: list[dict]) -> None:
 
 
 def slowed(recipe: dict, times: float) -> dict:
-    """The recipe with engines and environments that wait so many times as long."""
+    """The recipe with engines, environments and a learner that take so many times as long."""
     slow = copy.deepcopy(recipe)
-    slow["rollout"]["options"]["environment_s"] *= times
+    for key in slow["rollout"]["options"]:
+        slow["rollout"]["options"][key] *= times
     for key in ("first_token_s", "token_s"):
         slow["actors"]["engine"][key] *= times
     return slow
@@ -242,7 +261,7 @@ def run(plan: Plan, sizes: tuple[int, ...], times: float, folder: str) -> list[d
         part = ray.remote(CountingController).options(num_cpus=0, max_concurrency=16)
         controller = part.remote(made, recipe)
         controller.run.remote()
-        bench = Bench(controller, plan)
+        bench = Bench(controller, plan.slowed(times))
         bench.begin()
         for actors in sizes:
             _say(bench.measure(actors, shards=1))

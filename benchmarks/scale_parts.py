@@ -33,7 +33,6 @@ log = logging.getLogger("redraft.scale")
 HOSTS = 2
 PROMPT = np.arange(32, dtype=TOKENS) % 8
 CLAIM_S = 1.0
-PUBLISH_S = 5.0  # between two versions
 CHECKPOINT_STEPS = 16
 
 
@@ -111,7 +110,7 @@ class Method:
 class Consumer:
     """In the place of the learner's rank 0: claims batches and commits them as it does, and trains nothing.
 
-    Its weights are a few bytes that take the way of weights every PUBLISH_S.
+    Its weights are a few bytes that take the way of weights every `publish_s`.
     """
 
     def __init__(self, run: Run, recipe: Recipe, shards: tuple, keys):
@@ -145,7 +144,7 @@ class Consumer:
 
     def run(self, controller, until_step: int) -> LearnerEnded:
         """Until `stop`. The next batch is claimed while this one is committed."""
-        step, published = 0, time.monotonic()
+        step, published, publish_s = 0, time.monotonic(), self._recipe.rollout.options["publish_s"]
         with ThreadPoolExecutor(1) as pool:
             claim = pool.submit(self._claim, step)
             while not self._stopping.is_set():
@@ -155,7 +154,7 @@ class Consumer:
                 if groups:
                     step += 1
                     self.commit([group.id for group in groups], step)
-                if began - published > PUBLISH_S:
+                if began - published > publish_s:
                     self._publish(controller, step)
                     published = began
                 self._busy_s += time.monotonic() - began
@@ -212,21 +211,24 @@ class CountingExchange(Exchange):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self._held_s: list[float] = []
+        self._reports = 0
 
     def _take(self, number: int, report: Report) -> None:
         if report.abandoned:
             raise RedraftError(f"actor-{number} abandoned a group: {report.abandoned[0][2]}")
+        self._reports += 1
         now, live = time.monotonic(), self.parts.book.live
         self._held_s += [now - live[group].since for group, *_ in report.closed if group in live]
         super()._take(number, report)
 
     def counts(self) -> dict:
-        """Rows that replay has stored, how long the leases were held that ended since the last call, the learner's
-        time."""
+        """Rows that replay has stored, exchanges so far and what one costs, how long the leases were held that ended
+        since the last call, the learner's time."""
         held_s, self._held_s = self._held_s, []
         busy_s = ray.get(self.parts.ranks[0].busy_s.remote())
         stored = self.parts.client.stats().stored
-        return {"rows": stored, "held_s": held_s, "busy_s": busy_s, "at": time.monotonic()}
+        exchanges = {"exchanges": self._reports, "exchange_s": self._pace.exchange_s}
+        return {"rows": stored, "held_s": held_s, "busy_s": busy_s, "at": time.monotonic()} | exchanges
 
 
 class CountingController(Controller):
