@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.collector import Collector, facts
+from support.replay_house import rows_of, turn_of
 from support.run_house import ENVIRONMENT
 from support.waiting import deadline_s
 
+from actors.actor import Actor
 from actors.tasks import TaskOrder
+from learner.ranks.lead import Lead
 from protocols import traces
 from protocols.errors import SettingError
-from protocols.turns import Role
+from protocols.turns import Lease, Role
+from protocols.wire import ENTRY, Row, row_of
 from redraft.control.leases import LeaseBook
+from replay.config import ReplaySettings
+from replay.server.store import Store
 
 GROUP = bytes(range(16))
 
@@ -87,6 +96,38 @@ def test_a_lease_that_ends_is_a_span_with_how_it_ended(collector):
     traces.flush()
     ends = {span.trace_id: (facts(span)["redraft.end"], span.status.message) for span in collector.named("lease")}
     assert ends == {kept.group: ("closed", ""), lost.group: ("lost", "its actor died")}
+
+
+class Playing(Actor):
+    """An actor whose play is one turn; of `breaks` it is given up."""
+
+    def __init__(self, breaks: bool) -> None:
+        spec: Any = SimpleNamespace(actors=SimpleNamespace(lease_s=60.0))
+        super().__init__(spec, "actor-0", None)
+        self._breaks = breaks
+
+    async def _play_group(self, lease: Lease) -> str:
+        self._trace(turn_of(lease.group, 0, lease.fencing_token))
+        return self._abandon(lease, "it broke") if self._breaks else ""
+
+
+def test_the_actor_replay_and_the_learner_record_what_they_did_with_a_group(collector, tmp_path):
+    traces.begin("exp-1", "all")
+    lease = Lease(GROUP, 3, 0, {}, 0)
+    asyncio.run(Playing(breaks=True)._play(lease))
+    store = Store(tmp_path, "run", ReplaySettings())
+    rows = [row_of(item, 0, 1.0) for item in rows_of(GROUP, lease=3)]
+    store.change(lambda draft: [draft.store(Row._make(ENTRY.unpack(packed[0])), packed) for packed in rows])
+    store.close()
+    lead: Any = object.__new__(Lead)
+    lead._run_id, lead._progress = "run", SimpleNamespace(step=7, incarnation=0)
+    lead._trace(SimpleNamespace(ids=[GROUP]), {"wait": 0.5}, 2.0)
+    traces.flush()
+    (play,), (turn,), (close,), (step,) = map(collector.named, ("play", "turn", "close", "step"))
+    assert play.parent_span_id == traces.leased(GROUP, 3).id and play.status.message == "it broke"
+    assert turn.parent_span_id == close.parent_span_id == play.span_id and facts(turn)["redraft.role"] == "attempt"
+    assert [link.span_id for link in step.links] == [close.span_id]
+    assert facts(step) == {"redraft.step": 7, "redraft.wait_s": 0.5} and facts(close) == {"redraft.lease": 3}
 
 
 def test_a_collector_that_takes_nothing_is_told_of_once_and_again_when_it_does(collector, caplog):
