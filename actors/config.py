@@ -37,7 +37,7 @@ class EnvironmentSettings(Settings):
 
     name: str
     """signs, words, minicraft, textcraft, webshop, scienceworld, countdown, gsm8k, math, functions, rows, agentgym,
-    openenv, or FILE.py:Class of your own."""
+    reasoning-gym, textarena, trl, openenv, or FILE.py:Class of your own."""
     feedback: Feedback = "binary"
     """What the environment says to an answer: how far off, right or wrong, or the same sentence always."""
     time_limit_s: float = Field(default=30.0, gt=0)
@@ -46,7 +46,7 @@ class EnvironmentSettings(Settings):
     """Steps of blocking environments that one actor waits for at once; give it more where they sleep or are remote."""
     instances: int | None = Field(default=None, ge=1)
     """Environments that are alive at once in one actor; more episodes wait (None: as the environment says, 8 of
-    scienceworld, else one for each that is played)."""
+    scienceworld and of textarena, else one for each that is played)."""
     recycle_after: int | None = Field(default=None, ge=1)
     """Episodes after which an environment is closed and another one made (None: never)."""
     options: dict[str, Any] = {}

@@ -26,6 +26,9 @@ NAMES = {
     "scienceworld": "actors.environments.scienceworld:ScienceWorld",
     "agentgym": "actors.environments.agentgym:AgentGym",
     "openenv": "actors.environments.openenv:OpenEnv",
+    "reasoning-gym": "actors.environments.reasoning_gym:ReasoningGym",
+    "textarena": "actors.environments.textarena:TextArena",
+    "trl": "actors.environments.trl:TRL",
     "rows": "actors.environments.rows:Rows",
 }
 
@@ -54,6 +57,7 @@ def make(settings: EnvironmentSettings) -> TextEnvironment:
     made = found(feedback=settings.feedback, **settings.options)
     longest = getattr(made, "longest_s", 0.0)
     if longest >= settings.time_limit_s:
+        made.close()
         problem = f"{settings.time_limit_s:g} is too short: one answer may take {longest:g} s to be judged"
         raise SettingError("environment.time_limit_s", problem, f"Set it to {int(longest * 1.2) + 1} or more")
     return made

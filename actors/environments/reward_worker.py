@@ -1,51 +1,26 @@
 """Runs a reward function of the user's: the program behind actors/environments/rewards.py.
 
-It hears {"name": FILE.py:Name, "code": sources} and says `"ready"`, or what went wrong; then {"text", "row", "more"},
-and says {"value": ...} or {"raised": ...}. Its parent kills it when it takes too long. Where the parent is gone it ends
-by itself, also out of a loop that nothing interrupts: the kernel lets it compute for so many seconds at most.
+It hears {"name": FILE.py:Name, "code": sources}, then {"text", "row", "more"}, and answers as actors/answering.py says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import json
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from actors import answering
 from protocols import own_code
 
 SHOWN = 80  # characters of a value that is no reward
-LOOK_S = 1.0
 
 
-def main(limit_s: float) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what the function prints is no answer,
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # and what it reads is no question
-    first = json.loads(questions.readline())
-    try:
-        own_code.install(first["code"])
-        function = _Function(own_code.load(first["name"]))
-    except BaseException as error:
-        print(json.dumps(_told(error)), file=answers)
-        return
-    print(json.dumps("ready"), file=answers)
-    for line in questions:
-        signal.setitimer(signal.ITIMER_PROF, limit_s)  # SIGPROF kills where nothing handles it
-        try:
-            answer = {"value": _plain(function(**json.loads(line)))}
-        except BaseException as error:
-            answer = {"raised": _told(error)}
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(answer), file=answers)
+def begin(first: dict) -> Callable[[dict], Any]:
+    own_code.install(first["code"])
+    function = _Function(own_code.load(first["name"]))
+    return lambda question: _plain(function(**question))
 
 
 class _Function:
@@ -86,16 +61,5 @@ def _plain(value: Any) -> Any:
         return [f"{repr(value)[:SHOWN]} ({type(value).__name__})"]
 
 
-def _told(error: BaseException) -> str:
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(LOOK_S)
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    main(float(sys.argv[1]))
+    answering.serve(begin, float(sys.argv[1]))

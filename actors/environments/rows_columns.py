@@ -8,7 +8,7 @@ import string
 from typing import Any
 
 from actors import messages
-from actors.environments import judges, rewards
+from actors.environments import judges
 from actors.environments.files import held_out, shuffled
 from actors.environments.judges import Known
 from actors.environments.rows_data import Placed
@@ -19,19 +19,17 @@ OPTIONS = "environment.options"
 
 
 class Columns:
-    """Which columns are what. Makes tasks of rows; raises SettingError that names file, line and column."""
+    """Which columns are what. Makes tasks of rows; raises SettingError that names file, line and column. `reward` is
+    the name of a judge, where the rows have to hold what that compares with."""
 
     def __init__(
         self,
-        reward: Any,
+        reward: Any = None,
         prompt: str = "prompt",
         answer: str | None = None,
         system: str | None = None,
         id: str | None = None,
     ):
-        if reward is None:
-            cure = f"Name {', '.join(judges.NAMES)}, or FILE.py:function of your own"
-            raise SettingError(rewards.SETTING, "rows needs a reward", cure)
         for key, value in (("prompt", prompt), ("answer", answer), ("system", system), ("id", id)):
             if value is not None and not isinstance(value, str):
                 raise SettingError(f"{OPTIONS}.{key}", f"{value!r} is no text", "Write a text")
