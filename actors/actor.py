@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import time
 from collections import deque
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("redraft.actor")
 ROOM_S = 120.0
 LOOK_S = 1.0  # between two looks at what it does, while a report waits
+BROKEN_PAUSE_S = 1.0  # after a group that showed nothing: what is down is not asked at once, for task after task
+NUMBER = re.compile(r"\d+")  # of a session, a port, a task: what differs in it alone is one cause
 CAUSES = 1000  # of failures that are logged: an environment may word each of them differently
 
 
@@ -287,6 +290,8 @@ class Actor:
                 await self._for_replay(self._made.producer.room(lease.shard, ROOM_S))
                 writer = GroupWriter(lease, self._emit)
                 await self._group(lease, writer, self._spec.rollout, self._spec.sampling, lent, self._count)
+                if writer.broken:
+                    await asyncio.sleep(BROKEN_PAUSE_S)
                 kept = cast(Future, writer.close())  # what the producer promises
                 await self._for_replay(asyncio.wrap_future(kept))
         except TimeoutError:
@@ -466,8 +471,9 @@ class Actor:
 
     def _note(self, failure: EpisodeFailure) -> None:
         metrics.ENVIRONMENT_ERRORS.labels(kind=failure.kind).inc()
-        if str(failure) not in self._logged and len(self._logged) < CAUSES:
-            self._logged.add(str(failure))
+        cause = NUMBER.sub("", str(failure))
+        if cause not in self._logged and len(self._logged) < CAUSES:
+            self._logged.add(cause)
             log.warning("an episode ended (%s): %s; this cause is logged once, and counted", failure.kind, failure)
 
     def _abandon(self, lease: Lease, reason: str) -> str:

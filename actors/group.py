@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -127,7 +128,15 @@ class GroupWriter:
         return ended + [lowest] * len(self._too_long)
 
     @property
+    def broken(self) -> bool:
+        """Whether every episode broke off: the group then tells nothing, and replay sets it aside."""
+        return bool(self._last) and self._last.keys() <= self._broken
+
+    @property
     def spread(self) -> float:
+        """Of the compared values; not a number where the group is broken."""
+        if self.broken:
+            return math.nan
         return max(self.compared_values, default=0.0) - min(self.compared_values, default=0.0)
 
     def close(self):

@@ -35,7 +35,8 @@ class Row(NamedTuple):
     """What the index says of a record.
 
     `version`: oldest weights version in it. `order`: place of the lease in time. `turns`: what a close row promises.
-    `spread`: in a close row, largest minus smallest reward of the attempts it compares. `size`: bytes of the record.
+    `spread`: in a close row, largest minus smallest reward of the attempts it compares; not a number where every
+    episode broke off. `size`: bytes of the record.
     `crc`: CRC-32 of the record and of the entry up to this field.
     """
 

@@ -89,7 +89,10 @@ def _nothing() -> Future[Batch | None]:
 def _late(claim: Claim, settings: LearnerSettings, before: ReplayStats) -> DeadlineError:
     """What the learner says when no batch came: it knows replay's counts then and, `before`, when it last got one."""
     limit_s, wanted = settings.claim_deadline_s, f"{settings.batch_groups} groups make a batch"
-    flat, closed = (count(claim.stats) - count(before) for count in (_flat, _closed))
+    flat, broken, closed = (count(claim.stats) - count(before) for count in (_flat, _broken, _closed))
+    if claim.reason == "groups" and broken > closed / 2:
+        culprit = f"an environment that works (every episode of {broken} of {closed} groups broke off)"
+        return DeadlineError("learner", culprit, limit_s, f"{wanted}. logs/actor-N.log say why they did")
     if claim.reason == "groups" and flat > closed / 2:
         culprit = f"groups that are not flat ({flat} of {closed} were filtered: all their answers scored the same)"
         return DeadlineError("learner", culprit, limit_s, f"{wanted}. {FLAT_CURE}")
@@ -100,6 +103,10 @@ def _late(claim: Claim, settings: LearnerSettings, before: ReplayStats) -> Deadl
 
 def _flat(stats: ReplayStats) -> int:
     return stats.dropped.get("flat", 0)
+
+
+def _broken(stats: ReplayStats) -> int:
+    return stats.dropped.get("broken", 0)
 
 
 def _closed(stats: ReplayStats) -> int:

@@ -3,7 +3,7 @@
     open ---whole---> ready ---claim---> claimed ---commit---> used ---checkpoint---> forgotten
      |  ^              |  ^                 |                                             ^
      |  | newer lease  |  +-----release, resume, uses left                                |
-     v  |              +--flat, stale--> filtered ------------checkpoint------------------+
+     v  |              +--flat, broken, stale--> filtered ----checkpoint------------------+
     abandoned <--corrupt-- any
 
 Of a forgotten group only a mark (its id and the reason) stays. Here `group` is the id of one, and a HeldGroup what is
@@ -12,6 +12,7 @@ known of it; its turns are rows, which are only counted here.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections import Counter
@@ -29,7 +30,7 @@ from replay.disk.spool import CorruptError, Writer
 
 TRAINED = "trained"  # the mark of a group that was used; others say why nothing trains on it
 CORRUPT = "corrupt"
-FLAT, STALE, EMPTY = "flat", "stale", "empty"
+FLAT, BROKEN, STALE, EMPTY = "flat", "broken", "stale", "empty"
 CRC = struct.Struct(">I")
 NO_PRIORITY = -1.0  # of a group that the learner has not used
 
@@ -252,6 +253,8 @@ class Draft:
         self.ended.append((group, held.lease))
         if held.turns == 0:
             self.forget(group, EMPTY)
+        elif math.isnan(held.spread):  # every episode broke off
+            self._filter(group, held, BROKEN, 0)
         elif self._settings.drop_flat and held.spread == 0:
             self._filter(group, held, FLAT, 0)
         else:

@@ -16,7 +16,7 @@ from protocols.log_facts import about
 from protocols.replay_stats import CorruptGroup, ReplayStats, metric_of
 from replay.config import WINDOW_ROWS, ReplaySettings
 from replay.disk.spool import Spool
-from replay.server.groups import CORRUPT, EMPTY, FLAT, STALE, TRAINED, Draft, Groups, HeldGroup, State
+from replay.server.groups import BROKEN, CORRUPT, EMPTY, FLAT, STALE, TRAINED, Draft, Groups, HeldGroup, State
 from replay.server.ready import Ready
 from replay.server.samplers import make_sampler
 
@@ -37,7 +37,7 @@ class Store:
         self._refused: Counter[str] = Counter()  # messages by reason, since this service started
         self.changes = 0
         self.full = False
-        for reason in (EMPTY, FLAT, STALE, CORRUPT):
+        for reason in (EMPTY, FLAT, BROKEN, STALE, CORRUPT):
             metric_of("dropped", reason=reason)  # so that it is exported
         self._discard_unreadable()
 

@@ -19,9 +19,9 @@ from protocols.keys import GROUP_BYTES
 from protocols.wire import CLOSE, KEY_BYTES, Packed, Row, decode_turn, whole_group
 from replay.disk.reader import SpoolReader, UnreadableError
 from replay.disk.spool import CorruptError, read_row
-from replay.server.groups import EMPTY, FLAT, PLAYED, STALE, TRAINED, HeldGroup
+from replay.server.groups import BROKEN, EMPTY, FLAT, PLAYED, STALE, TRAINED, HeldGroup
 
-MARK = re.compile(rb"(%s)( \d+)*" % "|".join((TRAINED, FLAT, STALE, EMPTY)).encode())  # why, and the steps that used it
+MARK = re.compile(rb"(%s)( \d+)*" % "|".join((TRAINED, FLAT, BROKEN, STALE, EMPTY)).encode())  # why, and the steps that used it
 PLAY = struct.Struct(">ii")  # lease and turn: a row's key after the group
 END_S = 5.0  # that a reader has to close the spool
 

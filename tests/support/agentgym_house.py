@@ -1,4 +1,5 @@
-"""A server that speaks AgentGym's protocol, in a process of its own: `python -m support.agentgym_house PORT-FILE KIND`.
+"""A server that speaks AgentGym's protocol, in a process of its own:
+`python -m support.agentgym_house PORT-FILE KIND [PORT]`.
 
 Its game: the answer to task n is "say n"; other actions are answered with "no". KIND is one of
 
@@ -26,8 +27,8 @@ SESSIONS = 4
 class Room(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, file: Path, kind: str):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, file: Path, kind: str, port: int = 0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.kind, self.go, self.tasks, self.made, self.lock = kind, Path(f"{file}.go"), {}, 0, threading.Lock()
         self.most = 0
         made = Path(f"{file}.new")
@@ -87,4 +88,4 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    Room(Path(sys.argv[1]), sys.argv[2]).serve_forever()
+    Room(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])).serve_forever()

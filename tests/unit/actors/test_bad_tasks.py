@@ -11,6 +11,7 @@ import pytest
 from support.rollout_house import Speaker
 from support.waiting import deadline_s
 
+from actors import actor as actor_module
 from actors.actor import Actor, Parts
 from actors.config import ActorSettings, MixedEnvironment, SamplingSettings
 from actors.contract import Spec
@@ -117,7 +118,9 @@ class Panic(BaseException):
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["in a thread", "directly"])
 @pytest.mark.parametrize("raised", [ValueError("x"), asyncio.CancelledError(), Panic("rust"), SystemExit(1)], ids=repr)
-def test_a_lease_whose_environment_raises_anything_is_closed(raised, blocking):
+def test_a_lease_whose_environment_raises_anything_is_closed(raised, blocking, monkeypatch):
+    monkeypatch.setattr(actor_module, "BROKEN_PAUSE_S", 0.0)
+
     class Throws(Env):
         def act(self, text):
             raise raised

@@ -125,6 +125,18 @@ def test_flat_and_empty_groups_are_set_aside_and_counted(tmp_path):
     store.close()
 
 
+def test_a_group_whose_episodes_all_broke_off_is_set_aside_whatever_the_settings(tmp_path):
+    store = Store(tmp_path, "run", ReplaySettings())
+    put(store, *whole(), spread=float("nan"))
+    assert store.stats().dropped == {"broken": 1} and store.stats().ready == 0
+    store.close()
+    store = Store(tmp_path, "run", ReplaySettings())
+    assert store.stats().dropped == {"broken": 1} and store.stats().ready == 0
+    do(store, "forget", A)
+    assert store.stats().dropped == {"broken": 1} and store.groups.rows == 0
+    store.close()
+
+
 def test_two_uses_are_two_steps_and_resume_undoes_those_that_came_after(tmp_path):
     store = Store(tmp_path, "run", ReplaySettings(max_uses=2))
     put(store, *whole())
