@@ -20,6 +20,7 @@ from actors import door
 from actors.door import EpisodeFailure, Outcome
 from actors.engines.teacher import TeacherBudget
 from actors.environments.base import Revises
+from actors.environments.killable import START_S
 from actors.messages import Question, results
 from actors.tools import Offered, Tool, calls
 from actors.tools.calls import Call
@@ -29,7 +30,7 @@ from protocols.errors import SettingError
 
 log = logging.getLogger("redraft.environments")
 CAUSES = 1000  # of failures to close that are logged
-OWN_LIMIT_S = 2.0  # beyond the limit, for a call that ends by its own clock
+OWN_LIMIT_S = START_S + 2.0  # beyond the limit, for a call that ends by its own clock, which may start a process first
 
 
 class Playing:

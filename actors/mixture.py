@@ -114,4 +114,4 @@ class Pools:
 
 def _pool(one: MixedEnvironment, make: Make) -> EnvironmentPool:
     limits = one.time_limit_s, one.threads, environments.instances(one), one.recycle_after
-    return EnvironmentPool(partial(make, one), *limits, Toolbox(one.tools, one.time_limit_s))
+    return EnvironmentPool(partial(make, one), *limits, Toolbox(one.tools, one.time_limit_s, one.threads))

@@ -1,6 +1,7 @@
 """Tools that a model may call in the middle of an episode: what one is, and what is offered of them.
 
     recipe, environment --> Tool: a schema and what runs it       functions.py, mcp_server.py
+    functions of a recipe, in processes that can be killed         function_processes.py, function_worker.py
     schemas --> Offered --> the model's own chat template          actors/rendering.py
     the model's answer --> calls --> Tool.run --> role `tool`      calls.py, actors/environment_pool.py
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from actors import tools
 from actors.tool_config import ToolSource
-from actors.tools import Tool, functions
+from actors.tools import Tool, function_processes, functions
 from actors.tools.mcp_server import McpServer
 from protocols import named
 from protocols.errors import SettingError
@@ -17,9 +17,10 @@ CURE = "See docs/tools.md for what a tool is"
 
 
 class Toolbox:
-    """Raises SettingError where a function cannot be found or is no tool. Safe for many threads."""
+    """Functions run in `processes` of their own, at most. Raises SettingError where one cannot be found or is no tool.
+    Safe for many threads."""
 
-    def __init__(self, sources: Sequence[ToolSource], limit_s: float):
+    def __init__(self, sources: Sequence[ToolSource], limit_s: float, processes: int):
         self._functions: list[Tool] = []
         self._servers: list[McpServer] = []
         for number, source in enumerate(sources):
@@ -27,7 +28,8 @@ class Toolbox:
             if source.mcp is not None:
                 self._servers.append(McpServer(source.mcp, limit_s))
             else:
-                self._functions += _functions(setting, source)
+                tools = checked(setting, source)
+                self._functions += function_processes.apart(tools, source, limit_s, processes)
         _once(self._functions)
 
     def __bool__(self) -> bool:
@@ -48,7 +50,7 @@ def check(sources: Sequence[ToolSource], environments: Iterable[Tool], limit_s: 
     are of one name."""
     from actors.door import EpisodeFailure
 
-    box = Toolbox(sources, limit_s)
+    box = Toolbox(sources, limit_s, 1)
     try:
         found = [*environments, *box.offered()]
     except EpisodeFailure as failure:
@@ -77,7 +79,8 @@ def _by_description(environment: Any, name: str, given: Any) -> Tool:
     return functions.tool(lambda **arguments: environment.call(called, arguments), schema)
 
 
-def _functions(setting: str, source: ToolSource) -> list[Tool]:
+def checked(setting: str, source: ToolSource) -> list[Tool]:
+    """The functions of a source as tools, which run where they are called."""
     found = named.load(setting, source.function, {})
     given = list(found) if isinstance(found, list | tuple) else [found]
     if source.openai and len(given) != 1:

@@ -135,7 +135,7 @@ async def converse(talk: Talk) -> None:
 async def play(talk: Talk, recipe: Recipe, task: dict) -> None:
     """Episodes of one task, one after the other, until the person leaves. Raises RedraftError where it cannot be."""
     settings = mixture.of(recipe.mixture, task)
-    box = Toolbox(settings.tools, settings.time_limit_s)
+    box = Toolbox(settings.tools, settings.time_limit_s, 1)
     lent = EnvironmentPool(lambda: environments.make(settings), settings.time_limit_s, 1, toolbox=box)
     typed = _lines("you, or Enter for what the environment says")
     again = True

@@ -71,7 +71,10 @@ class House:
 
         async def play() -> None:
             lent = EnvironmentPool(
-                make, limit_s, 32, toolbox=Toolbox(EnvironmentSettings(name="played", tools=list(tools)).tools, limit_s)
+                make,
+                limit_s,
+                32,
+                toolbox=Toolbox(EnvironmentSettings(name="played", tools=list(tools)).tools, limit_s, 32),
             )
             stage = rollouts.Stage(
                 self.engine,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from actors.environments.base import OneAnswer, TextEnvironment, Verdict
 from actors.tools import calls
 
 TASK = {"id": "sums/0", "question": "What is 17 + 25?", "answer": "42"}
-LATER = {}
-"""Events that `waits` waits for, by name."""
 
 
 def add(a: int, b: int) -> int:
@@ -40,10 +41,16 @@ def odd() -> object:
     return object()
 
 
-def waits(name: str) -> str:
-    """Waits for an event of that name."""
-    LATER[name].wait()
-    return "came"
+def loops(file: str) -> str:
+    """Computes for ever, once it has written its process into a file."""
+    Path(file).write_text(str(os.getpid()))
+    while True:
+        pass
+
+
+def dies() -> str:
+    """Ends its process without a word."""
+    os._exit(3)
 
 
 def untyped(a):

@@ -43,7 +43,7 @@ def with_pool(work, *sources: ToolSource, limit_s: float | None = None) -> None:
 
     async def main() -> None:
         limit = limit_s or deadline_s(20)
-        lent = EnvironmentPool(Sums, limit, 8, toolbox=Toolbox(sources or (source(),), limit))
+        lent = EnvironmentPool(Sums, limit, 8, toolbox=Toolbox(sources or (source(),), limit, 8))
         try:
             await work(lent)
         finally:
@@ -109,7 +109,7 @@ def test_a_server_that_hangs_in_a_call_breaks_its_episode_off_and_is_replaced():
 
 def test_a_server_behind_an_address_is_connected_to_and_again_once_it_has_come_back():
     since, port = processes.mark(), free_port()
-    box = Toolbox([ToolSource(mcp=McpSettings(url=f"http://127.0.0.1:{port}/mcp"))], deadline_s(20))
+    box = Toolbox([ToolSource(mcp=McpSettings(url=f"http://127.0.0.1:{port}/mcp"))], deadline_s(20), 1)
 
     def offered() -> dict:
         try:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import sums
 from support.rollout_house import House
-from support.sums import LATER, TASK, Counter, Sums, call
+from support.sums import TASK, Counter, Sums, call
 from support.tokenizers import OTHER_CALLS, THINKER, family, hermes, tiny
+from support.waiting import deadline_s, until
 
 from actors.config import EnvironmentSettings
 from actors.door import EpisodeFailure, tool
@@ -72,9 +74,9 @@ def test_a_typed_function_with_a_docstring_is_described_by_both():
 )
 def test_what_is_no_tool_is_refused_before_work_starts(name, problem):
     with pytest.raises(SettingError, match=rf"^environment\.tools\.0: .*{problem}"):
-        Toolbox([ToolSource(function=f"support.sums:{name}")], 1.0)
+        Toolbox([ToolSource(function=f"support.sums:{name}")], 1.0, 1)
     with pytest.raises(SettingError, match=r"^environment\.tools: two tools are called 'add'"):
-        Toolbox([ToolSource(function="support.sums:add")] * 2, 1.0)
+        Toolbox([ToolSource(function="support.sums:add")] * 2, 1.0, 1)
 
 
 def test_a_description_in_openais_form_stands_in_place_of_types_and_docstring():
@@ -219,7 +221,12 @@ def test_what_a_tool_returns_is_read_as_text_or_json():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "cause"), [("leaves", "raised", "SystemExit: 3"), ("odd", "returned", "tool odd returned <object")]
+    ("name", "kind", "cause"),
+    [
+        ("leaves", "raised", "SystemExit: 3"),
+        ("dies", "raised", "tool dies ended its process"),
+        ("odd", "returned", "tool odd returned <object"),
+    ],
 )
 def test_a_tool_that_leaves_or_returns_nonsense_breaks_its_episode_off(name, kind, cause):
     house = played(call(name), tools=[f"support.sums:{name}"])
@@ -233,14 +240,17 @@ def test_a_text_that_cannot_be_written_breaks_off_and_is_named():
         tool("t", "\ud800")
 
 
-def test_a_tool_that_takes_too_long_breaks_its_episode_off():
-    LATER["one"] = threading.Event()
-    try:
-        house = played(call("waits", name="one"), tools=["support.sums:waits"], limit_s=0.1)
-    finally:
-        LATER["one"].set()
+def test_a_tool_that_takes_too_long_breaks_its_episode_off_and_is_killed(tmp_path):
+    limit_s = deadline_s(1)
+    house = played(call("loops", file=str(tmp_path / "pid")), tools=["support.sums:loops"], limit_s=limit_s)
     (failure,) = house.failures
-    assert (failure.kind, str(failure)) == ("hung", "tool waits: no answer within environment.time_limit_s=0.1")
+    assert (failure.kind, str(failure)) == (
+        "hung",
+        f"tool loops: no answer within environment.time_limit_s={limit_s:g}",
+    )
+    pid = int((tmp_path / "pid").read_text())
+    assert pid != os.getpid()
+    until(lambda: not psutil.pid_exists(pid), "the process of the tool has gone")
 
 
 def test_an_environment_offers_tools_of_its_own():
