@@ -26,8 +26,8 @@ NAMES = {
     "scienceworld": "actors.environments.scienceworld:ScienceWorld",
     "agentgym": "actors.environments.agentgym:AgentGym",
     "openenv": "actors.environments.openenv:OpenEnv",
-    "reasoning-gym": "actors.environments.reasoning_gym:ReasoningGym",
-    "textarena": "actors.environments.textarena:TextArena",
+    "reasoning-gym": "actors.environments.reasoning:ReasoningGym",
+    "textarena": "actors.environments.arena:TextArena",
     "trl": "actors.environments.trl:TRL",
     "rows": "actors.environments.rows:Rows",
 }

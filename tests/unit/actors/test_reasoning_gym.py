@@ -7,6 +7,7 @@ import pytest
 from support.extras import brings
 from support.rollout_house import House
 from support.tokenizers import hermes
+from support.waiting import deadline_s
 
 from actors import environments
 from actors.config import DataSettings, EnvironmentSettings
@@ -40,7 +41,7 @@ def test_an_episode_is_played_and_a_right_answer_is_a_success():
         lambda: environments.make(settings()),
         task,
         tokenizer=hermes(),
-        limit_s=90,
+        limit_s=deadline_s(60),
     )
     assert not found.failures and f"{task['question']}\nGive the final answer between <answer>" in found.prompts[0]
     first, second, third = (turn.reward for turn in found.turns)

@@ -2,7 +2,7 @@
 
     environment: {name: reasoning-gym, options: {dataset: chain_sum, config: {min_terms: 3}}}
 
-The package is an extra, and runs in processes of its own (reasoning_gym_worker.py): it scores some answers by sympy,
+The package is an extra, and runs in processes of its own (reasoning_worker.py): it scores some answers by sympy,
 which may compute for hours, and draws some puzzles from random numbers that a process has in common.
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 NAME = "reasoning-gym"
 TRAIN, TEST = 1000, 200  # tasks, where data.train_size and data.test_size do not say
 AT_ONCE, MAKING_S = 10, 60.0  # puzzles that are asked for at once: the slowest kinds take a second each
-SCORING_S, QUEUE_S, PROCESSES = 5.0, 15.0, 2
+SCORING_S, QUEUE_S, PROCESSES = 12.0, 15.0, 2  # a process that is new makes its puzzles first
 USED_UP = 200  # puzzles in a row that were there before: a kind that has no more of them
 ASK = "\nGive the final answer between <answer> and </answer>."
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -75,8 +75,7 @@ class ReasoningGym(OneAnswer):
         return task["question"] + self._ask
 
     def judge(self, task: dict, text: str) -> Verdict:
-        said = ANSWER.findall(text)
-        if not said:
+        if not (said := ANSWER.findall(text)):
             return Verdict(0.0)
         answer = said[-1].strip()
         try:
@@ -97,8 +96,7 @@ class ReasoningGym(OneAnswer):
         metrics.ENVIRONMENT_ERRORS.labels(kind="unchecked").inc()
         if self._kind[0] not in _said:
             _said.add(self._kind[0])
-            said = "reasoning-gym's %s %s at the answer %r, which counts as wrong; this is logged once, and counted"
-            log.warning(said, self._kind[0], why, answer[:80])
+            log.warning("%s %s at %r, which counts as wrong; logged once, and counted", self._kind[0], why, answer[:80])
         return Verdict(0.0, answer)
 
 
@@ -145,6 +143,6 @@ def _made(dataset: str, config: str, seed: int, first: int) -> list[tuple[str, s
 @lru_cache(None)
 def _workers() -> Killable:
     """One for all environments of this process."""
-    program = Path(__file__).with_name("reasoning_gym_worker.py")
+    program = Path(__file__).with_name("reasoning_worker.py")
     orphan_s = MAKING_S * (os.cpu_count() or 1)
     return Killable(program, [str(orphan_s)], processes=PROCESSES, queue_s=QUEUE_S, first={})

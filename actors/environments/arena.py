@@ -3,7 +3,7 @@
     environment: {name: textarena, options: {game: FrozenLake-v0}}
     environment: {name: textarena, options: {game: TicTacToe-v0, players: 2, opponent: "mine.py:move"}}
 
-The package is an extra. Each game has a process of its own (textarena_worker.py), since games draw from the random
+The package is an extra. Each game has a process of its own (arena_worker.py), since games draw from the random
 numbers that a process has in common, and one that does not come to an end can only be killed.
 """
 
@@ -57,7 +57,7 @@ class TextArena(TextEnvironment):
         self.longest_s = limit_s
         code = own_code.sources(opponent) if opponent and own_code.is_file(opponent) else {}
         first = {"game": game, "config": config or {}, "players": players, "opponent": opponent, "code": code}
-        program = Path(__file__).with_name("textarena_worker.py")
+        program = Path(__file__).with_name("arena_worker.py")
         orphan_s = limit_s * (os.cpu_count() or 1)
         self._process = Killable(program, [str(orphan_s)], processes=1, queue_s=limit_s, first=first)
         try:

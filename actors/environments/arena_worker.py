@@ -1,4 +1,4 @@
-"""Plays one game of textarena: the program behind actors/environments/textarena.py.
+"""Plays one game of textarena: the program behind actors/environments/arena.py.
 
 It hears {"game", "config", "players", "opponent", "code"}, then {"seed", "player"} for each new game and {"move"} for
 each move of the model's, and says what its player hears, whether that was refused, the reward and whether it is over.
@@ -16,7 +16,7 @@ from protocols import own_code
 
 
 def begin(first: dict) -> Callable[[dict], dict]:
-    import textarena
+    import textarena  # pyright: ignore[reportMissingImports]  an extra
 
     own_code.install(first["code"])
     opponent = own_code.load(first["opponent"]) if first["opponent"] else None

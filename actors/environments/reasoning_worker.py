@@ -1,4 +1,4 @@
-"""Makes and scores puzzles of reasoning-gym: the program behind actors/environments/reasoning_gym.py.
+"""Makes and scores puzzles of reasoning-gym: the program behind actors/environments/reasoning.py.
 
 It is asked {"of": [dataset, config, seed], "make": [first, last]} or "score": {number, question, answer}, and answers
 as actors/answering.py says.
@@ -23,7 +23,7 @@ KEPT = 64  # puzzles that are not made anew for each of their answers
 
 def begin(first: Any) -> Callable[[dict], Any]:
     import numpy
-    import reasoning_gym
+    import reasoning_gym  # pyright: ignore[reportMissingImports]  an extra
 
     @lru_cache(8)
     def dataset(name: str, config: str, seed: int) -> Any:
