@@ -131,6 +131,7 @@ class Killable:
 
     def end(self) -> None:
         """Ends the idle ones; a busy one ends when this process closes its input by ending."""
+        atexit.unregister(self.end)
         for _ in range(self._processes):
             try:
                 process = self._idle.get_nowait()
