@@ -20,7 +20,7 @@ from support.waiting import until
 pytestmark = [pytest.mark.prove, pytest.mark.ray, pytest.mark.vllm]
 
 LIMIT_S = 240.0
-STEPS = 12
+STEPS = 20
 MODEL = {"dtype": "float32", "make": {"tokenizer": "bytes", "max_length": 2048, "pretrain": None}}
 RECIPE = {
     "steps": STEPS,
@@ -76,7 +76,7 @@ def test_a_server_that_is_killed_and_comes_again_costs_the_groups_of_that_time(t
     started(tmp_path / "server", "plain", port)
     output = run.wait(LIMIT_S)
     assert run.process.returncode == 0 and run.steps("killed") == list(range(1, STEPS + 1)), output[-3000:]
-    assert before < STEPS
+    assert before < STEPS, "it waited for the server"
     causes = logged(run, "killed")
     assert causes and set(causes.values()) == {1}, causes
     last = run.lines("killed", "metrics.jsonl")[-1]
