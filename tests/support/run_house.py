@@ -74,7 +74,15 @@ class Command:
 
     def part(self, title: str) -> psutil.Process | None:
         """The worker process that Ray has named after a class, once it runs."""
-        return next((child for child in self.children() if title in " ".join(child.cmdline())), None)
+        return next((child for child in self.children() if title in _command_of(child)), None)
+
+
+def _command_of(process: psutil.Process) -> str:
+    """Empty of one that has just ended, or that nobody has waited for yet."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def leftovers() -> list[Path]:
