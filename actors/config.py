@@ -52,8 +52,8 @@ class EnvironmentSettings(Settings):
     options: dict[str, Any] = {}
     """The environment's own settings, see its class."""
     tools: list[Source] = []
-    """What a model may call in rollouts `act` and `search`: package.module:name of a typed function with a docstring,
-    or an MCP server, {mcp: {command: [...]}} or {mcp: {url: ...}}."""
+    """What a model may call in rollouts `act` and `search`: FILE.py:name of a typed function with a docstring, or an
+    MCP server, {mcp: {command: [...]}} or {mcp: {url: ...}}."""
 
 
 class MixedEnvironment(EnvironmentSettings):

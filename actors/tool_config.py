@@ -36,7 +36,7 @@ class ToolSource(Settings):
     """Where tools come from."""
 
     function: str = ""
-    """package.module:name of a typed function with a docstring, or of a list of such."""
+    """FILE.py:name or package.module:name of a typed function with a docstring, or of a list of such."""
     openai: dict[str, Any] = {}
     """The function's description in OpenAI's form, in place of one made from its types and its docstring."""
     mcp: McpSettings | None = None

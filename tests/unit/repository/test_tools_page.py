@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,12 @@ RECIPES = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAG
 
 @pytest.fixture
 def products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The recipe of the page, whose module lies where Python finds it."""
+    """The recipe of the page, in the folder of its module."""
     [name] = re.findall(r"Save this as `(\w+)\.py`", PAGE)
     (tmp_path / f"{name}.py").write_text(CODE[0])
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(ROOT)
-    yield recipes.build(RECIPES[0])
-    sys.modules.pop(name, None)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return recipes.build(RECIPES[0])
 
 
 def scripted(recipe):
@@ -60,7 +58,7 @@ def test_the_tool_is_told_called_and_answers(products):
 
 def test_every_recipe_of_the_page_is_one():
     found = [recipes.build(RECIPES[0] | part).environment for part in RECIPES]
-    assert [one.name for one in found] == ["products:Products", "gsm8k", "openenv"]
+    assert [one.name for one in found] == ["products.py:Products", "gsm8k", "openenv"]
     assert [len(one.tools) for one in found] == [1, 2, 0]
 
 
