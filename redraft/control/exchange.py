@@ -269,6 +269,7 @@ class Exchange:
         free = {number for number in ready if busy[number] < self._at_once} if room else set()
         asked = [*idle, *(n for n in fleet.waiting() if resting or n in free or self._is_new_to(n))]
         takers = free.intersection(asked)
+        sent: list[tuple[int, Orders]] = []
         for number in sorted(asked, key=busy.__getitem__):
             if resting and not fleet.begun(number):
                 fleet.hold(number)
@@ -282,8 +283,19 @@ class Exchange:
             takers.discard(number)
             if leases or resting or number in idle or self._is_new_to(number):
                 new, trial = self._announced.orders(fleet.members[number].report.version)
-                fleet.send(number, Orders(tuple(leases), new, trial, resting, wait_s))
+                sent.append((number, Orders(tuple(leases), new, trial, resting, wait_s)))
+        self._lease(sent)
+        for number, orders in sent:
+            fleet.send(number, orders)
         return room
+
+    def _lease(self, sent: list[tuple[int, Orders]]) -> None:
+        """Tells replay of the leases in these orders, before any of them can be played."""
+        members = self.parts.fleet.members
+        given = [(lease, members[number].report.version or 0) for number, orders in sent for lease in orders.leases]
+        if given:
+            self.parts.client.lease(given)
+
 
     def _is_new_to(self, number: int) -> bool:
         """Whether the newest weights are such that an actor has neither nor was told of."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from protocols.errors import RedraftError, WireError
 from protocols.replay_stats import ReplayStats, combined
-from protocols.turns import Group
+from protocols.turns import Group, Lease
 from protocols.wire import ENTRY, split, whole_group
 from replay.client import shares
 from replay.client.link import Link, Reply
@@ -153,6 +153,21 @@ class Client:
     def known(self, ids: list[bytes]) -> set[bytes]:
         """Which of these groups are closed: ready, claimed, used, filtered or forgotten."""
         return {group for reply in self._all("known", ids=ids) for group in reply["ids"]}
+
+    def lease(self, leases: Iterable[tuple[Lease, int]]) -> None:
+        """Actors with these weights versions are about to be given these leases: a claim waits for them from now on, as
+        for groups whose rows have begun to come."""
+        given = list(leases)
+        for where, link in list(zip(self._shards, self._links, strict=True)):
+            mine = [(lease, version) for lease, version in given if lease.shard == where.ingest]
+            if mine:
+                link.ask(
+                    "lease",
+                    ids=[lease.group for lease, _ in mine],
+                    leases=[lease.fencing_token for lease, _ in mine],
+                    orders=[lease.order for lease, _ in mine],
+                    versions=[version for _, version in mine],
+                )
 
     def abandon(self, group: bytes, lease: int, shard: str = "") -> None:
         """Drops the open rows of plays of `group` up to `lease` and refuses later ones of them.

@@ -56,6 +56,8 @@ class HeldGroup(NamedTuple):
     it. `uses` are the steps that used it. `holder` and `request` name its claim.
     `priority` is what the learner last gave it, `chance` how likely it was to be claimed, relative to an even choice.
     `reason` says why it is filtered (at `step`), or that it was corrupt and has to close again.
+    `leased` is the version of its actor when it was leased: none of its tokens is older. NO_VERSION where no lease was
+    told, but a row came.
     """
 
     lease: int
@@ -75,6 +77,7 @@ class HeldGroup(NamedTuple):
     chance: float = 1.0
     reason: str = ""
     step: int = 0
+    leased: int = NO_VERSION
 
     @property
     def whole(self) -> bool:
@@ -84,6 +87,10 @@ class HeldGroup(NamedTuple):
     def staleness(self, step: int) -> int:
         """How many steps before `step` its oldest token was sampled; 0 where nothing was."""
         return staleness_of(self.low, self.high, step)
+
+    def expected_staleness(self, step: int) -> int:
+        """The same of an open group, as far as is known: before its first token has come, that of its lease."""
+        return self.staleness(step) if self.low != NO_VERSION else staleness_of(self.leased, self.leased, step)
 
     def with_row(self, turn: int, version: int, turns: int, spread: float, size: int) -> HeldGroup:
         """This open group with one more row. Written out: `_replace` would double the cost of a row."""
@@ -97,9 +104,8 @@ class HeldGroup(NamedTuple):
             turns, spread = self.turns, self.spread
             highest = turn if turn > self.highest else self.highest
         rows, size = self.rows + 1, self.size + size
-        return HeldGroup(
-            self.lease, self.order, State.OPEN, turns, rows, highest, size, low, high, spread, reason=self.reason
-        )
+        facts = (State.OPEN, turns, rows, highest, size, low, high, spread)
+        return HeldGroup(self.lease, self.order, *facts, reason=self.reason, leased=self.leased)
 
     def pack(self) -> bytes:
         packed: bytes = msgpack.packb(self)  # pyright: ignore[reportAssignmentType]  None is for a Packer that keeps all
@@ -226,6 +232,20 @@ class Draft:
             self._groups.put(group, held)
         self._groups.marks.update(self.marked)
         self._groups.step = self.step
+
+    def lease(self, group: bytes, lease: int, order: int, version: int) -> None:
+        """The group is open from now on, before a row has come: an actor with that weights version was leased it.
+
+        A word of an older play, or of one that was abandoned or has ended, changes nothing.
+        """
+        held = self.get(group)
+        if held is None and self._writer.marked(group):
+            return
+        if held is not None:
+            if held.state not in PLAYED or lease <= held.lease:
+                return
+            self._writer.drop_rows(group, held.lease)
+        self._changed[group] = HeldGroup(lease, order, reason=held.reason if held else "", leased=version)
 
     def store(self, row: Row, packed: Packed) -> str:
         """Takes one row; returns its outcome: stored, duplicate or fenced."""

@@ -41,8 +41,9 @@ class Ready:
     def pick(self, opened: Iterable[HeldGroup], count: int, step: int, max_staleness: int) -> tuple[list[bytes], str]:
         """`count` ready groups, or none and the reason: "groups" (too few) or "straggler".
 
-        A straggler is an open group that came before one of them and would be too stale after this step. The wait for
-        it ends when it closes, is abandoned or is leased again: the controller's lease deadline bounds it.
+        A straggler is an open group, with rows or only leased, that came before one of them and would be too stale
+        after this step. The wait for it ends when it closes, is abandoned or is leased again: the controller's lease
+        deadline bounds it.
         """
         if len(self) < count:
             return [], "groups"
@@ -53,5 +54,9 @@ class Ready:
 
     def straggler(self, opened: Iterable[HeldGroup], step: int, max_staleness: int) -> int:
         """The order of the lease of the first open group that would be too stale after this step; NEVER without one."""
-        late = (r.order for r in opened if r.staleness(step) <= max_staleness < r.staleness(step + 1))
+        late = (
+            held.order
+            for held in opened
+            if held.expected_staleness(step) <= max_staleness < held.expected_staleness(step + 1)
+        )
         return min(late, default=NEVER)

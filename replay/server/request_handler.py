@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from protocols import metrics
@@ -14,7 +14,7 @@ from protocols.log_facts import about
 from protocols.wire import SCHEMA, join, pack, shown, unpack
 from replay.config import RESEND_S, SILENT_S
 from replay.disk.spool import FULL, CorruptError
-from replay.server.groups import Draft, State
+from replay.server.groups import Draft, HeldGroup, State
 from replay.server.store import Store
 
 log = logging.getLogger("redraft.replay")
@@ -59,6 +59,7 @@ class RequestHandler:
             "checkpoint": self._on_checkpoint,
             "resume": self._on_resume,
             "known": self._on_known,
+            "lease": self._on_lease,
             "abandon": self._on_abandon,
             "release": self._on_release,
             "corrupt": self._on_corrupt,
@@ -171,6 +172,22 @@ class RequestHandler:
     def _on_known(self, message: dict, identity: bytes) -> dict:
         return {"ids": [group for group in _ids(message) if self._closed(group)]}
 
+    def _on_lease(self, message: dict, identity: bytes) -> dict:
+        """Leases, before their actors learn of them: from now on the learner waits for these groups."""
+        ids, columns = _ids(message), [_ints(message, name) for name in ("leases", "orders", "versions")]
+        if any(len(column) != len(ids) for column in columns):
+            raise WireError(f"{len(ids)} groups are leased without a lease, an order and a version for each")
+
+        def work(draft: Draft) -> None:
+            for leased in zip(ids, *columns, strict=True):
+                draft.lease(*leased)
+
+        try:
+            self._store.change(work)
+        except FULL as error:  # nobody may start a group now: these are known from their first rows
+            self._store.note_full(error)
+        return {}
+
     def _on_abandon(self, message: dict, identity: bytes) -> dict:
         (group,), lease = _ids({"group": [message.get("group")]}, "group"), _int(message, "lease")
         self._store.change(lambda draft: draft.abandon(group, lease))
@@ -190,7 +207,7 @@ class RequestHandler:
         count, step = _int(message, "count", 1), _int(message, "step")
         bound, ready = _int(message, "max_staleness"), self._store.ready
         self._filter_stale(step, bound)
-        straggler = ready.straggler((held for _, held in self._store.groups.of(State.OPEN)), step, bound)
+        straggler = ready.straggler(self._opened(), step, bound)
         stats = self._store.stats().to_json()
         return {"ready": len(ready), "straggler": straggler, **ready.sampler.offer(count), "stats": stats}
 
@@ -228,9 +245,8 @@ class RequestHandler:
     def _try(self, waiting: Waiting) -> None:
         """Satisfies a waiting claim if it can; filters the groups that are too stale for it."""
         self._filter_stale(waiting.step, waiting.max_staleness)
-        opened = (held for _, held in self._store.groups.of(State.OPEN))
         ready = self._store.ready
-        chosen, waiting.reason = ready.pick(opened, waiting.count, waiting.step, waiting.max_staleness)
+        chosen, waiting.reason = ready.pick(self._opened(), waiting.count, waiting.step, waiting.max_staleness)
         if not chosen:
             return
         chances = ready.sampler.chances(chosen)
@@ -241,6 +257,12 @@ class RequestHandler:
                 metrics.REPLAY_STALENESS.observe(staleness)
             del self._waiting[waiting.holder]
             self._hand_out(waiting.holder, waiting.request, parcel, chances)
+
+    def _opened(self) -> Iterator[HeldGroup]:
+        """The groups that are still played. One that has not begun, and may not for want of room, is none: room comes
+        from what the learner uses, which must not wait for it."""
+        may_begin = self._store.room > 0
+        return (held for _, held in self._store.groups.of(State.OPEN) if held.rows or may_begin)
 
     def _filter_stale(self, step: int, max_staleness: int) -> None:
         stale = self._store.ready.stale(step, max_staleness)
@@ -394,6 +416,13 @@ def _int(message: dict, name: str, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < MOST:
         raise _wrong(name, value)
     return value
+
+
+def _ints(message: dict, name: str) -> list[int]:
+    values = message.get(name)
+    if not isinstance(values, list):
+        raise _wrong(name, values)
+    return [_int({name: value}, name) for value in values]
 
 
 def _float(message: dict, name: str) -> float:

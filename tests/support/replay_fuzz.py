@@ -29,6 +29,7 @@ NOT_NUMBERS = [None, -1, -0.5, 2**31, 2**64 - 1, float("nan"), float("inf"), "1"
 NOT_INTEGERS = [*NOT_NUMBERS, 1.5]
 NOT_IDS = [None, 7, "x" * 16, b"", b"x" * 15, b"x" * 17, [b"short"], [None], [[b"x" * 16]], {}, True, [b"x" * 16, 1]]
 NOT_PRIORITIES = [[], [1.0] * 9, 5, "xy", {}, [None, 1.0], [float("nan"), 1.0], ["x", "y"], [-1.0, 1.0], [[], []]]
+NOT_COLUMNS = [None, 7, "xy", [], [1], [1] * 3, {}, *([1, value] for value in (None, -1, 1.5, "1", True, 2**64 - 1))]
 NOT_OPS = ["", "no_such", "__init__", "claim ", "Claim", "clai\0m", "receive", "op" * 5000, "\N{GREEK SMALL LETTER MU}"]
 
 
@@ -82,6 +83,7 @@ class Fuzz:
             "release": {"ids": NOT_IDS},
             "corrupt": {"ids": NOT_IDS},
             "abandon": {"group": [[], *NOT_IDS], "lease": NOT_INTEGERS},
+            "lease": {"ids": NOT_IDS} | dict.fromkeys(("leases", "orders", "versions"), NOT_COLUMNS),
         }  # fmt: skip
         self._bad_requests = [
             self._spoilt_request,
@@ -237,6 +239,7 @@ class Fuzz:
     def _sound_request(self, op: str) -> dict:
         ids = self._random.sample(self._ids, 2)
         every = {"ids": ids, "group": ids[0], "lease": 1, "count": 1, "step": 1, "max_staleness": 1, "priorities": None}
+        every |= dict.fromkeys(("leases", "orders", "versions"), [1, 1])
         return self._ask(op, **{name: every[name] for name in self._spoilt.get(op, ()) if name in every})
 
     def _spoilt_request(self) -> list[bytes]:

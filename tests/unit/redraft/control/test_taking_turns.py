@@ -81,6 +81,7 @@ class House:
             lost=deque(),
             shards=shards,
             book=Book(),
+            client=SimpleNamespace(lease=lambda _: None),
         )
         status: Any = SimpleNamespace(gpus=lambda *_: None, fleet=lambda *_: None, played=lambda *_: None)
         recipe = recipes.load(RECIPES / "quickstart.yaml", [*TURNS, f"actors.count={count}"])

@@ -178,6 +178,54 @@ def test_fifo_waits_for_the_straggler_that_overtaking_would_lose():
     assert index.pick([], 3, 2, 2) == ([], "groups")
 
 
+def test_a_leased_group_is_waited_for_before_its_first_row_and_by_its_tokens_after_it(store):
+    put(store, *whole(B, version=3), order=5)
+
+    def reason(step: int) -> str:
+        return store.ready.pick([held for _, held in store.groups.of(State.OPEN)], 1, step, 2)[1]
+
+    assert reason(3) == ""
+    do(store, "lease", A, 0, 1, version_of(1, 1))
+    assert state(store) is State.OPEN and store.stats().open == 1
+    assert (reason(2), reason(3), reason(4)) == ("", "straggler", ""), "it waits while the group can still be used"
+    put(store, turn(version=2))
+    assert (reason(3), reason(4)) == ("", "straggler"), "its first token was sampled by newer weights"
+
+
+@pytest.mark.parametrize("ends", [("abandon", A, 1), ("resume", A, 0)])
+def test_a_leased_group_that_is_abandoned_is_waited_for_no_more_until_it_is_leased_again(tmp_path, ends):
+    def opened(store) -> list[int]:
+        return [held.expected_staleness(9) for _, held in store.groups.of(State.OPEN)]
+
+    for change, expected in ((("lease", A, 1, 4, 7), [2]), (ends, []), (("lease", A, 1, 4, 7), [])):
+        store = Store(tmp_path, "run", ReplaySettings())  # each time anew: what was told outlives the service
+        do(store, *change)
+        assert opened(store) == expected
+        store.close()
+    store = Store(tmp_path, "run", ReplaySettings())
+    assert put(store, turn(lease=1)) == ["fenced"]
+    do(store, "lease", A, 2, 4, 8)
+    assert opened(store) == [1] and store.groups.get(A).order == 4
+    assert put(store, turn(lease=1), turn(lease=2)) == ["fenced", "stored"]
+    store.close()
+
+
+def test_a_late_word_of_a_lease_changes_nothing_of_rows_that_have_come(store):
+    put(store, turn(lease=1), order=3)
+    held = store.groups.get(A)
+    for lease in (0, 1):
+        do(store, "lease", A, lease, 3, 5)
+    assert store.groups.get(A) == held
+    put(store, Close(A, 1, 1))
+    do(store, "lease", A, 2, 3, 5)
+    assert state(store) is State.READY, "a closed group is final"
+    do(store, "claim", A, b"learner/1", 1)
+    do(store, "commit", A, 1)
+    do(store, "forget", A, TRAINED)
+    do(store, "lease", A, 2, 3, 5)
+    assert state(store) is None
+
+
 def test_groups_that_became_stale_are_found_by_their_versions():
     index = Ready(Fifo())
     records = {bytes([n]) * 16: HeldGroup(0, n, State.READY, low=n // 10, high=n // 10) for n in range(30)}
@@ -301,7 +349,7 @@ class Model:
 small = st.integers(0, 2)
 actions = st.one_of(
     st.tuples(st.just("row"), small, st.integers(-1, 2)),
-    st.tuples(st.sampled_from(["commit", "resume", "abandon"]), small),
+    st.tuples(st.sampled_from(["commit", "resume", "abandon", "lease"]), small),
     st.tuples(st.sampled_from(["claim", "give_back", "forget", "discard_corrupt"])),
 )
 
@@ -342,6 +390,10 @@ def _act(store, model, name, values):
         do(store, "abandon", A, *values)
         if model.state in ("none", "open", "abandoned") and values[0] >= model.lease:
             model.state, model.lease, model.rows = "abandoned", values[0], {}
+    elif name == "lease":
+        do(store, "lease", A, *values, 0, 0)
+        if model.state in ("none", "open", "abandoned") and values[0] > model.lease:
+            model.state, model.lease, model.rows = "open", values[0], {}
     elif name == "claim" and model.state == "ready":
         model.state = "claimed"
         do(store, "claim", A, b"learner/1", 1)

@@ -138,10 +138,11 @@ class Held:
     holder: tuple[bytes, int] | None = None
     filtered_at: int = 0
     why: str = ""
+    leased: int | None = None
 
     def version(self, number: int) -> int | None:
-        """The step that sampled it, once a turn has come."""
-        return step_sampled(number, self.lease) if self.rows - {CLOSE} else None
+        """The step that sampled it, once a turn has come; until then, that of the actor to which it was leased."""
+        return step_sampled(number, self.lease) if self.rows - {CLOSE} else self.leased
 
 
 class Model:
@@ -162,7 +163,7 @@ class Model:
         if lease < held.lease or (lease == held.lease and held.state == "abandoned"):
             return "fenced"
         if lease > held.lease:
-            held.lease, held.order, held.rows = lease, order_of(number, lease), set()
+            held.lease, held.order, held.rows, held.leased = lease, order_of(number, lease), set(), None
         held.state = "open"
         if turn in held.rows:
             return "duplicate"
@@ -172,6 +173,12 @@ class Model:
             if not turns_of(number, lease):
                 self.forget(held, "empty")
         return "stored"
+
+    def leases(self, number: int, lease: int, step: int) -> None:
+        held = self.groups[number]
+        if held.state in ("none", "open", "abandoned") and lease > held.lease:
+            held.state, held.lease, held.order = "open", lease, order_of(number, lease)
+            held.rows, held.leased = set(), step
 
     def forget(self, held: Held, why: str) -> None:
         held.state, held.why, held.rows = "forgotten", why, set()
@@ -381,6 +388,20 @@ class ReplayMachine(RuleBasedStateMachine):
         self.ask(b"controller/1", "resume", step=step)
         self.model.resume(step)
         self.claimed.clear()
+
+    @rule(given=st.lists(st.tuples(numbers, leases, st.integers(0, 3)), min_size=1, max_size=3))
+    def leases_are_given(self, given):
+        """Their orders fit the rows that will come."""
+        self.ask(
+            b"controller/1",
+            "lease",
+            ids=[gid(number) for number, *_ in given],
+            leases=[lease for _, lease, _ in given],
+            orders=[order_of(number, lease) for number, lease, _ in given],
+            versions=[step for *_, step in given],
+        )
+        for leased in given:
+            self.model.leases(*leased)
 
     @rule(number=numbers, lease=leases)
     def abandon(self, number, lease):
