@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from protocols import run_folder
 from protocols.errors import RedraftError, SettingError
 
 if TYPE_CHECKING:
@@ -102,7 +103,9 @@ def write_folder(target: Path, model_path: str | Path, config, state: dict[str, 
 
 
 def finish(folder: Path, state: RunState, keep: int) -> Path:
-    """Makes the checkpoint durable under its own name, and removes all but the `keep` newest."""
+    """Makes the checkpoint durable under its own name, and removes all but the `keep` newest. Raises SettingError where
+    the run folder is another run's by now."""
+    run_folder.check(folder.parents[1], state.run_id)
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
     found = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / DIGESTS).write_text(json.dumps(found, indent=2))

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from protocols import own_code, strict_json
+from protocols import own_code, run_folder, strict_json
 from protocols.errors import SettingError
 from redraft import machine, records
 from redraft.owner import Owner, shared
@@ -94,9 +94,14 @@ class Run:
         """Of the replay service, where it listens beyond this machine."""
         return self.folder / "keys"
 
+    def check(self) -> None:
+        """Raises SettingError where the folder is another run's by now."""
+        run_folder.check(self.folder, self.id)
+
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Adds one JSON line to `file` in the folder. It begins a new line where an earlier writer died within one.
-        Raises OSError where the disk does not take all of it."""
+        Raises OSError where the disk does not take all of it, SettingError where the folder is another run's."""
+        self.check()
         data = (strict_json.dumps(line) + "\n").encode()
         descriptor = os.open(self.folder / file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -113,7 +118,8 @@ class Run:
         return records.lines(self.folder / file)
 
     def write(self, file: str, content: Mapping[str, Any]) -> None:
-        """Replaces `file` by this JSON, whole or not at all."""
+        """Replaces `file` by this JSON, whole or not at all. Raises SettingError where the folder is another run's."""
+        self.check()
         aside = self.folder / f".{file}.tmp"
         aside.write_text(strict_json.dumps(content, indent=1) + "\n")
         aside.rename(self.folder / file)

@@ -28,7 +28,7 @@ from learner.ranks.progress import Progress
 from learner.ranks.publisher import Publisher
 from learner.ranks.timing import timed
 from learner.transcripts.store import TranscriptStore
-from protocols import metrics, traces
+from protocols import metrics, run_folder, traces
 from protocols.errors import DeadlineError, RedraftError
 from protocols.reports import StepReport
 from protocols.weights import TRIAL, version_of
@@ -209,6 +209,7 @@ class Lead:
                 cursor: dict = ray.get(self._controller.cursor.remote(), timeout=CURSOR_S)
             except GetTimeoutError:
                 raise DeadlineError("learner", "the controller's cursor", CURSOR_S) from None
+            run_folder.check(self._run_dir, self._run_id)
             folder = checkpoint.begin(self._run_dir, progress.step)
             self._commands.give("checkpoint", str(folder))
             self._publisher.keep(folder)

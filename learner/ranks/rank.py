@@ -18,7 +18,7 @@ from learner import checkpoint
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
 from learner.ranks.progress import Progress
-from protocols import log_facts, metrics, traces
+from protocols import log_facts, metrics, run_folder, traces
 from protocols.errors import RedraftError
 from protocols.nvml import Gpu, GpuWatch, watch
 from protocols.reports import LearnerEnded, LearnerReady, StepReport
@@ -132,6 +132,7 @@ class Rank:
             seed=spec.seed,
         )
         folder = checkpoint.newest(spec.run_dir) if resume and spec.rank == 0 else None
+        run_folder.check(spec.run_dir, spec.run_id)
         incarnation = checkpoint.next_incarnation(spec.run_dir) if spec.rank == 0 else 0
         folder, incarnation = same((folder, incarnation), group)
         progress, cursor, last = Progress(incarnation), {}, None

@@ -83,6 +83,7 @@ class Controller:
     EXCHANGE = Exchange
 
     def __init__(self, run: Run, recipe: Recipe, resume: bool):
+        run.check()
         logs.of_part(run.folder, run.name, "controller", recipe.logs)
         own_code.install(runs.code(run.folder, recipe))
         self._run, self._recipe, self._resume = run, recipe, resume
@@ -283,7 +284,7 @@ class Controller:
         exam.check(summary)
         occasion = Occasion(label, self._status.step, self._announced.version)
         if recipe.learner.record.groups:
-            exam.record(self._run.folder, occasion)
+            exam.record(self._run, occasion)
         self._run.append("evaluations.jsonl", occasion.line(began, summary).to_json())
         self._trackers.evaluation(occasion.step, summary)
         tell_accuracy(label, summary)

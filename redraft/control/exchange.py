@@ -296,7 +296,6 @@ class Exchange:
         if given:
             self.parts.client.lease(given)
 
-
     def _is_new_to(self, number: int) -> bool:
         """Whether the newest weights are such that an actor has neither nor was told of."""
         member, newest = self.parts.fleet.members[number], self._announced.newest

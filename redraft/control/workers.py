@@ -70,6 +70,7 @@ class ReplayPart:
     ):
         from replay.server.service import Service
 
+        run.check()
         logs.of_part(run.folder, run.name, f"replay-{shard}", log_settings)
         self._service = Service(run.spool(shard), endpoints, settings, run.id, run.keys)
         self._service.start()

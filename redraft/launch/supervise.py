@@ -28,6 +28,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from protocols import run_folder
 from protocols.errors import BUG, FAULT, MISTAKE, FaultError
 from redraft import records
 from redraft import run as runs
@@ -48,11 +49,13 @@ class Supervisor:
 
     def __init__(self, command: Sequence[str], flags: Sequence[str], name: str, restarts: int):
         self._command, self._flags, self._name, self._restarts = list(command), list(flags), name, restarts
+        self._mine = ""  # the identity of the run that it watches, once that has begun
         self._child: subprocess.Popen | None = None
         self._told = threading.Event()
 
     def run(self) -> int:
-        """Returns the exit code. Signals go on to the child, whose process group is its own."""
+        """Returns the exit code. Signals go on to the child, whose process group is its own. Raises SettingError where
+        the name has become another run's meanwhile."""
         for number in SIGNALS:
             signal.signal(number, self._pass_on)
         before, faults = runs.identity(self._name), 0
@@ -61,6 +64,7 @@ class Supervisor:
             code = self._run_once(before)
             if self._told.is_set() or code in (0, MISTAKE, BUG):
                 return FAULT if code < 0 else code
+            self._look(before)
             if self._summary() != summary and self._summary().get("state") == "done":
                 return 0  # only its process did not end as it should
             faults = 1 if self._kept() > kept else faults + 1
@@ -70,6 +74,7 @@ class Supervisor:
             self._pause(faults, why)
             if self._told.is_set():
                 return FAULT
+            self._look(before)
 
     def _run_once(self, before: str) -> int:
         """Runs the command; `before` is the identity of the run that had the name when the first process began."""
@@ -78,6 +83,13 @@ class Supervisor:
         arguments = [*self.PROGRAM, *self._command, *flags]
         self._child = subprocess.Popen(arguments, process_group=0, preexec_fn=partial(_end_with, os.getpid()))
         return self._child.wait()
+
+    def _look(self, before: str) -> None:
+        """Learns which run is its own, and from then on whether its name is still that run's."""
+        if self._mine:
+            run_folder.check(runs.RUNS / self._name, self._mine)
+        elif (found := runs.identity(self._name)) not in ("", before) or "--again" not in self._flags:
+            self._mine = found
 
     def _pause(self, faults: int, why: str) -> None:
         """Says what happened and waits; a signal ends the wait."""

@@ -14,7 +14,7 @@ from support import processes
 from support.places import PYTHONPATH
 from support.waiting import deadline_s, until
 
-from protocols.errors import FaultError
+from protocols.errors import FaultError, SettingError
 from redraft.launch import supervise
 
 SCRIPT = """
@@ -74,6 +74,12 @@ def test_after_a_fault_the_run_that_was_begun_is_resumed(supervised, tmp_path, f
     assert supervised({"begins": "a", **fault}, {"exit": 0}, flags=("--again",)) == (0, [["--again"], ["--resume"]])
     [line] = (tmp_path / "runs" / "named" / "restarts.jsonl").read_text().splitlines()
     assert json.loads(line)["checkpoint"] is None and json.loads(line)["why"]
+
+
+def test_a_name_that_became_another_runs_between_two_tries_is_left_to_it(supervised, tmp_path):
+    with pytest.raises(SettingError, match="is the run thief's now; nothing of the run a is written there"):
+        supervised({"begins": "a", "exit": 75}, {"begins": "thief", "exit": 75}, {"exit": 0})
+    assert len((tmp_path / "runs" / "named" / "restarts.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_fault_before_the_run_was_begun_begins_it_as_it_was_asked_for(supervised, tmp_path):
