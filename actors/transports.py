@@ -205,9 +205,13 @@ def _write(path: Path, data: np.ndarray) -> None:
             "give the container more of it (--shm-size)"
         )
     aside = path.with_suffix(".tmp")
-    with open(aside, "wb") as file:
-        file.write(data.data)
-    aside.rename(path)
+    try:
+        with open(aside, "wb") as file:
+            file.write(data.data)
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # else it would keep the room that was missing
+        raise
 
 
 def sweep() -> list[Path]:

@@ -12,11 +12,13 @@ checkpoints/incarnation                       the newest incarnation: no later o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,10 +78,26 @@ def begin(run_dir: str | Path, step: int) -> Path:
     """An empty folder for the checkpoint of `step`, under a name that no reader takes for a finished one. What was left
     of others that were never finished is removed."""
     folder = Path(run_dir, "checkpoints", f".step-{step:06d}.tmp")
-    for left in folder.parent.glob(".step-*.tmp"):  # of one that a full disk or a death has ended
-        shutil.rmtree(left, ignore_errors=True)
+    sweep(run_dir)
     folder.mkdir(parents=True)
     return folder
+
+
+@contextlib.contextmanager
+def writing(run_dir: str | Path, step: int) -> Iterator[Path]:
+    """Such a folder to fill and `finish`. Where that fails it is removed at once: it may have filled the disk."""
+    folder = begin(run_dir, step)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def sweep(run_dir: str | Path) -> None:
+    """Removes what was left of checkpoints that a full disk or a death has kept from being written, or removed."""
+    for left in Path(run_dir, "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_model(folder: Path, model_path: str | Path, config, state: dict[str, Tensor]) -> None:
@@ -113,12 +131,21 @@ def finish(folder: Path, state: RunState, keep: int) -> Path:
         _fsync(path)
     _fsync(folder)
     target = folder.with_name(f"step-{state.step:06d}")
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        _remove(target)
     folder.rename(target)
     _fsync(target.parent)
     for old in _finished(target.parent.parent)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return target
+
+
+def _remove(folder: Path) -> None:
+    """Under another name, so that a death amid it leaves no half of a checkpoint that looks whole."""
+    gone = folder.with_name(f".{folder.name}.gone.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def check(folder: Path) -> None:

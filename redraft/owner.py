@@ -2,10 +2,11 @@
 
 The lock is the kernel's (flock): it lies on the file, so it goes with a folder that is renamed, and it ends with the
 process that holds it, however that ends. A new run's folder is made aside, locked, and only then given its name, so
-there is no moment at which the name is there without an owner. Over NFS the lock holds between hosts too.
+there is no moment at which the name is there without an owner. Over NFS the lock holds between hosts too; where a file
+system has no locks, lease_file.py takes its place.
 
 Those who only read a run and must not find another one at its path meanwhile (an evaluation, an export) share the
-lock of its file `readers`; `--again` renames nothing that is read.
+lock of its file `readers`; `--again` renames nothing that is read. Without locks it cannot know.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from protocols.errors import RedraftError, SettingError
+from redraft import lease_file
+from redraft.lease_file import LeaseFile
 
 LOCK, READERS = "lock", "readers"
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what flock raises on such a file system
 TRIES, BETWEEN_TRIES_S = 5, 0.01
 SETTING = "--run"
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
@@ -36,7 +41,7 @@ class Owner:
 
     def __init__(self, folder: Path, command: str):
         self.folder, self._command = folder, command
-        self._held: dict[str, int] = {}  # descriptors of locked files in the folder; Python opens them close-on-exec
+        self._held: dict[str, Hold] = {}  # of locked files in the folder
         _owners.add(self)
 
     def take(self, to_rename: bool = False) -> None:
@@ -44,22 +49,24 @@ class Owner:
         for file in (LOCK, READERS) if to_rename else (LOCK,):
             if file not in self._held:
                 self._held[file] = self._lock(self.folder / file)
-        self._sign(self._held[LOCK])
+        self._sign(self.folder)
 
     @contextlib.contextmanager
     def begin(self, kept: Path | None) -> Iterator[Path]:
         """Yields an empty folder to fill; then it has its name, and is owned. The one that had the name before becomes
         `kept`. Raises SettingError where another command was first."""
+        self._sweep()
         fresh = self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(4)}")
         fresh.mkdir(parents=True)
         lock = None
         try:
             lock = self._lock(fresh / LOCK)
-            self._sign(lock)
+            self._sign(fresh)
             yield fresh
             if kept is not None and self.folder.exists():
                 self.take(to_rename=True)
                 self.folder.rename(kept)
+                self._held[LOCK].moved(kept)
             try:
                 fresh.rename(self.folder)
             except OSError as error:
@@ -69,27 +76,45 @@ class Owner:
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             if lock is not None:
-                os.close(lock)
+                lock.close()
             raise
         self.release()  # what has another name now
+        lock.moved(self.folder)
         self._held[LOCK] = lock
+
+    def _sweep(self) -> None:
+        """Removes folders that commands have begun to fill and, being killed, have not given the name."""
+        for left in self.folder.parent.glob(f".{self.folder.name}.????????"):
+            with contextlib.suppress(OSError):
+                lock = Flock(_locked(left / LOCK, fcntl.LOCK_EX))
+                shutil.rmtree(left, ignore_errors=True)
+                lock.close()
 
     def release(self) -> None:
         """Also in a child process: the lock stays with those who still have it open."""
         while self._held:
-            os.close(self._held.popitem()[1])
+            self._held.popitem()[1].close()
 
-    def _lock(self, path: Path) -> int:
+    def _lock(self, path: Path) -> Hold:
         try:
-            return _soon_locked(path)
+            return Flock(_soon_locked(path))
         except BlockingIOError:
             raise self._refusal(path.name) from None
         except FileNotFoundError:
             raise SettingError(SETTING, f"another command is just renaming {self.folder}", "Try again") from None
         except OSError as error:
-            problem = f"{path} cannot be locked: {error.strerror}"
-            cure = "Start in a folder that can be written, on a file system with locks"
-            raise SettingError(SETTING, problem, cure) from None
+            if error.errno in WITHOUT_LOCKS:
+                return self._lease(path)
+            raise SettingError(SETTING, *_unlocked(path, error)) from None
+
+    def _lease(self, path: Path) -> Hold:
+        """In place of a lock: of the folder. Nothing is known of readers then."""
+        try:
+            return LeaseFile.take(path.parent) if path.name == LOCK else Flock(None)
+        except BlockingIOError:
+            raise self._refusal() from None
+        except OSError as error:
+            raise SettingError(SETTING, *_unlocked(path, error)) from None
 
     def _refusal(self, file: str = LOCK) -> SettingError:
         if file == READERS:
@@ -105,11 +130,40 @@ class Owner:
         stop = f"`redraft stop {self.folder.name}` (or {kill})" if who["command"] == "train" else kill
         return SettingError(SETTING, problem, f"Stop it with {stop}, or choose another --run")
 
-    def _sign(self, descriptor: int) -> None:
+    def _sign(self, folder: Path) -> None:
         who = {"host": socket.gethostname(), "pid": os.getpid(), "command": self._command}
         line = (json.dumps(who) + "\n").encode()
-        os.pwrite(descriptor, line, 0)
-        os.ftruncate(descriptor, len(line))
+        with open(_open(folder / LOCK), "r+b", buffering=0) as file:
+            file.write(line)
+            file.truncate(len(line))
+
+
+class Hold(Protocol):
+    """What keeps others out until it is closed."""
+
+    def close(self) -> None: ...
+
+    def moved(self, folder: Path) -> None:
+        """The folder was renamed to that."""
+        ...
+
+
+class Flock:
+    """The kernel's lock that `descriptor` holds, which Python opens close-on-exec; nothing where it is None."""
+
+    def __init__(self, descriptor: int | None):
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def moved(self, folder: Path) -> None:
+        """It lies on the file, wherever that is."""
+
+
+def _unlocked(path: Path, error: OSError) -> tuple[str, str]:
+    return f"{path} cannot be locked: {error.strerror}", "Start in a folder that can be written"
 
 
 def holder(folder: Path) -> str | None:
@@ -120,8 +174,9 @@ def holder(folder: Path) -> str | None:
         return None
     except BlockingIOError:
         pass
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS or not lease_file.held(folder):
+            return None
     try:
         who = json.loads((folder / LOCK).read_text())
         return f"process {who['pid']} on {who['host']} has it"

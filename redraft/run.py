@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from typing import Any
 
 from protocols import own_code, run_folder, strict_json
 from protocols.errors import SettingError
-from redraft import machine, records
+from redraft import files, machine, records
 from redraft.owner import Owner, shared
 from redraft.recipe import Recipe, load
 from redraft.records import json_object
@@ -27,7 +26,7 @@ from redraft.records import json_object
 log = logging.getLogger("redraft.run")
 RUNS = Path("runs")
 MODEL = "model"
-"""In a run folder: the start model, where it was made for the run."""
+"""In a run folder: the start model, where it was made for the run, or is another run's that may prune it."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MAY_CHANGE = {"name", "steps", "actors", "evaluation", "metrics", "logs", "tracking", "storage", "start_s"}  # on resume
 MAY_CHANGE_WITHIN = {  # limits, which change nothing about what is learnt
@@ -167,7 +166,7 @@ def create(
 
     With `again` an older run of that name is kept under another one, with the time it began. A new run has the
     `identity` given, if any, and begins with the model `start`, which is in the folder `model`. One that was made goes
-    into the run folder: another machine would not make the same.
+    into the run folder: another machine would not make the same. So does that of another run, which may be pruned.
     """
     folder = owner.folder
     check(recipe, folder.name, resume, again)
@@ -195,9 +194,17 @@ def create(
             start=start,
         )
         run.save()
-        if recipe.model.make is not None and start != UNKNOWN:
-            shutil.copytree(model, fresh / MODEL)
+        if start != UNKNOWN and (recipe.model.make is not None or in_a_run(recipe.model.path)):
+            files.link_folder(Path(model), fresh / MODEL)
     return find(str(folder.resolve()))
+
+
+def in_a_run(path: str | None) -> Path | None:
+    """The run folder that this is or lies in; None where it is in none."""
+    if path is None:
+        return None
+    place = Path(path).expanduser().resolve()
+    return next((folder for folder in (place, *place.parents) if (folder / "run.json").is_file()), None)
 
 
 def code(folder: Path, recipe: Recipe) -> dict[str, str]:
@@ -248,12 +255,18 @@ def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
 def _can_go_on(run: Run, recipe: Recipe) -> None:
     """Refuses to resume what is done, or with settings that the run's past does not have."""
     before = load(run.folder / "recipe.yaml")
-    for key in set(Recipe.model_fields) - MAY_CHANGE:
-        if _fixed(before, key) != _fixed(recipe, key):
-            limits = [f"{part}.{name}" for part, names in MAY_CHANGE_WITHIN.items() for name in sorted(names)]
-            allowed = ", ".join([*sorted(MAY_CHANGE), *limits])
-            cure = f"On resume {allowed} may change; for more start a new run, with another --run"
-            raise SettingError(key, f"the run {run.name} began with another value of it", cure)
+    fixed = set(Recipe.model_fields) - MAY_CHANGE
+    was, now = (_flat({key: _fixed(one, key)[key] for key in sorted(fixed)}) for one in (before, recipe))
+    changed = [key for key in now | was if was.get(key) != now.get(key)]
+    if changed:
+        limits = [f"{part}.{name}" for part, names in MAY_CHANGE_WITHIN.items() for name in sorted(names)]
+        allowed = ", ".join([*sorted(MAY_CHANGE), *limits])
+        told = [f"{key} {_told(now.get(key))}, where it began with {_told(was.get(key))}" for key in changed[1:]]
+        problem = "; ".join(
+            [f"{_told(now.get(changed[0]))}, but {run.name} began with {_told(was.get(changed[0]))}", *told]
+        )
+        cure = f"Set them as they were. On resume {allowed} may change; for more start a new run, with another --run"
+        raise SettingError(changed[0], problem, cure)
     steps = newest_step(run.folder) or 0
     if steps > recipe.steps or done(run.name, recipe.steps):
         raise SettingError("steps", f"the run {run.name} has done {steps} of {recipe.steps}", "Set steps=N to go on")
@@ -262,6 +275,20 @@ def _can_go_on(run: Run, recipe: Recipe) -> None:
 def _fixed(recipe: Recipe, key: str) -> dict:
     """What a resume may not change about a part of the recipe."""
     return recipe.model_dump(include={key}, exclude={key: MAY_CHANGE_WITHIN.get(key, set())})
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        found |= _flat(value, f"{above}{key}.") if nested else {above + key: value}
+    return found
+
+
+def _told(value: Any) -> str:
+    """As a recipe has it, in a line."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def find(name: str) -> Run:

@@ -210,9 +210,6 @@ class Lead:
             except GetTimeoutError:
                 raise DeadlineError("learner", "the controller's cursor", CURSOR_S) from None
             run_folder.check(self._run_dir, self._run_id)
-            folder = checkpoint.begin(self._run_dir, progress.step)
-            self._commands.give("checkpoint", str(folder))
-            self._publisher.keep(folder)
             state = checkpoint.RunState(
                 run_id=self._run_id,
                 step=progress.step,
@@ -224,7 +221,10 @@ class Lead:
                 offload=settings.offload,
                 report={} if self._last is None else self._last.to_json(),
             )
-            path = checkpoint.finish(folder, state, settings.keep_checkpoints)
+            with checkpoint.writing(self._run_dir, progress.step) as folder:
+                self._commands.give("checkpoint", str(folder))
+                self._publisher.keep(folder)
+                path = checkpoint.finish(folder, state, settings.keep_checkpoints)
             self._client.checkpoint(progress.step)
             metrics.CHECKPOINT_TIME.set_to_current_time()
             log.info("checkpoint %s", path)

@@ -133,6 +133,8 @@ class Rank:
         )
         folder = checkpoint.newest(spec.run_dir) if resume and spec.rank == 0 else None
         run_folder.check(spec.run_dir, spec.run_id)
+        if spec.rank == 0:
+            checkpoint.sweep(spec.run_dir)
         incarnation = checkpoint.next_incarnation(spec.run_dir) if spec.rank == 0 else 0
         folder, incarnation = same((folder, incarnation), group)
         progress, cursor, last = Progress(incarnation), {}, None

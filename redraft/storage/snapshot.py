@@ -11,7 +11,6 @@ from after a later checkpoint would lack groups that only that one has trained, 
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from learner import checkpoint
 from protocols.errors import DeadlineError
 from redraft import run as runs
+from redraft.files import link
 from redraft.run import Run
 from replay.disk.reader import SpoolReader
 
@@ -68,7 +68,7 @@ def _held(run: Run, aside: Path) -> bool:
     (aside / "checkpoints").mkdir(parents=True)
     if newest is not None:
         try:
-            shutil.copytree(newest, aside / "checkpoints" / newest.name, copy_function=_link)
+            shutil.copytree(newest, aside / "checkpoints" / newest.name, copy_function=link)
         except OSError:
             if newest.exists():
                 raise
@@ -84,16 +84,6 @@ def _held(run: Run, aside: Path) -> bool:
     if incarnation.exists():
         shutil.copy(incarnation, aside / "checkpoints")
     return True
-
-
-def _link(source: str, target: str) -> None:
-    """A hard link; a copy on file systems that have none."""
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _digests(aside: Path, step: int) -> dict[str, str]:

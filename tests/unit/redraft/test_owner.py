@@ -166,6 +166,17 @@ def test_a_command_that_fails_before_it_makes_its_run_leaves_no_folder_and_the_o
     assert os.listdir("runs") == ["mine"]
 
 
+def test_what_a_killed_command_had_begun_to_fill_is_removed_by_the_next_and_what_a_living_one_fills_is_not():
+    left, alive = Path("runs/.mine.0123abcd"), Path("runs/.mine.4567abcd")
+    for folder in (left, alive):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+    with open(alive / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        make()
+    assert not left.exists() and (alive / "model.safetensors").exists()
+
+
 def test_a_run_that_goes_on_may_be_read_and_what_is_read_keeps_its_name(another):
     another()
     with runs.reading("mine") as run, runs.reading("mine"):
@@ -181,12 +192,12 @@ def test_a_run_that_goes_on_may_be_read_and_what_is_read_keeps_its_name(another)
         pass
 
 
-def test_a_file_system_without_locks_is_named(monkeypatch):
+def test_a_folder_that_cannot_be_locked_is_named(monkeypatch):
     make()
 
     def flock(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(SettingError, match="mine/lock cannot be locked: No locks available"):
+    with pytest.raises(SettingError, match="mine/lock cannot be locked: Input/output error"):
         make(again=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -98,6 +99,32 @@ def test_what_was_left_of_a_checkpoint_that_failed_is_removed_with_the_next_one(
     for step, fails in ((50, False), (100, True), (150, True), (200, False), (250, False)):
         written(tmp_path, step, fails)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000200", "step-000250"]
+
+
+def test_what_a_full_disk_left_of_a_checkpoint_is_removed_at_once_and_with_a_resume_at_the_latest(tmp_path):
+    with pytest.raises(OSError), checkpoint.writing(tmp_path, 100) as folder:
+        (folder / "model.safetensors").write_bytes(b"x" * 1000)
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list((tmp_path / "checkpoints").iterdir())
+    written(tmp_path, 150, fails=True)
+    checkpoint.sweep(tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_death_while_an_old_checkpoint_is_removed_leaves_none_that_looks_whole(tmp_path, monkeypatch):
+    for step in (50, 100):
+        written(tmp_path, step)
+
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", lambda path, **_: path.exists() and dies())
+        with pytest.raises(KeyboardInterrupt):
+            written(tmp_path, 150)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-000100", "step-000150"]
+    checkpoint.sweep(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000100", "step-000150"]
 
 
 def test_a_state_that_cannot_be_read_names_the_checkpoint_and_the_way_on(tmp_path):

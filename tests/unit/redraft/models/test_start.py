@@ -10,12 +10,13 @@ import pytest
 from support.waiting import deadline_s
 
 from actors.config import EnvironmentSettings
+from learner import checkpoint
 from protocols.errors import DeadlineError, SettingError
 from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.config import ModelSettings
 from redraft.models import start
-from redraft.models.make import Wanted, begun, wanted
+from redraft.models.make import Wanted, begun, prepare, wanted
 from redraft.models.start import digest
 from redraft.run import Start
 
@@ -98,13 +99,36 @@ def test_who_waits_for_a_fetch_waits_no_longer_than_its_limit(model, tmp_path):
             start.find(begins, tmp_path / "nowhere", lambda: pytest.fail("fetched"), tmp_path / "node", 0.2)
 
 
+@pytest.mark.parametrize("path", ["runs/older", "runs/older/checkpoints/step-000001/model"])
+def test_a_run_that_began_from_another_run_goes_on_when_that_one_is_pruned(tmp_path, monkeypatch, model, path):
+    monkeypatch.chdir(tmp_path)
+    older = runs.Run(tmp_path / "runs" / "older", "older", str(model))
+    older.folder.mkdir(parents=True)
+    older.save()
+    aside = checkpoint.begin(older.folder, 1)
+    shutil.copytree(model, aside / "model")
+    (aside / "model" / "chat_template.jinja").symlink_to(model / "config.json")
+    checkpoint.finish(aside, checkpoint.RunState("older", 1, 0, {}, 1, 1), 1)
+    values = {"name": "r", "steps": 1, "model": {"path": path}, "environment": {"name": "signs"}}
+    recipe = recipes.build(values | {"rollout": {"name": "attempt", "episodes": 2}})
+    found = prepare(recipe.model, recipe.environment, tmp_path / "cache")
+    begins = begun(recipe.model, recipe.environment, found, tmp_path / "cache")
+    with runs.owned(recipe, None, resume=False, again=False) as owner:
+        run = runs.create(recipe, str(found), owner, start=begins)
+    assert (run.folder / "model" / "model.safetensors").samefile(found / "model.safetensors"), "it takes no room"
+    shutil.rmtree(older.folder)
+    shutil.rmtree(model)
+    moved = runs.find(str(run.folder.rename(tmp_path / "elsewhere")))
+    here = wanted(moved, recipe).here(tmp_path / "cache of another node")
+    assert here == tmp_path / "elsewhere" / "model" and digest(here, tmp_path / "cache") == begins.digest
+    assert (here / "chat_template.jinja").read_text() == "{}"
+
+
 def test_a_made_model_goes_with_the_run_folder_wherever_that_goes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = {"name": "r", "steps": 1, "model": {"make": {}, "dtype": "float32"}, "environment": {"name": "signs"}}
     values |= {"rollout": {"name": "attempt", "episodes": 2}}
     recipe = recipes.build(values)
-    from redraft.models.make import prepare
-
     made = prepare(recipe.model, recipe.environment, tmp_path / "cache")
     with runs.owned(recipe, None, resume=False, again=False) as owner:
         begins = begun(recipe.model, recipe.environment, made, tmp_path / "cache")
