@@ -18,6 +18,7 @@ from redraft import __version__
 from redraft.cli import k8s as k8s_cli
 from redraft.cli import keys as keys_cli
 from redraft.cli import replay as replay_cli
+from redraft.cli import runs as runs_cli
 
 app = typer.Typer(
     help="Train language-model agents to improve their own answers, turn after turn.",
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(replay_cli.app, name="replay")
 app.add_typer(k8s_cli.app, name="k8s")
+app.add_typer(runs_cli.app, name="runs")
 console = Console()
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see recipes/.")]
