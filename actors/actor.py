@@ -36,7 +36,7 @@ from actors.tally import foreign_ids, untemplated
 from actors.transports import Superseded, Transports
 from actors.weights import Proved
 from protocols import metrics, nvml, traces
-from protocols.errors import DeadlineError, SettingError, WeightsError
+from protocols.errors import DeadlineError, SettingError, WeightsError, in_a_line, named
 from protocols.log_facts import about
 from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
 from protocols.weights import WeightRef
@@ -179,7 +179,7 @@ class Actor:
             self._parts.set_result(await self._build())
         except Exception as error:
             log.exception("%s cannot start", self._name)
-            self._fail(f"cannot start: {error}")
+            self._fail(f"cannot start: {in_a_line(error)}")
         else:
             self._report.state, self._report.version = "ready", self._spec.version
             self._tell()
@@ -238,7 +238,7 @@ class Actor:
             self._fail(f"new weights were not loaded within {self._spec.actors.silence_s:g} s")
         except Exception as error:
             log.exception("%s cannot load weights", self._name)
-            self._fail(f"cannot load weights: {error}")
+            self._fail(f"cannot load weights: {in_a_line(error)}")
         finally:
             self._updating = False  # without a wait since the last look at what was announced, so that none is missed
 
@@ -252,7 +252,7 @@ class Actor:
                 await self._rest.begin()
         except Exception as error:
             log.exception("%s cannot put its engine to sleep", self._name)
-            self._fail(f"cannot put its engine to sleep: {error}")
+            self._fail(f"cannot put its engine to sleep: {in_a_line(error)}")
 
     def _limit(self, ref: WeightRef) -> float:
         return self._spec.actors.probe_tolerance or ref.probe.limit
@@ -304,7 +304,7 @@ class Actor:
             return str(error)
         except Exception as error:
             log.exception("%s gives up group %s", self._name, lease.group.hex()[:8])
-            return self._abandon(lease, f"{type(error).__name__}: {error}")
+            return self._abandon(lease, named(error))
         else:
             self._report.closed.append((lease.group, lease.fencing_token, writer.success))
             self._tell()
@@ -402,7 +402,7 @@ class Actor:
             if self._made.engine.error is not None:  # the tasks are played again by another actor
                 raise
             log.exception("%s cannot play the test task %s", self._name, task["id"])
-            self._break_off(writer, settings, EpisodeFailure("raised", f"{type(error).__name__}: {error}"))
+            self._break_off(writer, settings, EpisodeFailure("raised", named(error)))
         finally:
             self._evaluating -= 1
         self._tested += 1
@@ -459,7 +459,7 @@ class Actor:
         if self._report.state != "ready":
             return
         if self._made.engine.error is not None:
-            self._fail(f"the engine has stopped: {self._made.engine.error}")
+            self._fail(f"the engine has stopped: {in_a_line(self._made.engine.error)}")
         elif not self._made.producer.alive:
             self._fail("the replay producer's thread has stopped; see the log")
 

@@ -26,7 +26,7 @@ from actors.tools import Offered, Tool, calls
 from actors.tools.calls import Call
 from actors.tools.toolbox import Toolbox
 from protocols import metrics
-from protocols.errors import SettingError
+from protocols.errors import SettingError, named
 
 log = logging.getLogger("redraft.environments")
 CAUSES = 1000  # of failures to close that are logged
@@ -283,7 +283,7 @@ def _result(result: Any, error: BaseException | None) -> Any:
     if isinstance(error, EpisodeFailure | SettingError | TeacherBudget):  # the last two end more than an episode
         raise error
     if error is not None:
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        said = named(error)
         raise EpisodeFailure("raised", said) from error
     return result
 

@@ -5,6 +5,20 @@ MISTAKE, BUG, FAULT = 2, 70, 75
 The last two are those of sysexits.h."""
 
 
+def in_a_line(error: BaseException) -> str:
+    """What an error says, in one line; with its kind where that is nothing, or the bare key of a KeyError."""
+    text = " ".join(str(error).split())
+    return text if text and not isinstance(error, KeyError) else named(error)
+
+
+def named(error: BaseException) -> str:
+    """The kind of an error and what it says, in one line; of one that says nothing, what caused it."""
+    kind, text, cause = type(error).__name__, " ".join(str(error).split()), error.__cause__ or error.__context__
+    if text:
+        return f"{kind}: {text}"
+    return kind if cause is None else f"{kind}, caused by {named(cause)}"
+
+
 class RedraftError(Exception):
     """Base of every error that ends a run with one clear line instead of a traceback."""
 

@@ -328,7 +328,7 @@ def _override(values: dict, text: str) -> None:
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise SettingError(key, f"{section} is a value, not a section")
+            raise SettingError(key, f"{section} is a value, not a section", f"Set {section} itself")
         values = inner
     try:
         values[last] = yaml.safe_load(value)

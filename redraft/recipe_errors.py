@@ -42,7 +42,7 @@ def _mistake(found: Any, model: type[BaseModel], lines: Mapping[str, int]) -> Se
     if found["type"] == "extra_forbidden":
         return SettingError(key, f"there is no such key{at}", _instead(place, model))
     if found["type"] == "missing":
-        return SettingError(key, "is missing")
+        return SettingError(key, "is missing", "Add it: docs/reference.md says what it may be")
     if found["type"] == "value_error":
         return SettingError(key or "recipe", message + at)
     return SettingError(key, f"{message} (found {found['input']!r}){at}")

@@ -28,7 +28,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.tag != MERGE and seen.setdefault(key.value, line) != line:
-                raise SettingError("recipe", f"line {line} has the key {key.value} of line {seen[key.value]} again")
+                problem = f"line {line} has the key {key.value} of line {seen[key.value]} again"
+                raise SettingError("recipe", problem, "Leave one of them")
         return super().construct_mapping(node, deep)
 
 
@@ -49,10 +50,11 @@ def read(path: Path) -> Written:
             "recipe", f"{path} is not UTF-8: byte {byte:#x} in line {line}", "Save it as UTF-8"
         ) from None
     except SettingError as error:
-        problem = f"{path}: {str(error).removeprefix('recipe: ')}"
-        raise SettingError("recipe", problem, "Leave one of them") from None
+        raise SettingError("recipe", f"{path}: {str(error).removeprefix('recipe: ')}") from None
     except yaml.YAMLError as error:
-        raise SettingError("recipe", f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise SettingError(
+            "recipe", f"{path} is not YAML: {' '.join(str(error).split())}", "Correct that place"
+        ) from None
     if not isinstance(values, dict):
         raise SettingError("recipe", f"{path} holds no settings", "See recipes/ for examples")
     return Written(values, lines)

@@ -240,6 +240,14 @@ def done(name: str, steps: int) -> bool:
     return json_object(folder / "summary.json").get("state") == "done" and (newest_step(folder) or 0) >= steps
 
 
+def failed_at_start(name: str) -> bool:
+    """Whether the run runs/NAME failed before its first step, so that there is nothing in it to go on with."""
+    folder = RUNS / name
+    ended = json_object(folder / "summary.json")
+    failed = ended.get("state") == "failed" and not ended.get("try_again")
+    return failed and not records.lines(folder / "metrics.jsonl") and newest_step(folder) is None
+
+
 def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
     """Raises SettingError when `create` would, before any work is done for it."""
     if name is not None and not NAME.fullmatch(name):

@@ -28,12 +28,14 @@ END_S = 5.0  # that a JVM may take to end before it is killed
 def check() -> None:
     """Raises SettingError where the extra or Java is missing."""
     if find_spec("scienceworld") is None or find_spec("py4j") is None:
-        raise SettingError("environment.name", "scienceworld is not installed", "pip install 'redraft[scienceworld]'")
+        raise SettingError(
+            "environment.name", "scienceworld is not installed", "Run pip install 'redraft[scienceworld]'"
+        )
     if shutil.which("java") is None:
         raise SettingError(
             "environment.name",
             "scienceworld needs Java, and there is no java here",
-            "apt-get install default-jre-headless",
+            "Run apt-get install default-jre-headless",
         )
 
 

@@ -57,14 +57,16 @@ def body_of(model: PreTrainedModel) -> nn.Module:
     for found in (model.get_decoder(), model.base_model, getattr(model, "model", None)):
         if isinstance(found, nn.Module) and found is not model and found is not head:
             return found
-    raise SettingError("model.path", f"{_name(model)} has no part that makes hidden states alone, so it is not trained")
+    problem = f"{_name(model)} has no part that makes hidden states alone, so it is not trained"
+    raise SettingError("model.path", problem, "Name a decoder with a head of its own, such as Llama or Qwen")
 
 
 def linear_of(model: PreTrainedModel) -> nn.Module:
     """The module that makes logits of hidden states."""
     head = model.get_output_embeddings()
     if head is None:
-        raise SettingError("model.path", f"{_name(model)} has no output embeddings, so it is not trained")
+        problem = f"{_name(model)} has no output embeddings, so it is not trained"
+        raise SettingError("model.path", problem, "Name a model that predicts the next token")
     return head
 
 

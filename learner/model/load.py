@@ -71,4 +71,4 @@ def _not_loaded(path: str, attention: str, error: Exception) -> SettingError:
     if "attn_implementation" in said:
         cure = "Set it to eager" if attention != "eager" else ""
         return SettingError("learner.attention", f"the model of {path} does not know {attention}", cure)
-    return SettingError("model.path", f"{path} cannot be loaded: {said}")
+    return SettingError("model.path", f"{path} cannot be loaded: {said}", "Fetch it again, or name another model")

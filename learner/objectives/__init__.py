@@ -39,7 +39,8 @@ def make(settings: Named) -> Objective:
     """The objective of `learner.objective`. Raises SettingError when there is none."""
     kind = load(SETTING, settings.name, NAMES)
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
-        raise SettingError(SETTING, f"{settings.name} is not a subclass of learner.objectives.base.Objective")
+        base = "learner.objectives.base.Objective"
+        raise SettingError(SETTING, f"{settings.name} is not a subclass of {base}", "Derive it from that")
     return kind(settings)
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from protocols import cache
-from protocols.errors import BUG, FAULT, MISTAKE, FaultError, RedraftError, SettingError
+from protocols.errors import BUG, FAULT, MISTAKE, FaultError, RedraftError, SettingError, in_a_line
 from redraft import __version__
 from redraft.cli import k8s as k8s_cli
 from redraft.cli import keys as keys_cli
@@ -60,8 +60,7 @@ def _unforeseen(error: Exception) -> int:
         return BUG
     with tempfile.NamedTemporaryFile("w", prefix="redraft-", suffix=".trace", delete=False) as kept:
         traceback.print_exc(file=kept)
-    told = " ".join(str(error).split()) or type(error).__name__
-    print(f"redraft: {told} (the trace is in {kept.name})", file=sys.stderr)
+    print(f"redraft: {in_a_line(error)} (the trace is in {kept.name})", file=sys.stderr)
     return FAULT if fault else MISTAKE
 
 

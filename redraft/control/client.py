@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from protocols.errors import DeadlineError, RedraftError, SettingError
+from protocols.errors import DeadlineError, RedraftError, SettingError, in_a_line
 from protocols.reports import RunEnded, RunStatus
 from redraft import recipe as recipes
 from redraft import records
@@ -91,7 +91,7 @@ def _ask(run: Run, command: str, limit_s: float, call: Callable[[Any], Any]) -> 
     except GetTimeoutError:
         raise DeadlineError(command, f"the controller of {run.name}", limit_s) from None
     except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, RedraftError) else RedraftError(repr(error.cause))) from None
+        raise (error.cause if isinstance(error.cause, RedraftError) else RedraftError(in_a_line(error.cause))) from None
 
 
 def _controller(run: Run) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from protocols.errors import FAULT, FaultError, RedraftError, SettingError
+from protocols.errors import FAULT, FaultError, RedraftError, SettingError, in_a_line
 from redraft.recipe import Recipe
 
 # Ray reads these when it is imported. Processes that disagree about the first cannot talk: a local cluster asks for the
@@ -124,9 +124,9 @@ def _join(address: str, resume: bool) -> Any:
         return _init(f"RAY_ADDRESS: {address} let no driver in", address=address)
     except AuthenticationError as error:
         cure = "Give this process the cluster's token (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)"
-        raise SettingError("RAY_ADDRESS", f"{address} refused the token: {_in_a_line(error)}", cure) from None
+        raise SettingError("RAY_ADDRESS", f"{address} refused the token: {in_a_line(error)}", cure) from None
     except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: another version of Ray or Python
-        raise _no_cluster(_in_a_line(error), resume) from None
+        raise _no_cluster(in_a_line(error), resume) from None
 
 
 def _start(recipe: Recipe) -> Any:
@@ -139,8 +139,8 @@ def _start(recipe: Recipe) -> Any:
             return _init("Ray did not start here", address="local", **local)
         except (RuntimeError, OSError) as error:
             if not left:
-                raise FaultError(f"Ray did not start here in {STARTS} tries: {_in_a_line(error)}") from error
-            log.warning("Ray did not start here, and is started again: %s", _in_a_line(error))
+                raise FaultError(f"Ray did not start here in {STARTS} tries: {in_a_line(error)}") from error
+            log.warning("Ray did not start here, and is started again: %s", in_a_line(error))
             _bounded(ray.shutdown, SHUTDOWN_S)
     raise AssertionError("unreachable")
 
@@ -164,10 +164,6 @@ class _OwnPath(list):
 
     def extend(self, paths: object) -> None:
         pass
-
-
-def _in_a_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _bounded(call: Callable[[], Any], limit_s: float, told: str = "") -> Any:

@@ -330,6 +330,6 @@ def _raise_if_one_died(learning: list[Any], ended: list[Any]) -> None:
         except RayActorError as error:
             number = learning.index(result)
             problem = f"the process of learner rank {number} died; logs/learner-{number}.log may say why"
-            raise FaultError(f"{problem}. Ray says: {error}") from None
+            raise FaultError(f"{problem}. Ray says: {faults.of_a_call(error)}") from None
         except RayError:
             pass

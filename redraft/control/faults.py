@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocols.errors import FaultError
+from protocols.errors import FaultError, in_a_line
 
 if TYPE_CHECKING:
     from learner.config import LearnerSettings
@@ -28,9 +28,20 @@ def is_fault(error: BaseException) -> bool:
     return isinstance(error, FaultError | ConnectionError | TimeoutError) or bool(kinds & LOST)
 
 
+def of_a_call(error: BaseException) -> str:
+    """Why a call of Ray failed, in one line: what the call raised, or what the start of its process did."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException) and cause is not error:
+        return of_a_call(cause)
+    if "ray.RayError" in _kinds(error) and len(lines := str(error).strip().splitlines()) > 1:
+        started = getattr(error, "actor_init_failed", False) or "ray.RayTaskError" in _kinds(error)
+        return lines[-1].strip() if started else " ".join(" ".join(lines).split())
+    return in_a_line(error)
+
+
 def told(error: BaseException, learner: LearnerSettings) -> str:
     """What people read of it, in one line: where a GPU's memory ran out for the learner, which settings take less."""
-    said = " ".join(str(error).split())
+    said = in_a_line(error)
     if NO_MEMORY not in _kinds(error):
         return said
     changes = []

@@ -28,6 +28,7 @@ from actors.config import ActorSettings
 from actors.contract import Orders, Report
 from protocols import metrics
 from protocols.errors import FaultError, RedraftError, WeightsError
+from redraft.control import faults
 from redraft.evaluation.measures import Pass
 
 log = logging.getLogger("redraft.fleet")
@@ -274,7 +275,7 @@ class Fleet:
         if isinstance(error, RayActorError):
             self._gone(number, "its process died", FaultError)
         else:
-            self.replace(number, _cause(error))
+            self.replace(number, faults.of_a_call(error))
 
     def evaluate(self, number: int, tasks: Sequence[dict], one: Pass, share: int) -> None:
         """Has an actor play tasks outside of training; `evaluated` tells the end, and its reports how far `share`, a
@@ -366,7 +367,3 @@ def _place(handle: Any) -> dict[str, Any]:
     """Where Ray has found room for an actor; empty where it has not. Its public API tells only with a dashboard."""
     where = ray_state.actors(handle._actor_id.hex()).get("Address", {})
     return where if where.get("Port") else {}
-
-
-def _cause(error: Exception) -> str:
-    return str(getattr(error, "cause", None) or error).strip().split("\n")[-1]

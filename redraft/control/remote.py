@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import IO, Any
 
-from protocols.errors import DeadlineError, RedraftError
+from protocols.errors import DeadlineError, RedraftError, in_a_line
 from protocols.reports import RunEnded, RunStatus, status_from_json, status_to_json
 
 LIMIT_S = 60.0  # of one answer; the first one starts Python and Ray
@@ -96,7 +96,7 @@ def answer(run: str) -> None:
             found = {"answer": None if status is None else status_to_json(status)}
             goes_on = not isinstance(status, RunEnded)
         except Exception as error:  # also what Ray raises when a cluster dies
-            found, goes_on = {"error": " ".join(str(error).split()) or repr(error)}, False
+            found, goes_on = {"error": in_a_line(error)}, False
         if not goes_on:
             _disconnect()
         answers.write(json.dumps(found) + "\n")

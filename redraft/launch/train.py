@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.text import Text
 
 from protocols import own_code, traces
-from protocols.errors import FaultError, RedraftError
+from protocols.errors import FaultError, RedraftError, in_a_line
 from protocols.reports import RunEnded, RunStatus
 from redraft import logs
 from redraft import run as runs
 from redraft.config import StorageSettings
-from redraft.control import client, cluster, services
+from redraft.control import client, cluster, faults, services
 from redraft.launch import fits, offline, preflight, room, share
 from redraft.models import make as models
 from redraft.owner import Owner
@@ -46,6 +46,9 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     logs.to_terminal(name or recipe.name, form=recipe.logs.format)
     for warning in recipe.warnings():
         log.warning("%s", warning)
+    if not (resume or again) and runs.failed_at_start(name or recipe.name):
+        again = True
+        log.warning("an earlier run of this name failed before its first step; it is kept under another name")
     with runs.owned(recipe, name, resume, again) as owner:
         return _train(recipe, owner, resume, again, cache, console, story)
 
@@ -135,7 +138,8 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
             except GetTimeoutError:
                 log.warning("the controller has not answered for %.0f s", client.ANSWER_S)
             except RayActorError as error:
-                raise FaultError(f"the controller's process died: {error}. Go on with --resume") from None
+                problem = f"the controller's process died: {faults.of_a_call(error)}".removesuffix(".")
+                raise FaultError(f"{problem}. Go on with --resume") from None
 
 
 def _on_eviction() -> threading.Event:
@@ -188,7 +192,8 @@ def _interrupted(controller, ended, view: LiveView, limit_s: float, evicted: boo
                 raise FaultError(f"{problem}. Go on with --resume")
         return ray.get(ended)
     except (KeyboardInterrupt, RayError) as error:
-        raise FaultError(f"the run was killed before it had stopped ({error!r}). Go on with --resume") from None
+        problem = f"the run was killed before it had stopped ({in_a_line(error)})"
+        raise FaultError(f"{problem}. Go on with --resume") from None
 
 
 def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from protocols.errors import FaultError, SettingError
+from protocols.errors import FaultError, SettingError, in_a_line
 from redraft.config import StorageSettings
 
 SETTING = "storage.url"
@@ -154,7 +154,7 @@ def within(limit_s: float, call: Callable[[], T]) -> T:
 
 def said(error: BaseException) -> str:
     """An error in one line, without the secrets of this process's environment."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = in_a_line(error)
     secret = [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST_SECRET]
     for value in sorted(secret, key=len, reverse=True):
         text = text.replace(value, "***")

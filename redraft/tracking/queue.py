@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from protocols import metrics
-from protocols.errors import SettingError
+from protocols.errors import SettingError, named
 from protocols.evaluation import EvaluationSummary
 from protocols.reports import StepLine
 from redraft.config import PASSWORD, TrackingSettings
@@ -37,7 +37,9 @@ def check(settings: TrackingSettings) -> None:
     """Raises SettingError for a tracker that is asked for and not installed."""
     for name in settings.asked:
         if importlib.util.find_spec(name) is None:
-            raise SettingError(f"tracking.{name}", f"{name} is not installed", f"pip install {name}, or leave it out")
+            raise SettingError(
+                f"tracking.{name}", f"{name} is not installed", f"Run `pip install {name}`, or leave it out"
+            )
 
 
 # Names.
@@ -160,7 +162,7 @@ class _Outlet:
                 if line is not None:
                     tracker.write(line)
             except Exception as error:  # whatever a tracker raises, the run goes on
-                self._lost(f"{type(error).__name__}: {error}", line is not None)
+                self._lost(named(error), line is not None)
             line = self._waiting.get()
         if tracker is not None:
             self._end(tracker, line)
@@ -169,7 +171,7 @@ class _Outlet:
         try:
             tracker.close(state)
         except Exception as error:
-            self._lost(f"{type(error).__name__}: {error}", 0)
+            self._lost(named(error), 0)
 
     def _lost(self, why: str, lines: int = 1) -> None:
         metrics.TRACKER_LOST.labels(tracker=self._name).inc(lines)

@@ -36,7 +36,7 @@ def settings(texts: Sequence[str]) -> ReplaySettings:
         if first["type"] == "extra_forbidden":
             allowed = ", ".join(ReplaySettings.model_fields)
             raise SettingError(key, "there is no such key", f"Allowed here: {allowed}") from None
-        raise SettingError(key, f"{first['msg']} (found {first['input']!r})") from None
+        raise SettingError(key, f"{first['msg']} (found {first['input']!r})", "Correct it") from None
 
 
 def serve(

@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from support import processes
 from support.places import ROOT
 
 from protocols.errors import RedraftError, SettingError
 from redraft import run as runs
+from redraft.launch import train
 from redraft.recipe import build
 
 SETTINGS = {
@@ -164,6 +166,37 @@ def test_a_command_that_fails_before_it_makes_its_run_leaves_no_folder_and_the_o
     with pytest.raises(ZeroDivisionError), runs.owned(RECIPE, "other", False, False):
         _ = 1 / 0
     assert os.listdir("runs") == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "line", "free"),
+    [
+        ({"state": "failed", "steps": 0}, None, True),
+        ({"state": "failed", "steps": 0, "try_again": True}, None, False),
+        ({"state": "failed", "steps": 1}, {"step": 1}, False),
+        ({"state": "stopped", "steps": 0}, None, False),
+        (None, None, False),
+    ],
+)
+def test_only_a_run_that_failed_before_its_first_step_gives_its_name_to_the_next(ended, line, free, monkeypatch):
+    older, begun = make(), []
+    if ended is not None:
+        older.write("summary.json", ended)
+    if line is not None:
+        older.append("metrics.jsonl", line)
+
+    def begins(recipe, owner, resume, again, *_):
+        begun.append(runs.create(recipe, "model", owner, resume, again))
+
+    monkeypatch.setattr(train, "_train", begins)
+    if free:
+        train.train(RECIPE, None, False, False, Path("cache"), Console(quiet=True))
+        [kept] = Path("runs").glob("mine-*")
+        assert runs.find(str(kept)).id == older.id and runs.find("mine").id == begun[0].id != older.id
+    else:
+        with pytest.raises(SettingError, match="--run: runs/mine exists"):
+            train.train(RECIPE, None, False, False, Path("cache"), Console(quiet=True))
+        assert runs.find("mine").id == older.id
 
 
 def test_what_a_killed_command_had_begun_to_fill_is_removed_by_the_next_and_what_a_living_one_fills_is_not():
