@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from protocols.errors import FAULT
+from redraft.processes import identity, numbers
 
 NAME = "lease"
 BEAT_S, SILENT_S = 5.0, 30.0  # NFS shows another host a change of a file after 3 s, by default
@@ -38,7 +39,7 @@ class LeaseFile:
         """Raises BlockingIOError where another process has the folder, after SILENT_S at most."""
         token = secrets.token_hex(8)
         aside = folder / f".{NAME}.{token}"
-        aside.write_text(json.dumps({"token": token, "process": process(os.getpid())}))
+        aside.write_text(json.dumps({"token": token, "process": identity(os.getpid())}))
         try:
             while not _linked(aside, folder / NAME):
                 _remove_if_silent(folder / NAME, token)
@@ -50,7 +51,7 @@ class LeaseFile:
         """Also in a child process: then the file is left to the parent."""
         self._closed.set()
         with contextlib.suppress(OSError):
-            if _read(self.folder / NAME) == (self._token, process(os.getpid())):
+            if _read(self.folder / NAME) == (self._token, identity(os.getpid())):
                 (self.folder / NAME).unlink()
 
     def moved(self, folder: Path) -> None:
@@ -78,21 +79,6 @@ def held(folder: Path) -> bool:
     except OSError:
         return False
     return not _has_ended(owner) and time.time() - beaten < 2 * SILENT_S
-
-
-def process(pid: int) -> str:
-    """What tells a process from all others, on all hosts and at all times; "" where this one sees none."""
-    try:
-        began = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        return f"{_numbers()} {pid} {began}"
-    except OSError:
-        return ""
-
-
-def _numbers() -> str:
-    """Among whom a process number means one process: a start of the machine, and in it a container."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return boot + os.readlink("/proc/self/ns/pid")
 
 
 def _linked(aside: Path, file: Path) -> bool:
@@ -135,15 +121,15 @@ def _read(file: Path) -> tuple[str, str]:
 
 def _lives_here(owner: str) -> bool:
     pid = _pid_here(owner)
-    return pid is not None and process(pid) == owner
+    return pid is not None and identity(pid) == owner
 
 
 def _has_ended(owner: str) -> bool:
     pid = _pid_here(owner)
-    return pid is not None and process(pid) != owner
+    return pid is not None and identity(pid) != owner
 
 
 def _pid_here(owner: str) -> int | None:
     """Its number, where it is one that this process can see."""
-    numbers, *rest = owner.split() or [""]
-    return int(rest[0]) if rest and numbers == _numbers() else None
+    among, *rest = owner.split() or [""]
+    return int(rest[0]) if rest and among == numbers() else None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import FAULT, FaultError, RedraftError, SettingError, in_a_line
+from redraft import processes
 from redraft.recipe import Recipe
 
 # Ray reads these when it is imported. Processes that disagree about the first cannot talk: a local cluster asks for the
@@ -38,6 +39,7 @@ def local_cpus(recipe: Recipe, cores: int) -> int:
 
 
 log = logging.getLogger("redraft.cluster")
+END_S = 10.0  # for processes to go whose Ray has ended
 SHUTDOWN_S = 60.0  # Ray itself waits so long for a head that is gone
 REACH_S = 10.0  # within which the head of a cluster takes a connection
 JOIN_S = 120.0  # within which it lets a driver in, or a Ray that is started here is up, also under load
@@ -109,12 +111,32 @@ def ray_for(recipe: Recipe, resume: bool = False) -> Iterator[str]:
 
     check(resume)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = joined()
+    address, others = joined(), processes.children(os.getpid())
     context: Any = _join(address, resume) if address else _start(recipe)
+    started = processes.children(os.getpid()) - others
     try:
         yield context.address_info["gcs_address"]
     finally:
-        _bounded(ray.shutdown, SHUTDOWN_S)
+        parts = processes.below(started or _bounded(_actors_here, SHUTDOWN_S))
+        _bounded(ray.shutdown, SHUTDOWN_S, ends=lambda: processes.end(parts, 0.0))
+        processes.end(parts, END_S)
+
+
+def _actors_here() -> set[int]:
+    """The processes of this command's actors on this node, where Ray was there before. A node may be a container with
+    numbers of its own, so only what Ray has named is one of them."""
+    import ray
+    from ray._private import state
+
+    try:
+        here = ray.get_runtime_context()
+        job, node = ray.JobID.from_hex(here.get_job_id()), here.get_node_id()
+        alive = state.actors(job_id=job, actor_state_name="ALIVE").values()
+        pids = {actor["Pid"] for actor in alive if actor["Address"]["NodeID"] == node}
+        return {pid for pid in pids if processes.title(pid).startswith("ray::")}
+    except Exception as error:  # the cluster has gone, and its workers with it
+        log.debug("the actors of this command cannot be asked for: %s", in_a_line(error))
+        return set()
 
 
 def _join(address: str, resume: bool) -> Any:
@@ -166,10 +188,12 @@ class _OwnPath(list):
         pass
 
 
-def _bounded(call: Callable[[], Any], limit_s: float, told: str = "") -> Any:
-    """What the call returns. Ends this process with 75 where it hangs, as Ray's may when its cluster has died."""
+def _bounded(call: Callable[[], Any], limit_s: float, told: str = "", ends: Callable[[], Any] = lambda: None) -> Any:
+    """What the call returns. Ends this process with 75 where it hangs, as Ray's may when its cluster has died, after
+    what `ends` does then."""
 
     def end() -> None:
+        ends()
         if told:
             print(told, file=sys.stderr, flush=True)
         os._exit(FAULT)
