@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from protocols.errors import SettingError
 from redraft import records
@@ -60,5 +61,5 @@ def _texts(value: object) -> list[str]:
     return [text for one in several for text in _texts(one)]
 
 
-def _is_path(text: object) -> bool:
+def _is_path(text: object) -> TypeGuard[str]:
     return isinstance(text, str) and "/" in text and len(text) < 4096 and "\0" not in text and "\n" not in text

@@ -215,16 +215,6 @@ def test_stale_groups_are_set_aside_and_stragglers_waited_for(house):
     controller.close()
 
 
-@pytest.mark.parametrize("house", [{"max_bytes": 1 << 20}], indirect=True)
-def test_a_leased_group_is_waited_for_unless_what_is_to_be_used_leaves_no_room_for_it_to_begin(house):
-    house.play(gid(2), version=4, order=2).result(deadline_s(10))
-    house.client.lease([(given(house.endpoints, gid(1), order=1), 3)])
-    assert house.claim(1, 5, 2).reason == "straggler"
-    house.play(gid(3), turns=1, size=1 << 18, version=4, order=3).result(deadline_s(10))
-    assert house.client.stats().fullest >= 1
-    assert [group.id for group in house.claim(1, 5, 2).groups] == [gid(2)]
-
-
 def test_groups_without_sampled_tokens_are_never_stale(house):
     silent = Turn(gid(1), 0, 0, -1, np.zeros(2), np.zeros(0), np.zeros(0), (), Role.ERROR)
     house.add(silent)

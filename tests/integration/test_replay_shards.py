@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,21 @@ def test_a_straggler_on_another_shard_is_waited_for(house):
     until(lambda: house.client.stats().open == 1, "the first row of the straggler")
     claim = house.claim(2, step=5, max_staleness=2)
     assert (numbers(claim.groups), claim.reason) == ([], "straggler")
+
+
+@pytest.mark.parametrize("house", [{"max_bytes": 1 << 20}], indirect=True)
+def test_a_leased_group_is_waited_for_unless_what_is_to_be_used_leaves_no_room_for_it_to_begin(house):
+    late, large, *_ = (n for n in range(1, 90) if shard_of(gid(n), 3) == 0)
+    later = next(n for n in range(late, 90) if shard_of(gid(n), 3) == 1)
+    house.client.lease([(house.lease(late), 3)])
+    house.play(later, version=4).result(deadline_s(10))
+    claim = house.claim(1, step=5, max_staleness=2)
+    assert (numbers(claim.groups), claim.reason) == ([], "straggler")
+    assert [house.stats_of(shard).open for shard in range(3)] == [1, 0, 0], "its own shard knows of it"
+    page = replace(turn(gid(large), 0, version=4), extra={"page": "x" * (1 << 20)})
+    house.producer.add(page, house.lease(large))
+    house.producer.add(Close(gid(large), 0, 1), house.lease(large), 1.0).result(deadline_s(10))
+    assert numbers(house.claim(1, step=5, max_staleness=2).groups) == [min(later, large)]
 
 
 # -- everything else that a client asks
