@@ -14,10 +14,9 @@ from support.waiting import until
 
 from redraft import processes
 
-HANGS = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+HANGS = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
 FAMILY = f"""
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", {HANGS!r}], stdout=subprocess.PIPE)
+import subprocess, sys; child = subprocess.Popen([sys.executable, "-c", {HANGS!r}], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 sys.stdin.read()
@@ -90,10 +89,10 @@ def test_a_ray_that_hangs_in_its_end_is_left_after_its_processes_are_ended(famil
     parent, child = family
     known = processes.below({parent.pid})
     code = f"""
-import time
+import threading
 from redraft import processes
 from redraft.control import cluster
-cluster._bounded(lambda: time.sleep(600), 0.1, ends=lambda: processes.end({known!r}, 0.0))
+cluster._bounded(threading.Event().wait, 0.1, ends=lambda: processes.end({known!r}, 0.0))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120)

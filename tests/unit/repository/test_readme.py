@@ -62,6 +62,7 @@ def test_the_commands_of_the_readme_are_those_that_exist():
     commands = {(_name(command),) for command in app.registered_commands}
     for group in app.registered_groups:
         commands |= {(group.name, _name(command)) for command in group.typer_instance.registered_commands}
+        commands |= {(group.name,)} if group.typer_instance.info.invoke_without_command is True else set()
     assert named == commands
 
 
