@@ -16,7 +16,9 @@ from redraft import processes
 
 HANGS = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
 FAMILY = f"""
-import subprocess, sys; child = subprocess.Popen([sys.executable, "-c", {HANGS!r}], stdout=subprocess.PIPE)
+import sys
+from subprocess import PIPE, Popen
+child = Popen([sys.executable, "-c", {HANGS!r}], stdout=PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 sys.stdin.read()
