@@ -263,40 +263,34 @@ def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
 def _can_go_on(run: Run, recipe: Recipe) -> None:
     """Refuses to resume what is done, or with settings that the run's past does not have."""
     before = load(run.folder / "recipe.yaml")
-    fixed = set(Recipe.model_fields) - MAY_CHANGE
-    was, now = (_flat({key: _fixed(one, key)[key] for key in sorted(fixed)}) for one in (before, recipe))
-    changed = [key for key in now | was if was.get(key) != now.get(key)]
-    if changed:
-        limits = [f"{part}.{name}" for part, names in MAY_CHANGE_WITHIN.items() for name in sorted(names)]
-        allowed = ", ".join([*sorted(MAY_CHANGE), *limits])
-        told = [f"{key} {_told(now.get(key))}, where it began with {_told(was.get(key))}" for key in changed[1:]]
-        problem = "; ".join(
-            [f"{_told(now.get(changed[0]))}, but {run.name} began with {_told(was.get(changed[0]))}", *told]
-        )
-        cure = f"Set them as they were. On resume {allowed} may change; for more start a new run, with another --run"
-        raise SettingError(changed[0], problem, cure)
+    for key in set(Recipe.model_fields) - MAY_CHANGE:
+        if (found := _difference(key, _fixed(before, key).get(key), _fixed(recipe, key).get(key))) is not None:
+            setting, was, now = found
+            limits = [f"{part}.{name}" for part, names in MAY_CHANGE_WITHIN.items() for name in sorted(names)]
+            allowed = ", ".join([*sorted(MAY_CHANGE), *limits])
+            cure = f"On resume {allowed} may change; for more start a new run, with another --run"
+            raise SettingError(setting, f"{_worded(now)}, but the run {run.name} began with {_worded(was)}", cure)
     steps = newest_step(run.folder) or 0
     if steps > recipe.steps or done(run.name, recipe.steps):
         raise SettingError("steps", f"the run {run.name} has done {steps} of {recipe.steps}", "Set steps=N to go on")
 
 
+def _difference(key: str, was: Any, now: Any) -> tuple[str, Any, Any] | None:
+    """The first setting beneath `key` whose values differ, by its dotted name, with both."""
+    if isinstance(was, dict) and isinstance(now, dict) and was.keys() == now.keys():
+        inner = (_difference(f"{key}.{name}", was[name], now[name]) for name in was)
+        return next((found for found in inner if found is not None), None)
+    return None if was == now else (key, was, now)
+
+
+def _worded(value: Any) -> str:
+    """A setting's value as a recipe would have it."""
+    return json.dumps(value) if isinstance(value, bool | None) else str(value)
+
+
 def _fixed(recipe: Recipe, key: str) -> dict:
     """What a resume may not change about a part of the recipe."""
     return recipe.model_dump(include={key}, exclude={key: MAY_CHANGE_WITHIN.get(key, set())})
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The values by their dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and value
-        found |= _flat(value, f"{above}{key}.") if nested else {above + key: value}
-    return found
-
-
-def _told(value: Any) -> str:
-    """As a recipe has it, in a line."""
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def find(name: str) -> Run:

@@ -284,7 +284,7 @@ class Controller:
         exam.check(summary)
         occasion = Occasion(label, self._status.step, self._announced.version)
         if recipe.learner.record.groups:
-            exam.record(self._run, occasion)
+            exam.record(self._run.folder, occasion)
         self._run.append("evaluations.jsonl", occasion.line(began, summary).to_json())
         self._trackers.evaluation(occasion.step, summary)
         tell_accuracy(label, summary)

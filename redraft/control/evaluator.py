@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from actors import mixture as mixtures
 from actors.mixture import Mixture
@@ -19,7 +20,6 @@ from redraft.control.fleet import Fleet
 from redraft.control.status import Status
 from redraft.evaluation import measures as evaluation
 from redraft.evaluation.measures import Pass
-from redraft.run import Run
 
 SHARE = 250  # tasks that one actor plays at a time
 TRIES = 3  # losses of one share before the evaluation gives up
@@ -132,7 +132,6 @@ class Exam:
             problem = f"all {summary.errors} episodes of the evaluation broke off"
             raise RedraftError(f"{problem}. The last error: {self.tally().failure}")
 
-    def record(self, run: Run, occasion: Occasion) -> None:
-        """Keeps some of the first pass in a run's folder. Raises SettingError where that is another's by now."""
-        run.check()
-        write_evaluation(run.folder, asdict(occasion), self._tasks, self.played()[self._passes[0].label])
+    def record(self, folder: Path, occasion: Occasion) -> None:
+        """Keeps some of the first pass in a run's folder."""
+        write_evaluation(folder, asdict(occasion), self._tasks, self.played()[self._passes[0].label])

@@ -14,7 +14,6 @@ from typing import Any
 from actors.contract import Report
 from actors.tally import Tally
 from protocols import log_facts, metrics
-from protocols.errors import in_a_line
 from protocols.evaluation import AnswerFigures, EvaluationSummary, Figure, PassFigures
 from protocols.nvml import Gpu
 from protocols.replay_stats import ReplayStats
@@ -258,7 +257,7 @@ class Status:
         try:
             self._run.append(file, line)
         except OSError as error:
-            self.event(f"{file} cannot be written: {in_a_line(error)}", once=file)
+            self.event(f"{file} cannot be written: {error}", once=file)
 
     def snapshot(self) -> RunStatus:
         """Everything, for people; see redraft.watch.live."""

@@ -91,7 +91,7 @@ def exam(
         exam = Exam(chosen(recipe.mixture, tests, recipe.evaluation.n), passes, fleet, status)
         serve(exam)
         if recipe.learner.record.groups:
-            exam.record(run, occasion)
+            exam.record(run.folder, occasion)
         summary = exam.summary()
         exam.check(summary)
         return summary

@@ -93,7 +93,7 @@ def test_a_run_trains_evaluates_and_leaves_a_folder_that_tells_all(folder):
     [
         ([], "--resume"),
         (["--resume"], "has done 4 of 4"),
-        (["--resume", "steps=8", "learner.batch_groups=8"], "learner.batch_groups: 8, but tiny began with 16"),
+        (["--resume", "steps=8", "learner.batch_groups=8"], "learner.batch_groups: 8, but the run tiny began with 16"),
     ],
 )
 def test_a_run_that_exists_is_neither_overwritten_nor_falsified(folder, arguments, words):

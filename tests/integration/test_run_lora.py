@@ -68,5 +68,5 @@ def test_an_evaluation_and_a_run_that_begins_there_play_the_adapted_model(run, f
 
 def test_what_is_adapted_cannot_change_on_resume(run, folder):
     refused = Command(folder, "train", "adapted.yaml", "steps=8", "model.lora.rank=8", "--resume")
-    assert "model.lora.rank: 8, but adapted began with " in refused.wait(60).splitlines()[-1]
+    assert "model.lora.rank: 8, but the run adapted began with" in refused.wait(60).splitlines()[-1]
     assert refused.process.returncode == 2

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from learner import checkpoint
 from protocols.errors import SettingError
-from redraft.control.evaluator import Exam, Occasion
+from protocols.evaluation import AnswerFigures, EvaluationSummary
+from redraft.control.evaluator import Occasion
 from redraft.control.workers import ReplayPart
 from redraft.run import Run
 from replay.config import Endpoints, ReplaySettings
@@ -37,12 +36,13 @@ def _replay(run: Run) -> None:
     ReplayPart(run, 0, Endpoints("ipc:///nowhere/i", "ipc:///nowhere/s"), ReplaySettings(), "127.0.0.1", "text")
 
 
+NOTHING = EvaluationSummary(n=1, turns=1, k=1, sampled=AnswerFigures())
 WRITERS = {
     "a line": lambda run: run.append("metrics.jsonl", {"step": 1}),
     "a file": lambda run: run.write("summary.json", {"state": "done"}),
     "its facts": lambda run: run.save(),
     "a checkpoint": _checkpoint,
-    "an evaluation": lambda run: Exam.record(Any, run, Occasion("after", 1, 1)),
+    "an evaluation": lambda run: run.append("evaluations.jsonl", Occasion("after", 1, 1).line(0.0, NOTHING).to_json()),
     "a spool": _replay,
 }
 

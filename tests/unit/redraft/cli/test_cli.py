@@ -118,8 +118,8 @@ def test_a_run_that_is_there_is_what_resume_if_begun_resumes(redraft, tmp_path):
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"id": "a", "model": "m"}')
     (folder / "recipe.yaml").write_text(redraft("train", QUICKSTART, "--dry-run").stdout)
-    ended = redraft("train", QUICKSTART, "--resume-if-begun", "seed=9", "rollout.turns=3")
-    assert ended.returncode == 2 and "rollout.turns: 3, but quickstart began with 5; seed 9, where" in ended.stderr
+    ended = redraft("train", QUICKSTART, "--resume-if-begun", "seed=9")
+    assert ended.returncode == 2 and "seed: 9, but the run quickstart began with 0" in ended.stderr
 
 
 @pytest.mark.parametrize("command", ["eval", "chat"])
