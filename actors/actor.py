@@ -278,7 +278,7 @@ class Actor:
         began = time.monotonic()
         with about(group=lease.group.hex(), lease=lease.fencing_token):
             error = await self._play_group(lease)
-        own, of = (named(lease.group, lease.fencing_token) for named in (traces.played, traces.leased))
+        own, of = (span(lease.group, lease.fencing_token) for span in (traces.played, traces.leased))
         traces.record("play", own, time.monotonic() - began, of, error=error, actor=self._name)
 
     async def _play_group(self, lease: Lease) -> str:

@@ -84,8 +84,9 @@ def begin(run_dir: str | Path, step: int) -> Path:
 
 
 @contextlib.contextmanager
-def writing(run_dir: str | Path, step: int) -> Iterator[Path]:
+def writing(run_dir: Path, run_id: str, step: int) -> Iterator[Path]:
     """Such a folder to fill and `finish`. Where that fails it is removed at once: it may have filled the disk."""
+    run_folder.check(run_dir, run_id)
     folder = begin(run_dir, step)
     try:
         yield folder
@@ -120,6 +121,14 @@ def write_folder(target: Path, model_path: str | Path, config, state: dict[str, 
         file.chmod(0o644)  # safetensors keeps others out
 
 
+def _remove(folder: Path) -> None:
+    """Under another name, so that a death amid it leaves no half of a checkpoint that looks whole."""
+    gone = folder.with_name(f".{folder.name}.gone.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def finish(folder: Path, state: RunState, keep: int) -> Path:
     """Makes the checkpoint durable under its own name, and removes all but the `keep` newest. Raises SettingError where
     the run folder is another run's by now."""
@@ -138,14 +147,6 @@ def finish(folder: Path, state: RunState, keep: int) -> Path:
     for old in _finished(target.parent.parent)[:-keep]:
         _remove(old)
     return target
-
-
-def _remove(folder: Path) -> None:
-    """Under another name, so that a death amid it leaves no half of a checkpoint that looks whole."""
-    gone = folder.with_name(f".{folder.name}.gone.tmp")
-    shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 def check(folder: Path) -> None:

@@ -28,7 +28,7 @@ from learner.ranks.progress import Progress
 from learner.ranks.publisher import Publisher
 from learner.ranks.timing import timed
 from learner.transcripts.store import TranscriptStore
-from protocols import metrics, run_folder, traces
+from protocols import metrics, traces
 from protocols.errors import DeadlineError, RedraftError
 from protocols.reports import StepReport
 from protocols.weights import TRIAL, version_of
@@ -209,7 +209,6 @@ class Lead:
                 cursor: dict = ray.get(self._controller.cursor.remote(), timeout=CURSOR_S)
             except GetTimeoutError:
                 raise DeadlineError("learner", "the controller's cursor", CURSOR_S) from None
-            run_folder.check(self._run_dir, self._run_id)
             state = checkpoint.RunState(
                 run_id=self._run_id,
                 step=progress.step,
@@ -221,7 +220,7 @@ class Lead:
                 offload=settings.offload,
                 report={} if self._last is None else self._last.to_json(),
             )
-            with checkpoint.writing(self._run_dir, progress.step) as folder:
+            with checkpoint.writing(self._run_dir, self._run_id, progress.step) as folder:
                 self._commands.give("checkpoint", str(folder))
                 self._publisher.keep(folder)
                 path = checkpoint.finish(folder, state, settings.keep_checkpoints)

@@ -29,7 +29,8 @@ def taken(tmp_path):
 
 
 def _checkpoint(run: Run) -> None:
-    checkpoint.finish(checkpoint.begin(run.folder, 9), checkpoint.RunState("a", 9, 0, {}, 1, 1), 1)
+    with checkpoint.writing(run.folder, "a", 9):
+        pass
 
 
 def _replay(run: Run) -> None:
@@ -42,6 +43,9 @@ WRITERS = {
     "a file": lambda run: run.write("summary.json", {"state": "done"}),
     "its facts": lambda run: run.save(),
     "a checkpoint": _checkpoint,
+    "a checkpoint that was begun before": lambda run: checkpoint.finish(
+        checkpoint.begin(run.folder, 9), checkpoint.RunState("a", 9, 0, {}, 1, 1), 1
+    ),
     "an evaluation": lambda run: run.append("evaluations.jsonl", Occasion("after", 1, 1).line(0.0, NOTHING).to_json()),
     "a spool": _replay,
 }

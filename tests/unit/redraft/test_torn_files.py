@@ -102,7 +102,7 @@ def test_what_was_left_of_a_checkpoint_that_failed_is_removed_with_the_next_one(
 
 
 def test_what_a_full_disk_left_of_a_checkpoint_is_removed_at_once_and_with_a_resume_at_the_latest(tmp_path):
-    with pytest.raises(OSError), checkpoint.writing(tmp_path, 100) as folder:
+    with pytest.raises(OSError), checkpoint.writing(tmp_path, "run", 100) as folder:
         (folder / "model.safetensors").write_bytes(b"x" * 1000)
         raise OSError(errno.ENOSPC, "No space left on device")
     assert not list((tmp_path / "checkpoints").iterdir())
