@@ -21,7 +21,8 @@ from replay.disk.reader import SpoolReader, UnreadableError
 from replay.disk.spool import CorruptError, read_row
 from replay.server.groups import BROKEN, EMPTY, FLAT, PLAYED, STALE, TRAINED, HeldGroup
 
-MARK = re.compile(rb"(%s)( \d+)*" % "|".join((TRAINED, FLAT, BROKEN, STALE, EMPTY)).encode())  # why, and the steps that used it
+WHYS = "|".join((TRAINED, FLAT, BROKEN, STALE, EMPTY)).encode()
+MARK = re.compile(rb"(%s)( \d+)*" % WHYS)  # why, and the steps that used it
 PLAY = struct.Struct(">ii")  # lease and turn: a row's key after the group
 END_S = 5.0  # that a reader has to close the spool
 
