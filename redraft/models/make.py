@@ -19,7 +19,7 @@ from actors.config import EnvironmentSettings
 from protocols.errors import SettingError
 from redraft import run as runs
 from redraft.config import MakeSettings, ModelSettings
-from redraft.models import own_template, pretrained, start
+from redraft.models import hub, own_template, pretrained, start, weights
 from redraft.recipe import Recipe, load
 from redraft.run import UNKNOWN, Run, Start
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("redraft.models")
 CHARACTERS = "0123456789+-*/()>?=.,;:!@ abcdefghijklmnopqrstuvwxyz"
 PRETRAINED = "pretraining teaches it the form of the dialogues, and not which correction helps"
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 RECIPE_OF_MAKING = 2
 """Raised when the same settings would make another model, so that older ones in a cache are not used."""
 RECIPE_OF_FETCHING = 1
@@ -152,19 +151,14 @@ def _existing(path: str, cache: Path, revision: str) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise SettingError("model.path", f"{path!r} holds no config.json", "Name the folder of a model")
+        weights.check(folder)
         return folder.resolve()
     if folder.parent.name == "runs":
         cure = "Train that run first (its recipe's first lines say how), or name another model"
         raise SettingError("model.path", f"there is no run {path!r} here", cure)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, revision=revision or None, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub's client raises many kinds; every one means that the model is not there
-        cure = "Name a local folder, or a model on the hub that can be reached, or use model.make"
-        log.info("the hub's client says: %s", error)
-        problem = f"{path!r} is not a folder here, and cannot be fetched from the hub"
-        raise SettingError("model.path", problem, cure) from error
+    model = hub.fetch(path, revision)
+    weights.check(model)
+    return model
 
 
 def trained(run: Path, cache: Path) -> Path:

@@ -22,13 +22,15 @@ from redraft.run import Start
 
 SIGNS = EnvironmentSettings(name="signs")
 
+EMPTY = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without tensors; more may follow
+
 
 @pytest.fixture
 def model(tmp_path):
     folder = tmp_path / "models" / "m"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(bytes(1000))
+    (folder / "model.safetensors").write_bytes(EMPTY + bytes(990))
     return folder
 
 
@@ -38,10 +40,10 @@ def test_the_digest_is_of_names_and_bytes_and_not_of_where_they_lie(model, tmp_p
     (moved / ".DS_Store").write_text("no part of it")
     (moved / "README.md").write_text("nor this")
     assert digest(moved, tmp_path / "cache") == first == digest(model, tmp_path / "another cache")
-    (moved / "model.safetensors").write_bytes(bytes(999) + b"1")
+    (moved / "model.safetensors").write_bytes(EMPTY + bytes(989) + b"1")
     assert digest(moved, tmp_path / "cache") != first
     (moved / "model.safetensors").rename(moved / "other.safetensors")
-    (moved / "other.safetensors").write_bytes(bytes(1000))
+    (moved / "other.safetensors").write_bytes(EMPTY + bytes(990))
     assert digest(moved, tmp_path / "cache") != first
 
 
@@ -61,7 +63,7 @@ def test_a_node_with_another_mount_prepares_the_model_by_its_name(model, tmp_pat
 
 def test_another_model_by_that_name_is_refused_with_both_digests(model, tmp_path):
     begins = begun(ModelSettings(path=str(model)), SIGNS, model, tmp_path / "cache")
-    (model / "model.safetensors").write_bytes(b"another")
+    (model / "model.safetensors").write_bytes(EMPTY + b"another")
     with pytest.raises(SettingError, match=f"model: {model} .* began with: digest .*, not {begins.digest[:12]}. Put"):
         Wanted(begins, str(model), ModelSettings(path=str(model)), SIGNS, None, 5).here(tmp_path / "cache")
 
