@@ -9,6 +9,8 @@ from typing import Any
 
 from protocols.errors import SettingError
 
+LESS_CPU = "a smaller actors.cpus, or a larger actors.count"
+
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
@@ -59,6 +61,7 @@ def answer(before: int, count: int, room: float, need: Mapping[str, float], join
     each = ", ".join(f"{amount:g} {name}" for name, amount in need.items() if amount)
     said = f"there is room for {room:g} actor{'s' * (room != 1)} of {each} each"
     if not joinable:
-        cure = "Ask for no more, or resume with a smaller actors.cpus, or a larger actors.count"
+        less = "a smaller actors.gpus, so that actors share one" if need.get("GPU") else LESS_CPU
+        cure = f"Ask for no more, or resume with {less}"
         raise SettingError("N", f"{count} actors are too many: {said} in the Ray of this run", cure)
     return Scaled(before, f"{said}; the others wait for nodes" + (", which Ray is asked for" if grows else " to join"))

@@ -13,7 +13,8 @@ from redraft.recipe import Recipe
 log = logging.getLogger("redraft.launch")
 JOIN_S = 60.0  # that nodes of a cluster may take to join, where a script starts them beside the command
 LOOK_S = 1.0
-SHARE = "Where they are to share GPUs, set both to fractions, such as 0.5: see docs/tutorials/one-gpu.md"
+SHARES = ((0.5, 0.5), (0.6, 0.4))  # of a GPU for a rank and for an actor; several ranks may not be on one
+ONE_GPU = "docs/tutorials/one-gpu.md"
 
 
 def check(recipe: Recipe, joined: bool, join_s: float = JOIN_S) -> None:
@@ -55,11 +56,24 @@ def lacking(recipe: Recipe, nodes: Sequence[float]) -> SettingError | None:
         problem = (
             f"{learner.ranks} ranks of learner.gpus={learner.gpus:g} do not fit on the {sum(nodes):g} GPUs there are"
         )
-        return SettingError("learner.ranks", problem, "Set it lower, or join other nodes")
+        most = max(n for n in range(learner.ranks) if _placed(ranks[:n], nodes))
+        return SettingError("learner.ranks", problem, f"Set learner.ranks={most}, or join other nodes")
     if not _placed([*ranks, *actor], nodes):
         problem = f"ranks take so many of the {sum(nodes):g} GPUs that there are that no actor finds {actors.gpus:g}"
-        return SettingError("actors.gpus", problem, SHARE)
+        return SettingError("actors.gpus", problem, _shared(recipe, nodes))
     return None
+
+
+def _shared(recipe: Recipe, nodes: Sequence[float]) -> str:
+    """What to set so that ranks and an actor have room, in words of the command line."""
+    ranks, actor = recipe.learner.ranks, recipe.actors.gpus
+    found = []
+    for rank, of_actor in SHARES[ranks > 1 :]:
+        if not found and _placed([*[rank] * ranks, of_actor], nodes):
+            found.append(f"learner.gpus={rank:g} actors.gpus={of_actor:g}, so that they share one ({ONE_GPU})")
+    fewer = (n for n in reversed(range(1, ranks)) if _placed([*[recipe.learner.gpus] * n, actor], nodes))
+    found += [f"learner.ranks={n}" for n in [next(fewer, None)] if n is not None]
+    return f"Set {' or '.join(found)}" if found else "Join other nodes"
 
 
 def _placed(demands: Sequence[float], nodes: Sequence[float]) -> bool:

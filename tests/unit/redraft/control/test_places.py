@@ -40,10 +40,12 @@ def test_where_nodes_may_join_the_rest_waits_and_that_is_said(scaled, words):
 
 def test_where_none_can_join_it_is_refused_but_fewer_than_before_never_is():
     with pytest.raises(
-        SettingError, match="N: 8 actors are too many: there is room for 3 actors .* in the Ray of this"
+        SettingError, match="N: 8 actors are too many: .* for 3 actors of 2 CPU, 0.5 GPU .* a smaller actors.gpus"
     ):
         answer(2, 8, 3, NEED, False, False)
     assert answer(9, 8, 3, NEED, False, False) == Scaled(9)
+    with pytest.raises(SettingError, match="a smaller actors.cpus, or a larger actors.count"):
+        answer(2, 8, 3, {"CPU": 2}, False, False)
 
 
 def test_a_ray_that_is_started_for_a_run_has_room_for_more_actors_than_it_begins_with():

@@ -24,9 +24,22 @@ def asked(*overrides: str) -> recipes.Recipe:
             [2, 2],
             "no node has more than 2: an engine runs on one node. Set it to 2, and actors.engine.tensor_parallel, or",
         ),
-        (["learner.gpus=1", "learner.ranks=4"], [2, 1], "learner.ranks: 4 ranks of learner.gpus=1 do not fit on the 3"),
-        (["learner.gpus=1", "actors.gpus=1"], [1], "actors.gpus: ranks take so many.* such as 0.5"),
-        (["learner.gpus=0.5", "actors.gpus=2"], [2], "actors.gpus: ranks take so many"),
+        (["learner.gpus=1", "learner.ranks=4"], [2, 1], "fit on the 3 GPUs there are. Set learner.ranks=3,"),
+        (
+            ["learner.gpus=1", "actors.gpus=1"],
+            [1],
+            "actors.gpus: ranks take so many of the 1 GPUs .* finds 1. Set learner.gpus=0.5 actors.gpus=0.5, so that",
+        ),
+        (
+            ["learner.gpus=1", "learner.ranks=4", "actors.gpus=1"],
+            [4],
+            "Set learner.gpus=0.6 actors.gpus=0.4, so that .* or learner.ranks=3",
+        ),
+        (
+            ["learner.gpus=0.5", "actors.gpus=2"],
+            [2],
+            "actors.gpus: ranks take so many.* Set learner.gpus=0.5 actors.gpus=0.5",
+        ),
     ],
 )
 def test_what_no_node_has_is_named_with_its_cure(overrides, nodes, said):
