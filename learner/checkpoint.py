@@ -3,10 +3,11 @@
 checkpoints/step-000100/state.json     the run's identity, step, incarnation, controller's cursor, how it was sharded
                         model/         a folder that transformers and vLLM load
                         adapter/       in its place where an adapter is trained: a folder that PEFT loads
-                        engine/        DeepSpeed's: weights that are trained, optimizer
+                        engine/        weights that are trained and optimizer, a file a rank: see ranks/shards.py
                         published.safetensors  amid a round: the weights that actors play with, where they are others
                         random-0.pt    random state of each rank
                         digests.json   blake3 of every file, by which damage is found before anything is loaded
+checkpoints/kept.json                         steps whose checkpoints stay beside the newest: the best, one evaluated
 checkpoints/incarnation                       the newest incarnation: no later one publishes its version numbers again
 """
 
@@ -35,6 +36,7 @@ TAG = "engine"
 MODEL, ADAPTER = "model", "adapter"
 PUBLISHED = "published.safetensors"
 DIGESTS = "digests.json"
+KEPT = "kept.json"
 SKIPPED = 1000  # incarnations, where the newest is not known: more than a run has between two checkpoints
 log = logging.getLogger("redraft.checkpoint")
 
@@ -44,7 +46,8 @@ class RunState:
     """What a checkpoint says of the run. `cursor` is how far the controller is in its tasks: JSON values only.
 
     `published` is the step whose weights were the last to be published (None: those of `step`). `report` is the
-    learner's of the step, for a controller that was gone before it could be told.
+    learner's of the step, for a controller that was gone before it could be told. `ranks`, `zero` and `offload` say
+    who wrote it; others may go on with it.
     """
 
     run_id: str
@@ -64,9 +67,45 @@ def newest(run_dir: str | Path) -> Path | None:
     return found[-1] if found else None
 
 
+def best(run_dir: str | Path) -> Path | None:
+    """The checkpoint that has solved most, where a run keeps it (`learner.keep_best`); None before any."""
+    folder = _named(run_dir, _kept(run_dir).get("best"))
+    return folder if folder is not None and folder.exists() else None
+
+
+def mark(run_dir: str | Path, best: int | None, evaluated: int | None) -> None:
+    """From now on these steps' checkpoints are not removed for newer ones: the `best`, and one that is `evaluated`
+    now. Without either none is kept but the newest."""
+    file = Path(run_dir, "checkpoints", KEPT)
+    if best is None and evaluated is None:
+        file.unlink(missing_ok=True)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{KEPT}.tmp")
+    aside.write_text(json.dumps({"best": best, "evaluated": evaluated}))
+    aside.rename(file)
+
+
+def _kept(run_dir: str | Path) -> dict[str, int | None]:
+    try:
+        found = json.loads(Path(run_dir, "checkpoints", KEPT).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _named(run_dir: str | Path, step: int | None) -> Path | None:
+    return None if step is None else Path(run_dir, "checkpoints", f"step-{step:06d}")
+
+
 def _finished(run_dir: str | Path) -> list[Path]:
     folders = [path for path in Path(run_dir, "checkpoints").glob("step-*") if NAME.fullmatch(path.name)]
     return sorted(folders, key=step_of)
+
+
+def steps(run_dir: str | Path) -> list[int]:
+    """The steps of which a run has a whole checkpoint, rising."""
+    return [step_of(folder) for folder in _finished(run_dir)]
 
 
 def step_of(folder: Path) -> int:
@@ -130,8 +169,8 @@ def _remove(folder: Path) -> None:
 
 
 def finish(folder: Path, state: RunState, keep: int) -> Path:
-    """Makes the checkpoint durable under its own name, and removes all but the `keep` newest. Raises SettingError where
-    the run folder is another run's by now."""
+    """Makes the checkpoint durable under its own name, and removes all but the `keep` newest and the marked ones.
+    Raises SettingError where the run folder is another run's by now."""
     run_folder.check(folder.parents[1], state.run_id)
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
     found = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -144,8 +183,10 @@ def finish(folder: Path, state: RunState, keep: int) -> Path:
         _remove(target)
     folder.rename(target)
     _fsync(target.parent)
+    stay = _kept(target.parent.parent).values()
     for old in _finished(target.parent.parent)[:-keep]:
-        _remove(old)
+        if step_of(old) not in stay:
+            _remove(old)
     return target
 
 
@@ -173,8 +214,8 @@ def _digest(path: Path) -> str:
     return blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
 
 
-def read(folder: Path, run_id: str, ranks: int, zero: int, offload: str) -> RunState:
-    """The state of a checkpoint. Raises SettingError when it is another run's, or sharded or kept otherwise."""
+def read(folder: Path, run_id: str) -> RunState:
+    """The state of a checkpoint. Raises SettingError when it is another run's."""
     try:
         state = RunState(**json.loads((folder / "state.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -182,11 +223,6 @@ def read(folder: Path, run_id: str, ranks: int, zero: int, offload: str) -> RunS
         raise SettingError("name", problem, f"Remove {folder}, to resume from the checkpoint before it") from error
     if state.run_id != run_id:
         raise SettingError("name", f"{folder} belongs to run {state.run_id}, not {run_id}", "Choose another run folder")
-    kept = ("ranks", state.ranks, ranks), ("zero", state.zero, zero), ("offload", state.offload, offload)
-    for key, was, now in kept:
-        if was != now:
-            cure = f"Set it to {was}, or start a new run with model.path: {folder.parents[1]}"
-            raise SettingError(f"learner.{key}", f"{now}, but {folder} was written with {was}", cure)
     return state
 
 

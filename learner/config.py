@@ -142,6 +142,8 @@ class LearnerSettings(Settings):
     """Steps between checkpoints; one is also written at the end and on stop."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
+    keep_best: bool = False
+    """Also keep the checkpoint that has solved most in the evaluations of `evaluation.every`, for `--best`."""
     record: RecordSettings = RecordSettings()
     """What is kept for people to read."""
     threads: PositiveInt = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from learner.batches.batch import Batch, prepare
@@ -27,8 +28,15 @@ FLAT_CURE = (
 class Prefetch:
     """Claims with a client of its own, for a waiting claim holds up every other request of its client."""
 
-    def __init__(self, client: Client, settings: LearnerSettings, seed: int = 0):
-        """`seed` is the run's."""
+    def __init__(
+        self,
+        client: Client,
+        settings: LearnerSettings,
+        seed: int = 0,
+        evaluating: Callable[[], bool] = lambda: False,
+    ):
+        """`seed` is the run's; while `evaluating` says so, no time counts towards the deadline."""
+        self._evaluating = evaluating
         self._settings, self._client, self._seed = settings, client, seed
         self._stopping = threading.Event()
         self.reason = ""  # why the claim under way, or the last one, was not served yet
@@ -74,6 +82,8 @@ class Prefetch:
                 self._before = claim.stats
                 return prepare(claim.groups, step, settings, claim.weights, self._seed)
             self.reason = claim.reason
+            if self._evaluating():
+                deadline = time.monotonic() + settings.claim_deadline_s
             if time.monotonic() >= deadline:
                 raise _late(claim, settings, self._before)
         return None

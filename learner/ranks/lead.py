@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -46,7 +47,7 @@ class Waits:
 
     def __init__(self):
         self.held = "groups"
-        self._rested, self._changed = TRIAL, threading.Condition()
+        self._rested, self._taken, self._changed = TRIAL, TRIAL, threading.Condition()
 
     def rested(self, version: int) -> None:
         """Engines on the learner's GPU sleep, until there is a newer version than that."""
@@ -55,9 +56,32 @@ class Waits:
             self._changed.notify()
 
     def rest(self, version: int, limit_s: float) -> bool:
-        """Whether they do within so long."""
+        """Whether they do within so long, evaluations left out."""
+        return self._until(lambda: self._rested == version, limit_s)
+
+    def arrived(self, version: int) -> None:
+        """Actors have that version, which is evaluated."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._rested == version, limit_s)
+            self._taken = version
+            self._changed.notify()
+
+    def taken(self, version: int, limit_s: float, stopping: threading.Event) -> bool:
+        """Whether they have within so long, or the run is stopped."""
+        return self._until(lambda: self._taken == version or stopping.is_set(), limit_s)
+
+    def evaluating(self) -> bool:
+        """Whether a wait is one for the end of an evaluation, which takes as long as its tasks do."""
+        return self.held == "evaluation"
+
+    def _until(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        until = time.monotonic() + limit_s
+        with self._changed:
+            while not self._changed.wait_for(condition, max(0.0, min(POLL_S, until - time.monotonic()))):
+                if self.evaluating():
+                    until = time.monotonic() + limit_s
+                if time.monotonic() >= until:
+                    return False
+        return True
 
     def of(self, prefetch: Prefetch) -> str:
         return prefetch.reason if prefetch.reason == "straggler" else self.held
@@ -99,21 +123,24 @@ class Lead:
         prefetch: Prefetch,
         waits: Waits,
         rests: bool,
+        evaluated: bool,
         saved: int | None,
+        stopping: threading.Event,
     ):
         """`steps` of the whole run; `client` and `prefetch` are the lead's to use, not to close; with `rests` engines
-        on its GPU sleep while it trains; `saved` is the step of the newest checkpoint."""
+        on its GPU sleep while it trains; with `evaluated` some versions are in the course of training; `saved` is the
+        step of the newest checkpoint; `stopping` is set when the run is to end."""
         self._settings, self._run_dir, self._run_id, self._world = settings, run_dir, run_id, world
         self._steps, self._progress, self._commands, self._publisher = steps, progress, commands, publisher
         self._controller, self._client, self._prefetch, self._waits = controller, client, prefetch, waits
         self._transcripts = TranscriptStore(run_dir, settings.record)
-        self._rests, self._saved = rests, saved
+        self._rests, self._evaluated, self._saved, self._stopping = rests, evaluated, saved, stopping
         self._last: StepReport | None = None  # of the step that was done last, in this run
         self._waited_for = "groups"
         self._bad_steps = self._skipped = 0
 
-    def run(self, until_step: int, stopping: threading.Event) -> str:
-        """Trains until `until_step` steps are done or `stopping` is set: "done" or "stopped".
+    def run(self, until_step: int) -> str:
+        """Trains until `until_step` steps are done or the run is stopping: "done" or "stopped".
 
         Raises DeadlineError when a batch does not come in time, RedraftError when gradients are not finite again and
         again.
@@ -123,7 +150,7 @@ class Lead:
         progress, prefetch = self._progress, self._prefetch
         if progress.step < until_step:
             prefetch.start(progress.step)
-        while progress.step < until_step and not stopping.is_set():
+        while progress.step < until_step and not self._stopping.is_set():
             began, seconds = time.monotonic(), {"gather": 0.0, "publish": 0.0, "checkpoint": 0.0}
             batch = self._batch(seconds)
             if batch is None:
@@ -166,6 +193,8 @@ class Lead:
         with timed(seconds, "commit"):
             self._client.commit(batch.ids, progress.step, batch.priorities)
         if self._ended_round():
+            if self._evaluated:
+                self._let_actors_take(seconds)
             self._publisher.publish(seconds)
         self._transcripts.write(progress.step, version_of(progress.incarnation, progress.step), batch.kept)
         return StepReport(
@@ -180,6 +209,21 @@ class Lead:
             wait_reason=self._waited_for,
             seconds=seconds,
         )
+
+    def _let_actors_take(self, seconds: dict[str, float]) -> None:
+        """Where an evaluation plays with the version before, actors must have it before the next one takes its
+        place. Raises DeadlineError."""
+        limit_s = self._settings.claim_deadline_s
+        try:
+            evaluated = ray.get(self._publisher.announced, timeout=limit_s)
+        except GetTimeoutError:
+            raise DeadlineError("learner", "the controller, to take weights", limit_s) from None
+        if not evaluated:
+            return
+        with timed(seconds, "wait") as waited:
+            waited.state = "evaluation"
+            if not self._waits.taken(self._progress.version, limit_s, self._stopping):
+                raise DeadlineError("learner", "actors, to take the weights that are evaluated", limit_s)
 
     def _ended_round(self) -> bool:
         """Whether the last step was the last of a round, or of the run."""

@@ -43,6 +43,9 @@ class Publisher:
     ):
         self._trainer, self._gather, self._controller = trainer, gather, controller
         self._rests = rests
+        self.announced: Any = None
+        """What the controller answers to the last announcement, as Ray's reference: whether that version is
+        evaluated."""
         self._progress, self._tokens, self.versions = progress, tokens, versions
         self.broadcasts = Broadcasts(versions, host, trainer.device)
         made = (trainer.model_of, trainer.perturbed, tokens, trainer.vocabulary, trainer.device)
@@ -90,4 +93,4 @@ class Publisher:
         metrics.PUBLISHED.set(version)
         if self._rests:
             self._trainer.give_back()
-        self._controller.announce.remote(self.versions.ref(version, probe))
+        self.announced = self._controller.announce.remote(self.versions.ref(version, probe))

@@ -43,7 +43,7 @@ FAILED, ANNOUNCED = "failed", "announced"
 class RankSpec:
     """What one rank is told. `model_path` is the start model also on resume, `steps` those of the whole run,
     `temperature` that of sampling; with `lora` an adapter is trained in place of all weights; with `rests` engines on
-    its GPU sleep while it trains."""
+    its GPU sleep while it trains; with `evaluated` some versions are in the course of training."""
 
     rank: int
     world: int
@@ -60,6 +60,7 @@ class RankSpec:
     temperature: float = 1.0
     lora: LoraSettings | None = None
     rests: bool = False
+    evaluated: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
     """Sources of the user's own parts, see protocols/own_code.py."""
 
@@ -108,7 +109,7 @@ class Rank:
         """Joins the ranks and loads the model or, on `resume`, the newest checkpoint if there is one.
 
         Returns where it goes on from. Blocks until all ranks are up.
-        Raises SettingError when the checkpoint does not fit the settings, or a part cannot be found.
+        Raises SettingError when the checkpoint is another run's, or a part cannot be found.
         """
         import torch
 
@@ -139,17 +140,18 @@ class Rank:
         folder, incarnation = same((folder, incarnation), group)
         progress, cursor, last = Progress(incarnation), {}, None
         if folder is not None:
-            settings = spec.settings
-            state = checkpoint.read(folder, spec.run_id, spec.world, settings.zero, settings.offload)
+            state = checkpoint.read(folder, spec.run_id)
             if spec.rank == 0:
                 checkpoint.check(folder)
-            trainer.load(str(folder), checkpoint.TAG)
+            trainer.load(folder / checkpoint.TAG)
             progress.step, cursor = state.step, state.cursor
             last = StepReport.from_json(state.report) if state.report else None
             progress.published = state.step if state.published is None else state.published
         trainer.examine(spec.seed)
         if folder is not None:
-            torch.set_rng_state(torch.load(folder / f"random-{spec.rank}.pt", weights_only=True))
+            drawn = folder / f"random-{spec.rank}.pt"
+            if drawn.exists():  # there may have been fewer ranks
+                torch.set_rng_state(torch.load(drawn, weights_only=True))
         packing = spec.settings.model_copy(update={"packing": trainer.packed})  # batches are packed by what it found
         commands = Commands(group, spec.world, self._obey)
         self._parts.set_result(Parts(trainer, packing, group, commands, progress, folder, resume))
@@ -227,12 +229,16 @@ class Rank:
 
     def held(self, limit: str) -> None:
         """What a wait for groups is in truth a wait for, says the controller: "groups" where actors may begin some,
-        "staleness" or "replay" where that bound or that cap keeps them from it."""
+        "staleness" or "replay" where that bound or that cap keeps them from it, "evaluation" where one goes on."""
         self._waits.held = limit
 
     def rested(self, version: int) -> None:
         """Engines on this GPU sleep, and will until there is a newer version than that; called from another thread."""
         self._waits.rested(version)
+
+    def arrived(self, version: int) -> None:
+        """Actors have the version that is evaluated; called from another thread."""
+        self._waits.arrived(version)
 
     def grow(self, shards: tuple[Endpoints, ...]) -> None:
         """Claims also from the replay shards that joined since; called from another thread."""
@@ -265,7 +271,7 @@ class Rank:
 
         spec, parts = self.spec, self.parts
         client, claiming = self._clients = [self._client(), self._client()]
-        prefetch = Prefetch(claiming, parts.settings, spec.seed)
+        prefetch = Prefetch(claiming, parts.settings, spec.seed, self._waits.evaluating)
         self._prefetch.set_result(prefetch)
         lead = Lead(
             parts.settings,
@@ -281,10 +287,12 @@ class Rank:
             prefetch=prefetch,
             waits=self._waits,
             rests=spec.rests,
+            evaluated=spec.evaluated,
             saved=None if parts.saved is None else parts.progress.step,
+            stopping=self._stopping,
         )
         try:
-            return lead.run(until_step, self._stopping)
+            return lead.run(until_step)
         finally:
             prefetch.close()
             client.close()
@@ -327,7 +335,7 @@ class Rank:
         import torch.distributed as dist
 
         parts, trainer = self.parts, self.parts.trainer
-        trainer.save(str(folder), checkpoint.TAG)
+        trainer.save(folder / checkpoint.TAG)
         torch.save(torch.get_rng_state(), folder / f"random-{self.spec.rank}.pt")
         state = trainer.full_state()
         if self.spec.rank == 0 and trainer.adapter is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ from learner.model.load import load_model
 from learner.model.policy import Policy
 from learner.model.saved import as_saved, saved_buffers
 from learner.objectives import SETTING, STATS, loss_of, make, per_batch
+from learner.ranks import shards
 from learner.ranks.training import Training, begin
 from learner.weights.proof import perturbed
 from protocols.errors import SettingError
@@ -401,13 +403,13 @@ class Trainer:
         policy.temperature = temperature
         return tuple(logprobs.tolist())
 
-    def save(self, folder: str, tag: str) -> None:
+    def save(self, folder: Path) -> None:
         """What training goes on from; of frozen weights nothing, for they are those of the start model."""
-        frozen = self.adapter is not None
-        self.training.engine.save_checkpoint(folder, tag=tag, save_latest=False, exclude_frozen_parameters=frozen)
+        shards.save(self.training, folder)
 
-    def load(self, folder: str, tag: str) -> None:
-        self.training.engine.load_checkpoint(folder, tag=tag, load_module_strict=self.adapter is None)
+    def load(self, folder: Path) -> None:
+        """Goes on from what `save` of any number of ranks, under any stage, has written."""
+        shards.load(self.training, folder)
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:

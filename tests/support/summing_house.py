@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -66,17 +67,40 @@ class Summing:
         told = not trainer.step(bad, 1).applied and same(trainer.full_state(), before)
         second = [replace(micro, update=1) for micro in bad]
         told = told and not trainer.step([*micros(4, self._rank, self._world), *second], 1).applied
-        trainer.save(folder, "engine")
+        trainer.save(Path(folder))
         moved = trainer.step(micros(8, self._rank, self._world), 2).applied
         after = trainer.full_state()
         moved = moved and (self._rank > 0 or not same(after, before))
         trainer.training.free()
         trainer = self._trainer(zero, "bfloat16", offload)
-        trainer.load(folder, "engine")
+        trainer.load(Path(folder))
         trainer.step(micros(8, self._rank, self._world), 2)
         equal = same(trainer.full_state(), after)
         trainer.training.free()
         return told, moved, equal
+
+    def left(self, folder: str, zero: int, dtype: str, offload: str) -> tuple[dict, dict]:
+        """The state after a step, with a checkpoint of it, and after a step more."""
+        trainer = self._trainer(zero, dtype, offload)
+        trainer.step(micros(8, self._rank, self._world), 0)
+        trainer.save(Path(folder))
+        saved = trainer.full_state()
+        trainer.step(micros(8, self._rank, self._world), 1)
+        later = trainer.full_state()
+        trainer.training.free()
+        return saved, later
+
+    def taken_over(self, folder: str, zero: int, dtype: str, offload: str) -> tuple[dict, dict]:
+        """The state after loading what `left` has written, under whichever stage, which is written anew into its folder
+        `again`, and the state after a step more."""
+        trainer = self._trainer(zero, dtype, offload)
+        trainer.load(Path(folder))
+        trainer.save(Path(folder, "again"))
+        loaded = trainer.full_state()
+        trainer.step(micros(8, self._rank, self._world), 1)
+        later = trainer.full_state()
+        trainer.training.free()
+        return loaded, later
 
     def updates(self, batches: Sequence[Sequence[Group]], settings: LearnerSettings) -> tuple[dict, float | None]:
         """A step on each of the batches: the state on rank 0, and the share of tokens that were cut in the last."""
