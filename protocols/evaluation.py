@@ -164,6 +164,14 @@ class EvaluationSummary:
         return self.sampled.kind
 
     @property
+    def solved(self) -> Figure:
+        """The share of test tasks whose last answer is right, or whose episode succeeds."""
+        sampled = self.sampled
+        if isinstance(sampled, ActionFigures):
+            return sampled.success
+        return sampled.accuracy_by_turn[-1] if sampled.accuracy_by_turn else NOTHING
+
+    @property
     def episodes(self) -> int:
         """Episodes of all passes."""
         return self.n * (self.k + (self.greedy is not None) + len(self.controls))
@@ -208,11 +216,13 @@ class EvaluationLine:
     """A line of evaluations.jsonl: which evaluation it was, of which weights, how long it took, what it found."""
 
     label: str
-    """before, after, or eval."""
+    """before, during, after, or eval."""
     step: int
     version: int
     seconds: float
     summary: EvaluationSummary
+    overrides: tuple[str, ...] = ()
+    """What `redraft eval` was told to do otherwise than the run: KEY=VALUE each."""
 
     def to_json(self) -> dict[str, Any]:
         facts = {name: getattr(self, name) for name in self.__slots__ if name != "summary"}
@@ -222,7 +232,8 @@ class EvaluationLine:
     def from_json(cls, line: Mapping[str, Any]) -> EvaluationLine:
         """Raises KeyError for a line that does not say which evaluation it is."""
         version, seconds = line.get("version", 0), line.get("seconds", 0.0)
-        return cls(line["label"], line["step"], version, seconds, EvaluationSummary.from_json(line))
+        summary, overrides = EvaluationSummary.from_json(line), tuple(line.get("overrides", ()))
+        return cls(line["label"], line["step"], version, seconds, summary, overrides)
 
 
 def _fields(cls: type) -> tuple[dataclasses.Field, ...]:

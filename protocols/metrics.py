@@ -135,13 +135,17 @@ GPUS_HELD = Metric(Gauge, "controller_gpus", "GPUs that ranks and actors hold")
 GPU_SECONDS = Metric(Counter, "controller_gpu_seconds_total", "Seconds that they have held each of them")
 EVALUATION_ACCURACY = Metric(
     Gauge, "evaluation_accuracy", "Share of test tasks solved by turn number", ("occasion", "index")
-)  # before, after
+)  # before, during, after
 EVALUATION_ERROR = Metric(Gauge, "evaluation_accuracy_error", "Standard error of that share", ("occasion", "index"))
 EVALUATION_OF_ENVIRONMENT = Metric(
     Gauge,
     "evaluation_environment_accuracy",
     "Share of test tasks solved at the last turn, of each environment of several",
     ("occasion", "environment"),
+)
+EVALUATION_BEST_STEP = Metric(Gauge, "evaluation_best_step", "Step of the checkpoint that is kept as the best")
+EVALUATIONS_FAILED = Metric(
+    Counter, "evaluations_failed_total", "Evaluations in the course of training that came to no figures"
 )
 WEIGHTS_REFUSED = Metric(
     Counter, "controller_weights_refused_total", "Versions whose digest, elements or probe did not agree on an actor"

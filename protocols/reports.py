@@ -155,7 +155,7 @@ class StepReport(Reported):
     skipped_updates: int = measured("Steps of this incarnation whose gradient was not finite", default=0)
     probe_noise: float | None = measured("How far rounding moves the probe's log-probs", unit="nats")
     wait_reason: str = measured(
-        "What the learner waited for last: groups, straggler, staleness, replay", default="groups"
+        "What the learner waited for last: groups, straggler, staleness, replay, evaluation", default="groups"
     )
     seconds: dict[str, float] = measured(
         "Seconds by phase; `pack` passes beside the others",
@@ -297,6 +297,8 @@ class RunEnded:
     state: str
     """done, stopped, failed, or crashed where no controller was left to say how it ended."""
     error: str = ""
+    early: str = ""
+    """Why it was done before its steps were: what evaluations in its course have solved (`evaluation.stop`)."""
     try_again: bool = False
     """Whether the same command may go on: a fault of processes or machines, or who takes the machine away, ended it."""
     checkpoint: int | None = None

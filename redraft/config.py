@@ -118,8 +118,24 @@ class ModelSettings(Settings):
         return self
 
 
+class StopSettings(Settings):
+    """Training ends before its steps are done, by what evaluations in its course have solved: the share of test tasks
+    that are right at the last turn, or episodes of many actions that succeed."""
+
+    patience: int | None = Field(default=None, ge=1)
+    """Evaluations in a row, each of which solves no more than the best before them."""
+    reach: float | None = Field(default=None, gt=0, le=1)
+    """The share that is enough."""
+
+    @model_validator(mode="after")
+    def _says_something(self):
+        if self.patience is None and self.reach is None:
+            raise ValueError("give patience (evaluations that are no better), reach (a share that is enough), or both")
+        return self
+
+
 class EvaluationSettings(Settings):
-    """How a run is measured before and after training."""
+    """How a run is measured before and after training, and in its course."""
 
     n: int = Field(default=500, ge=1)
     """Test tasks."""
@@ -132,6 +148,11 @@ class EvaluationSettings(Settings):
     feedbacks: tuple[Feedback, ...] = ()
     """Controls: play every task once more with each of these kinds of feedback in place of the environment's. With
     `blank` an answer is followed by the same sentence always, so that a gain over turns there owes nothing to it."""
+    every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations in the course of training (None: there are none). Actors keep the weights of that step
+    until its test tasks are played, and play groups beside them as far as `learner.max_staleness` allows."""
+    stop: StopSettings | None = None
+    """End training early, by these evaluations."""
 
 
 class MetricsSettings(Settings):

@@ -75,7 +75,8 @@ class Recipe(Settings):
     start_s: float = Field(default=300.0, gt=0)
     """Longest wait for all processes to be up before the run stops and says which is missing."""
     stop_s: float = Field(default=600.0, gt=0)
-    """Longest wait for a step and its checkpoint when the run is told to stop, before it is killed."""
+    """Longest wait for a step and its checkpoint when the run is told to stop, before it is killed. Where who takes a
+    machine away gives less (30 s by Kubernetes' default), say so: a run whose checkpoints take longer tells it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,6 +133,7 @@ class Recipe(Settings):
         self._mixture_fits()
         self._adapter_fits()
         self._controls_fit()
+        self._course_fits()
         if self.actors.sleep:
             self._sleep_fits()
         if self.steps:
@@ -187,6 +189,28 @@ class Recipe(Settings):
             )
         if kinds and turns == 1:
             raise ValueError("evaluation.feedbacks: no feedback is heard with one turn; leave it out, or raise turns")
+
+    def _course_fits(self) -> None:
+        """Evaluations in the course of training, and what hangs on them."""
+        every, learner, rounds = self.evaluation.every, self.learner, self.learner.rounds
+        if every is None:
+            for key, given in (("evaluation.stop", self.evaluation.stop), ("learner.keep_best", learner.keep_best)):
+                if given:
+                    raise ValueError(f"{key}: goes by evaluations in the course of training; set evaluation.every, too")
+            return
+        if every >= self.steps:
+            raise ValueError(
+                f"evaluation.every: none comes within {self.steps} steps; set it below that, or leave it out"
+            )
+        if rounds is not None and every % rounds.steps:
+            raise ValueError(
+                f"evaluation.every: weights are published every {rounds.steps} steps (learner.rounds); set a multiple"
+            )
+        if learner.keep_best and every % learner.checkpoint_every:
+            raise ValueError(
+                f"learner.keep_best: evaluation.every={every} is no multiple of learner.checkpoint_every="
+                f"{learner.checkpoint_every}, so that steps without a checkpoint are evaluated; make it one"
+            )
 
     def _credit_fits(self) -> None:
         credit, rollout = self.learner.credit, self.rollout

@@ -16,6 +16,16 @@ from protocols.reports import Finding, RunEnded, StepLine
 
 log = logging.getLogger("redraft.records")
 _told: dict[Path, int] = {}  # lines that were told to be torn, by file
+ALIKE = (
+    "actors.",
+    "evaluation.n=",
+    "evaluation.independent=",
+    "evaluation.greedy=",
+    "learner.",
+    "metrics.",
+    "start_s=",
+)
+"""Overrides of `redraft eval` after which figures are of the same play as the run's own."""
 GOES_ON = "running or interrupted"  # the state of a run that has not ended
 
 
@@ -97,21 +107,39 @@ class Evaluations:
     lines: tuple[EvaluationLine, ...]
 
     @property
+    def alike(self) -> list[EvaluationLine]:
+        """Those that measure what the run does: `redraft eval` may have been told of another environment, say."""
+        return [line for line in self.lines if all(one.startswith(ALIKE) for one in line.overrides)]
+
+    @property
     def first(self) -> EvaluationLine | None:
         """The evaluation before any training."""
-        return next((line for line in self.lines if line.step == 0), None)
+        return next((line for line in self.alike if line.step == 0), None)
 
     @property
     def last(self) -> EvaluationLine | None:
         """The newest one after training, else the newest of the latest checkpoint that was evaluated; None before
         any."""
-        trained = [line for line in self.lines if line.step > 0]
+        trained = [line for line in self.alike if line.step > 0]
         after = [line for line in trained if line.label == "after"]
         return after[-1] if after else max(reversed(trained), key=lambda line: line.step, default=None)
 
     def of_step(self, step: int) -> EvaluationLine | None:
         """The newest of the checkpoint after so many steps."""
-        return next((line for line in reversed(self.lines) if line.step == step), None)
+        return next((line for line in reversed(self.alike) if line.step == step), None)
+
+    @property
+    def own(self) -> list[EvaluationLine]:
+        """Those of the run itself, one a step, rising. A resumed run plays steps again: what came after its checkpoint
+        is gone."""
+        kept: list[EvaluationLine] = []
+        for line in self.lines:
+            if line.label == "eval":
+                continue
+            while kept and kept[-1].step >= line.step:
+                kept.pop()
+            kept.append(line)
+        return kept
 
 
 def evaluations(run_dir: Path) -> Evaluations:

@@ -29,10 +29,14 @@ MODEL = "model"
 """In a run folder: the start model, where it was made for the run, or is another run's that may prune it."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MAY_CHANGE = {"name", "steps", "actors", "evaluation", "metrics", "logs", "tracking", "storage", "start_s"}  # on resume
-MAY_CHANGE_WITHIN = {  # limits, which change nothing about what is learnt
+MAY_CHANGE_WITHIN = {  # which change nothing about what is learnt, but how sums round
     "replay": {"claim_lease_s", "max_bytes", "durability", "curve", "shards", "services", "keys"},
     "model": {"path"},  # where it is; its digest says whether it is the same
-    "learner": {"claim_deadline_s", "checkpoint_every", "keep_checkpoints", "record"},
+    "learner": {
+        *("claim_deadline_s", "checkpoint_every", "keep_checkpoints", "keep_best", "record"),
+        *("ranks", "zero", "offload", "cpus", "gpus", "resources", "threads"),  # who works, and where
+        *("micro_tokens", "logprob_chunk", "gradient_checkpointing"),  # in what pieces
+    },
 }
 
 
@@ -234,10 +238,15 @@ def begun(name: str) -> bool:
     return (RUNS / name / "run.json").exists()
 
 
-def done(name: str, steps: int) -> bool:
-    """Whether the run runs/NAME has done so many steps, and has its evaluation after them."""
+def done(name: str, recipe: Recipe) -> bool:
+    """Whether the run runs/NAME has done the recipe's steps, or what its `evaluation.stop` asks for, and has its
+    evaluation after them."""
     folder = RUNS / name
-    return json_object(folder / "summary.json").get("state") == "done" and (newest_step(folder) or 0) >= steps
+    summary = json_object(folder / "summary.json")
+    if summary.get("state") != "done":
+        return False
+    early = summary.get("early") and load(folder / "recipe.yaml").evaluation.stop == recipe.evaluation.stop
+    return bool(early) or (newest_step(folder) or 0) >= recipe.steps
 
 
 def failed_at_start(name: str) -> bool:
@@ -263,7 +272,7 @@ def check(recipe: Recipe, name: str | None, resume: bool, again: bool) -> None:
 def _can_go_on(run: Run, recipe: Recipe) -> None:
     """Refuses to resume what is done, or with settings that the run's past does not have."""
     before = load(run.folder / "recipe.yaml")
-    for key in set(Recipe.model_fields) - MAY_CHANGE:
+    for key in (key for key in Recipe.model_fields if key not in MAY_CHANGE):
         if (found := _difference(key, _fixed(before, key).get(key), _fixed(recipe, key).get(key))) is not None:
             setting, was, now = found
             limits = [f"{part}.{name}" for part, names in MAY_CHANGE_WITHIN.items() for name in sorted(names)]
@@ -271,7 +280,11 @@ def _can_go_on(run: Run, recipe: Recipe) -> None:
             cure = f"On resume {allowed} may change; for more start a new run, with another --run"
             raise SettingError(setting, f"{_worded(now)}, but the run {run.name} began with {_worded(was)}", cure)
     steps = newest_step(run.folder) or 0
-    if steps > recipe.steps or done(run.name, recipe.steps):
+    ended = done(run.name, recipe)
+    if ended and steps < recipe.steps:
+        problem = f"the run {run.name} has ended early, after {steps} steps"
+        raise SettingError("evaluation.stop", problem, "Set evaluation.stop=null, or another one, to go on")
+    if steps > recipe.steps or ended:
         raise SettingError("steps", f"the run {run.name} has done {steps} of {recipe.steps}", "Set steps=N to go on")
 
 
@@ -314,10 +327,19 @@ def reading(name: str) -> Iterator[Run]:
         yield find(name)
 
 
-def checkpoint_at(run: Run, step: int | None) -> Path:
-    """The folder of a run's newest checkpoint, or of that of `step`. Raises SettingError when there is none."""
+def checkpoint_at(run: Run, step: int | None, best: bool = False) -> Path:
+    """The folder of a run's newest checkpoint, of that of `step`, or of the `best`. Raises SettingError when there is
+    none."""
     from learner import checkpoint
 
+    if best:
+        if step is not None:
+            raise SettingError("--best", "--best and --step exclude each other", "Give one of them")
+        found = checkpoint.best(run.folder)
+        if found is None:
+            cure = "Train with evaluation.every and learner.keep_best=true, or name one with --step"
+            raise SettingError("--best", f"{run.name} keeps no best checkpoint", cure)
+        return found
     found = checkpoint.newest(run.folder) if step is None else run.checkpoints / f"step-{step:06d}"
     if found is None or not found.exists():
         known = ", ".join(str(checkpoint.step_of(path)) for path in sorted(run.checkpoints.glob("step-*"))) or "none"

@@ -38,11 +38,11 @@ MATTERS = ("actors.engine", "data", "environment", "environments", "model.dtype"
 HELP = f"{NEW} begins a new conversation, {QUIT} or Ctrl-D leaves"
 
 
-def chat(name: str, overrides: Sequence[str], step: int | None, task: str | None, cache: Path) -> None:
+def chat(name: str, overrides: Sequence[str], step: int | None, best: bool, task: str | None, cache: Path) -> None:
     """Talks until the person leaves. Raises SettingError for a run, a step or a task that is not there."""
     with runs.reading(name) as run:
         recipe = recipes.reload(run.folder, overrides, "chat", MATTERS)
-        checkpoint = runs.checkpoint_at(run, step)
+        checkpoint = runs.checkpoint_at(run, step, best)
         found = None if task is None else task_of(recipe, task)
         model = models.of_checkpoint(checkpoint, run, cache)
         print(f"{run.name}, {checkpoint.name}. {HELP}.", flush=True)

@@ -35,6 +35,7 @@ console = Console()
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. learner.batch_groups=64")]
+Best = Annotated[bool, typer.Option("--best", help="The checkpoint that learner.keep_best keeps.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A name under runs/, or a run folder.")]
 
 
@@ -120,8 +121,8 @@ def train(
         from redraft.storage.fetch import fetch
 
         fetch(resolved.storage, name, console.print)
-    if resume_if_begun and done(name, resolved.steps):
-        console.print(f"{name} has done its {resolved.steps} steps: there is nothing to go on with")
+    if resume_if_begun and done(name, resolved):
+        console.print(f"{name} is done: there is nothing to go on with")
         return
     if restarts:
         from redraft.launch.supervise import Supervisor
@@ -162,11 +163,12 @@ def eval(
     run: RunName,
     overrides: Overrides = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate (default: the newest).")] = None,
+    best: Best = False,
 ) -> None:
     """Evaluate a checkpoint of a run: accuracy by turn, fix and keep rates, majorities, with standard errors."""
     from redraft.launch import offline
 
-    offline.evaluate(run, overrides or (), step, cache.folder("models"), console)
+    offline.evaluate(run, overrides or (), step, best, cache.folder("models"), console)
 
 
 @app.command()
@@ -309,13 +311,14 @@ def export(
     run: RunName,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="It must not exist yet, or be empty.")],
     step: Annotated[int | None, typer.Option(help="Checkpoint to export (default: the newest).")] = None,
+    best: Best = False,
     merge: Annotated[bool, typer.Option("--merge", help="Build an adapter into its model: whole weights.")] = False,
     push: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Then upload it to the Hub.")] = None,
 ) -> None:
     """Write a run's model as a Hugging Face folder, with tokenizer, chat template and a model card."""
     from redraft.export import folder as exports
 
-    exports.export(run, folder, step, merge, push, console.print)
+    exports.export(run, folder, step, best, merge, push, console.print)
 
 
 @app.command()
@@ -323,12 +326,13 @@ def chat(
     run: RunName,
     overrides: Overrides = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint to talk to (default: the newest).")] = None,
+    best: Best = False,
     task: Annotated[str | None, typer.Option(metavar="ID", help="Play this task of the run's environment.")] = None,
 ) -> None:
     """Talk to a run's model. /new begins a new conversation, /quit or Ctrl-D leaves."""
     from redraft.cli import chat as chats
 
-    chats.chat(run, overrides or (), step, task, cache.folder("models"))
+    chats.chat(run, overrides or (), step, best, task, cache.folder("models"))
 
 
 @app.command()

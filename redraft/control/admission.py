@@ -11,8 +11,9 @@ from protocols import metrics
 from protocols.replay_stats import ReplayStats
 from redraft.recipe import Recipe
 
-LIMITS = ("none", "actors", "replay", "staleness")
-"""Nothing; no actor is ready; replay is near its cap, or its disk is full; the staleness bound."""
+LIMITS = ("none", "actors", "replay", "staleness", "evaluation")
+"""Nothing; no actor is ready; replay is near its cap, or its disk is full; the staleness bound; that bound while actors
+keep the weights that are evaluated."""
 FULL_SHARE = 0.9  # of replay.max_bytes: above it no new group is leased
 
 
@@ -46,15 +47,16 @@ class Admission:
         self._limit.note("actors")
         return 0
 
-    def room(self, version: int, stats: ReplayStats, running: int) -> int:
-        """How many groups may be leased, derived from what replay holds, never counted here; see `admissible`."""
+    def room(self, version: int, stats: ReplayStats, running: int, evaluating: bool = False) -> int:
+        """How many groups may be leased, derived from what replay holds, never counted here; see `admissible`. With
+        `evaluating` actors play test tasks beside them, and keep their weights."""
         if stats.full or stats.fullest > FULL_SHARE:
             self._limit.note("replay")
             return 0
         held = stats.claimed + stats.ready
         bound, batch = self._learner.max_staleness, self._learner.batch_groups
         room = admissible(bound, version, stats.step, batch, held, running)
-        self._limit.note("none" if room else "staleness")
+        self._limit.note("evaluation" if evaluating else "none" if room else "staleness")
         return room
 
 
@@ -72,7 +74,7 @@ class Limit:
         now = time.monotonic()
         metrics.ADMISSION_SECONDS.labels(limit=limit).inc(now - self._seen)
         self._seen = now
-        wait = limit if limit in ("replay", "staleness") else "groups"
+        wait = limit if limit in ("replay", "staleness", "evaluation") else "groups"
         if wait != self._told:
             self._told = wait
             self._tell(wait)

@@ -23,6 +23,7 @@ learner calls it after each step. No other data passes through it.
     controller (actor)    its report                    the report, or replacing the actor     actors.silence_s
     an actor that leaves  what it still plays           it ends, or others play it anew        actors.drain_s
     an actor without room resources of the cluster      a node; a smaller `redraft scale`      no limit: others play
+    learner (to publish)  actors, an evaluation's       all that are ready have its weights    learner.claim_deadline_s
     ranks 1..             a command of rank 0           the command                            the learner's + 300 s
     train (told to stop)  the learner                   the end of its step; a checkpoint      stop_s; a second Ctrl-C
 
@@ -52,18 +53,17 @@ from protocols import metrics, own_code, traces
 from protocols.errors import DeadlineError, FaultError, RedraftError
 from protocols.evaluation import EvaluationLine, EvaluationSummary
 from protocols.reports import LearnerEnded, RunEnded, RunStatus, StepReport
-from protocols.weights import WeightRef
+from protocols.weights import WeightRef, step_of
 from redraft import logs
 from redraft import run as runs
 from redraft.control import discovery, faults
 from redraft.control.admission import Admission
-from redraft.control.evaluator import Exam, Occasion, chosen
+from redraft.control.course import Course, Examiner
 from redraft.control.exchange import TICK_S, Announced, Exchange, Starting
 from redraft.control.fleet import Fleet
 from redraft.control.parts import start
 from redraft.control.places import Scaled
 from redraft.control.status import Status, tell_accuracy
-from redraft.evaluation.measures import plays
 from redraft.recipe import Recipe
 from redraft.run import Run, newest_step
 from redraft.tracking.queue import Trackers
@@ -75,6 +75,7 @@ PHASES = {
     "before": ("evaluating", "before training, to compare with"),
     "after": ("ending", "evaluation of what was learned"),
 }
+EARLY = "training ends early: "
 
 
 class Controller:
@@ -91,6 +92,7 @@ class Controller:
         self._trackers = Trackers(run, recipe, self._status.event)
         self._stopping, self._try_again = threading.Event(), False
         self._announced = Announced()
+        self._course: Course | None = None
         self._state: Starting | Exchange = Starting()
         self._closing = contextlib.ExitStack()
 
@@ -126,10 +128,13 @@ class Controller:
 
     # Called by the learner, the command line and the live view.
 
-    def announce(self, ref: WeightRef) -> None:
-        """New weights: actors get them with their next orders."""
+    def announce(self, ref: WeightRef) -> bool:
+        """New weights: actors get them with their next orders. Returns whether they are to be evaluated in the course
+        of training, so that actors must have them before there are newer ones."""
         self._status.published(ref)
+        evaluated = self._course is not None and self._course.announced(ref)
         self._announced.newest = ref
+        return evaluated
 
     def announce_trial(self, ref: WeightRef) -> None:
         """Perturbed weights: an actor must follow them before it may play."""
@@ -206,21 +211,49 @@ class Controller:
 
     def _train_and_evaluate(self, exchange: Exchange) -> RunEnded:
         me, parts = ray.get_runtime_context().current_actor, exchange.parts
+        examiner = Examiner(self._run, self._recipe, exchange, self._status, self._trackers)
+        self._course = course = Course(examiner, self._announced, parts.ranks[0].arrived.remote, parts.step)
         parts.wait({rank.announce.remote(me): "learner" for rank in parts.ranks}, self._recipe.start_s)
         parts.fleet.begin()
         self._until(exchange, lambda: self._can_play(parts.fleet), "actors", "an engine with verified weights")
-        before = self._before() or self._evaluation(exchange, "before")
+        before = self._before() or self._evaluation(examiner, "before")
         if self._stopping.is_set():
             return self._stopped(before)
+        if before is not None:
+            course.judge(0, before)
         admission = Admission(self._recipe.learner, parts.ranks[0].held.remote)
         self._status.phase("training")
         learning = [rank.run.remote(me, self._recipe.steps) for rank in parts.ranks]
-        self._serve(exchange, lambda: _have_ended(learning), admission)
+        early = self._train(exchange, learning, course, admission)
         ended: LearnerEnded = ray.get(learning[0])
-        if ended.reason != "done":
+        if self._stopping.is_set() or (ended.reason != "done" and not early):
             return self._stopped(before)
         self._until(exchange, exchange.arrived, "actors", "the last weights")
-        return RunEnded(self._run.name, "done", before=before, after=self._evaluation(exchange, "after"))
+        after = self._evaluation(examiner, "after")
+        if after is not None:
+            course.judge(step_of(self._announced.version), after)
+        return RunEnded(
+            self._run.name, "done", before=before, after=after, early=early if ended.reason != "done" else ""
+        )
+
+    def _train(self, exchange: Exchange, learning: list[Any], course: Course, admission: Admission) -> str:
+        """Serves until the learner has ended, and with it the last evaluation in the course of training. Returns why
+        that was before all steps were done, "" where it was not by an evaluation."""
+        early = ""
+
+        def ended() -> bool:
+            nonlocal early
+            if self._stopping.is_set():
+                return _have_ended(learning)
+            course.look()
+            if course.enough and not early:
+                early = course.enough
+                self._status.event(EARLY + early)
+                exchange.stop()
+            return _have_ended(learning) and not course.going_on
+
+        self._serve(exchange, ended, admission)
+        return early
 
     def _stopped(self, before: EvaluationSummary | None) -> RunEnded:
         return RunEnded(self._run.name, "stopped", before=before, try_again=self._try_again)
@@ -266,29 +299,15 @@ class Controller:
             tell_accuracy("before", summary)
         return summary
 
-    def _evaluation(self, exchange: Exchange, label: str) -> EvaluationSummary | None:
+    def _evaluation(self, examiner: Examiner, label: str) -> EvaluationSummary | None:
         """Plays the test tasks on all actors with the weights now in force; writes a line of evaluations.jsonl.
 
         None when the run is stopped meanwhile.
         """
-        began = time.monotonic()
         self._status.phase(*PHASES[label])
-        recipe, parts = self._recipe, exchange.parts
-        passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
-        exam = Exam(chosen(recipe.mixture, parts.tests, recipe.evaluation.n), passes, parts.fleet, self._status)
-        self._serve(exchange, lambda: self._stopping.is_set() or exam.advance())
-        if self._stopping.is_set():
-            return None
-        summary = exam.summary()
-        self._status.evaluated(exam.tally())
-        exam.check(summary)
-        occasion = Occasion(label, self._status.step, self._announced.version)
-        if recipe.learner.record.groups:
-            exam.record(self._run.folder, occasion)
-        self._run.append("evaluations.jsonl", occasion.line(began, summary).to_json())
-        self._trackers.evaluation(occasion.step, summary)
-        tell_accuracy(label, summary)
-        return summary
+        sitting = examiner.begin(label, self._announced.version)
+        self._serve(examiner.exchange, lambda: self._stopping.is_set() or sitting.exam.advance())
+        return None if self._stopping.is_set() else examiner.end(sitting)
 
     # The end.
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from actors import mixture as mixtures
 from actors.mixture import Mixture
 from actors.tally import Tally
+from learner.credits import grown_too_long
 from learner.transcripts.store import write_evaluation
 from protocols.errors import RedraftError
 from protocols.evaluation import EvaluationLine, EvaluationSummary
+from protocols.reports import Finding
 from protocols.turns import MIXED_FROM, Role, Turn, sampled_tokens
 from redraft.control.fleet import Fleet
 from redraft.control.status import Status
+from redraft.diagnosis.causes import Diagnosis
 from redraft.evaluation import measures as evaluation
 from redraft.evaluation.measures import Pass
+from redraft.recipe import Recipe
 
 SHARE = 250  # tasks that one actor plays at a time
 TRIES = 3  # losses of one share before the evaluation gives up
@@ -28,16 +32,18 @@ EXAM_SEED = 0  # which test tasks are played does not depend on the run
 
 @dataclass(frozen=True, slots=True)
 class Occasion:
-    """When an evaluation is played: `label` is before, after or eval; of the weights `version`, after `step` steps."""
+    """When an evaluation is played: `label` is before, during, after or eval; of the weights `version`, after `step`
+    steps; with which `overrides` of the run's recipe."""
 
     label: str
     step: int
     version: int
+    overrides: tuple[str, ...] = ()
 
     def line(self, began: float, summary: EvaluationSummary) -> EvaluationLine:
         """The line of an evaluation that began at that time of `time.monotonic` and ends now."""
         seconds = round(time.monotonic() - began, 1)
-        return EvaluationLine(self.label, self.step, self.version, seconds, summary)
+        return EvaluationLine(self.label, self.step, self.version, seconds, summary, self.overrides)
 
 
 def chosen(mixture: Mixture, tests: Sequence[dict], n: int) -> list[dict]:
@@ -48,13 +54,28 @@ def chosen(mixture: Mixture, tests: Sequence[dict], n: int) -> list[dict]:
     return list(itertools.islice((task for epoch, task in plays if not epoch), min(n, len(tests))))
 
 
+def findings_of(tally: Tally, recipe: Recipe) -> list[Finding]:
+    """Why figures of play with this tally may say little: what a run says of it in training."""
+    diagnosis = Diagnosis(recipe)
+    diagnosis.evaluated(tally)
+    return diagnosis.look(0.0)[0]
+
+
 class Exam:
     """Hands shares of tasks to actors that are free; a share that is lost with its actor is played again.
 
-    `passes` are what evaluation.plays returns.
+    `passes` are what evaluation.plays returns. With a `version` only actors that have it take part.
     """
 
-    def __init__(self, tasks: Sequence[dict], passes: Sequence[Pass], fleet: Fleet, status: Status):
+    def __init__(
+        self,
+        tasks: Sequence[dict],
+        passes: Sequence[Pass],
+        fleet: Fleet,
+        status: Status,
+        version: int | None = None,
+    ):
+        self._version = version
         self._fleet, self._status, self._tasks, self._passes = fleet, status, tasks, passes
         starts = range(0, len(self._tasks), SHARE)
         self._shares = deque((number, start, 0) for number in range(len(self._passes)) for start in starts)
@@ -69,6 +90,8 @@ class Exam:
     def advance(self) -> bool:
         """Collects what was played, hands out more; True when all is played. Raises RedraftError after many losses."""
         for actor, turns in self._fleet.evaluated():
+            if actor not in self._under_way:  # of an exam that was given up
+                continue
             number, start, losses = self._under_way.pop(actor)
             if turns is not None:
                 self._played[number, start] = turns
@@ -82,8 +105,11 @@ class Exam:
                 raise RedraftError(
                     f"{tasks} were lost with their actor {TRIES} times; the last: {self._status.last_event}"
                 )
-        for actor in self._fleet.ready():
-            if self._shares and actor not in self._under_way:
+        takers = self._takers()
+        if self._version is not None and self._shares and not takers:
+            raise RedraftError(f"no actor has version {self._version} any more; the last: {self._status.last_event}")
+        for actor in takers:
+            if self._shares and not self._fleet.members[actor].evaluating:
                 number, start, _ = self._under_way[actor] = self._shares.popleft()
                 self._share_of[actor] = self._shares_given
                 self._shares_given += 1
@@ -92,6 +118,13 @@ class Exam:
                 self._fleet.evaluate(actor, tasks, self._passes[number], self._share_of[actor])
         self._tell()
         return not self._shares and not self._under_way
+
+    def _takers(self) -> list[int]:
+        """Actors that may play. Without a version that is asked for there may be none for a while."""
+        ready = self._fleet.ready()
+        if self._version is None:
+            return ready
+        return [actor for actor in ready if self._fleet.members[actor].report.version == self._version]
 
     def _tell(self) -> None:
         """How many tasks have ended, of all passes, and how fast: also those of shares that are still played."""
@@ -104,7 +137,7 @@ class Exam:
         done = sum(map(len, self._played.values())) + sum(report.tested for report in heard)
         tokens = self._tokens + sum(report.tested_tokens for report in heard)
         seconds = time.monotonic() - self._began if self._began is not None else 0.0
-        self._status.progress(done, self._total, tokens / seconds if seconds else None)
+        self._status.progress(done, self._total, tokens / seconds if seconds and self._version is None else None)
 
     def played(self) -> dict[str, list[list[Turn]]]:
         """The turns of each task, by the label of the pass."""
@@ -120,17 +153,21 @@ class Exam:
 
     def tally(self) -> Tally:
         """How many episodes broke, and of what."""
-        played = self.played().values()
         found = Tally(episodes=len(self._tasks) * sum(one.rollout.episodes for one in self._passes))
-        for turn in (turn for tasks in played for turns in tasks for turn in turns if turn.role is Role.ERROR):
+        for turn in self._errors():
             found.turn(turn)
         return found
 
-    def check(self, summary: EvaluationSummary) -> None:
-        """Raises RedraftError where every episode broke off: its figures are none."""
-        if summary.errors and summary.errors == summary.episodes:
-            problem = f"all {summary.errors} episodes of the evaluation broke off"
-            raise RedraftError(f"{problem}. The last error: {self.tally().failure}")
+    def check(self) -> None:
+        """Raises RedraftError where every episode broke off: there are no figures."""
+        broken = [turn for turn in self._errors() if not grown_too_long(turn)]
+        if broken and len(broken) == self.tally().episodes:
+            problem = f"all {len(broken)} episodes of the evaluation broke off"
+            raise RedraftError(f"{problem}. The last error: {broken[-1].extra.get('error', '')}")
+
+    def _errors(self) -> Iterator[Turn]:
+        for tasks in self.played().values():
+            yield from (turn for turns in tasks for turn in turns if turn.role is Role.ERROR)
 
     def record(self, folder: Path, occasion: Occasion) -> None:
         """Keeps some of the first pass in a run's folder."""

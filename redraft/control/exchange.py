@@ -48,6 +48,8 @@ class Announced:
     def __init__(self) -> None:
         self.newest: WeightRef | None = None
         self.trial: WeightRef | None = None
+        self.held: int | None = None
+        """The version that actors who have it keep, since it is evaluated."""
 
     @property
     def version(self) -> int:
@@ -58,6 +60,8 @@ class Announced:
 
     def orders(self, version: int | None) -> tuple[WeightRef | None, WeightRef | None]:
         """What an actor with this version has yet to load: new weights, and the trial where it has none at all."""
+        if version is not None and version == self.held:
+            return None, None
         new = self.newest if self.newest is not None and self.newest.version != version else None
         return new, self.trial if new is not None and version is None else None
 
@@ -117,9 +121,12 @@ class Exchange:
 
     def arrived(self) -> bool:
         """Whether all actors that are ready have the newest weights, and there is one."""
+        return self.versions() == {self._announced.version}
+
+    def versions(self) -> set[int | None]:
+        """Those of actors that are ready."""
         fleet = self.parts.fleet
-        versions = {fleet.members[number].report.version for number in fleet.ready()}
-        return versions == {self._announced.version}
+        return {fleet.members[number].report.version for number in fleet.ready()}
 
     def stepped(self, report: StepReport) -> None:
         """The learner has done a step."""
@@ -172,7 +179,7 @@ class Exchange:
         if restarted := parts.shards.look():
             metrics.RESTARTS.labels(process="replay").inc(restarted)
         room = 0 if admission is None else self._room(admission)
-        resting = self._rest is not None and self._rest.look(self._announced.newest)
+        resting = self._rest is not None and not self._evaluating and self._rest.look(self._announced.newest)
         self._give_orders(0 if resting else room, resting)
 
     def _take(self, number: int, report: Report) -> None:
@@ -232,7 +239,12 @@ class Exchange:
         stats = self.parts.client.stats()
         self._status.replay(stats)
         self._heed(stats)
-        return admission.room(min(steps), stats, len(book.live))
+        return admission.room(min(steps), stats, len(book.live), self._evaluating)
+
+    @property
+    def _evaluating(self) -> bool:
+        """Whether actors keep a version, since it is evaluated."""
+        return self._announced.held is not None
 
     def _heed(self, stats: ReplayStats) -> None:
         """What replay says of its disk: that it is full, or which closed groups it has lost, which are played again."""

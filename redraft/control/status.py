@@ -49,7 +49,7 @@ class Status:
         self._said: set[str] = set()
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._rewards: deque[float] = deque(maxlen=HISTORY)
-        self._lora = recipe.model.lora
+        self._lora, self._stop_s = recipe.model.lora, recipe.stop_s
         self._rank_gpus: Mapping[str, tuple[Gpu, ...]] = {}
         self._newest = 0  # step of the weights that were published last
         self._gpus, self._held_s = (recipe.learner.gpus * recipe.learner.ranks, recipe.actors.gpus), self._last_step
@@ -95,6 +95,16 @@ class Status:
         """Of an evaluation: tasks that have ended, of how many, and how fast all actors sample for it."""
         speed = {} if tokens_per_s is None else {"tokens_per_s": round(tokens_per_s, 1)}
         self._update(progress=(done, total), **speed)
+
+    def about(self, detail: str) -> None:
+        """What goes on beside training, for people, or what it has come to; no evaluation is played any more, or one
+        begins."""
+        self._update(detail=detail, progress=None)
+
+    def keeps(self, kept: bool) -> None:
+        """Whether actors keep their weights for now, since they are evaluated."""
+        with self._lock:
+            self._diagnosis.kept = kept
 
     def discovery(self, url: str) -> None:
         """Where Prometheus finds the processes."""
@@ -247,7 +257,22 @@ class Status:
             self._diagnosis.stepped(report)
         log_facts.now(step=report.step)
         self._write("metrics.jsonl", line.to_json())
+        self._tell_slow_stop(report.seconds)
         return line
+
+    def _tell_slow_stop(self, seconds: Mapping[str, float]) -> None:
+        """Says once where a run that is told to end would be killed before its checkpoint is whole, by what the last
+        step and its checkpoint took."""
+        checkpoint_s = seconds.get("checkpoint", 0.0)
+        step_s = sum(seconds.get(phase, 0.0) for phase in ("train", "commit", "gather", "publish"))
+        if checkpoint_s and step_s + checkpoint_s > self._stop_s:
+            self.event(
+                f"a step takes {step_s:.1f} s and a checkpoint {checkpoint_s:.1f} s, together more than "
+                f"stop_s={self._stop_s:g}: told to end, the run would be killed before its checkpoint is whole, and "
+                "lose the steps since the one before. Raise stop_s, and the grace of who sends SIGTERM, or keep the "
+                "run on a faster disk",
+                once="stop_s",
+            )
 
     def _update(self, **facts: Any) -> None:
         with self._lock:

@@ -305,6 +305,7 @@ def start_ranks(
             temperature=recipe.sampling.temperature,
             lora=recipe.model.lora,
             rests=recipe.actors.sleep,
+            evaluated=recipe.evaluation.every is not None,
             code=runs.code(run.folder, recipe),
         )
         for rank in range(settings.ranks)

@@ -66,6 +66,8 @@ class Diagnosis:
         self._untemplated, self._tests = "", 0
         self._common: list[str] = []
         self._seen: dict[str, float] = {}  # by cause, when it was last seen
+        self.kept = False
+        """Whether actors keep their weights on purpose: those are evaluated."""
         self.findings: dict[str, Finding] = {}
         """Those that last, by cause."""
 
@@ -87,6 +89,8 @@ class Diagnosis:
         """The newest reports of all actors, by name."""
         living = {name: report for name, report in reports.items() if report.pid and report.state != "failed"}
         self._weights.stay(living)
+        if self.kept:
+            self._weights.wait(at_s)
         for name, report in living.items():
             ready = report.state == "ready"
             self._weights.arrive(name, ready, report.version, report.probe_difference, at_s)

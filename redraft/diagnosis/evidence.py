@@ -136,6 +136,12 @@ class Weights:
     def refuse(self, name: str, why: str) -> None:
         self.arrivals[name] = Arrival(refused=why)
 
+    def wait(self, at_s: float) -> None:
+        """Nobody is to take newer weights before that time."""
+        for arrival in self.arrivals.values():
+            if arrival.behind_s is not None:
+                arrival.behind_s = at_s
+
     def stay(self, names: Collection[str]) -> None:
         """Only these actors are left; of others one still knows what they refused."""
         self.arrivals = {name: one for name, one in self.arrivals.items() if name in names or one.refused}

@@ -23,9 +23,16 @@ LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN"
 
 
 def export(
-    name: str, folder: Path, step: int | None, merge: bool, push: str | None, say: Callable[[str], None]
+    name: str,
+    folder: Path,
+    step: int | None,
+    best: bool,
+    merge: bool,
+    push: str | None,
+    say: Callable[[str], None],
 ) -> None:
-    """Writes the model of a run's newest checkpoint, or of `step`, into `folder`, which is whole or not there.
+    """Writes the model of a run's newest checkpoint, or of `step`, or of the `best`, into `folder`, which is whole or
+    not there.
 
     Where a run trains an adapter, the folder is that adapter, or with `merge` the start model with it built in. With
     `push` the folder is then uploaded to that repository of the Hub. Raises SettingError for what cannot be, before
@@ -36,7 +43,7 @@ def export(
     if push is not None:
         _check_push(push)
     with runs.reading(name) as run:
-        checkpoint = runs.checkpoint_at(run, step)
+        checkpoint = runs.checkpoint_at(run, step, best)
         if merge and not (checkpoint / ADAPTER).exists():
             raise SettingError("--merge", f"{run.name} trains whole weights: nothing to merge", "Leave it out")
         aside = folder.absolute().with_name(f".{folder.absolute().name}.{secrets.token_hex(4)}")

@@ -23,10 +23,11 @@ from redraft.models import make as models
 from redraft.owner import Owner
 from redraft.recipe import Recipe
 from redraft.run import Run
-from redraft.watch.live import LiveView
+from redraft.watch.live import LiveView, show_findings
 
 if TYPE_CHECKING:
     from protocols.evaluation import EvaluationSummary
+    from protocols.reports import Finding
     from redraft.control.evaluator import Exam, Occasion
     from redraft.control.fleet import Fleet
     from redraft.control.status import Status
@@ -49,14 +50,15 @@ MATTERS = (
 LOOK_S = 0.1  # between two looks at the fleet
 
 
-def evaluate(name: str, overrides: Sequence[str], step: int | None, cache: Path, console: Console) -> None:
-    """Plays the test tasks with a checkpoint's weights; prints the table, adds a line to evaluations.jsonl."""
+def evaluate(name: str, overrides: Sequence[str], step: int | None, best: bool, cache: Path, console: Console) -> None:
+    """Plays the test tasks with a checkpoint's weights; prints the table, and why it may say little, and adds a line to
+    evaluations.jsonl. Raises RedraftError where no episode came to an end."""
     with runs.reading(name) as run:
         logs.to_terminal(run.name)
-        _evaluate(run, overrides, step, cache, console)
+        _evaluate(run, overrides, runs.checkpoint_at(run, step, best), cache, console)
 
 
-def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path, console: Console) -> None:
+def _evaluate(run: Run, overrides: Sequence[str], folder: Path, cache: Path, console: Console) -> None:
     from actors import mixture
     from learner import checkpoint
     from protocols.weights import version_of
@@ -64,37 +66,38 @@ def _evaluate(run: Run, overrides: Sequence[str], step: int | None, cache: Path,
     from redraft.report.page import relative, write_report
     from redraft.report.tables import table
 
-    recipe = recipes.reload(run.folder, overrides, "eval", MATTERS)
-    folder = runs.checkpoint_at(run, step)
-    learner = recipe.learner
-    state = checkpoint.read(folder, run.id, learner.ranks, learner.zero, learner.offload)
-    occasion = Occasion("eval", state.step, version_of(state.incarnation, state.step))
+    recipe = preflight.with_facts(recipes.reload(run.folder, overrides, "eval", MATTERS))
+    preflight.check_environment(recipe, only_tests=True)
+    state = checkpoint.read(folder, run.id)
+    occasion = Occasion("eval", state.step, version_of(state.incarnation, state.step), tuple(overrides))
     tests = mixture.tasks(recipe.mixture, "test")
     model = models.of_checkpoint(folder, run, cache)
+    fits.check(model, recipe)
     began = time.monotonic()
     with ray_for(recipe):
-        summary = exam(recipe, run, model, occasion, tests, LiveView(console, run.name))
+        summary, findings = exam(recipe, run, model, occasion, tests, LiveView(console, run.name))
     run.append("evaluations.jsonl", occasion.line(began, summary).to_json())
     console.print(table(None, summary, recipe.feedback, console.width))
+    show_findings(findings, console)
     console.print(f"report: {relative(write_report(run.folder))}", soft_wrap=True)
 
 
 def exam(
     recipe: Recipe, run: Run, model: Path, occasion: Occasion, tests: Sequence[dict], view: LiveView
-) -> EvaluationSummary:
-    """The figures of the model in a folder."""
-    from redraft.control.evaluator import Exam, chosen
+) -> tuple[EvaluationSummary, list[Finding]]:
+    """The figures of the model in a folder, and what is wrong with them. Raises RedraftError where all episodes broke
+    off."""
+    from redraft.control.evaluator import Exam, chosen, findings_of
     from redraft.evaluation.measures import plays
 
     passes = plays(recipe.evaluation, recipe.rollout, recipe.sampling)
     with _fleet(recipe, run, model, occasion.version, view) as (fleet, status, serve):
         exam = Exam(chosen(recipe.mixture, tests, recipe.evaluation.n), passes, fleet, status)
         serve(exam)
+        exam.check()
         if recipe.learner.record.groups:
             exam.record(run.folder, occasion)
-        summary = exam.summary()
-        exam.check(summary)
-        return summary
+        return exam.summary(), findings_of(exam.tally(), recipe)
 
 
 def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, console: Console) -> int:
@@ -106,7 +109,8 @@ def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, con
 
 def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, cache: Path, console: Console) -> int:
     from actors import mixture
-    from redraft.control.evaluator import Exam
+    from actors.tally import Tally
+    from redraft.control.evaluator import Exam, findings_of
 
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"failures": None})})
     own_code.install(own_code.read(recipe.model_dump(mode="json")))
@@ -117,14 +121,19 @@ def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, c
     fits.check(model, recipe)
     run = runs.create(recipe, str(model), owner, again=True)
     with ray_for(recipe), _fleet(recipe, run, model, 0, LiveView(console, run.name)) as (fleet, status, serve):
+        tally = Tally()
 
         def play(left: Sequence[dict]):
             exam = Exam(left, failures.passes(recipe), fleet, status)
             serve(exam)
+            if len(left) == len(tasks):
+                exam.check()
+            tally.add(exam.tally())
             return exam.played()[failures.LABEL]
 
         found = failures.collect(tasks, attempts, play)
     failures.write(found, model, file)
+    show_findings(findings_of(tally, recipe), console)
     return len(found)
 
 

@@ -25,10 +25,10 @@ def with_facts(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def check_environment(recipe: Recipe) -> None:
+def check_environment(recipe: Recipe, only_tests: bool = False) -> None:
     """Raises SettingError for an environment or a rollout that cannot be made, or that do not fit, or without tasks,
     for a curriculum of tasks without levels, for tools that cannot be used, or for an engine that this machine cannot
-    load."""
+    load. With `only_tests` none is trained."""
     from actors import mixture, rollouts
     from actors.engines import vllm_common
 
@@ -40,8 +40,9 @@ def check_environment(recipe: Recipe) -> None:
         teacher.key()
     for one in recipe.mixture:
         _check_played(recipe, one)
-    tasks = {split: mixture.tasks(recipe.mixture, split) for split in ("train", "test")}
-    mixture.order(recipe.mixture, tasks["train"], recipe.seed, recipe.curriculum)
+    mixture.tasks(recipe.mixture, "test")
+    if not only_tests:
+        mixture.order(recipe.mixture, mixture.tasks(recipe.mixture, "train"), recipe.seed, recipe.curriculum)
 
 
 def _check_played(recipe: Recipe, played: EnvironmentSettings) -> None:

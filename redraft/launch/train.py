@@ -164,14 +164,16 @@ def _only_evaluate(recipe: Recipe, run: Run, view: LiveView) -> RunEnded:
     began = time.monotonic()
     tests = mixture.tasks(recipe.mixture, "test")
     occasion = Occasion("before", step=0, version=0)
-    before = offline.exam(recipe, run, Path(run.model), occasion, tests, view)
+    before, findings = offline.exam(recipe, run, Path(run.model), occasion, tests, view)
+    for finding in findings:
+        run.append("findings.jsonl", finding.to_json())
     line = occasion.line(began, before)
     run.append("evaluations.jsonl", line.to_json())
     told = trackers.Trackers(run, recipe, lambda text, once: log.warning("%s", text))
     told.start(0)
     told.evaluation(0, before)
     told.close("done")
-    summary = RunEnded(run.name, "done", before=before, seconds=line.seconds)
+    summary = RunEnded(run.name, "done", before=before, seconds=line.seconds, findings=tuple(findings))
     run.write("summary.json", summary.to_json())
     return summary
 
@@ -206,7 +208,8 @@ def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None
     if summary.before:
         console.print(table(summary.before, summary.after, recipe.feedback, console.width))
     show_findings(summary.findings, console)
-    console.print(f"{run.name}: {summary.state} after {summary.steps} steps, {summary.seconds:.0f} s")
+    early = f", early: {summary.early}" if summary.early else ""
+    console.print(f"{run.name}: {summary.state} after {summary.steps} steps, {summary.seconds:.0f} s{early}")
     if summary.before:
         console.print(Text(headline(summary.before, summary.after), "bold"), soft_wrap=True)
     if (example := dialogues.example(dialogues.pairs(run.folder))) is not None:

@@ -92,7 +92,7 @@ def read(run_dir: Path) -> RunResult:
     steps, ended, recipe = records.steps(written), records.ended(run_dir), records.recipe(run_dir)
     evaluations = records.evaluations(run_dir)
     first, last = evaluations.first, evaluations.last
-    by_step = {line.step: line.summary for line in (*evaluations.lines, first, last) if line}
+    by_step = {line.step: line.summary for line in (*evaluations.alike, first, last) if line}
     return RunResult(
         name=run_dir.name,
         recipe=recipe,

@@ -53,7 +53,7 @@ def write_report(run_dir: Path) -> Path:
         _results(shown, records.feedback(recipe)),
         _checkpoints(evaluations.lines),
         dialogues.section(dialogues.pairs(run_dir), shown.last_name),
-        _plots(shown, evaluations.lines, steps[:: max(1, len(steps) // POINTS)]),
+        _plots(shown, evaluations.alike, steps[:: max(1, len(steps) // POINTS)]),
         _recipe(records.text(run_dir / "recipe.yaml")),
     ]
     path = run_dir / "report.html"
@@ -98,6 +98,7 @@ def _header(
     done = steps[-1].report.step if steps else ended.steps if ended else 0
     seconds = (ended.seconds if ended else 0.0) or (steps[-1].time_s if steps else 0.0)
     facts = [("steps", f"{done} of {recipe['steps']}" if "steps" in recipe else f"{done}")]
+    facts += [("ended early", ended.early)] if ended and ended.early else []
     facts += [("wall time", duration(seconds))] if seconds else []
     facts += [("model", _model(recipe, ended and ended.trained_parameters))] if at(recipe, "model") else []
     facts += [("began", _time(run["began"]))] if at(run, "began") else []
@@ -171,14 +172,18 @@ def _results(shown: Shown, feedback: str) -> str:
 
 
 def _checkpoints(evaluations: Sequence[EvaluationLine]) -> str:
-    """What `redraft eval` has found, in the order in which it was asked; "" where it was not."""
-    asked = [line for line in evaluations if line.label == "eval"]
+    """What evaluations in the course of training and `redraft eval` have found, in the order in which they were played;
+    "" where there were none."""
+    asked = [line for line in evaluations if line.label in ("during", "eval")]
     if not asked:
         return ""
     figures = ("success",) if asked[0].summary.kind == "actions" else ("turns", "first answer", "last answer")
-    head = "".join(f"<th>{text}</th>" for text in ("checkpoint", "tasks", *figures, f"greedy: {figures[-1]}"))
+    head = "".join(
+        f"<th>{text}</th>"
+        for text in ("checkpoint", "tasks", *figures, f"greedy: {figures[-1]}", "broke off", "otherwise than the run")
+    )
     rows = "".join(_checkpoint(line) for line in asked)
-    how = "Each by <code>redraft eval</code>, with the settings that it was given; ± one standard error."
+    how = "In the course of training, or by <code>redraft eval</code> with what it was told; ± one standard error."
     return (
         f'<section class="plain"><h2>Evaluations of checkpoints</h2><p class="how">{how}</p>'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></section>"
@@ -193,6 +198,7 @@ def _checkpoint(line: EvaluationLine) -> str:
         cells.append(str(summary.turns))
         figures.insert(0, tables.names(summary)[0].of(summary.sampled))
     cells += map(tables.shown, figures)
+    cells += [f"{summary.errors} of {summary.episodes}" if summary.errors else "", " ".join(line.overrides)]
     return f"<tr><th>step {line.step}</th>{''.join(f'<td>{escape(text)}</td>' for text in cells)}</tr>"
 
 

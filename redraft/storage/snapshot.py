@@ -1,6 +1,7 @@
 """What of a run folder a resume needs, as of one moment, while the run goes on.
 
-    checkpoints/step-000100/    the newest checkpoint, held by hard links so that it stays while it is copied
+    checkpoints/step-000100/    the newest checkpoint, held by hard links so that it stays while it is copied; also the
+                                best, where the run keeps it, and kept.json, which says which one that is
     spool/0/data.mdb            what replay had stored after that checkpoint, and before it forgot for a later one
     checkpoints/incarnation     read after the spool: none of its turns was sampled by a later incarnation
     *.jsonl, turns/, logs/ ...  what people read; of files that grow, what was there when they were looked at
@@ -53,7 +54,7 @@ def taken(run: Run, limit_s: float) -> Iterator[Snapshot]:
             time.sleep(AGAIN_S)
         step = runs.newest_step(aside)
         still = {str(path.relative_to(aside)): path for path in sorted(aside.rglob("*")) if path.is_file()}
-        digests = {} if step is None else _digests(aside, step)
+        digests = _digests(aside)
         growing = {name: (path, path.stat().st_size) for name, path in _others(run.folder)}
         yield Snapshot(step, still, growing, digests)
     finally:
@@ -61,18 +62,21 @@ def taken(run: Run, limit_s: float) -> Iterator[Snapshot]:
 
 
 def _held(run: Run, aside: Path) -> bool:
-    """Holds the newest checkpoint, if any, and the spool that goes with it in `aside`. False where another checkpoint
-    came meanwhile."""
+    """Holds the newest checkpoint and the best, if any, and the spool that goes with the first in `aside`. False where
+    another checkpoint came meanwhile."""
     shutil.rmtree(aside, ignore_errors=True)
     newest = checkpoint.newest(run.folder)
     (aside / "checkpoints").mkdir(parents=True)
-    if newest is not None:
+    for folder in dict.fromkeys(filter(None, (newest, checkpoint.best(run.folder)))):
         try:
-            shutil.copytree(newest, aside / "checkpoints" / newest.name, copy_function=link)
+            shutil.copytree(folder, aside / "checkpoints" / folder.name, copy_function=link)
         except OSError:
-            if newest.exists():
+            if folder.exists():
                 raise
-            return False  # newer ones have come, and it was removed
+            return False  # newer or better ones have come, and it was removed
+    kept = run.checkpoints / checkpoint.KEPT
+    if kept.exists():
+        shutil.copy(kept, aside / "checkpoints")
     for spool in sorted((run.folder / "spool").glob("*/data.mdb")):
         kept = aside / "spool" / spool.parent.name
         kept.mkdir(parents=True)
@@ -86,10 +90,14 @@ def _held(run: Run, aside: Path) -> bool:
     return True
 
 
-def _digests(aside: Path, step: int) -> dict[str, str]:
-    """Those that the checkpoint says of its files."""
-    folder = aside / "checkpoints" / f"step-{step:06d}"
-    return {f"{folder.relative_to(aside)}/{name}": digest for name, digest in checkpoint.digests(folder).items()}
+def _digests(aside: Path) -> dict[str, str]:
+    """Those that checkpoints say of their files."""
+    held = [aside / "checkpoints" / f"step-{step:06d}" for step in checkpoint.steps(aside)]
+    return {
+        f"{folder.relative_to(aside)}/{name}": digest
+        for folder in held
+        for name, digest in checkpoint.digests(folder).items()
+    }
 
 
 def _others(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -22,6 +22,7 @@ from support.run_house import ENVIRONMENT, Command, leftovers
 from support.waiting import deadline_s, until
 from support.watch_house import NAME, Prometheus, listed, rules
 
+from learner import checkpoint
 from protocols import metrics, reports  # noqa: F401  reports declares metrics, too
 from redraft import records
 from redraft.control.remote import Remote
@@ -63,13 +64,17 @@ def folder(tmp_path_factory):
 
 
 def test_a_run_trains_evaluates_and_leaves_a_folder_that_tells_all(folder):
-    run = Command(folder, "train", "tiny.yaml")
+    run = Command(folder, "train", "tiny.yaml", "evaluation.every=2", "learner.keep_best=true")
     output = run.wait(240)
     assert run.process.returncode == 0, output[-3000:]
     kept = folder / "runs" / "tiny"
     assert run.summary("tiny")["state"] == "done"
     assert run.steps("tiny") == [1, 2, 3, 4]
-    assert [line["label"] for line in run.lines("tiny", "evaluations.jsonl")] == ["before", "after"]
+    evaluated = {line["label"]: line for line in run.lines("tiny", "evaluations.jsonl")}
+    assert [(line["step"], line["version"]) for line in evaluated.values()] == [(0, 0), (2, 2), (4, 4)]
+    assert list(evaluated) == ["before", "during", "after"]
+    solved = [evaluated[label]["accuracy_by_turn"][-1] for label in ("during", "after")]
+    assert checkpoint.best(kept).name == f"step-{(2, 4)[solved[1] > solved[0]]:06d}"
     for line in run.lines("tiny", "metrics.jsonl"):
         assert line["groups"] == 16 and line["turns"] == 16 * 5
         assert line["staleness_max"] <= 1
@@ -81,7 +86,7 @@ def test_a_run_trains_evaluates_and_leaves_a_folder_that_tells_all(folder):
     assert (kept / "checkpoints" / "step-000004" / "model" / "model.safetensors").exists()
     said = Index(kept)
     assert {entry.step for entry in said.find(label="training")} == {1, 2, 3, 4}
-    for label in ("before", "after"):
+    for label in evaluated:
         assert len(said.find(label=label)) == RECIPE["evaluation"]["n"]
     assert all(entry.head["task"].startswith("signs/") and entry.head["size"] == 5 for entry in said.find())
     assert not leftovers()
@@ -104,10 +109,12 @@ def test_a_run_that_exists_is_neither_overwritten_nor_falsified(folder, argument
 
 
 def test_a_checkpoint_can_be_evaluated_later(folder):
-    command = Command(folder, "eval", "tiny", "evaluation.n=10")
+    command = Command(folder, "eval", "tiny", "evaluation.n=10", "--best")
     output = command.wait(120)
     assert command.process.returncode == 0, output[-3000:]
-    assert command.lines("tiny", "evaluations.jsonl")[-1]["n"] == 10
+    line = command.lines("tiny", "evaluations.jsonl")[-1]
+    assert (line["n"], line["overrides"]) == (10, ["evaluation.n=10"])
+    assert line["step"] == checkpoint.step_of(checkpoint.best(folder / "runs" / "tiny"))
     assert len(Index(folder / "runs" / "tiny").find(label="eval")) == 10
 
 

@@ -144,6 +144,17 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
         ("quickstart", [*SLEEPS, "actors.engine.process=in_process"], "only vLLM in processes of its own"),
         ("quickstart", [*SLEEPS, "actors.engine.name=scripted"], "only vLLM in processes of its own"),
         ("quickstart", [*SLEEPS, "steps=0"], "actors.sleep: a run of 0 steps has no learner"),
+        ("quickstart", ["learner.keep_best=true"], "learner.keep_best: .* set evaluation.every, too"),
+        ("quickstart", ["evaluation.stop={patience: 2}"], "evaluation.stop: .* set evaluation.every, too"),
+        ("quickstart", ["evaluation.every=5", "evaluation.stop={}"], "evaluation.stop.*give patience"),
+        ("quickstart", ["evaluation.every=160"], "evaluation.every: none comes within 160 steps"),
+        ("quickstart", ["evaluation.every=5", "steps=0"], "evaluation.every: none comes within 0 steps"),
+        (
+            "quickstart",
+            ["evaluation.every=25", "learner.checkpoint_every=10", "learner.keep_best=true"],
+            "learner.keep_best: evaluation.every=25 is no multiple of learner.checkpoint_every=10",
+        ),
+        ("signs-star", ["evaluation.every=30"], "evaluation.every: weights are published every 20 steps"),
         (
             "signs-grpo",
             ["learner.zero=3", "learner.objective.kl=0.1"],

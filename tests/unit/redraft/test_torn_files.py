@@ -133,7 +133,7 @@ def test_a_state_that_cannot_be_read_names_the_checkpoint_and_the_way_on(tmp_pat
     assert newest is not None
     (newest / "state.json").write_text("")
     with pytest.raises(SettingError, match=r"state\.json cannot be read.*checkpoint before"):
-        checkpoint.read(newest, "run", 1, 1, "none")
+        checkpoint.read(newest, "run")
 
 
 def test_an_incarnation_that_was_lost_is_never_one_that_has_been(tmp_path):

@@ -6,10 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.places import RECIPES
 
 from actors.contract import Report
+from actors.rollout_config import AttemptSettings
 from protocols.errors import RedraftError
-from redraft.control.evaluator import SHARE, TRIES, Exam
+from protocols.turns import TOO_LONG, Role
+from redraft import recipe as recipes
+from redraft.control.evaluator import SHARE, TRIES, Exam, findings_of
 from redraft.evaluation.measures import Pass
 
 PASSES = [Pass("sampled", None, None)]
@@ -17,7 +21,7 @@ TASKS = [{"id": str(n)} for n in range(SHARE + 1)]  # two shares
 
 
 def member() -> SimpleNamespace:
-    return SimpleNamespace(draining=None, report=Report("ready"))
+    return SimpleNamespace(draining=None, evaluating=False, report=Report("ready"))
 
 
 def task_turn(task: dict) -> SimpleNamespace:
@@ -48,6 +52,7 @@ class Crew:
 
     def evaluate(self, number, tasks, one, share) -> None:
         self.playing[number], self.shares[number] = tasks, share
+        self.members[number].evaluating = True
 
     def tells(self, number: int, tested: int, tokens: int = 0) -> None:
         """The actor's next report."""
@@ -55,6 +60,7 @@ class Crew:
 
     def end(self, number: int, lost: bool = False) -> None:
         tasks = self.playing.pop(number)
+        self.members[number].evaluating = False
         self._ended.append((number, None if lost else [[task_turn(task)] for task in tasks]))
 
     def evaluated(self) -> list:
@@ -129,3 +135,33 @@ def test_what_an_actor_played_of_a_share_that_is_lost_with_it_does_not_count():
     assert not exam.advance() and told.done == 99
     crew.end(0, lost=True)
     assert not exam.advance() and told.done == 0
+
+
+def broken(kind: str) -> SimpleNamespace:
+    """A turn of an episode that ended with an error."""
+    extra = {"error": "it is down", "kind": kind}
+    return SimpleNamespace(role=Role.ERROR, extra=extra, logprobs=np.zeros(0, np.float32))
+
+
+def played(*kinds: str) -> Exam:
+    """An exam of one episode a task, each of which ended with an error of that kind, or as it should ("")."""
+    crew, one = Crew(0), [Pass("sampled", AttemptSettings(), None)]
+    exam = Exam([{"id": str(n)} for n in range(len(kinds))], one, crew, Told())
+    exam.advance()
+    crew._ended.append((0, [[broken(kind)] if kind else [] for kind in kinds]))
+    exam.advance()
+    return exam
+
+
+def test_an_exam_of_which_every_episode_broke_off_has_no_figures_and_says_of_what():
+    with pytest.raises(RedraftError, match="all 3 episodes of the evaluation broke off. The last error: it is down"):
+        played("raised", "hung", "raised").check()
+    played("raised", "hung", "").check()
+    played(TOO_LONG, TOO_LONG).check()  # the model's own doing
+
+
+def test_one_of_which_most_broke_off_says_so_as_a_run_does_in_training():
+    recipe = recipes.load(RECIPES / "quickstart.yaml")
+    assert findings_of(played(*["raised"] * 3, *[""] * 9).tally(), recipe) == []
+    [found] = findings_of(played(*["raised"] * 12).tally(), recipe)
+    assert found.cause == "episodes_broken" and "all 12 episodes ended with an error" in found.problem

@@ -14,7 +14,7 @@ from actors.contract import Report
 from protocols import metrics
 from protocols.evaluation import ActionFigures, AnswerFigures, EnvironmentFigures, EvaluationSummary, Figure
 from protocols.nvml import Gpu
-from protocols.reports import GpuStatus, RunStatus
+from protocols.reports import GpuStatus, RunStatus, StepReport
 from protocols.weights import WeightRef, version_of
 from redraft import recipe as recipes
 from redraft.control import status as module
@@ -125,3 +125,16 @@ def test_the_disk_is_told_by_what_may_still_be_written_and_one_that_is_gone_stop
     assert 0 < free < size
     metrics.tell_disk(tmp_path / "gone")
     assert value("disk_bytes") == size
+
+
+def test_a_stop_that_would_come_too_late_is_told_once_by_what_a_step_and_a_checkpoint_took(tmp_path):
+    values = {"name": "x", "steps": 9, "model": {"make": {}}, "environment": {"name": "signs"}, "stop_s": 30}
+    status = Status(Run(tmp_path, "id", "model"), recipes.build(values | {"learner": {"credit": {"name": "raw"}}}))
+    quick = {"wait": 99.0, "pack": 99.0, "train": 9.0, "gather": 1.0, "checkpoint": 19.0}
+    status.step_done(StepReport(step=1, seconds=quick))
+    status.step_done(StepReport(step=2, seconds=quick | {"train": 99.0, "checkpoint": 0.0}))
+    assert status.snapshot().events == (), "no checkpoint has shown what one takes beside such a step"
+    for step in (3, 4):
+        status.step_done(StepReport(step=step, seconds=quick | {"checkpoint": 21.0}))
+    [told] = status.snapshot().events
+    assert "a step takes 10.0 s and a checkpoint 21.0 s, together more than stop_s=30" in told

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from support.made_run import made_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from learner.checkpoint import mark
 from protocols.errors import RedraftError, SettingError
 from redraft.export.card import base_of
 from redraft.export.folder import export, write_adapted
@@ -44,9 +45,9 @@ def logprobs(folder: Path) -> torch.Tensor:
         return AutoModelForCausalLM.from_pretrained(folder)(IDS).logits.log_softmax(-1)
 
 
-def exported(folder: Path, name: str = "mine", step: int | None = None, merge: bool = False, push: str | None = None):
+def exported(folder: Path, name="mine", step: int | None = None, best=False, merge=False, push: str | None = None):
     said: list[str] = []
-    export(name, folder, step, merge, push, said.append)
+    export(name, folder, step, best, merge, push, said.append)
     return said
 
 
@@ -55,6 +56,16 @@ def evaluated(run, label: str, step: int, right: float) -> None:
     se = {key: [0.01, 0.01] if isinstance(value, list) else 0.01 for key, value in figures.items()}
     facts = {"label": label, "step": step, "kind": "answers", "n": 50, "turns": 2, "k": 1, "errors": 0}
     run.append("evaluations.jsonl", facts | figures | {"se": se, "generations": {}, "greedy": None, "controls": {}})
+
+
+def test_the_best_checkpoint_is_exported_where_the_run_keeps_one(run, tmp_path):
+    with pytest.raises(SettingError, match="--best: mine keeps no best checkpoint. Train with evaluation.every"):
+        exported(tmp_path / "out", best=True)
+    mark(run.folder, best=1, evaluated=None)
+    with pytest.raises(SettingError, match="--best and --step exclude each other"):
+        exported(tmp_path / "out", best=True, step=1)
+    assert exported(tmp_path / "out", best=True) == [f"{tmp_path / 'out'}: mine, step-000001"]
+    mark(run.folder, best=None, evaluated=None)
 
 
 @pytest.mark.parametrize("step", [None, 1])

@@ -254,3 +254,17 @@ def test_on_a_telephone_nothing_of_the_page_lies_beside_the_screen(run_dir: Path
     with open(run_dir / "evaluations.jsonl", "a") as stream:
         stream.write(json.dumps({"step": 3, "label": "eval", **summary(0.5)}) + "\n")
     assert width_of(write_report(run_dir), screen=360) == 360
+
+
+def test_an_evaluation_of_something_else_is_listed_with_what_it_was_told_and_is_no_result_of_the_run(run_dir: Path):
+    told = {"during": [], "eval": ["evaluation.n=9"]}, {"during": [], "eval": ["environment.name=countdown"]}
+    for overrides, results in zip(told, (0.9, 0.7), strict=True):
+        lines = [
+            {"step": step, "label": label, "overrides": overrides.get(label, []), **summary(right)}
+            for step, label, right in ((0, "before", 0.3), (3, "during", 0.7), (3, "eval", 0.9))
+        ]
+        write(run_dir, "evaluations.jsonl", *lines)
+        page = page_of(run_dir)
+        before, _, later = page.partition("Evaluations of checkpoints")
+        assert f"{results:.3f} ± 0.010" in before and f"{1.6 - results:.3f} ± 0.010" not in before
+        assert all(word in later for word in ("0.700 ± 0.010", "0.900 ± 0.010", *overrides["eval"]))

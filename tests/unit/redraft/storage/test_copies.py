@@ -7,6 +7,7 @@ import pytest
 from support.spool_house import CLOSED
 from support.store_house import a_run, files, rough, save, settings
 
+from learner import checkpoint
 from protocols.errors import FaultError, RedraftError, SettingError
 from redraft import run as runs
 from redraft.storage import copies
@@ -183,3 +184,13 @@ def test_a_spool_is_copied_with_the_checkpoint_that_it_goes_with(tmp_path, monke
         save(run, 6, keep=1)
         assert all(path.exists() for path in found.still.values()), "what is copied stays until it is"
     assert not (run.folder / ".copying").exists()
+
+
+def test_the_best_checkpoint_is_copied_beside_the_newest(tmp_path, monkeypatch):
+    run, storage = a_run(tmp_path, 2), settings(tmp_path)
+    checkpoint.mark(run.folder, best=2, evaluated=None)
+    for step in (4, 6):
+        save(run, step, keep=1)
+    Copies(run, storage, 1).copy()
+    fetched = elsewhere(tmp_path, monkeypatch, storage).folder
+    assert checkpoint.steps(fetched) == [2, 6] and checkpoint.best(fetched).name == "step-000002"

@@ -1,0 +1,59 @@
+"""What may change when a run is resumed, and which runs have nothing to go on with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.places import RECIPES
+
+from learner import checkpoint
+from learner.checkpoint import RunState
+from protocols.errors import SettingError
+from redraft import recipe as recipes
+from redraft import run as runs
+
+STOP = ("evaluation.every=20", "evaluation.stop={patience: 2}")
+
+
+def loaded(*overrides: str) -> recipes.Recipe:
+    return recipes.load(RECIPES / "quickstart.yaml", overrides)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of the quickstart in ./runs that has ended early, after 40 of its 160 steps."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "quickstart"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"id": "a", "model": "m"}')
+    (folder / "recipe.yaml").write_text(loaded(*STOP).dump())
+    (folder / "summary.json").write_text(json.dumps({"state": "done", "early": "2 evaluations", "steps": 40}))
+    checkpoint.finish(checkpoint.begin(folder, 40), RunState("a", 40, 0, {}, 1, 1), keep=1)
+    return folder
+
+
+def test_a_run_that_has_ended_early_is_done_until_it_is_to_end_otherwise(run):
+    assert runs.done("quickstart", loaded(*STOP)) and not runs.done("quickstart", loaded())
+    with pytest.raises(SettingError, match="evaluation.stop: .* ended early, after 40 steps. Set evaluation.stop=null"):
+        runs.check(loaded(*STOP), None, resume=True, again=False)
+    runs.check(loaded(STOP[0], "evaluation.stop={patience: 3}"), None, resume=True, again=False)
+
+
+def test_ranks_stage_and_where_they_run_may_change(run):
+    others = ("learner.ranks=2", "learner.zero=3", "learner.cpus=0.5", "learner.threads=2", "actors.count=3")
+    runs.check(loaded(*others, "learner.keep_best=true", "evaluation.every=80"), None, resume=True, again=False)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("learner.batch_groups=7", r"^learner.batch_groups: 7, but the run quickstart began with \d+\. On resume"),
+        ("seed=9", "^seed: 9, but the run quickstart began with 0"),
+        ("learner.optimizer.lr=0.5", "^learner.optimizer.lr: 0.5, but .* began with"),
+        ("learner.rounds={steps: 2}", "^learner.rounds: .*2.*, but .* began with null"),
+    ],
+)
+def test_what_may_not_change_is_named_with_both_values(run, override, said):
+    with pytest.raises(SettingError, match=said):
+        runs.check(loaded(override), None, resume=True, again=False)
