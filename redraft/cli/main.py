@@ -226,6 +226,29 @@ def scale(run: RunName, count: Annotated[int, typer.Argument(metavar="N", help="
 
 
 @app.command()
+def check(run: RunName) -> None:
+    """Verify a run folder whole, spool included, from the folder alone. Exit code 1 where a promise is broken.
+
+    Prints a line a check and writes nothing. A run that goes on is refused: its files and its spool are of different moments.
+    """
+    from redraft.check.folder import History
+    from redraft.check.invariants import checked
+    from redraft.owner import holder
+    from redraft.recipe import load
+    from redraft.run import find
+
+    found = find(run)
+    if (who := holder(found.folder)) is not None:
+        raise SettingError("RUN", f"{found.name} goes on: {who}", "Stop it, or check a copy of its folder")
+    results = []
+    for result in checked(History(found, load(found.folder / "recipe.yaml"))):
+        typer.echo(str(result))
+        results.append(result)
+    if any(result.problems for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(run: RunName) -> None:
     """Write report.html into the run folder."""
     from redraft.report.page import write_report

@@ -24,12 +24,13 @@ ROOMS = {
     "diagnosis": {""},
     "storage": {""},
     "tracking": {""},
+    "check": {""},
     "report": {"", "evaluation"},
     "control": {"", "models", "storage", "evaluation", "diagnosis", "tracking"},
     "watch": {"", "control", "report"},
     "export": {"", "models", "report"},
     "launch": {"", "models", "storage", "evaluation", "tracking", "report", "control", "watch"},
-    "cli": {"", "models", "storage", "report", "control", "watch", "export", "launch"},
+    "cli": {"", "models", "storage", "check", "report", "control", "watch", "export", "launch"},
 }
 """What each room of redraft/ imports of the others: arrows point one way here, too."""
 REPLAY_ROOMS = {
