@@ -66,6 +66,10 @@ class RoundSettings(Settings):
     """Train each round from the start model with a fresh optimizer, the learning rate running over the round (STaR,
     arXiv 2203.14465)."""
 
+    def forgets(self, step: int) -> bool:
+        """Whether the step after `step` ones is the first of a round that forgets the one before."""
+        return self.from_base and step > 0 and step % self.steps == 0
+
 
 class RecordSettings(Settings):
     """What the run folder keeps of the turns that were trained on, for `redraft view`."""
@@ -74,6 +78,9 @@ class RecordSettings(Settings):
     """Groups of each step that are kept; 0 keeps none, also of evaluations."""
     max_bytes: Annotated[int, Field(ge=1 << 20)] = 256 << 20
     """Bytes of them; beyond that the oldest go. What is kept of evaluations is small, and stays."""
+    batches: bool = False
+    """Keep all that each step trained on, and the digest of the weights that it made, in `batches/`: `redraft replay
+    train` then trains the run again to the same weights. It grows with the run, by what its turns take."""
 
 
 class LearnerSettings(Settings):

@@ -6,9 +6,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from learner import journal
 from learner.batches.linearise import linearise
 from learner.batches.packing import MicroBatch
 from learner.batches.responses import responses_of
@@ -28,13 +30,14 @@ from protocols.weights import staleness
 class Batch:
     """One step's work: micro-batches of each rank, in the order of its optimizer steps, the groups to commit with their
     priorities (the mean size of a turn's advantage, 0 where it is not trained), what the step reports of it, and what
-    the transcripts keep."""
+    the transcripts and, where there is one, the journal keep."""
 
     ids: list[bytes]
     priorities: list[float]
     micros: list[list[MicroBatch]]
     report: BatchReport
     kept: list[tuple[dict, list[dict]]]
+    journal: dict[str, Any] | None
     pack_s: float
 
 
@@ -74,7 +77,9 @@ def prepare(
     )
     priorities = [float(np.abs(np.nan_to_num(values)).mean()) if len(values) else 0.0 for values in advantages]
     kept = sample(groups, advantages, lines, shares, settings.record.groups, step)
-    return Batch([group.id for group in groups], priorities, packed.micros, report, kept, time.monotonic() - start)
+    ids = [group.id for group in groups]
+    written = journal.packed(groups, importance) if settings.record.batches else None
+    return Batch(ids, priorities, packed.micros, report, kept, written, time.monotonic() - start)
 
 
 def report_of(groups: Sequence[Group], step: int) -> BatchReport:

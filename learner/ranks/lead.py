@@ -23,6 +23,7 @@ from learner import checkpoint
 from learner.batches.batch import Batch
 from learner.batches.prefetch import Prefetch
 from learner.config import LearnerSettings
+from learner.journal import Journal
 from learner.objectives import report
 from learner.ranks.commands import Commands
 from learner.ranks.progress import Progress
@@ -134,6 +135,7 @@ class Lead:
         self._steps, self._progress, self._commands, self._publisher = steps, progress, commands, publisher
         self._controller, self._client, self._prefetch, self._waits = controller, client, prefetch, waits
         self._transcripts = TranscriptStore(run_dir, settings.record)
+        self._journal = Journal(run_dir, steps, world)
         self._rests, self._evaluated, self._saved, self._stopping = rests, evaluated, saved, stopping
         self._last: StepReport | None = None  # of the step that was done last, in this run
         self._waited_for = "groups"
@@ -192,11 +194,14 @@ class Lead:
             self._count_bad(result.applied)
         with timed(seconds, "commit"):
             self._client.commit(batch.ids, progress.step, batch.priorities)
-        if self._ended_round():
+        if published := self._ended_round():
             if self._evaluated:
                 self._let_actors_take(seconds)
             self._publisher.publish(seconds)
         self._transcripts.write(progress.step, version_of(progress.incarnation, progress.step), batch.kept)
+        if batch.journal is not None:
+            digest = self._publisher.digest if published else ""
+            self._journal.write(progress.step, progress.version, digest, batch.journal)
         return StepReport(
             step=progress.step,
             version=progress.version,

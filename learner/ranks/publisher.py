@@ -47,6 +47,7 @@ class Publisher:
         """What the controller answers to the last announcement, as Ray's reference: whether that version is
         evaluated."""
         self._progress, self._tokens, self.versions = progress, tokens, versions
+        self.digest = ""  # of the version that was published last
         self.broadcasts = Broadcasts(versions, host, trainer.device)
         made = (trainer.model_of, trainer.perturbed, tokens, trainer.vocabulary, trainer.device)
         self.proof = Proof(*made)
@@ -93,4 +94,6 @@ class Publisher:
         metrics.PUBLISHED.set(version)
         if self._rests:
             self._trainer.give_back()
-        self.announced = self._controller.announce.remote(self.versions.ref(version, probe))
+        ref = self.versions.ref(version, probe)
+        self.digest = ref.digest
+        self.announced = self._controller.announce.remote(ref)

@@ -307,7 +307,8 @@ class Rank:
         parts = self.parts
         if kind == "step":
             log_facts.now(step=parts.progress.step + 1)
-            if self._begins_from_base():
+            rounds = self.spec.settings.rounds
+            if rounds is not None and rounds.forgets(parts.progress.step):
                 parts.trainer.restart()
             result = parts.trainer.step(payload, parts.progress.step)
             parts.progress.step += 1
@@ -324,11 +325,6 @@ class Rank:
     def _gather(self, tokens: tuple[int, ...], keep: Keep):
         self._keep = keep
         return self.parts.commands.give("weights", tokens)
-
-    def _begins_from_base(self) -> bool:
-        """Whether the next step is the first of a round that forgets the one before."""
-        rounds, step = self.spec.settings.rounds, self.parts.progress.step
-        return rounds is not None and rounds.from_base and step > 0 and step % rounds.steps == 0
 
     def _write_part(self, folder: Path) -> None:
         import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import chain
@@ -68,6 +68,15 @@ class History:
     def groups(self) -> Iterator[Kept]:
         """What all shards that can be read know; a group that is in two comes twice."""
         return chain.from_iterable(shard for shard in self.shards if not isinstance(shard, str))
+
+    @cached_property
+    def used(self) -> dict[int, set[bytes]]:
+        """The groups that each step used."""
+        found: dict[int, set[bytes]] = defaultdict(set)
+        for kept in self.groups:
+            for step in kept.uses:
+                found[step].add(kept.group)
+        return found
 
     @cached_property
     def uses(self) -> Counter[int]:

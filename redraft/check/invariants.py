@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from learner import checkpoint
+from learner import journal as batches
 from protocols.errors import RedraftError
 from protocols.reports import StepLine
 from protocols.weights import INCARNATION, step_of
@@ -193,8 +194,28 @@ def skipped(history: History) -> Checked:
     return Checked("skipped", f"none of the {place} groups before the newest checkpoint", ())
 
 
+def journal(history: History) -> Checked:
+    """What the journal holds of a step is what the step's line and replay say of it: its version and its groups. A step
+    that the disk did not take is left out, and told."""
+    problems, there = [], [step for step in batches.steps(history.run.folder) if step <= history.last]
+    versions = {line.report.step: line.report.version for line in history.steps}
+    for step in there:
+        try:
+            entry = batches.read(history.run.folder, step)
+        except RedraftError as error:
+            problems.append(str(error))
+            continue
+        if entry.step != step or entry.version != versions.get(step):
+            problems.append(f"step {step} has version {entry.version} in the journal, {versions.get(step)} in its line")
+        ids = [group.id for group in entry.groups]
+        if history.used and (len(set(ids)) != len(ids) or set(ids) != history.used.get(step)):
+            problems.append(f"step {step} trained other groups by the journal than replay knows that it used")
+    lacking = f", {history.last - len(there)} steps lack theirs" if 0 < len(there) < history.last else ""
+    return Checked("journal", f"{len(there)} steps agree{lacking}" if there else "none is kept", tuple(problems))
+
+
 IN_FOLDER: Sequence[Invariant] = (files, steps, versions, figures, checkpoints, evaluations)
-IN_SPOOL: Sequence[Invariant] = (spool, groups, forgotten, skipped)
+IN_SPOOL: Sequence[Invariant] = (spool, groups, forgotten, skipped, journal)
 
 
 def checked(history: History) -> Iterator[Checked]:

@@ -229,7 +229,7 @@ def scale(run: RunName, count: Annotated[int, typer.Argument(metavar="N", help="
 def check(run: RunName) -> None:
     """Verify a run folder whole, spool included, from the folder alone. Exit code 1 where a promise is broken.
 
-    Prints a line a check and writes nothing. A run that goes on is refused: its files and its spool are of different moments.
+    Prints a line a check and writes nothing. A run that goes on is refused: its files are not of one moment.
     """
     from redraft.check.folder import History
     from redraft.check.invariants import checked

@@ -141,6 +141,34 @@ def load(
 
 
 @app.command()
+def train(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A name under runs/, or a run folder.")],
+    to: Annotated[int | None, typer.Option(metavar="STEP", min=1, help="Stop after this step.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the model of the last step into a new folder.")
+    ] = None,
+) -> None:
+    """Train a run again from what it kept (learner.record.batches), and compare the weights of each version.
+
+    On the same machine they are the same, bit for bit. Exit code 1 where one is not.
+    """
+    from protocols import cache
+    from redraft.launch.again import again
+    from redraft.run import find
+
+    began, compared, equal = time.monotonic(), 0, 0
+    for made in again(find(run), to, out, cache.folder("models")):
+        if not made.recorded:
+            typer.echo(f"step {made.step}: no version was published")
+            continue
+        compared, equal = compared + 1, equal + made.equal
+        said = "equal" if made.equal else "NOT equal"
+        typer.echo(f"step {made.step}: version {made.version}, recorded {made.recorded}, made {made.made}, {said}")
+    typer.echo(f"{equal} of {compared} versions are equal, {time.monotonic() - began:.1f} s")
+    raise typer.Exit(1 if equal < compared else 0)
+
+
+@app.command()
 def grow(run: Annotated[str, typer.Argument(metavar="RUN", help="A name under runs/, or a run folder.")]) -> None:
     """Give a run that goes on one more replay service, for new groups; nothing restarts."""
     from redraft.control import client

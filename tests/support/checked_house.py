@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from learner import checkpoint
+from learner.journal import Journal, packed
 from protocols.evaluation import AnswerFigures, EvaluationLine, EvaluationSummary, Figure
 from protocols.reports import BatchReport, RunEnded, StepLine, StepReport
+from protocols.turns import Group
 from protocols.weights import version_of
 from redraft.recipe import Recipe, build
 from redraft.run import Run
@@ -79,3 +81,14 @@ def filled(run: Run, recipe: Recipe, steps: int, forgotten: int) -> None:
         if step <= forgotten:
             do(store, "forget", group)
     store.close()
+    for step in range(1, steps + 1):
+        journalled(run, step, [group_of((step - 1) * BATCH + number) for number in range(BATCH)])
+
+
+def journalled(run: Run, step: int, groups: list[bytes], incarnation: int = 0) -> None:
+    """The journal's file of a step that trained these groups."""
+    made = []
+    for group in groups:
+        *turns, close = turns_of(group)
+        made.append(Group(group, 1, tuple(turns), close.extra))
+    Journal(run.folder, 9, 1).write(step, version_of(incarnation, step), "0" * 32, packed(made, None))

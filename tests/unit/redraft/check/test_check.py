@@ -6,11 +6,11 @@ import json
 import shutil
 
 import pytest
-from support.checked_house import BATCH, group_of, kept_run, line, written
+from support.checked_house import BATCH, group_of, journalled, kept_run, line, written
 from support.spool_house import edit, flip, stored
 from typer.testing import CliRunner
 
-from learner import checkpoint
+from learner import checkpoint, journal
 from redraft.check import folder, invariants
 from redraft.check.folder import History
 from redraft.cli.main import app
@@ -74,6 +74,7 @@ def test_a_resumed_run_whose_steps_were_played_again_is_whole(tmp_path, here):
     store.close()
     checkpoint.next_incarnation(run.folder)
     run.append("metrics.jsonl", line(3, incarnation=1, time_s=5.0).to_json())
+    journalled(run, 3, [group_of(2 * BATCH + number) for number in range(BATCH)], incarnation=1)
     assert not broken(run, recipe)
 
 
@@ -148,6 +149,15 @@ def marks(run, group, mark):
     edit(run.spool(0), lambda txn, names: txn.put(group, mark, db=names["marks"]))
 
 
+def journal_other_groups(run):
+    journalled(run, 2, [group_of(2), group_of(0)])
+
+
+def tear_the_journal(run):
+    file = journal.path(run.folder, 3)
+    file.write_bytes(file.read_bytes()[:-9])
+
+
 def skip_groups(run):
     written(run, 6)
     state = json.loads((run.checkpoints / "step-000006" / "state.json").read_text())
@@ -179,6 +189,8 @@ BREAKS = [
     (use_a_group_of_no_step, "groups", "step 2 trained 2 groups, and replay knows 3"),
     (store_elsewhere_too, "groups", "in 2 shards"),
     (forget_too_early, "forgotten", "was used by step 5"),
+    (journal_other_groups, "journal", "step 2 trained other groups"),
+    (tear_the_journal, "journal", "fails its checksum"),
     (skip_groups, "skipped", "40 groups were leased"),
 ]
 
