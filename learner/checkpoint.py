@@ -190,6 +190,11 @@ def finish(folder: Path, state: RunState, keep: int) -> Path:
     return target
 
 
+def size(folder: Path) -> int:
+    """Bytes of a checkpoint."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def check(folder: Path) -> None:
     """Raises RedraftError naming the first file of a checkpoint that is not as it was written."""
     for name, digest in digests(folder).items():

@@ -122,9 +122,15 @@ class Run:
 
     def write(self, file: str, content: Mapping[str, Any]) -> None:
         """Replaces `file` by this JSON, whole or not at all. Raises SettingError where the folder is another run's."""
+        self.replace(file, strict_json.dumps(content, indent=1) + "
+")
+
+    def replace(self, file: str, text: str) -> None:
+        """Replaces `file` by this text, whole or not at all: a full disk, or a death, leaves what was there. Raises
+        SettingError where the folder is another run's."""
         self.check()
         aside = self.folder / f".{file}.tmp"
-        aside.write_text(strict_json.dumps(content, indent=1) + "\n")
+        aside.write_text(text)
         aside.rename(self.folder / file)
 
     def save(self) -> None:
@@ -180,9 +186,9 @@ def create(
         if changed := [path for path, source in own.items() if before.get(path, source) != source]:
             log.warning("%s is not what the run began with; it goes on with what it is now", ", ".join(changed))
         own_code.keep(own, folder)
-        (folder / "recipe.yaml").write_text(recipe.dump())
-        (folder / "summary.json").unlink(missing_ok=True)  # of how it ended before
         run = find(str(folder))
+        run.replace("recipe.yaml", recipe.dump())
+        (folder / "summary.json").unlink(missing_ok=True)  # of how it ended before
         return run if (folder / MODEL).exists() else replace(run, model=str(Path(model).resolve()))
     with owner.begin(_free(folder) if again else None) as fresh:
         (fresh / "logs").mkdir()

@@ -11,6 +11,7 @@ command "checkpoint" now and then -------------->  each rank writes its own part
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from learner.ranks.publisher import Publisher
 from learner.ranks.timing import timed
 from learner.transcripts.store import TranscriptStore
 from protocols import metrics, traces
-from protocols.errors import DeadlineError, RedraftError
+from protocols.errors import DeadlineError, FaultError, RedraftError
 from protocols.reports import StepReport
 from protocols.weights import TRIAL, version_of
 from replay.client import Client
@@ -40,6 +41,7 @@ log = logging.getLogger("redraft.learner")
 
 CURSOR_S = 60.0  # longest wait for the controller's cursor
 POLL_S = 1.0  # how often a lead that waits for a batch looks up
+FULL_BYTES = 1 << 20  # with less left a disk is full, whatever a library says of it
 BAD_STEPS = 3  # so many gradients in a row that are not finite end the run
 
 
@@ -140,6 +142,7 @@ class Lead:
         self._last: StepReport | None = None  # of the step that was done last, in this run
         self._waited_for = "groups"
         self._bad_steps = self._skipped = 0
+        self._size, self._said_full = 0, False  # of the newest checkpoint of this incarnation; told of a full disk
 
     def run(self, until_step: int) -> str:
         """Trains until `until_step` steps are done or the run is stopping: "done" or "stopped".
@@ -165,7 +168,7 @@ class Lead:
             done.export()
             self._controller.step_done.remote(done)
             self._trace(batch, seconds, time.monotonic() - began)
-        self._checkpoint({})
+        self._checkpoint({}, last=True)
         return "done" if progress.step >= until_step else "stopped"
 
     def _trace(self, batch: Batch, seconds: dict[str, float], lasted_s: float) -> None:
@@ -248,11 +251,30 @@ class Lead:
                 f"({self._settings.optimizer.lr:g}), or look at learner.objective: {objective}"
             )
 
-    def _checkpoint(self, seconds: dict[str, float]) -> None:
-        """Of the step that was done last, where there is none of it; then replay may forget."""
-        progress, settings = self._progress, self._settings
-        if self._saved == progress.step:
+    def _checkpoint(self, seconds: dict[str, float], last: bool = False) -> None:
+        """Of the step that was done last, where there is none of it; then replay may forget. Where the disk has no room
+        for one as large as the newest, it waits for the next time. Raises FaultError where the `last` does not fit."""
+        if self._saved == self._progress.step or not (last or self._has_room()):
             return
+        try:
+            self._write_checkpoint(seconds)
+        except Exception as error:  # of a full disk each library says something else
+            if isinstance(error, RedraftError) or shutil.disk_usage(self._run_dir).free > max(self._size, FULL_BYTES):
+                raise
+            problem = f"learner: the disk of {self._run_dir} has no room for the checkpoint of step"
+            raise FaultError(f"{problem} {self._progress.step}. Make room, and go on with --resume") from error
+
+    def _has_room(self) -> bool:
+        free = shutil.disk_usage(self._run_dir).free
+        if fits := free > self._size:
+            self._said_full = False
+        elif not self._said_full:
+            self._said_full = True
+            log.warning("no checkpoint of step %d: the disk has %d bytes left", self._progress.step, free)
+        return fits
+
+    def _write_checkpoint(self, seconds: dict[str, float]) -> None:
+        progress, settings = self._progress, self._settings
         with timed(seconds, "checkpoint"):
             try:
                 cursor: dict = ray.get(self._controller.cursor.remote(), timeout=CURSOR_S)
@@ -276,4 +298,4 @@ class Lead:
             self._client.checkpoint(progress.step)
             metrics.CHECKPOINT_TIME.set_to_current_time()
             log.info("checkpoint %s", path)
-        self._saved = progress.step
+        self._saved, self._size = progress.step, checkpoint.size(path)

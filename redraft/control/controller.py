@@ -121,7 +121,10 @@ class Controller:
             attempts=status.attempts,
             trained_parameters=status.trained,
         )
-        self._run.write("summary.json", end.to_json())
+        try:
+            self._run.write("summary.json", end.to_json())
+        except OSError as error:  # a full disk, which may be why it ends
+            log.error("summary.json is not written: %s", error)
         status.phase(end.state, end.error)
         self._trackers.close(end.state)
         return end

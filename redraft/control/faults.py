@@ -3,6 +3,7 @@ told of those that no part of the system has worded."""
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from protocols.errors import FaultError, in_a_line
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 LOST = {"ray.RayError", "torch.DistError", "torch.AcceleratorError"}
 """What Ray, a process group and a GPU raise, by package and class: neither package is imported for it."""
 NO_MEMORY = "torch.OutOfMemoryError"
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What the system says of a disk without room, which may have some again."""
 MISTAKES = {"ray.RuntimeEnvSetupError", "ray.AuthenticationError", NO_MEMORY}
 
 
@@ -25,6 +28,8 @@ def is_fault(error: BaseException) -> bool:
         return isinstance(cause, Exception) and cause is not error and is_fault(cause)
     if kinds & MISTAKES:
         return False
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
     return isinstance(error, FaultError | ConnectionError | TimeoutError) or bool(kinds & LOST)
 
 

@@ -28,6 +28,7 @@ from redraft.run import Run, newest_step
 
 log = logging.getLogger("redraft.controller")
 EVENTS = 50
+UNWRITTEN = 10_000  # lines that wait for room on the disk; beyond that the oldest are lost
 HISTORY = 200
 CAUSES = 1000  # of events that are told once each: groups may be abandoned for causes that are all worded differently
 LOOK_S = 1.0  # between two looks for causes why the run cannot learn, and at what changes as slowly
@@ -57,6 +58,7 @@ class Status:
         self.last_event = ""
         self._diagnosis, self._looked_s = Diagnosis(recipe), -LOOK_S
         self._ended: list[Finding] = []
+        self._files, self._unwritten = threading.Lock(), deque[tuple[str, Mapping[str, Any]]](maxlen=UNWRITTEN)
 
     @property
     def elapsed_s(self) -> float:
@@ -215,6 +217,7 @@ class Status:
             self._now = replace(self._now, findings=lasting)
             self._ended += ended
         metrics.tell_disk(self._run.folder)
+        self._write_again()
         causes = {finding.cause for finding in lasting}
         for cause in FINDINGS:
             metrics.FINDING.labels(cause=cause).set(cause in causes)
@@ -279,10 +282,20 @@ class Status:
             self._now = replace(self._now, **facts)
 
     def _write(self, file: str, line: Mapping[str, Any]) -> None:
-        try:
-            self._run.append(file, line)
-        except OSError as error:
-            self.event(f"{file} cannot be written: {error}", once=file)
+        """Adds a line to a file of the run. What the disk does not take is written when it does, in its order."""
+        self._unwritten.append((file, line))
+        self._write_again()
+
+    def _write_again(self) -> None:
+        with self._files:
+            while self._unwritten:
+                file, line = self._unwritten[0]
+                try:
+                    self._run.append(file, line)
+                except OSError as error:
+                    self.event(f"{file} cannot be written until there is room: {error}", once=file)
+                    return
+                self._unwritten.popleft()
 
     def snapshot(self) -> RunStatus:
         """Everything, for people; see redraft.watch.live."""
