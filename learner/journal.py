@@ -109,7 +109,11 @@ def read(run_dir: Path, step: int) -> Entry:
         why = error.strerror if isinstance(error, OSError) else error
         raise RedraftError(f"{file} cannot be read: {why}") from None
     return Entry(
-        *(found[key] for key in ("step", "version", "digest", "steps", "ranks")),
-        np.frombuffer(found["importance"], np.float32),
-        tuple(whole_group(rows[start:end]) for start, end in pairwise(found["ends"])),
+        step=found["step"],
+        version=found["version"],
+        digest=found["digest"],
+        steps=found["steps"],
+        ranks=found["ranks"],
+        importance=np.frombuffer(found["importance"], np.float32),
+        groups=tuple(whole_group(rows[start:end]) for start, end in pairwise(found["ends"])),
     )

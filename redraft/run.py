@@ -122,8 +122,7 @@ class Run:
 
     def write(self, file: str, content: Mapping[str, Any]) -> None:
         """Replaces `file` by this JSON, whole or not at all. Raises SettingError where the folder is another run's."""
-        self.replace(file, strict_json.dumps(content, indent=1) + "
-")
+        self.replace(file, strict_json.dumps(content, indent=1) + "\n")
 
     def replace(self, file: str, text: str) -> None:
         """Replaces `file` by this text, whole or not at all: a full disk, or a death, leaves what was there. Raises

@@ -31,10 +31,10 @@ class Checked:
     problems: tuple[str, ...]
 
     def __str__(self) -> str:
-        if not self.problems:
-            return f"ok      {self.name}: {self.seen}"
-        more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
-        return f"BROKEN  {self.name}: {self.problems[0]}{more}"
+        for first in self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            return f"BROKEN  {self.name}: {first}{more}"
+        return f"ok      {self.name}: {self.seen}"
 
 
 Invariant = Callable[[History], Checked]

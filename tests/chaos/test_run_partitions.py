@@ -18,7 +18,7 @@ import psutil
 import pytest
 from support import namespaces, processes
 from support.ray_nodes import RAY
-from support.waiting import deadline_s, until
+from support.waiting import deadline_s, pause, until
 from test_run_chaos import RECIPE
 
 from benchmarks.chaos_parts import NAME, Storm
@@ -119,7 +119,7 @@ def test_each_link_is_cut_and_the_run_goes_on_where_it_was(storm):
         before, began = run.written(), time.monotonic()
         for link in links:
             machines.network.cut(*link)
-        time.sleep(CUT_S)  # it is what is done, not a wait for anything
+        pause(CUT_S)  # it is what is done, not a wait for anything
         for link in links:
             machines.network.heal(*link)
         run.steps()
