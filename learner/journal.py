@@ -6,13 +6,14 @@ By it a run can be trained again step by step (`redraft replay train`). It is wr
 batches/step-000001.batch     CRC-32, then msgpack: facts of the step; index and blob of its groups, as they travel
 
 It is written after the step and before the checkpoint that covers it, so every step that a resumed run goes on from has
-its file; a step that is played again writes it anew. What the disk does not take is counted, logged once and left out:
-the run goes on, and cannot be trained again beyond that step.
+its file; a step that is played again writes it anew. What the disk does not take is logged once, and waits for room;
+where too much waits, the oldest is counted and left out: the run goes on, and cannot be trained again beyond that step.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +31,7 @@ from protocols.wire import CRC, SCHEMA, join, row_of, split, whole_group
 
 log = logging.getLogger("redraft.learner")
 FOLDER = "batches"
+WAITING = 32  # steps that wait for room on the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +68,35 @@ class Journal:
 
     def __init__(self, run_dir: Path, steps: int, ranks: int):
         self._folder, self._steps, self._ranks = run_dir / FOLDER, steps, ranks
+        self._waiting: deque[tuple[int, bytes]] = deque()
         self._said = False
 
     def write(self, step: int, version: int, digest: str, kept: dict[str, Any]) -> None:
         """Adds a step; `kept` is what `packed` made of its groups."""
         facts = {"schema": SCHEMA, "step": step, "version": version, "digest": digest}
         body: bytes = msgpack.packb(facts | {"steps": self._steps, "ranks": self._ranks} | kept)  # pyright: ignore
-        target = path(self._folder.parent, step)
-        try:
-            self._folder.mkdir(exist_ok=True)
-            aside = target.with_suffix(".tmp")
-            aside.write_bytes(CRC.pack(crc32(body)) + body)
-            aside.rename(target)
-        except OSError as error:
+        self._waiting.append((step, CRC.pack(crc32(body)) + body))
+        self.flush()
+        if len(self._waiting) > WAITING:
+            self._waiting.popleft()
             metrics.RECORD_FAILURES.inc()
-            if not self._said:
-                log.warning("step %d cannot be trained again, its batch is not kept: %s; logged once", step, error)
-            self._said = True
+
+    def flush(self) -> None:
+        """Writes what waits for room, where there is some."""
+        while self._waiting:
+            step, data = self._waiting[0]
+            target = path(self._folder.parent, step)
+            aside = target.with_suffix(".tmp")
+            try:
+                self._folder.mkdir(exist_ok=True)
+                aside.write_bytes(data)
+                aside.rename(target)
+            except OSError as error:
+                if not self._said:
+                    log.warning("the batch of step %d waits for room on the disk: %s; logged once", step, error)
+                self._said = True
+                return
+            self._waiting.popleft()
 
 
 def path(run_dir: Path, step: int) -> Path:

@@ -142,7 +142,9 @@ class Lead:
         self._last: StepReport | None = None  # of the step that was done last, in this run
         self._waited_for = "groups"
         self._bad_steps = self._skipped = 0
-        self._size, self._said_full = 0, False  # of the newest checkpoint of this incarnation; told of a full disk
+        newest = checkpoint.newest(run_dir)
+        self._size = 0 if newest is None else checkpoint.size(newest)
+        self._said_full = False
 
     def run(self, until_step: int) -> str:
         """Trains until `until_step` steps are done or the run is stopping: "done" or "stopped".
@@ -275,6 +277,7 @@ class Lead:
 
     def _write_checkpoint(self, seconds: dict[str, float]) -> None:
         progress, settings = self._progress, self._settings
+        self._journal.flush()
         with timed(seconds, "checkpoint"):
             try:
                 cursor: dict = ray.get(self._controller.cursor.remote(), timeout=CURSOR_S)

@@ -40,12 +40,26 @@ def test_a_step_that_is_played_again_takes_the_place_of_the_first(tmp_path):
     assert [path.name for path in (tmp_path / journal.FOLDER).iterdir()] == ["step-000001.batch"]
 
 
-def test_what_the_disk_does_not_take_is_said_once_and_ends_nothing(tmp_path, caplog):
+def test_what_the_disk_does_not_take_is_said_once_and_written_when_there_is_room(tmp_path, caplog):
     (tmp_path / journal.FOLDER).write_text("no folder")
     written = journal.Journal(tmp_path, 9, 1)
     for step in (1, 2):
         written.write(step, step, "", journal.packed(groups(), None))
-    assert len(caplog.records) == 1 and "step 1 cannot be trained again" in caplog.text
+    assert len(caplog.records) == 1 and "step 1 waits for room" in caplog.text
+    (tmp_path / journal.FOLDER).unlink()
+    written.write(3, 3, "", journal.packed(groups(), None))
+    assert journal.steps(tmp_path) == [1, 2, 3] and journal.read(tmp_path, 1).step == 1
+
+
+def test_where_too_much_waits_the_oldest_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "WAITING", 2)
+    (tmp_path / journal.FOLDER).write_text("no folder")
+    written = journal.Journal(tmp_path, 9, 1)
+    for step in (1, 2, 3):
+        written.write(step, step, "", journal.packed(groups(), None))
+    (tmp_path / journal.FOLDER).unlink()
+    written.flush()
+    assert journal.steps(tmp_path) == [2, 3]
 
 
 @pytest.mark.parametrize("place", [0, 3, 40, -1])
