@@ -10,10 +10,12 @@ from protocols.evaluation import AnswerFigures, EvaluationLine, EvaluationSummar
 from protocols.reports import BatchReport, RunEnded, StepLine, StepReport
 from protocols.turns import Group
 from protocols.weights import version_of
+from redraft.check import folder as folder_of
 from redraft.recipe import Recipe, build
 from redraft.run import Run
 from replay.config import ReplaySettings
 from replay.server.store import Store
+from replay.tools import verify
 from support.spool_house import do, put, turns_of
 
 BATCH = 2
@@ -26,6 +28,12 @@ RECIPE = {
     "sampling": {"max_tokens": 8},
     "learner": {"batch_groups": BATCH, "checkpoint_every": 2},
 }
+
+
+def read_here(monkeypatch) -> None:
+    """Spools are read in this process: one of its own is for pages that end it, and takes a second to start."""
+    for module in (folder_of, verify):
+        monkeypatch.setattr(module, "apart", lambda work, *arguments: work(*arguments))
 
 
 def group_of(number: int) -> bytes:

@@ -6,25 +6,22 @@ import json
 import shutil
 
 import pytest
-from support.checked_house import BATCH, group_of, journalled, kept_run, line, written
+from support.checked_house import BATCH, group_of, journalled, kept_run, line, read_here, written
 from support.spool_house import edit, flip, stored
 from typer.testing import CliRunner
 
 from learner import checkpoint, journal
-from redraft.check import folder, invariants
+from redraft.check import invariants
 from redraft.check.folder import History
 from redraft.cli.main import app
 from redraft.owner import Owner
 from replay.config import ReplaySettings
 from replay.server.store import Store
-from replay.tools import verify
 
 
 @pytest.fixture
 def here(monkeypatch):
-    """Spools are read in this process: one of its own is for pages that end it, and takes a second to start."""
-    for module in (folder, verify):
-        monkeypatch.setattr(module, "apart", lambda work, *arguments: work(*arguments))
+    read_here(monkeypatch)
 
 
 def broken(run, recipe) -> dict[str, tuple[str, ...]]:
