@@ -33,6 +33,7 @@ class Network:
         self._run("-n", space, "addr", "add", f"{self.addresses[name]}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             self._run("-n", space, "link", "set", device, "up")
+        self._run("-n", space, "route", "add", "default", "dev", "eth0")  # by which programs find their own address
 
     def inside(self, name: str) -> tuple[str, ...]:
         """What runs a command in that namespace."""
