@@ -22,6 +22,7 @@ pytestmark = pytest.mark.ray
 SCHEDULES = "REDRAFT_CHAOS_SCHEDULES"  # how many, in proofs
 FIRST = "REDRAFT_CHAOS_SEED"  # of the first of them
 LIMIT_S = 120.0
+LOGGED = 25  # lines of each log of a run that fails
 RECIPE = {
     "steps": 1_000_000,
     "start_s": 200,
@@ -85,7 +86,9 @@ def hold(run: Storm, plan: list[str]) -> None:
         assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
         print(f"  {again.stdout.splitlines()[-1]}")
     except BaseException:
-        print(f"FAILED: {told}")
+        for log in sorted((run.run / "logs").glob("*.log")):
+            print(log.name, *log.read_text(errors="replace").splitlines()[-LOGGED:], sep="\n    ")
+        print(f"{run.said()}\nFAILED: {told}")
         raise
 
 
