@@ -1,4 +1,4 @@
-"""A supervised run, and what is done to it: kills, stops, a full disk, torn files, a slow environment, second commands.
+"""A supervised run, and what is done to it: kills, stops, a slow environment, second commands.
 
 `Storm` starts `redraft train --restarts` in a folder of its own and does one fault after another to it; each ends when
 the run makes steps again. What a fault cost is told: seconds until then, and steps that were done anew.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,17 +25,9 @@ from redraft import records
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "storm"
 RESTARTS = 5  # in a row, without a checkpoint between
-DISK_BYTES = 256 << 20
-LEFT_BYTES = 100 << 10  # of a disk that is filled: it is full in the midst of a write
 STEPS = 2  # after a fault, by which the run goes on
 POLL_S = 0.05
-TORN = b'{"step": 7, "rew'
-PARTS = {
-    "actor": "ray::ActorPart",
-    "replay": "ray::ReplayPart",
-    "rank": "ray::RankPart",
-    "controller": "ray::Controller",
-}
+PARTS = {"actor": "ray::ActorPart", "replay": "ray::ReplayPart", "rank": "ray::RankPart"}
 """What Ray calls the process of each part."""
 
 
@@ -55,16 +46,13 @@ class Cost:
 
 @dataclass
 class Storm:
-    """A run under `place`. `limit_s` bounds every wait; a `hold_s` is how long what is stopped or full stays so."""
+    """A run under `place`. `limit_s` bounds every wait; `hold_s` is how long what is stopped or slow stays so."""
 
     place: Path
     recipe: dict
     seed: int = 0
     limit_s: float = 300.0
     hold_s: float = 3.0
-    variables: dict[str, str] = field(default_factory=dict)
-    wrapper: tuple[str, ...] = ()
-    """Before the command: `nsenter ...`, say."""
     costs: list[Cost] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -77,17 +65,16 @@ class Storm:
             "PYTHONPATH": os.pathsep.join((str(ROOT), *paths)),
             "CHAOS_SLOW": str(self._slow),
         }
-        self.environment |= self.variables
         self.process: subprocess.Popen | None = None
 
     # The command.
 
-    def start(self, *overrides: str) -> None:
+    def start(self) -> None:
         """Starts the run, or goes on with it; returns when it makes steps."""
-        arguments = ["train", "storm.yaml", *overrides, "--run", NAME, "--resume-if-begun", "--restarts", str(RESTARTS)]
+        arguments = ["train", "storm.yaml", "--run", NAME, "--resume-if-begun", "--restarts", str(RESTARTS)]
         with open(self._said, "ab") as said:
             self.process = subprocess.Popen(
-                [*self.wrapper, sys.executable, "-m", "redraft", *arguments],
+                [sys.executable, "-m", "redraft", *arguments],
                 cwd=self.place,
                 env=self.environment,
                 stdout=said,
@@ -100,7 +87,7 @@ class Storm:
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command beside the run."""
         return subprocess.run(
-            [*self.wrapper, sys.executable, "-m", "redraft", *arguments],
+            [sys.executable, "-m", "redraft", *arguments],
             cwd=self.place,
             env=self.environment,
             capture_output=True,
@@ -142,18 +129,13 @@ class Storm:
         return list(found.values())
 
     def part(self, name: str) -> psutil.Process | None:
-        """The process of a part, one of PARTS or "command"; None while it has none."""
-        title = PARTS.get(name, " --run " + NAME)
+        """The process of a part, one of PARTS; None while it has none."""
+        title = PARTS[name]
         found = []
         for process in self.family():
             with suppress(psutil.Error):
                 if title in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-        if name == "command":
-            supervisor = self.process.pid if self.process is not None else 0
-            found = [
-                process for process in found if process.pid != supervisor and "--restarts" not in process.cmdline()
-            ]
         return self.random.choice(sorted(found, key=lambda process: process.pid)) if found else None
 
     # What it has done.
@@ -207,29 +189,6 @@ class Storm:
             time.sleep(self.hold_s)  # it is what is done, not a wait for anything
             victim.resume()
 
-    def fill(self) -> None:
-        """The disk of the run folder has no room for a while."""
-        ballast = self.place / "runs" / "ballast"
-        with suppress(OSError), open(ballast, "wb") as out:
-            left = shutil.disk_usage(ballast.parent).free - LEFT_BYTES
-            while left > 0:
-                left -= out.write(bytes(min(left, 1 << 20)))
-        time.sleep(self.hold_s)
-        ballast.unlink()
-
-    def tear(self) -> None:
-        """All of it dies amid lines that it was writing; the same command goes on."""
-        for process in self.family():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        assert self.process is not None
-        self.process.wait()
-        for file in ("metrics.jsonl", "evaluations.jsonl"):
-            with open(self.run / file, "ab") as out:
-                out.write(TORN)
-        (self.run / "checkpoints" / ".step-999999.tmp" / "model").mkdir(parents=True)
-        self.start()
-
     def slow(self) -> None:
         """The environment answers slowly for a while."""
         self._slow.touch()
@@ -249,29 +208,12 @@ class Storm:
 FAULTS: dict[str, Callable[[Storm], None]] = {
     "kill actor": lambda storm: storm.kill("actor"),
     "kill replay": lambda storm: storm.kill("replay"),
-    "kill rank": lambda storm: storm.kill("rank"),
-    "kill controller": lambda storm: storm.kill("controller"),
-    "kill command": lambda storm: storm.kill("command"),
     "freeze actor": lambda storm: storm.freeze("actor"),
     "freeze replay": lambda storm: storm.freeze("replay"),
     "freeze rank": lambda storm: storm.freeze("rank"),
-    "freeze controller": lambda storm: storm.freeze("controller"),
-    "freeze command": lambda storm: storm.freeze("command"),
-    "full disk": Storm.fill,
-    "torn files": Storm.tear,
     "slow environment": Storm.slow,
     "second commands": Storm.intrude,
 }
-MILD = (
-    "kill actor",
-    "kill replay",
-    "freeze actor",
-    "freeze replay",
-    "freeze rank",
-    "slow environment",
-    "second commands",
-)
-"""Those by which no process of the learner or the controller starts anew, and which need no disk of their own."""
 
 
 def schedule(seed: int, count: int, faults: tuple[str, ...]) -> list[str]:
@@ -280,17 +222,3 @@ def schedule(seed: int, count: int, faults: tuple[str, ...]) -> list[str]:
     while len(drawn) < count:
         drawn += dice.sample(faults, len(faults))
     return drawn[:count]
-
-
-@contextmanager
-def disk(place: Path) -> Iterator[bool]:
-    """A small disk at `place`/runs, where this user may mount one: whether there is one."""
-    runs = place / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "redraft-chaos", str(runs)]
-    mounted = shutil.which("mount") is not None and not subprocess.run(command, capture_output=True).returncode
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "--lazy", str(runs)], check=True)
