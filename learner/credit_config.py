@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveFloat, PositiveInt, PrivateAttr, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
 from protocols.named import OwnStating, either, name_of, one_of
 from protocols.settings import Settings
@@ -23,6 +24,8 @@ class CreditFacts:
     a turn is worth something by itself."""
     follows_paths: bool = False
     """Whether it follows the turns of an episode from their root."""
+    reads_flags: bool = False
+    """Whether it reads which steps of an episode were good (`extra.good` of a turn)."""
     instead: str = "take another learner.credit"
     """What to do where nothing can be compared."""
 
@@ -43,6 +46,10 @@ class CreditSettings(Settings):
     def facts(self) -> CreditFacts:
         """What it states of itself, with these settings."""
         return CreditFacts()
+
+    def at(self, step: int) -> CreditSettings:
+        """Those in force for a trainer at so many steps."""
+        return self
 
 
 class OverlongSettings(Settings):
@@ -126,6 +133,61 @@ class TrajectoryCredit(CreditSettings):
         return CreditFacts(follows_paths=True)
 
 
+class DecaySettings(Settings):
+    """How the weight of flags falls: half a cosine."""
+
+    to: NonNegativeFloat = 0.0
+    """What alpha reaches, and stays at."""
+    steps: PositiveInt = 100
+    """Steps of the run over which it falls there."""
+
+
+class AttributingCredit(CreditSettings):
+    """The return against the group's, and beside it how good each step was (ADCA-GRPO of AgentEvolver, 2511.10395).
+
+    Steps are flagged good or bad by the environment or by `rollout.step_judge`; one without a flag counts as its
+    episode ended, good where that was worth more than 0.5."""
+
+    name: Literal["attributing"] = "attributing"
+    alpha: NonNegativeFloat = 0.1
+    """Weight of the flags; 0 is credit `group`. The authors advise 0.05 to 0.2."""
+    distribution: Literal["last_step", "all_steps", "only_prm"] = "last_step"
+    """Where the outcome is added: at the last step, at each step, or nowhere, and then flags have no `alpha`."""
+    scheme: Literal["decouple", "allocation"] = "decouple"
+    """What a step is worth before that is compared with the group's. decouple: more if good, less if bad. allocation:
+    its part of the outcome's sign, of which steps whose flag agrees with the outcome get five times the others'."""
+    pool: bool = False
+    """Compare with the mean over all steps of the group (false: over episodes, each of which weighs the same)."""
+    shorten: bool = False
+    """Divide what each step of an episode of K is worth by the square root of K."""
+    decay: DecaySettings | None = None
+    """Have alpha fall (None: it stays)."""
+    steps: PositiveInt | None = None
+    """From this step of the run on it is credit `group` (None: never). The authors' code: 100."""
+
+    @property
+    def facts(self) -> CreditFacts:
+        return CreditFacts(compares="episodes", reads_flags=True)
+
+    def at(self, step: int) -> CreditSettings:
+        if self.steps is not None and step >= self.steps:
+            return GroupCredit(mask_truncated=self.mask_truncated)
+        if self.decay is None:
+            return self
+        low, share = self.decay.to, min(1.0, step / self.decay.steps)
+        return self.model_copy(update={"alpha": low + (self.alpha - low) / 2 * (1 + math.cos(math.pi * share))})
+
+    @model_validator(mode="after")
+    def _takes_effect(self):
+        if self.distribution == "only_prm" and (self.decay is not None or self.alpha != 0.1):
+            raise ValueError("credit.alpha and decay do nothing with credit.distribution: only_prm. Leave them out")
+        if self.decay is not None and self.decay.to >= self.alpha:
+            raise ValueError(
+                f"credit.decay.to ({self.decay.to:g}) is no less than credit.alpha ({self.alpha:g}). Lower it"
+            )
+        return self
+
+
 class OwnCredit(OwnStating, CreditSettings):
     """A credit of the user's own: a function, see learner/credits/__init__.py, or a class with such a static method
     `credit` and with `facts`, a CreditFacts, by which the recipe is checked as for a known one."""
@@ -143,9 +205,10 @@ KNOWN: tuple[type[CreditSettings], ...] = (
     RawCredit,
     ReflectionCredit,
     TrajectoryCredit,
+    AttributingCredit,
 )
 if TYPE_CHECKING:
-    Credit = GroupCredit | TurnwiseCredit | RawCredit | ReflectionCredit | TrajectoryCredit | OwnCredit
+    Credit = GroupCredit | TurnwiseCredit | RawCredit | ReflectionCredit | TrajectoryCredit | AttributingCredit | OwnCredit
 else:
     Credit = one_of(*KNOWN, own=OwnCredit)
 

@@ -61,7 +61,7 @@ def prepare(
             f"every episode of a batch ended with an error. The last was: {errors[-1].extra.get('error')}"
         )
     start = time.monotonic()
-    advantages, objective = credit(groups, settings.credit), make(settings.objective)
+    advantages, objective = credit(groups, settings.credit.at(step)), make(settings.objective)
     lines = linearise(groups, advantages, settings, objective)
     updates = divide(lines, len(groups), settings, objective, importance=importance, seed=seed, step=step)
     packed, shares = updates.packed, updates.shares

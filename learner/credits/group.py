@@ -27,20 +27,25 @@ def group(batch: Sequence[Group], settings: GroupCredit) -> list[np.ndarray]:
 
 
 def _of_group(turns: Sequence[Turn], settings: GroupCredit) -> np.ndarray:
+    returns = returns_of(turns, settings.overlong)
+    count = len(returns)
+    factor = count / (count - 1) if settings.baseline == "leave_one_out" and count > 1 else 1.0
+    worth = dict(zip(returns, factor * relative(list(returns.values()), settings.std), strict=True))
+    return np.array([worth.get(turn.episode, np.nan) for turn in turns], np.float32)
+
+
+def returns_of(turns: Sequence[Turn], overlong: OverlongSettings | None = None) -> dict[int, float]:
+    """What each episode of a group that tells something was worth in all, by its number."""
     returns: dict[int, float] = defaultdict(float)
     untold = left_out(turns)
     for turn in turns:
         if turn.turn in untold:
             continue
         returns[turn.episode] += turn.reward if scored(turn) else 0.0
-        if settings.overlong is not None and turn.role is not Role.ERROR:
-            returns[turn.episode] += punishment(len(turn.response), settings.overlong)
+        if overlong is not None and turn.role is not Role.ERROR:
+            returns[turn.episode] += punishment(len(turn.response), overlong)
     lowest = min([0.0, *returns.values()])
-    returns |= {turn.episode: lowest for turn in turns if grown_too_long(turn)}
-    count = len(returns)
-    factor = count / (count - 1) if settings.baseline == "leave_one_out" and count > 1 else 1.0
-    worth = dict(zip(returns, factor * relative(list(returns.values()), settings.std), strict=True))
-    return np.array([worth.get(turn.episode, np.nan) for turn in turns], np.float32)
+    return returns | {turn.episode: lowest for turn in turns if grown_too_long(turn)}
 
 
 def relative(values: Sequence[float], std: bool) -> np.ndarray:
