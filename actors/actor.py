@@ -27,11 +27,13 @@ from actors.contract import Orders, Report, Spec
 from actors.door import EpisodeFailure
 from actors.engines.teacher import Teacher, TeacherBudget
 from actors.environment_pool import EnvironmentPool
+from actors.experience import Pool
 from actors.group import GroupWriter
 from actors.mixture import Pools
 from actors.rendering import Renderer
 from actors.rest import Rest
 from actors.rollout_config import Rollout
+from actors.step_judge import StepJudge
 from actors.tally import foreign_ids, untemplated
 from actors.transports import Superseded, Transports
 from actors.weights import Proved
@@ -62,6 +64,8 @@ class Parts:
     environments: Pools
     producer: Producer
     teacher: Teacher | None
+    pool: Pool | None
+    judge: StepJudge | None
 
 
 class Actor:
@@ -162,8 +166,9 @@ class Actor:
             await made.engine.abort()
             await made.engine.close()
             await made.environments.close()
-            if made.teacher is not None:
-                await made.teacher.close()
+            for asked in (made.teacher, made.judge):
+                if asked is not None:
+                    await asked.close()
             await asyncio.to_thread(made.producer.close, 5.0)
         await asyncio.to_thread(traces.flush)
 
@@ -201,10 +206,18 @@ class Actor:
         log.info("the engine is up, after %.1f s", time.monotonic() - began)
         renderer = rendering.load(spec.model, spec.on_rewrite, spec.rollout.system)
         self._report.untemplated = untemplated(renderer, Path(spec.model))
-        taught = getattr(spec.rollout, "teacher", None)
         producer = Producer(f"{self._name}-{os.getpid()}", spec.keys)
-        teacher = None if taught is None else Teacher(taught)
-        return Parts(Proved(engine), renderer, foreign_ids(renderer), Pools(spec.environments), producer, teacher)
+        helping = {key: getattr(spec.rollout, key, None) for key in ("teacher", "experience", "step_judge")}
+        return Parts(
+            Proved(engine),
+            renderer,
+            foreign_ids(renderer),
+            Pools(spec.environments),
+            producer,
+            teacher=None if helping["teacher"] is None else Teacher(helping["teacher"]),
+            pool=None if helping["experience"] is None else Pool(helping["experience"]),
+            judge=None if helping["step_judge"] is None else StepJudge(helping["step_judge"]),
+        )
 
     def _starting(self, phase: str) -> None:
         self._report.phase = phase
@@ -368,6 +381,7 @@ class Actor:
             self._note,
             count,
             self._write(settings),
+            self._helpers(settings),
         )
         await rollouts.find(settings.name)(stage)
 
@@ -375,6 +389,11 @@ class Actor:
         """What has the rollout's teacher write a message; None where it has none. Evaluations never have one."""
         teacher = self._made.teacher if getattr(settings, "teacher", None) is not None else None
         return None if teacher is None else teacher.write
+
+    def _helpers(self, settings: Rollout) -> rollouts.Helpers:
+        """What the rollout's settings ask for; those of evaluations ask for nothing."""
+        judged, made = getattr(settings, "step_judge", None) is not None, self._made
+        return rollouts.Helpers(made.pool, made.engine.scored, made.judge if judged else None)
 
     async def _evaluate(
         self, task: dict, settings: Rollout, sampling: SamplingSettings, lent: EnvironmentPool

@@ -47,7 +47,7 @@ def hung(what: str, limit_s: float) -> EpisodeFailure:
 class Outcome:
     """What the environment made of one answer. `parsed`: whether it found one in the text; None where it is silent.
     `score`: what the episode is worth so far; None where the environment does not say. `parts`: what the reward is made
-    of, by name."""
+    of, by name. `good`: whether this step was, where the environment flags its steps."""
 
     reward: float
     success: bool
@@ -59,6 +59,7 @@ class Outcome:
     parsed: bool | None = None
     score: float | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    good: bool | None = None
 
     @property
     def over(self) -> bool:
@@ -213,6 +214,7 @@ def _outcome(reward: Any, terminated: Any, truncated: Any, info: Any, seconds: f
         bool(answer) or success if "answer" in info else None,
         score,
         {} if info.get("parts") is None else _parts("info['parts']", info["parts"]),
+        None if info.get("good") is None else _boolean("info['good']", info["good"]),
     )
 
 

@@ -21,7 +21,7 @@ from actors.door import EpisodeFailure, Outcome
 from actors.engines.teacher import TeacherBudget
 from actors.environments.base import Revises
 from actors.environments.killable import START_S
-from actors.messages import Question, results
+from actors.messages import Question, asked, results
 from actors.tools import Offered, Tool, calls
 from actors.tools.calls import Call
 from actors.tools.toolbox import Toolbox
@@ -44,6 +44,8 @@ class Playing:
         self._own = environment.own_tools
         self.tools = Offered.of(tool.schema for tool in [*self._own.values(), *tools])
         self.observation: Question = ""
+        self.steps: list[tuple[str, str]] = []
+        """What was done so far and what was said to it, also what `restore` has taken back."""
 
     @property
     def asks_once(self) -> bool:
@@ -61,11 +63,14 @@ class Playing:
         for one answer is over with what calls none."""
         began = time.monotonic()
         if self.tools is not None and (found := calls.find(text)):
-            return await self._use(found, began)
+            outcome = await self._use(found, began)
+            self.steps.append((str(text), asked(self.observation)))
+            return outcome
         returned = await self._call(self._environment.step, text)
         seconds = time.monotonic() - began
         metrics.ENVIRONMENT_SECONDS.observe(seconds)
         self.observation, outcome = door.outcome(self._name, returned, seconds)
+        self.steps.append((str(text), self.observation))
         if self.asks_once:
             return replace(outcome, terminated=True)
         return outcome

@@ -34,7 +34,8 @@ class GroupWriter:
         self.finished: set[int] = set()
         """Numbers of the episodes that came to their end."""
         self.successes: dict[int, float] = {}
-        """By episode whether its last sampled answer or action was a success; a rollout that knows better says so."""
+        """By episode whether its last sampled answer or action was a success; a rollout that knows better says so. One
+        that was told experience shows nothing of the model itself."""
         self.facts: dict = {"task": lease.task.get("id", "")} | _label(lease.task)
         """Of the whole group, for the close row."""
         self.compared: list[float] | None = None
@@ -68,7 +69,7 @@ class GroupWriter:
         self._last[episode] = number
         if role not in (Role.REFLECTION, Role.ERROR):
             self._scores[episode].append(reward)
-            if completion.stop is not Stop.AUTHORED:
+            if completion.stop is not Stop.AUTHORED and not facts.get("extra", {}).get("navigated"):
                 self.successes[episode] = float(facts.get("extra", {}).get("success", False))
         turn = Turn(
             group=self._lease.group,

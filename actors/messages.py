@@ -62,6 +62,13 @@ def added(question: Question, text: str) -> Question:
     return [*question[:-1], message("user", question[-1]["content"] + text)]
 
 
+def preceded(question: Question, text: str) -> Question:
+    """The question with `text` before the user's last words."""
+    if isinstance(question, str) or not text:
+        return text + question if isinstance(question, str) else question
+    return [*question[:-1], message("user", text + question[-1]["content"])]
+
+
 def asked(question: Question) -> str:
     """The user's last words; of tools, all that they answered."""
     if are_results(question):

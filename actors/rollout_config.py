@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from actors.episode_config import ExperienceSettings, StepJudgeSettings
 from actors.messages import Question, added
 from actors.teacher_config import TeacherSettings
 from protocols.named import OwnStating, either, name_of, one_of
@@ -119,6 +120,8 @@ class AttemptSettings(Rollout):
     """Episodes in a group: plays of one task that are compared with each other."""
     plan: PlanSettings | None = None
     """Before the answer the model writes a plan, as a turn of role reflection."""
+    experience: ExperienceSettings | None = None
+    """Tell some episodes what earlier ones have shown."""
 
     kind: ClassVar[Kind] = "answers"
     turns: ClassVar[int] = 1
@@ -161,6 +164,10 @@ class RetrySettings(Rollout):
     """Of so many samples of the last turn the best one is kept, the first of equals (RISE: 16)."""
     teacher: TeacherSettings | None = None
     """A model behind an endpoint that writes the last turn (RISE by distillation). It sees the whole dialogue."""
+    step_judge: StepJudgeSettings | None = None
+    """Who says at the end of an episode which of its answers were good, for credit attributing."""
+    experience: ExperienceSettings | None = None
+    """Tell some episodes what earlier ones have shown."""
 
     kind: ClassVar[Kind] = "answers"
 
@@ -178,6 +185,13 @@ class RetrySettings(Rollout):
             raise ValueError("rollout.fixed_reflection only acts with rollout.reflect: true")
         if self.teacher is not None and self.best_of > 1:
             raise ValueError("rollout.best_of and rollout.teacher both make the last turn; give one of them")
+        if self.step_judge is not None and self.best_of > 1:
+            raise ValueError("rollout.step_judge: with rollout.best_of most last answers are not kept; leave one out")
+        if self.experience is not None and (self.best_of > 1 or self.teacher is not None or self.context is not None):
+            raise ValueError(
+                "rollout.experience: its episodes are trained as one dialogue that the model wrote; leave out "
+                "rollout.best_of, teacher and context, or experience"
+            )
         return self
 
     def following(self, feedback: str) -> list[str]:
@@ -187,6 +201,7 @@ class RetrySettings(Rollout):
         if turns == 1:
             return AttemptSettings(episodes=episodes, plan=self.plan, system=self.system)
         changes = {"stop_at_success": False, "best_of": 1, "teacher": None, "episodes": episodes}
+        changes |= {"step_judge": None, "experience": None}
         return self.model_copy(update=changes | ({"turns": turns} if turns else {}))
 
 
@@ -198,6 +213,11 @@ class ActSettings(Rollout):
     """Most actions in an episode."""
     episodes: int = Field(default=1, ge=1)
     """Episodes in a group."""
+    step_judge: StepJudgeSettings | None = None
+    """Who says at the end of an episode which of its actions were good, for credit attributing (None: nobody, unless
+    the environment flags them)."""
+    experience: ExperienceSettings | None = None
+    """Tell some episodes what earlier ones have shown."""
 
     kind: ClassVar[Kind] = "actions"
 

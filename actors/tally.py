@@ -76,8 +76,9 @@ class Tally:
         role = turn.role.name.lower()
         self.responses[role] += 1
         self.cut[role] += turn.stop is Stop.LENGTH
-        self.tokens += len(turn.logprobs)
-        self.nats -= float(turn.logprobs.sum())
+        if not turn.extra.get("navigated"):  # whose log-probs say nothing of how they were sampled
+            self.tokens += len(turn.logprobs)
+            self.nats -= float(turn.logprobs.sum())
         if foreign:
             self.foreign += not foreign.isdisjoint(turn.response.tolist())
         if turn.role is not Role.REFLECTION and "parsed" in turn.extra:

@@ -37,6 +37,7 @@ class Proved:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._trial: _Trial | None = None
+        self._begun = 0  # versions that were tried so far
 
     @property
     def version(self) -> int:
@@ -75,8 +76,21 @@ class Proved:
             return made
         return made if await asyncio.shield(trial.passed) else ABORTED
 
+    async def scored(self, ids: np.ndarray) -> tuple[np.ndarray, int] | None:
+        """Log-probs float32[len - 1] of ids[1:] at temperature 1, by the weights of the version that is told, which are
+        proved; None where the proof fails."""
+        while True:
+            trial = self._trial
+            if trial is not None and not await asyncio.shield(trial.passed):
+                return None
+            begun, version = self._begun, self._engine.version
+            logprobs = await self._engine.score(ids)
+            if self._begun == begun:  # else parts may be by other weights
+                return logprobs, version
+
     async def apply(self, ref: WeightRef, path: Path | None, limit: float) -> float:
         """See the function of this name."""
+        self._begun += 1
         trial = self._trial = _Trial(ref.version, asyncio.get_running_loop().create_future())
         try:
             difference = await apply(self._engine, ref, path, limit)

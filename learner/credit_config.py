@@ -208,7 +208,9 @@ KNOWN: tuple[type[CreditSettings], ...] = (
     AttributingCredit,
 )
 if TYPE_CHECKING:
-    Credit = GroupCredit | TurnwiseCredit | RawCredit | ReflectionCredit | TrajectoryCredit | AttributingCredit | OwnCredit
+    Credit = (
+        GroupCredit | TurnwiseCredit | RawCredit | ReflectionCredit | TrajectoryCredit | AttributingCredit | OwnCredit
+    )
 else:
     Credit = one_of(*KNOWN, own=OwnCredit)
 

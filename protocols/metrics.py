@@ -85,6 +85,9 @@ TEACHER_REQUESTS = Metric(Counter, "teacher_requests_total", "Answers asked of t
 TEACHER_TOKENS = Metric(Counter, "teacher_tokens_total", "Tokens that the endpoint counted", ("kind",))
 TEACHER_SECONDS = Metric(Histogram, "teacher_answer_seconds", "From request to answer, all tries", buckets=SECONDS)
 TEACHER_FAILURES = Metric(Counter, "teacher_failures_total", "Answers that did not come", ("reason",))
+STEP_JUDGEMENTS = Metric(
+    Counter, "step_judgements_total", "Episodes whose steps a judge was asked about", ("result",)
+)  # judged, unparsed, failed
 
 # replay
 REPLAY_ROWS = Metric(Counter, "replay_rows_total", "Rows received", ("outcome",))  # stored, duplicate, fenced

@@ -116,6 +116,13 @@ class BatchReport(Reported):
         tracked="success_by_environment",
         factory=dict,
     )
+    flagged_share: float | None = measured(
+        "Share of steps that were flagged good or bad, with credit attributing", Value("learner_flagged_share")
+    )
+    good_share: float | None = measured("Share of flagged steps that were good", Value("learner_good_share"))
+    navigated_share: float | None = measured(
+        "Share of turns that were told experience", Value("learner_navigated_share")
+    )
     staleness_mean: float | None = measured("Mean staleness of groups", unit="steps", tracked="staleness/mean")
     staleness_max: int | None = measured("Largest staleness", unit="steps", tracked="staleness/max")
     staleness_counts: dict[str, int] = measured(

@@ -117,12 +117,13 @@ class Recipe(Settings):
                 f"sampling.max_tokens: {self.sampling.max_tokens} leaves no room for a prompt within "
                 f"actors.engine.max_length={engine.max_length}; lower it, or raise that"
             )
-        teacher = getattr(self.rollout, "teacher", None)
-        if teacher is not None and teacher.deadline_s >= self.actors.lease_s:
-            raise ValueError(
-                f"rollout.teacher: by timeout_s and retries one answer may take {teacher.deadline_s:g} s, longer "
-                f"than actors.lease_s={self.actors.lease_s:g}; lower them, or raise that"
-            )
+        for key in ("teacher", "step_judge"):
+            asked = getattr(self.rollout, key, None)
+            if asked is not None and asked.deadline_s >= self.actors.lease_s:
+                raise ValueError(
+                    f"rollout.{key}: by timeout_s and retries one answer may take {asked.deadline_s:g} s, longer "
+                    f"than actors.lease_s={self.actors.lease_s:g}; lower them, or raise that"
+                )
         if engine.speculate != "off" and (
             engine.name != "vllm" or (self.sampling.temperature, self.sampling.top_p) != (1, 1)
         ):
@@ -132,6 +133,7 @@ class Recipe(Settings):
             )
         self._mixture_fits()
         self._adapter_fits()
+        self._helpers_fit()
         self._controls_fit()
         self._course_fits()
         if self.actors.sleep:
@@ -248,6 +250,35 @@ class Recipe(Settings):
             raise ValueError(
                 f"steps: with learner.rounds.from_base a run is two or more whole rounds of {rounds.steps} steps, and "
                 f"{self.steps} is not; set it to {whole}, or from_base to false"
+            )
+
+    def _helpers_fit(self) -> None:
+        """Whether what helps single episodes can: a judge of their steps, experience."""
+        experience = getattr(self.rollout, "experience", None)
+        if getattr(self.rollout, "step_judge", None) is not None and not (
+            self.steps and self.learner.credit.facts.reads_flags
+        ):
+            raise ValueError(
+                "rollout.step_judge: only a run that trains with learner.credit.name=attributing reads what it says; "
+                "leave it out, or set that"
+            )
+        if experience is None:
+            return
+        if not self.steps:
+            raise ValueError("rollout.experience: evaluations play without it, so a run of 0 steps never reads it")
+        if (self.sampling.temperature, self.sampling.top_p) != (1, 1):
+            raise ValueError(
+                "rollout.experience: the log-probs under the question alone are had at temperature 1 only; set "
+                "sampling.temperature and top_p to 1"
+            )
+        if self.model.on_rewrite == "new_root":
+            raise ValueError(
+                "rollout.experience: model.on_rewrite=new_root renders the question anew in each turn; leave one out"
+            )
+        if not round(self.rollout.episodes * experience.share):
+            raise ValueError(
+                f"rollout.experience.share: {experience.share:g} of rollout.episodes={self.rollout.episodes} rounds to "
+                "no episode; raise one of them"
             )
 
     def _adapter_fits(self) -> None:

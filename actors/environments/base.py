@@ -49,6 +49,8 @@ class TextEnvironment(gymnasium.Env, ABC):
     """Keys of `data` that its tasks depend on, beside path, sizes and failures: "test", "config"."""
     many_actions: bool = True
     """An episode may need more than one step: False for a OneAnswer, which no search or `act` can play."""
+    flags_steps: ClassVar[bool] = False
+    """Whether the info of its steps says `good` (bool): whether the step was a good one, for credit attributing."""
     blocking: ClassVar[bool] = True
     """False: its calls take no time and may be made on the event loop; else they run in threads, with a time limit."""
     instances: ClassVar[int | None] = None

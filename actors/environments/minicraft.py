@@ -8,6 +8,8 @@
 The answer is "." for done and "!" for could not: no base item, missing ingredients, malformed. Each message is one
 step, thoughts too, and there are 8: enough to see the bad recipe fail and still craft the other one, mostly. Train and
 test have no set of base items in common.
+Each step is flagged (`good` in its info): whether it takes an ingredient of the good recipe that is still missing, or
+crafts that recipe.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class Minicraft(TextEnvironment):
 
     blocking = False
     feedbacks = ("binary",)
+    flags_steps = True
 
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> tuple[dict, ...]:
@@ -72,10 +75,11 @@ class Minicraft(TextEnvironment):
     def act(self, text: str) -> tuple[str, float, bool, bool, dict]:
         action = text.removesuffix("\n")
         self._steps += 1
+        good = self._good(action)
         form = re.fullmatch(r"\+[a-z]|[*@][12]", action)
         done = form is not None and self._do(*action)
         success = done and action[0] == "*"
-        info = {"success": success, "answer": action if form else None, "refused": not done}
+        info = {"success": success, "answer": action if form else None, "refused": not done, "good": good}
         return DONE if done else REFUSED, float(success), success or self._steps >= STEPS, False, info
 
     def _do(self, kind: str, what: str) -> bool:
@@ -87,6 +91,12 @@ class Minicraft(TextEnvironment):
             return False
         self._taken += what
         return True
+
+    def _good(self, action: str) -> bool:
+        """Whether it takes what the good recipe still lacks, or crafts that."""
+        good = self.task["good"]
+        lacking = set(self.task["recipes"][good]) - set(self._taken)
+        return action[:1] == "+" and action[1:] in lacking or action == f"*{good + 1}" and not lacking
 
     def snapshot(self) -> dict:
         return {"task": self.task, "taken": self._taken, "steps": self._steps}

@@ -12,17 +12,21 @@ episode is one, a search tree holds many, and a spliced one takes a bad beginnin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from actors import experience
 from actors.config import SamplingSettings
 from actors.door import EpisodeFailure
 from actors.engines import Completion, PromptTooLong, Sampler
 from actors.environment_pool import EnvironmentPool, Playing
+from actors.experience import Pool
 from actors.group import GroupWriter
+from actors.held import HeldEpisode, Rescore
+from actors.messages import asked
 from actors.rendering import Renderer
 from actors.rollout_config import OwnRollout, Rollout
 from protocols import metrics, named
@@ -47,6 +51,20 @@ class Aborted(Exception):
     """The engine gave a generation up: the whole group is abandoned."""
 
 
+async def _unscored(ids: np.ndarray) -> None:
+    """For who plays without experience."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """What episodes need of their actor beside an engine, where the rollout's settings ask for it."""
+
+    pool: Pool | None = None
+    rescore: Rescore = _unscored
+    judge: Callable[[str, Sequence[tuple[str, str]], float], Awaitable[list[bool] | None]] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Stage(Generic[Played]):
     """All that one group is played with. `count(role)` is called for each response that is sampled."""
@@ -54,7 +72,7 @@ class Stage(Generic[Played]):
     engine: Sampler
     renderer: Renderer
     environments: EnvironmentPool
-    group: GroupWriter
+    group: GroupWriter | HeldEpisode
     task: dict
     seed: int
     settings: Played
@@ -62,6 +80,9 @@ class Stage(Generic[Played]):
     failed: Callable[[EpisodeFailure], None]
     count: Callable[[Role], None]
     teacher: Callable[[list[dict]], Awaitable[str]] | None = None
+    helpers: Helpers = Helpers()
+    experience: str = ""
+    """What this episode's dialogues are told before their question, and written without."""
 
     @property
     def step(self) -> int:
@@ -84,13 +105,39 @@ class Stage(Generic[Played]):
         finally:
             metrics.EPISODES.inc()
 
-    async def each_episode(self, play: Callable[[Stage, Playing, int], Awaitable[None]]) -> None:
+    async def each_episode(self, play: PlayEpisode) -> None:
         """Plays `settings.episodes` episodes at once, each in an environment of its own."""
 
+        settings, pool = getattr(self.settings, "experience", None), self.helpers.pool
+        told = frozenset() if settings is None else experience.chosen(settings, self.settings.episodes, self.seed)
+
         def one(number: int) -> Awaitable[Any]:
-            return self.episode(number, lambda environment: play(self, environment, number))
+            own = pool if number in told else None
+            if own is None and self.helpers.judge is None:
+                return self.episode(number, lambda environment: play(self, environment, number))
+            return self.episode(number, lambda environment: self._held(play, environment, number, own))
 
         await asyncio.gather(*map(one, range(self.settings.episodes)))
+
+    async def _held(self, play: PlayEpisode, environment: Playing, number: int, pool: Pool | None) -> None:
+        """Plays one episode and writes it when it has ended: judged, and with experience that it is written without."""
+        question = asked(environment.observation)
+        held = HeldEpisode(self.group)
+        stage = replace(self, group=held, experience="" if pool is None else pool.told(question))
+        broken: EpisodeFailure | None = None
+        try:
+            await play(stage, environment, number)
+        except EpisodeFailure as failure:
+            broken = failure
+        if stage.experience and not await held.rescore(self.helpers.rescore):
+            raise Aborted
+        if self.helpers.judge is not None and environment.steps and (broken is None or broken.kind == TOO_LONG):
+            flags = await self.helpers.judge(question, environment.steps, held.worth)
+            if flags is not None:
+                held.flag(flags)
+        held.write()
+        if broken is not None:
+            raise broken
 
     async def generate(self, prompt: np.ndarray, role: Role, sampling: SamplingSettings | None = None) -> Completion:
         """One response to int32 prompt ids. Raises EpisodeFailure where the prompt leaves no room, Aborted."""
@@ -105,6 +152,7 @@ class Stage(Generic[Played]):
 
 
 Play = Callable[[Stage], Awaitable[None]]
+PlayEpisode = Callable[[Stage, Playing, int], Awaitable[None]]
 
 
 def find(name: str) -> Play:

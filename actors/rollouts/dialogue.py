@@ -11,7 +11,7 @@ from actors.door import EpisodeFailure, Outcome
 from actors.engines import Completion
 from actors.environments.base import Cut
 from actors.group import NO_TOKENS
-from actors.messages import Message, Question, asked
+from actors.messages import Message, Question, asked, preceded
 from actors.rollouts import Stage
 from actors.tools import Offered
 from protocols.errors import SettingError
@@ -40,7 +40,8 @@ class Dialogue:
     all that came before is a new root, whose prompt holds the tokens that it sees. Only where the chat template
     rewrites what came before, and the recipe allows it, is each turn a new root that the template renders from text.
 
-    `tools` are told to the model at its head. Raises EpisodeFailure where the template cannot render the messages of a
+    `tools` are told to the model at its head. Where its stage has experience, the model reads that before the question,
+    and the turns are written as if it had not. Raises EpisodeFailure where the template cannot render the messages of a
     question.
     """
 
@@ -54,9 +55,10 @@ class Dialogue:
     ):
         self._stage, self._answers, self._tools = stage, answers, tools
         self.episode = episode
-        self._asked = question
+        self._asked = preceded(question, stage.experience)
         try:
-            self._first = self._heard = self._prompt = stage.renderer.first(question, tools=tools)
+            self._first = self._heard = self._prompt = stage.renderer.first(self._asked, tools=tools)
+            self._plain = stage.renderer.first(question, tools=tools) if stage.experience else self._first
         except SettingError as error:
             if isinstance(question, str):  # no other question would do better
                 raise
@@ -138,12 +140,16 @@ class Dialogue:
             extra["score"] = outcome.score
         if outcome.parts:
             extra["parts"] = dict(outcome.parts)
+        if outcome.good is not None:
+            extra["good"] = outcome.good
+        if self._stage.experience:
+            extra["navigated"] = True
         for position in range(self._scored, len(self._history)):
             said = self._history[position]
             number = self._stage.group.turn(
                 said.role,
                 -1 if said.root else self._history[position - 1].turn,
-                said.prompt,
+                said.prompt if position else self._plain,
                 said.completion,
                 episode=self.episode,
                 index=index,

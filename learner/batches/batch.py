@@ -17,6 +17,7 @@ from learner.batches.responses import responses_of
 from learner.batches.updates import divide
 from learner.config import LearnerSettings
 from learner.credits import credit, scored, telling
+from learner.credits.attributing import flagged
 from learner.objectives import make
 from learner.sequences import Linearised, Shares, brought_along
 from learner.transcripts.store import sample
@@ -74,6 +75,7 @@ def prepare(
         padding_share=packed.padding / packed.tokens if packed.tokens else None,
         truncated_sequences=lines.truncated,
         errors=len(errors),
+        **_flags(groups, settings),
     )
     priorities = [float(np.abs(np.nan_to_num(values)).mean()) if len(values) else 0.0 for values in advantages]
     kept = sample(groups, advantages, lines, shares, settings.record.groups, step)
@@ -101,6 +103,7 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
             parts[name].append(float(value))
         if "success" in turn.extra:
             successes[turn.index].append(bool(turn.extra["success"]))
+    told_of = [bool(turn.extra.get("navigated")) for turn in turns if turn.role is not Role.ERROR]
     ages = [age for group in groups if (age := _staleness(group, step)) is not None]
     return BatchReport(
         groups=len(groups),
@@ -116,11 +119,20 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
         success_by_environment=_means(
             {label: [bool(t.extra["success"]) for t in own if "success" in t.extra] for label, own in apart.items()}
         ),
+        navigated_share=float(np.mean(told_of)) if any(told_of) else None,
         staleness_mean=float(np.mean(ages)) if ages else None,
         staleness_max=max(ages, default=None),
         staleness_counts={str(age): count for age, count in sorted(Counter(ages).items())},
         responses=responses_of(turns),
     )
+
+
+def _flags(groups: Sequence[Group], settings: LearnerSettings) -> dict[str, float | None]:
+    """How many steps have a flag, where the credit reads them."""
+    if not settings.credit.facts.reads_flags:
+        return {}
+    steps, flags, good = flagged(groups)
+    return {"flagged_share": flags / steps if steps else None, "good_share": good / flags if flags else None}
 
 
 def _means(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -130,9 +142,11 @@ def _means(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def _attempts(group: Group) -> list[Turn]:
     """Scored turns that the model sampled, after a failed answer that its task brought along also that one. Copies,
-    demonstrations and what a teacher wrote say nothing of how good the model is, nor do episodes that broke off."""
+    demonstrations and what a teacher wrote say nothing of how good the model is, nor do episodes that broke off or were
+    told experience."""
     turns = telling(group.turns)
-    own = [turn for turn in turns if scored(turn) and not np.isnan(turn.logprobs).all()]
+    alone = [turn for turn in turns if not turn.extra.get("navigated")]
+    own = [turn for turn in alone if scored(turn) and not np.isnan(turn.logprobs).all()]
     return [*filter(brought_along, turns), *own] if own else []
 
 

@@ -25,7 +25,10 @@ from protocols import named
 from protocols.errors import SettingError
 from protocols.turns import TOO_LONG, Group, Role, Stop, Turn
 
-NAMES = {name: f"learner.credits.{name}:{name}" for name in ("group", "turnwise", "raw", "reflection", "trajectory", "attributing")}
+NAMES = {
+    name: f"learner.credits.{name}:{name}"
+    for name in ("group", "turnwise", "raw", "reflection", "trajectory", "attributing")
+}
 SETTING = "learner.credit.name"
 
 

@@ -46,7 +46,8 @@ def _of_group(turns: Sequence[Turn], settings: AttributingCredit) -> np.ndarray:
     returns = returns_of(turns)
     outcomes = dict(zip(returns, relative(list(returns.values()), std=True), strict=True))
     steps = _steps(turns)
-    worth = _compared({episode: _numbers(found, returns[episode], settings) for episode, found in steps.items()}, settings)
+    numbers = {episode: _numbers(found, returns[episode], settings) for episode, found in steps.items()}
+    worth = _compared(numbers, settings)
     advantages: dict[tuple[int, int], float] = {}
     for episode, found in steps.items():
         each = _each(worth[episode], outcomes[episode], settings)

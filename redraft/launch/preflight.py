@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from actors.config import EnvironmentSettings
+from actors.experience import read
 from protocols.errors import SettingError
 from protocols.named import OwnSettings
 from redraft.recipe import Recipe
@@ -36,8 +37,11 @@ def check_environment(recipe: Recipe, only_tests: bool = False) -> None:
         vllm_common.check_libraries()
 
     rollouts.find(recipe.rollout.name)
-    if teacher := getattr(recipe.rollout, "teacher", None):
-        teacher.key()
+    for asked in ("teacher", "step_judge"):
+        if settings := getattr(recipe.rollout, asked, None):
+            settings.key()
+    if experience := getattr(recipe.rollout, "experience", None):
+        read(experience.path)
     for one in recipe.mixture:
         _check_played(recipe, one)
     mixture.tasks(recipe.mixture, "test")
@@ -67,6 +71,10 @@ def _check_played(recipe: Recipe, played: EnvironmentSettings) -> None:
     if lacking := [kind for kind in recipe.evaluation.feedbacks if kind not in made.feedbacks]:
         known = f"Use {', '.join(made.feedbacks)}"
         raise SettingError("evaluation.feedbacks", f"{played.name} has no {lacking[0]!r}", known)
+    judged = getattr(recipe.rollout, "step_judge", None) is not None
+    if recipe.steps and recipe.learner.credit.facts.reads_flags and not (judged or made.flags_steps):
+        problem = f"{recipe.learner.credit.name} reads which steps were good, and nothing says so of {played.name}"
+        raise SettingError("learner.credit.name", problem, "Set rollout.step_judge, or take another credit")
     if lacking := [hook for hook in recipe.rollout.facts.hooks if not hasattr(made, hook)]:
         problem = f"rollout {recipe.rollout.name} needs an environment with `{lacking[0]}`"
         raise SettingError("environment.name", problem, "Add it (actors/environments/base.py), or name another one")

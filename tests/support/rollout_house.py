@@ -56,6 +56,7 @@ class House:
         teacher: Callable | None = None,
         on_rewrite: str = "refuse",
         tools: Sequence = (),
+        helpers: rollouts.Helpers | None = None,
     ):
         self.tokenizer = tokenizer or build_tokenizer("characters", 4096)
         self.engine = Speaker(self.tokenizer, engine) if callable(engine) else engine
@@ -88,6 +89,7 @@ class House:
                 self._failed,
                 self._count,
                 teacher,
+                helpers or rollouts.Helpers(),
             )
             await rollouts.find(settings.name)(stage)
             writer.close()

@@ -32,7 +32,7 @@ def group(*episodes: tuple[float, str]) -> Group:
 
 
 UNEVEN = group((1.0, "G"), (0.0, "GBB"))
-"""mu = (1 - 1/3) / 2 = 1/3 in units of a flag, and the squares around it 4/9 and (4 + 16 + 16) / 27: 8/9 in the mean."""
+"""mu = (1 - 1/3) / 2 = 1/3 in units of a flag; squares around it 4/9 and (4 + 16 + 16) / 27, so 8/9 in the mean."""
 MANY = [
     UNEVEN,
     group((1.0, "GGB.G"), (0.0, "B"), (0.5, "BG"), (1.0, "...")),

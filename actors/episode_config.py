@@ -1,0 +1,46 @@
+"""What a recipe says about single episodes, whichever rollout plays them: who flags their steps, and what they are told
+of earlier ones. Light to import."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field, PositiveInt, field_validator
+
+from actors.teacher_config import TeacherSettings
+from protocols.settings import Settings
+
+EXPERIENCE = "{experience}"
+
+
+class StepJudgeSettings(TeacherSettings):
+    """A model behind a chat endpoint that says of each step of an episode whether it was good, in one answer."""
+
+    place: ClassVar[str] = "rollout.step_judge"
+    who: ClassVar[str] = "judge"
+
+    temperature: float | None = Field(default=0.0, ge=0)
+    """0 is greedy; null for models that take none."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest answer, thoughts included: it has a line a step."""
+
+
+class ExperienceSettings(Settings):
+    """Some episodes are told what earlier ones have shown, and trained as if they had not been told (AgentEvolver,
+    arXiv 2511.10395)."""
+
+    path: str = Field(min_length=1)
+    """A file that `redraft experience` wrote, on every node that plays."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Share of a group's episodes that are told, rounded, chosen at random. Evaluations never are."""
+    top: PositiveInt = 3
+    """Most experiences that one episode is told."""
+    template: str = "Some experience from earlier tasks that may help:\n{experience}\n\n"
+    """What stands before the question; the experiences take the place of {experience}."""
+
+    @field_validator("template")
+    @classmethod
+    def _holds_it(cls, template: str) -> str:
+        if template.count(EXPERIENCE) != 1:
+            raise ValueError(f"template must hold {EXPERIENCE} once")
+        return template
