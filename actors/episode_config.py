@@ -3,6 +3,7 @@ of earlier ones. Light to import."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field, PositiveInt, field_validator
@@ -25,6 +26,16 @@ class StepJudgeSettings(TeacherSettings):
     """Longest answer, thoughts included: it has a line a step."""
 
 
+class ExperienceWriterSettings(TeacherSettings):
+    """A model behind a chat endpoint that says what is to be learnt from episodes."""
+
+    place: ClassVar[str] = "rollout.experience.writer"
+    who: ClassVar[str] = "writer"
+
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest answer, thoughts included."""
+
+
 class ExperienceSettings(Settings):
     """Some episodes are told what earlier ones have shown, and trained as if they had not been told (AgentEvolver,
     arXiv 2511.10395)."""
@@ -35,8 +46,15 @@ class ExperienceSettings(Settings):
     """Share of a group's episodes that are told, rounded, chosen at random. Evaluations never are."""
     top: PositiveInt = 3
     """Most experiences that one episode is told."""
+    writer: ExperienceWriterSettings | None = None
+    """Who makes experience of episodes for `redraft experience` (None: the environment itself, by `lesson`)."""
     template: str = "Some experience from earlier tasks that may help:\n{experience}\n\n"
     """What stands before the question; the experiences take the place of {experience}."""
+
+    @field_validator("path")
+    @classmethod
+    def _anywhere(cls, path: str) -> str:
+        return str(Path(path).expanduser().absolute())  # processes of a run do not share a working directory
 
     @field_validator("template")
     @classmethod

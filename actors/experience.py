@@ -8,23 +8,24 @@ What is found shares words with the question, by BM25 over `when_to_use` and `ta
 from __future__ import annotations
 
 import json
-import re
+import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from actors.distinct import Distinct, words
 from actors.door import EpisodeFailure, text
 from actors.episode_config import EXPERIENCE, ExperienceSettings
 from protocols.errors import SettingError
 
 SETTING = "rollout.experience.path"
 FIELDS = ("when_to_use", "content", "task")
-WORD = re.compile(r"[^\W_]+")
 LONGEST = 2000  # characters of one experience
 
 
-def valid(found: object) -> str:
+def wrong(found: object) -> str:
     """What is wrong with an experience, in words that follow its name; "" where nothing is."""
     if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in FIELDS):
         return f"is no map with texts {', '.join(FIELDS)}"
@@ -49,15 +50,11 @@ def read(path: str | Path) -> list[dict]:
     except (OSError, ValueError) as error:
         raise SettingError(SETTING, f"{path} cannot be read: {error}", cure) from None
     for number, one in enumerate(found, 1):
-        if problem := valid(one):
+        if problem := wrong(one):
             raise SettingError(SETTING, f"line {number} of {path} {problem}", cure)
     if not any(words(_about(one)) for one in found):
         raise SettingError(SETTING, f"{path} holds no experience", cure)
     return found
-
-
-def words(said: str) -> list[str]:
-    return WORD.findall(said.lower())
 
 
 class Pool:
@@ -103,10 +100,17 @@ def _line(one: dict) -> str:
 
 
 def merged(known: Sequence[dict], new: Sequence[dict]) -> list[dict]:
-    """Both, without those that are not valid, and those whose words an earlier one has."""
-    kept: dict[tuple[frozenset[str], frozenset[str]], dict] = {}
+    """Both, without those that are not valid, and those that say for the same task what an earlier one says."""
+    seen, kept = defaultdict(Distinct), []
     for one in [*known, *new]:
-        if not valid(one):
-            key = frozenset(words(_about(one))), frozenset(words(one["content"]))
-            kept.setdefault(key, {name: one[name] for name in FIELDS})
-    return list(kept.values())
+        if not wrong(one) and seen[one["task"]].take(f"{one['when_to_use']} {one['content']}"):
+            kept.append({name: one[name] for name in FIELDS})
+    return kept
+
+
+def write(path: Path, found: Sequence[dict]) -> None:
+    """Writes the file whole, or leaves it as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text("".join(json.dumps(one) + "\n" for one in found), encoding="ascii")
+    aside.replace(path)

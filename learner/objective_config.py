@@ -59,6 +59,9 @@ class GrpoSettings(ObjectiveSettings):
     clip_high: PositiveFloat | None = None
     """The ratio is clipped above at 1 + clip_high. null: 0.2, with `ratio: sequence` 0.0004 (GSPO), with `loss: cispo`
     4, so that a token weighs 5 at most (ScaleRL, arXiv 2510.13786). DAPO: 0.28."""
+    clip_high_navigated: PositiveFloat | None = None
+    """`clip_high` of tokens that were sampled with experience in the question (`rollout.experience`). null: the same.
+    AgentEvolver (arXiv 2511.10395): 0.6 beside a clip_high of 0.28."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Largest ratio at which what was worse than its baseline is still made less likely (dual clip, arXiv 1912.09729).
     null: any, as in the papers of PPO and GRPO; verl's default is 3."""
@@ -111,7 +114,7 @@ class GrpoSettings(ObjectiveSettings):
     def check_updates(self, updates: int) -> None:
         if updates > 1 or self.correction == "none":
             return
-        for key in ("clip_low", "clip_high", "dual_clip", "ratio", "loss"):
+        for key in ("clip_low", "clip_high", "clip_high_navigated", "dual_clip", "ratio", "loss"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(
                     f"objective.{key}: does nothing with objective.correction: {self.correction} and one optimizer "
@@ -126,6 +129,7 @@ class GrpoSettings(ObjectiveSettings):
             "max_weight": ("correction: decoupled", self.correction == "decoupled"),
             "kl_estimator": ("kl_reward above 0", self.kl_reward > 0),
             "dual_clip": ("loss: clip", self.loss == "clip"),
+            "clip_high_navigated": ("ratio: token", self.ratio == "token"),
         }
         for key, (owner, acts) in owners.items():
             if not acts and getattr(self, key) != type(self).model_fields[key].default:

@@ -31,6 +31,7 @@ class TokenSequence:
     sampled: np.ndarray  # bool[T]
     turns: np.ndarray  # int32[T]
     anchored: np.ndarray  # bool[T]
+    navigated: np.ndarray  # bool[T], whether they were sampled with experience in the question
 
 
 class Shares(NamedTuple):

@@ -51,9 +51,10 @@ class Turn:
     """One response and what led to it: prompt int32[P], response int32[R], logprobs float32[R].
 
     `versions` are (start, version) stretches of the response, `start` rising from 0: an update may land inside it.
-    `logprobs` are under the policy that sampled, NaN where authored. `timing` is seconds queued, generating, in the
-    environment. `after` is the turn that this one answers in time; `index` its number in the episode, where a
-    reflection counts with the attempt that it leads to.
+    `logprobs` are under the policy that sampled, NaN where authored; where `extra` says `navigated`, the model was told
+    experience that is left out here, and they are those that the policy of `versions` gives these ids. `timing` is
+    seconds queued, generating, in the environment. `after` is the turn that this one answers in time; `index` its
+    number in the episode, where a reflection counts with the attempt that it leads to.
     """
 
     group: bytes

@@ -263,6 +263,11 @@ class Recipe(Settings):
                 "leave it out, or set that"
             )
         if experience is None:
+            if getattr(self.learner.objective, "clip_high_navigated", None) is not None:
+                raise ValueError(
+                    "learner.objective.clip_high_navigated: no episode is told experience; leave it out, or set "
+                    "rollout.experience"
+                )
             return
         if not self.steps:
             raise ValueError("rollout.experience: evaluations play without it, so a run of 0 steps never reads it")

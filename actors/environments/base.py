@@ -190,6 +190,24 @@ class Hints(Protocol):
         leads there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One episode as it was: what was done at each step, and what was said to it ("" after the last one)."""
+
+    steps: tuple[tuple[str, str], ...]
+    worth: float
+    success: bool
+
+
+@runtime_checkable
+class Teaches(Protocol):
+    """An environment that can say what episodes have shown, so that `redraft experience` needs no model for it."""
+
+    def lesson(self, task: dict, played: Sequence[Played]) -> list[dict]:
+        """What these episodes of one task have shown: maps of texts `when_to_use` (may be empty) and `content`."""
+        ...
+
+
 class Refers(Protocol):
     """An environment that knows a right answer to its tasks, so that `redraft doctor` can have it scored."""
 

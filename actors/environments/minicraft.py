@@ -7,7 +7,7 @@
 
 The answer is "." for done and "!" for could not: no base item, missing ingredients, malformed. Each message is one
 step, thoughts too, and there are 8: enough to see the bad recipe fail and still craft the other one, mostly. Train and
-test have no set of base items in common.
+test have no set of base items in common. Option `read`: how often demonstrations begin with experience.
 Each step is flagged (`good` in its info): whether it takes an ingredient of the good recipe that is still missing, or
 crafts that recipe.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from actors.config import DataSettings
-from actors.environments.base import TextEnvironment
+from actors.environments.base import Played, TextEnvironment
 from actors.environments.files import held_out
 
 ITEMS = "abcdefghij"
@@ -63,6 +63,10 @@ class Minicraft(TextEnvironment):
     blocking = False
     feedbacks = ("binary",)
     flags_steps = True
+
+    def __init__(self, feedback: str = "binary", read: float = 0.0):
+        super().__init__(feedback)
+        self._read = read
 
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> tuple[dict, ...]:
@@ -111,21 +115,40 @@ class Minicraft(TextEnvironment):
             raise ValueError("these actions craft nothing")
         return f"@{crafts[-1][1]}"
 
+    def lesson(self, task: dict, played: Sequence[Played]) -> list[dict]:
+        """The thought that names the recipe to follow: one that was crafted, else the other one of a recipe whose
+        ingredient was refused; nothing where no episode shows it."""
+        crafted = [action for one in played if one.success for action, _ in one.steps[-1:]]
+        refused = {action[1:] for one in played for action, said in one.steps if said.startswith(REFUSED[0])}
+        failed = [n for n, recipe in enumerate(task["recipes"]) if refused & set(recipe)]
+        if crafted:
+            good = crafted[0][1:2]
+        elif len(failed) == 1:
+            good = str(2 - failed[0])
+        else:
+            return []
+        return [{"when_to_use": "", "content": f"@{good}"}]
+
     def demonstrations(self, rng: np.random.Generator, count: int, turns: int) -> list[list[tuple[str, bool]]]:
         """`count` dialogues about training tasks, as (text, the model's own) pieces; `turns` is not used.
 
         They pick a recipe blindly, so half of them the bad one, and never revise: with probability THOUGHT_FIRST the
         thought, then its ingredients in order, then the craft, whatever is answered; a refused craft is tried again
-        until the steps are over.
+        until the steps are over. With probability `read` the thought stands before the question, as experience does, so
+        that a model learns to go by it.
         """
-        return [self._dialogue(_generate(rng, "train"), *rng.random(2)) for _ in range(count)]
+        return [self._dialogue(_generate(rng, "train"), *rng.random(2), reads=self._reads(rng)) for _ in range(count)]
 
-    def _dialogue(self, task: dict, which: float, thinks: float) -> list[tuple[str, bool]]:
+    def _reads(self, rng: np.random.Generator) -> bool:
+        return bool(self._read) and rng.random() < self._read
+
+    def _dialogue(self, task: dict, which: float, thinks: float, *, reads: bool) -> list[tuple[str, bool]]:
         recipe = int(which < 0.5)
         thought = [f"@{recipe + 1}"] if thinks < THOUGHT_FIRST else []
         actions = [*thought, *(f"+{item}" for item in task["recipes"][recipe])]
         player = Minicraft()
-        said, _ = player.reset(seed=0, options={"task": task})
+        said = player.reset(seed=0, options={"task": task})[0]
+        said = f"@{recipe + 1};{said}" if reads else said
         pieces, ended = [], False
         while not ended:
             action = actions.pop(0) if actions else f"*{recipe + 1}"

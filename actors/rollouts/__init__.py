@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Stage(Generic[Played]):
     engine: Sampler
     renderer: Renderer
     environments: EnvironmentPool
-    group: GroupWriter | HeldEpisode
+    group: GroupWriter
     task: dict
     seed: int
     settings: Played
@@ -123,7 +123,8 @@ class Stage(Generic[Played]):
         """Plays one episode and writes it when it has ended: judged, and with experience that it is written without."""
         question = asked(environment.observation)
         held = HeldEpisode(self.group)
-        stage = replace(self, group=held, experience="" if pool is None else pool.told(question))
+        writer = cast(GroupWriter, held)  # of which a rollout with these options uses no more
+        stage = replace(self, group=writer, experience="" if pool is None else pool.told(question))
         broken: EpisodeFailure | None = None
         try:
             await play(stage, environment, number)

@@ -62,9 +62,10 @@ def _sequence(
                 np.concatenate([blank, sampled]),
                 np.concatenate([blank - 1, np.full(response, fresh.get(turn.turn, -1))]),
                 np.concatenate([blank, (sampled | brought_along(turn)) & anchors]),
+                np.full(prompt + response, bool(turn.extra.get("navigated"))),
             )
         )
-    types = (np.int32, np.float32, np.float32, np.float32, np.bool_, np.int32, np.bool_)
+    types = (np.int32, np.float32, np.float32, np.float32, np.bool_, np.int32, np.bool_, np.bool_)
     arrays = [np.concatenate(parts).astype(kind) for parts, kind in zip(zip(*columns, strict=True), types, strict=True)]
     sequence = TokenSequence(*arrays)
     sequence.role_weights[:1] = sequence.anchored[:1] = 0

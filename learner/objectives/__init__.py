@@ -120,6 +120,7 @@ def loss_of(
             sequences=micro["sequences"][trained_N],
             reference=None if reference_N is None else reference_N[trained_N],
             prox=prox_N[trained_N] if objective.proximal else None,
+            navigated=micro["navigated"][trained_N],
         )
         each_N, cut_N[trained_N] = objective.loss(tokens)
         loss = coefficients_N[trained_N] @ each_N

@@ -32,6 +32,7 @@ class Tokens:
     sequences: Tensor  # int64[N], the number of the token's sequence in the micro-batch
     reference: Tensor | None = None  # float32[N] under the start model, where the objective asks for it
     prox: Tensor | None = None  # float32[N] under prox, where the objective asks for it
+    navigated: Tensor | None = None  # bool[N], sampled with experience in the question
 
 
 class Objective(ABC, Generic[S]):

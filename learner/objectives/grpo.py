@@ -83,6 +83,9 @@ class Grpo(Objective[GrpoSettings]):
         whole = settings.ratio == "sequence"
         ratio_N = _of_sequences(tokens, older_N) if whole else ratio(tokens.logprobs - older_N)
         clipped_N = ratio_N.clamp(None if low is None else 1 - low, 1 + high)
+        if settings.clip_high_navigated is not None and tokens.navigated is not None:
+            raised_N = ratio_N.clamp(None if low is None else 1 - low, 1 + settings.clip_high_navigated)
+            clipped_N = torch.where(tokens.navigated, raised_N, clipped_N)
         if settings.loss == "cispo":
             weight_N = (clipped_N * advantages_N).detach()
             return -weight_N * tokens.logprobs, uncut(tokens)

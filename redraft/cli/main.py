@@ -330,6 +330,22 @@ def failures(
 
 
 @app.command()
+def experience(
+    recipe: RecipeFile,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The pool, as JSON lines; what it holds is kept.")],
+    overrides: Overrides = None,
+    plays: Annotated[int, typer.Option(min=1, help="Episodes a task.")] = 8,
+) -> None:
+    """Collect what the recipe's model shows on its training tasks, for `rollout.experience`."""
+    from redraft import recipe as recipes
+    from redraft.launch import offline
+
+    loaded = recipes.load(recipe, overrides or ())
+    new, count = offline.gather_experience(loaded, file, plays, cache.folder("models"), console)
+    console.print(f"{file}: {count} experiences, {new} of them new")
+
+
+@app.command()
 def export(
     run: RunName,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="It must not exist yet, or be empty.")],

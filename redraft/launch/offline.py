@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
+from actors import experience
 from protocols import own_code
+from protocols.errors import SettingError
 from redraft import logs
 from redraft import recipe as recipes
 from redraft import run as runs
@@ -28,9 +30,11 @@ from redraft.watch.live import LiveView, show_findings
 if TYPE_CHECKING:
     from protocols.evaluation import EvaluationSummary
     from protocols.reports import Finding
+    from protocols.turns import Turn
     from redraft.control.evaluator import Exam, Occasion
     from redraft.control.fleet import Fleet
     from redraft.control.status import Status
+    from redraft.evaluation.measures import Pass
 
 MATTERS = (
     "actors",
@@ -108,11 +112,70 @@ def collect_failures(recipe: Recipe, file: Path, attempts: int, cache: Path, con
 
 
 def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, cache: Path, console: Console) -> int:
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"failures": None})})
+    with _playing(recipe, owner, failures.passes(recipe), cache, console) as (tasks, model, play):
+        found = failures.collect(tasks, attempts, play)
+    failures.write(found, model, file)
+    return len(found)
+
+
+def gather_experience(recipe: Recipe, file: Path, plays: int, cache: Path, console: Console) -> tuple[int, int]:
+    """Adds to a pool what the recipe's model shows on its training tasks, each played so many times; returns how many
+    experiences are new, and how many there are."""
+    settings = getattr(recipe.rollout, "experience", None)
+    if settings is None:
+        problem = f"the recipe's rollout {recipe.rollout.name} has none"
+        raise SettingError("rollout.experience", problem, "Set rollout.experience.path: what reads the pool says how")
+    logs.to_terminal(recipe.name)
+    alone = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"experience": None})})
+    known = experience.read(file) if file.exists() else []
+    with runs.owned(alone, f"{alone.name}-experience", resume=False, again=True, command="experience") as owner:
+        new = _experience(alone, settings.writer, owner, plays, cache, console)
+    pool = experience.merged(known, new)
+    experience.write(file, pool)
+    return len(pool) - len(known), len(pool)
+
+
+def _experience(recipe: Recipe, writer, owner: Owner, plays: int, cache: Path, console: Console) -> list[dict]:
+    from actors import environments
+    from actors.environments.base import Teaches
+    from actors.messages import asked
+    from redraft.evaluation import experience as lessons
+    from redraft.evaluation.played import Reader
+
+    if recipe.environments:
+        raise SettingError("environments", "experience is of one environment", "Name one, as environment")
+    if writer is not None:
+        writer.key()
+    made = environments.make(recipe.environment)
+    if writer is None and not isinstance(made, Teaches):
+        problem = f"{recipe.environment.name} has no `lesson`, and nobody else is named"
+        raise SettingError("rollout.experience.writer", problem, "Name an endpoint: {url: ..., model: ...}")
+    with _playing(recipe, owner, lessons.passes(recipe, plays), cache, console) as (tasks, model, play):
+        reader = Reader(model)
+        played = [reader.episodes(turns) for turns in play(tasks)]
+    told = [asked(made.reset(seed=0, options={"task": task})[0]) for task in tasks]
+    if writer is None:
+        teaching = cast(Teaches, made)
+        found = [teaching.lesson(task, own) for task, own in zip(tasks, played, strict=True)]
+    else:
+        asking = lessons.Writer(writer)
+        found = asking.lessons(list(zip(told, played, strict=True)))
+        console.print(f"{asking.failed} requests brought no lesson")
+    made.close()
+    return [one | {"task": question} for question, own in zip(told, found, strict=True) for one in own]
+
+
+@contextlib.contextmanager
+def _playing(
+    recipe: Recipe, owner: Owner, passes: Sequence[Pass], cache: Path, console: Console
+) -> Iterator[tuple[Sequence[dict], Path, Callable[[Sequence[dict]], list[list[Turn]]]]]:
+    """The recipe's training tasks, the folder of its model, and `play(tasks)`, which returns the turns of each in the
+    one pass that there is."""
     from actors import mixture
     from actors.tally import Tally
     from redraft.control.evaluator import Exam, findings_of
 
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"failures": None})})
     own_code.install(own_code.read(recipe.model_dump(mode="json")))
     recipe = preflight.with_facts(recipe)
     preflight.check_environment(recipe)
@@ -123,18 +186,16 @@ def _collect_failures(recipe: Recipe, owner: Owner, file: Path, attempts: int, c
     with ray_for(recipe), _fleet(recipe, run, model, 0, LiveView(console, run.name)) as (fleet, status, serve):
         tally = Tally()
 
-        def play(left: Sequence[dict]):
-            exam = Exam(left, failures.passes(recipe), fleet, status)
+        def play(left: Sequence[dict]) -> list[list[Turn]]:
+            exam = Exam(left, passes, fleet, status)
             serve(exam)
             if len(left) == len(tasks):
                 exam.check()
             tally.add(exam.tally())
-            return exam.played()[failures.LABEL]
+            return exam.played()[passes[0].label]
 
-        found = failures.collect(tasks, attempts, play)
-    failures.write(found, model, file)
+        yield tasks, model, play
     show_findings(findings_of(tally, recipe), console)
-    return len(found)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,14 +14,27 @@ from support.published import Published
 from actors import engines, weights
 from actors.config import EngineSettings, EnvironmentSettings, SamplingSettings
 from actors.engines.vllm_async import AsyncEngine
+from actors.held import HeldEpisode
 from protocols import cuda_ipc, metrics
 from protocols.errors import WeightsError
-from protocols.turns import Stop
+from protocols.turns import Role, Stop
 from protocols.weights import Probe
 from redraft.config import MakeSettings, ModelSettings
 from redraft.models.make import prepare
 
 pytestmark = pytest.mark.vllm
+
+
+class Kept:
+    """A writer that keeps what it is given."""
+
+    def __init__(self):
+        self.turns = []
+
+    def turn(self, role, parent, prompt, completion, **facts) -> int:
+        self.turns.append(SimpleNamespace(parent=parent, prompt=prompt, completion=completion))
+        return len(self.turns) - 1
+
 
 CLOSE = 1e-4
 TOKENS = np.random.default_rng(0).integers(0, 40, 48).astype(np.int32)
@@ -85,6 +99,33 @@ def test_sampled_log_probs_are_those_of_transformers_also_for_a_prompt_that_an_o
         whole = transformers_logprobs(folder, np.concatenate((prompt, made.ids)))
         assert np.abs(made.logprobs - whole[len(prompt) - 1 :]).max() < CLOSE
         assert made.versions == ((0, version),)
+
+
+def test_log_probs_of_an_episode_that_was_told_experience_are_those_under_the_question_alone(running, models):
+    engine, run = running
+    run(engine.load(models[1] / "model.safetensors", 50))
+    told, question, heard = TOKENS[:20], TOKENS[20:40], TOKENS[40:]
+    held = HeldEpisode(writer := Kept())
+
+    async def episode():
+        prompt, parent = np.concatenate((told, question)), -1
+        for index, new in enumerate((question, heard)):
+            made = await engine.generate(prompt, SamplingSettings(max_tokens=8))
+            facts = {"episode": 0, "index": index, "reward": 0.0, "extra": {}}
+            parent = held.turn(Role.ACTION, parent, new, made, **facts)
+            prompt = np.concatenate((prompt, made.ids, heard))
+        assert await held.rescore(weights.Proved(engine).scored)
+
+    run(episode())
+    held.write()
+    first, second = (turn.completion for turn in writer.turns)
+    ids = np.concatenate((question, first.ids, heard, second.ids))
+    whole = transformers_logprobs(models[1], ids)
+    end = len(question) + len(first.ids)
+    found = np.concatenate((first.logprobs, second.logprobs))
+    wanted = np.concatenate((whole[len(question) - 1 : end - 1], whole[end + len(heard) - 1 :]))
+    assert np.abs(found - wanted).max() < 1e-5
+    assert first.versions == second.versions == ((0, 50),)
 
 
 def test_log_probs_are_those_of_the_temperature_that_sampled(running, models):

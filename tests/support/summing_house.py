@@ -27,7 +27,8 @@ def micros(count: int, rank: int, world: int) -> list[MicroBatch]:
         tokens = random.integers(0, VOCABULARY, (1, WIDTH))
         places = np.arange(WIDTH - 1)
         whole = np.ones(WIDTH - 1, np.float32)
-        columns = (whole / np.float32(count * (WIDTH - 1)), whole * 0, whole, whole * 0, whole > 0, places * 0, places)
+        share, none = whole / np.float32(count * (WIDTH - 1)), whole * 0
+        columns = (share, none, whole, none, whole > 0, whole < 0, places * 0, places)
         made.append(MicroBatch(tokens, np.arange(WIDTH)[None], places, tokens[0, 1:], *columns))
     return made
 

@@ -81,6 +81,7 @@ def call(objective, current, sampler, advantages, coefficients_, sampled=None, r
         "advantages": torch.tensor(advantages),
         "sampler": sampler,
         "sampled": zeros == 0 if sampled is None else torch.tensor(sampled),
+        "navigated": zeros < 0,
         "sequences": zeros.long(),
     }
     loss, stats = loss_of(make(objective), current, torch.full_like(current, 0.7), micro, reference)
@@ -172,7 +173,7 @@ def sequence(advantages: list[float]) -> TokenSequence:
     weights = np.ones(size, np.float32)
     blank = np.zeros(size, np.int32)
     return TokenSequence(
-        blank, np.array(advantages, np.float32), weights, weights, weights > 0, blank, np.zeros(size, bool)
+        blank, np.array(advantages, np.float32), weights, weights, weights > 0, blank, *np.zeros((2, size), bool)
     )
 
 

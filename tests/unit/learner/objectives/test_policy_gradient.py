@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.config import UpdateSettings
+from learner.config import LearnerSettings, UpdateSettings
 from learner.objective_config import GrpoSettings
 from learner.objectives import STATS, loss_of, make, per_batch, report
 from learner.objectives.base import Tokens
@@ -151,6 +151,28 @@ def test_loss_gradient_and_what_is_cut_are_those_of_the_formula(options, formula
     assert cut.any() == (options.get("loss") != "cispo") and not cut.all()
 
 
+def test_the_upper_clip_of_what_was_told_experience_is_its_own():
+    given = torch.tensor([1.5, 1.5, 1.7, 1.5, 0.5]).double().log().requires_grad_()
+    same = torch.zeros(5).double()
+    worth = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0]).double()
+    told = torch.tensor([False, True, True, True, True])
+    tokens = Tokens(given, same, same == 0, worth, torch.arange(5), navigated=told)
+    settings = GrpoSettings(correction="none", clip_high=0.28, clip_high_navigated=0.6)
+    loss, cut = make(settings).loss(tokens)
+    loss.sum().backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor([-1.28, -1.5, -1.6, 1.5, 0.8]).double())
+    assert given.grad is not None and cut.tolist() == [True, False, True, False, True] == (given.grad == 0).tolist()
+
+
+def test_an_upper_clip_of_its_own_is_refused_where_no_clip_can_act():
+    for settings in ({}, {"correction": "tis"}):
+        with pytest.raises(ValueError, match="clip_high_navigated"):
+            LearnerSettings(objective=GrpoSettings(clip_high_navigated=0.6, **settings))
+    LearnerSettings(objective=GrpoSettings(clip_high_navigated=0.6), updates=UpdateSettings(minibatches=2))
+    with pytest.raises(ValueError, match="ratio: token"):
+        GrpoSettings(correction="none", ratio="sequence", clip_high_navigated=0.6)
+
+
 def test_the_dual_clip_bounds_what_a_bad_token_costs_and_nothing_else():
     given = torch.tensor([2.0, 4.0, 4.0, 0.5]).double().log().requires_grad_()
     same = torch.zeros(4).double()
@@ -173,6 +195,7 @@ def test_the_entropy_bonus_weighs_each_token_as_the_loss_does():
         "advantages": share - 0.2,
         "sampler": chosen.detach(),
         "sampled": share >= 0,
+        "navigated": share < 0,
         "sequences": torch.arange(5),
     }
     loss, _ = loss_of(make(GrpoSettings(correction="none", entropy=0.7)), chosen, entropy, micro)
