@@ -16,41 +16,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from actors.config import DataSettings
 from actors.environments.base import Played, TextEnvironment
-from actors.environments.files import held_out
+from actors.environments.minicraft_tasks import SIZES, generate, made
 
-ITEMS = "abcdefghij"
-BASE, INGREDIENTS, STEPS = 5, 3, 8
-SIZES = {"train": 4000, "test": 500}  # tasks made when data.<split>_size says nothing
+STEPS = 8
 THOUGHT_FIRST = 0.4  # demonstrations: how often they begin with the thought
 DONE, REFUSED = ".\n", "!\n"
-
-
-def _generate(rng: np.random.Generator, split: str) -> dict:
-    """A task without its id: sorted base items, and two recipes of which one, `good` (0 or 1), can be crafted."""
-    while True:
-        order = "".join(ITEMS[n] for n in rng.permutation(len(ITEMS)))
-        base = "".join(sorted(order[:BASE]))
-        if held_out(base) == (split == "test"):
-            break
-    good, bad = ([base[n] for n in rng.permutation(BASE)[:INGREDIENTS]] for _ in range(2))
-    bad[rng.integers(INGREDIENTS)] = order[-1]  # not among the base items
-    right = int(rng.integers(2))
-    recipes = ["".join(bad)] * 2
-    recipes[right] = "".join(good)
-    return {"base": base, "recipes": recipes, "good": right}
-
-
-@cache
-def _made(split: str, size: int) -> tuple[dict, ...]:
-    rng = np.random.Generator(np.random.Philox(("train", "test").index(split)))
-    return tuple({"id": f"minicraft/{split}/{n}", **_generate(rng, split)} for n in range(size))
 
 
 class Minicraft(TextEnvironment):
@@ -70,7 +46,7 @@ class Minicraft(TextEnvironment):
 
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> tuple[dict, ...]:
-        return _made(split, (data.train_size if split == "train" else data.test_size) or SIZES[split])
+        return made(split, (data.train_size if split == "train" else data.test_size) or SIZES[split])
 
     def start(self, task: dict) -> str:
         self._taken, self._steps = "", 0
@@ -137,7 +113,7 @@ class Minicraft(TextEnvironment):
         until the steps are over. With probability `read` the thought stands before the question, as experience does, so
         that a model learns to go by it.
         """
-        return [self._dialogue(_generate(rng, "train"), *rng.random(2), reads=self._reads(rng)) for _ in range(count)]
+        return [self._dialogue(generate(rng, "train"), *rng.random(2), reads=self._reads(rng)) for _ in range(count)]
 
     def _reads(self, rng: np.random.Generator) -> bool:
         return bool(self._read) and rng.random() < self._read
