@@ -15,6 +15,17 @@ ALONE = 0.85
 Feedback = Literal["residual", "binary", "blank"]
 
 
+class SyntheticSettings(Settings):
+    """Training tasks that `redraft question` made."""
+
+    path: str = Field(min_length=1)
+    """The file that it wrote."""
+    ratio: float = Field(default=1.0, gt=0)
+    """So many of them for each original task: the first ones of the file, at most all."""
+    original: bool = True
+    """Play the original training tasks, too."""
+
+
 class DataSettings(Settings):
     """Which tasks are played, of those that the environment has."""
 
@@ -30,6 +41,14 @@ class DataSettings(Settings):
     """Use only so many test tasks (None = all)."""
     failures: str | None = None
     """A file that `redraft failures` wrote: its tasks, with their failed answers, are the training tasks."""
+    synthetic: SyntheticSettings | None = None
+    """Training tasks that the environment has shown to be possible, beside its own or in their place."""
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if self.failures is not None and self.synthetic is not None:
+            raise ValueError("synthetic has no effect beside failures, which is all that is played; leave one out")
+        return self
 
 
 class EnvironmentSettings(Settings):

@@ -103,7 +103,7 @@ def merged(known: Sequence[dict], new: Sequence[dict]) -> list[dict]:
     """Both, without those that are not valid, and those that say for the same task what an earlier one says."""
     seen, kept = defaultdict(Distinct), []
     for one in [*known, *new]:
-        if not wrong(one) and seen[one["task"]].take(f"{one['when_to_use']} {one['content']}"):
+        if not wrong(one) and seen[one["task"]].take(words(f"{one['when_to_use']} {one['content']}")):
             kept.append({name: one[name] for name in FIELDS})
     return kept
 

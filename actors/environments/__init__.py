@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors import door
+from actors import door, synthetic
 from actors.config import DataSettings, EnvironmentSettings
 from actors.environments.base import TextEnvironment
 from protocols import named
@@ -81,6 +81,8 @@ def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequ
         settings.name, split, _own(kind, settings, data, split) if failures is None else _failures(failures)
     )
     size = data.train_size if split == "train" else data.test_size
+    if split == "train" and data.synthetic is not None:
+        found, size = door.tasks(settings.name, split, synthetic.mixed(found[:size], data.synthetic)), None
     if not len(found):
         where = repr(data.path) if data.path else "without a path"
         raise SettingError("data.path", f"{settings.name} has no {split} tasks ({where})", "Name data that holds some")

@@ -208,6 +208,20 @@ class Teaches(Protocol):
         ...
 
 
+@runtime_checkable
+class Questions(Protocol):
+    """An environment that can find tasks of its own, for `redraft question`."""
+
+    def explore(self, rng: Any) -> Sequence[tuple[str, str]]:
+        """What somebody curious does in it, and what is said to that; `rng` is the only source of chance."""
+        ...
+
+    def propose(self, trajectory: Sequence[tuple[str, str]]) -> list[dict]:
+        """Tasks that what was explored suggests: as `tasks` gives them but without an id, with `query` (the question),
+        `reference` (actions that should solve it) and, if it knows, `confidence` from 0 to 1."""
+        ...
+
+
 class Refers(Protocol):
     """An environment that knows a right answer to its tasks, so that `redraft doctor` can have it scored."""
 

@@ -15,6 +15,7 @@ level is how many minus signs solve it, 0 to 3.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, permutations, product
 
@@ -115,6 +116,21 @@ class Signs(OneAnswer):
     def _feedback(self, residual: int | None) -> str:
         shown = residual is not None and (self.feedback == "residual" or (self.feedback == "binary" and residual == 0))
         return f"?{residual}\n" if shown else "?x\n"
+
+    def explore(self, rng: np.random.Generator) -> list[tuple[str, str]]:
+        """Random signs between training digits, and what that is worth."""
+        orders = _orders("train")
+        attempt = attempt_of(orders[rng.integers(len(orders))], SIGNS[rng.integers(len(SIGNS))])
+        return [(attempt, str(value(attempt)))]
+
+    def propose(self, trajectory: Sequence[tuple[str, str]]) -> list[dict]:
+        """What was hit becomes the target, in hindsight."""
+        found = []
+        for attempt, worth in trajectory:
+            digits, target = attempt[::2], int(worth)
+            task = {"digits": digits, "target": target, "level": attempt.count("-")}
+            found.append({**task, "query": f"{digits}>{target}", "reference": [attempt]})
+        return found
 
     def demonstrations(self, rng: np.random.Generator, count: int, turns: int) -> list[list[tuple[str, bool]]]:
         """`count` dialogues about training digits, as (text, the model's own) pieces without end tokens.

@@ -346,6 +346,25 @@ def experience(
 
 
 @app.command()
+def question(
+    recipe: RecipeFile,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The tasks, as JSON lines; one that is there goes on.")],
+    overrides: Overrides = None,
+    explorations: Annotated[int, typer.Option(min=1, help="How often to explore, in all.")] = 1000,
+) -> None:
+    """Have the recipe's environment find tasks of its own, each seen to be possible, for `data.synthetic`."""
+    from protocols import own_code
+    from redraft import recipe as recipes
+    from redraft.evaluation import questions
+
+    loaded = recipes.load(recipe, overrides or ())
+    own_code.install(own_code.read(loaded.model_dump(mode="json")))
+    found = questions.make(loaded, file, explorations, console.print)
+    dropped = f"{found.empty} without a reference, {found.alike} like others, {found.infeasible} not possible"
+    console.print(f"{file}: {found.kept} tasks of {found.proposed} proposed; {dropped}")
+
+
+@app.command()
 def export(
     run: RunName,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="It must not exist yet, or be empty.")],
