@@ -51,13 +51,20 @@ class Method:
     """The method whose trained model is served as its teacher."""
     seeds: int = 3
     """Most seeds."""
+    made: str = ""
+    """What is made before it with the base model, and named in the recipe: experience (also told of other tasks, or in
+    the question for good), or tasks."""
 
 
 QUICK = ("evaluation.n=250", "evaluation.greedy=false")  # of every method with --quick
 SHORT = ("steps=80",)
+EXPLORATIONS = 20_000
 START = ("steps=12", "model.make.pretrain.steps=900", "learner.optimizer.warmup_steps=5", "evaluation.greedy=false")
 # The first answer is planned by a reflection on the draft of all plus signs, as a retry is by one on a failed answer.
 PLAN = ("rollout.plan={}", "environment.options={draft: true}")
+OTHERS = ROOT / "benchmarks" / "evolver.py"
+FLAGGED = f"environment.name={OTHERS}:Flagged"
+TOLD = "rollout.experience=null"
 METHODS = (
     Method("rise-turnwise", "quickstart", quick=SHORT),
     Method("rise-turnwise-binary", "quickstart", ("environment.feedback=binary",), SHORT, seeds=1),
@@ -78,6 +85,22 @@ METHODS = (
     # More steps, since its batches hold fewer sequences: at least as many are trained in all.
     Method("agent-r-good-only", "minicraft-agent-r", ("rollout.pairs=0", "steps=460"), ("steps=115",), seeds=2),
     Method("agent-r-direct-revision", "minicraft-agent-r", ("rollout.cut=end", "rollout.splice=verbatim"), seeds=1),
+    # AdamW scales what larger advantages would add to a step; what is compared has as many attempts.
+    Method("attributing", "minicraft-attributing", quick=("steps=20",)),
+    Method("attributing-without", "minicraft-attributing", ("learner.credit={name: group}",), ("steps=20",)),
+    *(
+        Method(f"attributing-{flags}", "minicraft-attributing", (FLAGGED, f"environment.options={{flags: {flags}}}"))
+        for flags in ("random", "outcome", "inverted", "flipped")
+    ),
+    Method("navigating", "minicraft-navigating", quick=("steps=20",), made="experience"),
+    Method("navigating-without", "minicraft-navigating", (TOLD,), ("steps=20",)),
+    Method("navigating-all", "minicraft-navigating", ("rollout.experience.share=1.0",), made="experience"),
+    Method("navigating-shuffled", "minicraft-navigating", made="shuffled"),
+    Method("navigating-kept", "minicraft-navigating", (TOLD, f"environment.name={OTHERS}:Told"), made="kept"),
+    Method("questioning", "signs-questioning", quick=("steps=20",), made="tasks"),
+    Method("questioning-original", "signs-questioning", ("data.synthetic=null",), ("steps=20",)),
+    Method("questioning-unproved", "signs-questioning", ("data.synthetic=null", f"environment.name={OTHERS}:Guessed")),
+    Method("agentevolver", "minicraft-agentevolver", quick=("steps=20",), made="experience"),
 )
 LONG = (  # not with --quick
     "rise-turnwise-binary",
@@ -85,6 +108,9 @@ LONG = (  # not with --quick
     "reflect-solved",
     "reflect-plan",
     "agent-r-direct-revision",
+    *(f"attributing-{flags}" for flags in ("random", "outcome", "inverted", "flipped")),
+    *(f"navigating-{how}" for how in ("all", "shuffled", "kept")),
+    "questioning-unproved",
 )
 NAMES = tuple(method.name for method in METHODS)
 
@@ -122,6 +148,7 @@ class Bench:
             self._redraft("pretrain", method, changes, self.folder / "pretrain.log")
         else:
             changes.append(f"model.path={self.train(find(method.start), seed)}")
+        changes += self._make(method, seed, changes)
         with self._teacher(method, seed) as more:
             log = self.folder / f"{run.name}.log"
             began, say = time.monotonic(), f"{run.name}: "
@@ -139,6 +166,28 @@ class Bench:
         costs = [(run / "cost.json").read_text() for run in stands_on]
         parts = [_recipe(method).read_text(), list(changes), costs]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
+
+    def _make(self, method: Method, seed: int, changes: Sequence[str]) -> list[str]:
+        """The changes that name what is made before the method, made now."""
+        if not method.made:
+            return []
+        file = self.folder / f"{method.name}-seed{seed}.jsonl"
+        for old in (file, file.with_name(file.name + ".progress")):
+            old.unlink(missing_ok=True)
+        log = self.folder / f"{method.name}-seed{seed}-made.log"
+        if method.made == "tasks":
+            synthetic = "data.synthetic={path: %s, ratio: 1.0, original: false}"
+            self._redraft("question", method, [str(file), *changes, f"--explorations={EXPLORATIONS}"], log)
+            return [synthetic % file]
+        from benchmarks import evolver
+
+        own = [change for change in changes if change != TOLD and str(OTHERS) not in change]
+        self._redraft("experience", method, [str(file), *own], log)
+        if method.made == "shuffled":
+            evolver.shuffled(file, file)
+        if method.made == "kept":
+            return [f"environment.options={{read: 0.5, pool: {file}}}"]
+        return [f"rollout.experience.path={file}"]
 
     @contextlib.contextmanager
     def _teacher(self, method: Method, seed: int) -> Iterator[list[str]]:

@@ -16,60 +16,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
-from itertools import combinations, permutations, product
 
 import numpy as np
 
 from actors.config import DataSettings
 from actors.environments.base import OneAnswer, Verdict
+from actors.environments.signs_tasks import COUNT, SIGNS, attempt_of, orders_of, targets_of, tasks_of, value
 
-COUNT = 4  # digits in a question
-SIGNS = tuple(product("+-", repeat=COUNT - 1))
 OTHER = {"+": "-", "-": "+"}
-TEST_SHARE = 0.2
 FIRST_RIGHT = 0.7  # demonstrations: how often the first attempt is right
 FLIP = 0.4  # demonstrations: how often a retry flips a sign
-
-
-def value(attempt: str) -> int:
-    """What a well-formed attempt is worth: "7+1-2-8" -> -2."""
-    return sum(int(term) for term in re.findall(r"[+-]?\d", attempt))
-
-
-def attempt_of(digits: str, signs: tuple[str, ...]) -> str:
-    return digits[0] + "".join(sign + digit for sign, digit in zip(signs, digits[1:], strict=True))
-
-
-@cache
-def _targets(digits: str) -> dict[int, tuple[tuple[str, ...], ...]]:
-    """Target -> the sign choices that hit it."""
-    found: dict[int, tuple[tuple[str, ...], ...]] = {}
-    for signs in SIGNS:
-        target = value(attempt_of(digits, signs))
-        found[target] = (*found.get(target, ()), signs)
-    return found
-
-
-@cache
-def _orders(split: str) -> tuple[str, ...]:
-    """Every order of every set of digits of a split: about 80 % of the 126 sets are for training."""
-    sets = list(combinations("123456789", COUNT))
-    shuffled = np.random.Generator(np.random.Philox(0)).permutation(len(sets))
-    tests = round(TEST_SHARE * len(sets))
-    chosen = shuffled[:tests] if split == "test" else shuffled[tests:]
-    return tuple("".join(order) for n in sorted(chosen) for order in permutations(sets[n]))
-
-
-@cache
-def _tasks(split: str) -> tuple[dict, ...]:
-    """All tasks of a split, shuffled, so that the first n of them are a fair sample."""
-    found = [
-        {"id": f"signs/{digits}>{target}", "digits": digits, "target": target, "level": right[0].count("-")}
-        for digits in _orders(split)
-        for target, right in _targets(digits).items()
-    ]
-    return tuple(found[n] for n in np.random.Generator(np.random.Philox(1)).permutation(len(found)))
 
 
 class Signs(OneAnswer):
@@ -85,7 +41,7 @@ class Signs(OneAnswer):
 
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> tuple[dict, ...]:
-        return _tasks(split)
+        return tasks_of(split)
 
     def question(self, task: dict) -> str:
         asked = f"{task['digits']}>{task['target']}\n"
@@ -109,7 +65,7 @@ class Signs(OneAnswer):
         signs = tuple(re.findall(r"[+-]", self._last or ""))
         if not signs:
             return None
-        right = _targets(self.task["digits"])[self.task["target"]][0]
+        right = targets_of(self.task["digits"])[self.task["target"]][0]
         named = zip(self.task["digits"][1:], signs, right, strict=True)
         return "".join(digit for digit, mine, other in named if mine != other) + "\n"
 
@@ -119,7 +75,7 @@ class Signs(OneAnswer):
 
     def explore(self, rng: np.random.Generator) -> list[tuple[str, str]]:
         """Random signs between training digits, and what that is worth."""
-        orders = _orders("train")
+        orders = orders_of("train")
         attempt = attempt_of(orders[rng.integers(len(orders))], SIGNS[rng.integers(len(SIGNS))])
         return [(attempt, str(value(attempt)))]
 
@@ -139,14 +95,14 @@ class Signs(OneAnswer):
         right with probability FIRST_RIGHT, else any wrong one; a retry flips each sign with probability FLIP, and its
         reflection names exactly those digits.
         """
-        orders = _orders("train")
+        orders = orders_of("train")
         picks = rng.integers(len(orders), size=count)
         chances = rng.random((count, 3))
         flips = rng.random((count, turns - 1, COUNT - 1)) < FLIP
         return [self._dialogue(orders[n], *row) for n, *row in zip(picks, chances, flips, strict=True)]
 
     def _dialogue(self, digits: str, chances: np.ndarray, flips: np.ndarray) -> list[tuple[str, bool]]:
-        targets = _targets(digits)
+        targets = targets_of(digits)
         target = list(targets)[int(chances[0] * len(targets))]
         right = targets[target]
         start = right if chances[1] < FIRST_RIGHT else [signs for signs in SIGNS if signs not in right]

@@ -127,13 +127,23 @@ def gather_experience(recipe: Recipe, file: Path, plays: int, cache: Path, conso
         problem = f"the recipe's rollout {recipe.rollout.name} has none"
         raise SettingError("rollout.experience", problem, "Set rollout.experience.path: what reads the pool says how")
     logs.to_terminal(recipe.name)
-    alone = recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"experience": None})})
+    alone = _untold(recipe)
     known = experience.read(file) if file.exists() else []
     with runs.owned(alone, f"{alone.name}-experience", resume=False, again=True, command="experience") as owner:
         new = _experience(alone, settings.writer, owner, plays, cache, console)
     pool = experience.merged(known, new)
     experience.write(file, pool)
     return len(pool) - len(known), len(pool)
+
+
+def _untold(recipe: Recipe) -> Recipe:
+    """The same without experience, and without what only acts beside it."""
+    learner = recipe.learner
+    if getattr(learner.objective, "clip_high_navigated", None) is not None:
+        objective = learner.objective.model_copy(update={"clip_high_navigated": None})
+        learner = learner.model_copy(update={"objective": objective})
+    rollout = recipe.rollout.model_copy(update={"experience": None})
+    return recipe.model_copy(update={"rollout": rollout, "learner": learner})
 
 
 def _experience(recipe: Recipe, writer, owner: Owner, plays: int, cache: Path, console: Console) -> list[dict]:

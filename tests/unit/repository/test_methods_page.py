@@ -56,9 +56,9 @@ def test_the_parts_on_the_page_work_as_they_stand(mine):
 
 
 def _signs(task: dict) -> tuple[str, ...]:
-    from actors.environments.signs import _targets
+    from actors.environments.signs_tasks import targets_of
 
-    return _targets(task["digits"])[task["target"]][0]
+    return targets_of(task["digits"])[task["target"]][0]
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))
