@@ -355,7 +355,7 @@ def question(
     """Have the recipe's environment find tasks of its own, each seen to be possible, for `data.synthetic`."""
     from protocols import own_code
     from redraft import recipe as recipes
-    from redraft.evaluation import questions
+    from redraft.launch import questions
 
     loaded = recipes.load(recipe, overrides or ())
     own_code.install(own_code.read(loaded.model_dump(mode="json")))

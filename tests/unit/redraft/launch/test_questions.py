@@ -12,7 +12,7 @@ from actors.distinct import Distinct, words
 from actors.environments.base import OneAnswer, Verdict
 from protocols.errors import SettingError
 from redraft import recipe as recipes
-from redraft.evaluation import questions
+from redraft.launch import questions
 
 
 class Sums(OneAnswer):
