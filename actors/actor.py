@@ -16,7 +16,7 @@ import socket
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -64,8 +64,8 @@ class Parts:
     environments: Pools
     producer: Producer
     teacher: Teacher | None
-    pool: Pool | None
-    judge: StepJudge | None
+    pool: Pool | None = None
+    judge: StepJudge | None = None
 
 
 class Actor:
@@ -392,8 +392,11 @@ class Actor:
 
     def _helpers(self, settings: Rollout) -> rollouts.Helpers:
         """What the rollout's settings ask for; those of evaluations ask for nothing."""
-        judged, made = getattr(settings, "step_judge", None) is not None, self._made
-        return rollouts.Helpers(made.pool, made.engine.scored, made.judge if judged else None)
+        told, judged = (getattr(settings, key, None) is not None for key in ("experience", "step_judge"))
+        made, found = self._made, rollouts.Helpers()
+        if told:
+            found = replace(found, pool=made.pool, rescore=made.engine.scored)
+        return replace(found, judge=made.judge) if judged else found
 
     async def _evaluate(
         self, task: dict, settings: Rollout, sampling: SamplingSettings, lent: EnvironmentPool
