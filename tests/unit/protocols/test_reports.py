@@ -52,6 +52,7 @@ LINE = StepLine(
 KEYS = """step version loss trained_tokens mismatch_mean mismatch_max effective_samples masked_share entropy kl
 anchor_kl gradient_norm lr groups turns sampled_tokens reward reward_by_index success_by_index
 reward_by_role reward_parts groups_by_environment reward_by_environment success_by_environment
+flagged_share good_share navigated_share
 staleness_mean staleness_max staleness_counts cut_share unparsed_share response_tokens
 sequences trained_turns tokens padding_share truncated_sequences errors skipped_updates probe_noise wait_reason seconds
 time_s tokens_per_s
