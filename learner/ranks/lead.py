@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
@@ -175,7 +176,8 @@ class Lead:
 
     def _trace(self, batch: Batch, seconds: dict[str, float], lasted_s: float) -> None:
         """The span of the step that was done last, with where its time went."""
-        progress, parts = self._progress, {f"{phase}_s": spent for phase, spent in seconds.items()}
+        progress = self._progress
+        parts: dict[str, Any] = {f"{phase}_s": spent for phase, spent in seconds.items()}
         span = traces.stepped(self._run_id, version_of(progress.incarnation, progress.step))
         traces.record("step", span, lasted_s, links=map(traces.closed, batch.ids), step=progress.step, **parts)
 
