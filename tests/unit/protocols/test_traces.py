@@ -49,6 +49,22 @@ def test_nothing_of_opentelemetry_is_imported_before_it_is_asked_for():
     assert ran.returncode == 0, ran.stderr
 
 
+def test_a_part_whose_logs_have_traces_sends_them_with_its_name_and_that_of_the_run(collector, tmp_path):
+    code = (
+        "from pathlib import Path; from protocols import traces; from redraft import logs;"
+        "from redraft.config import LogSettings;"
+        f"logs.of_part(Path({str(tmp_path)!r}), 'exp-1', 'replay-0', LogSettings(traces=True));"
+        "traces.record('close', traces.closed(bytes(range(16))), 1.0); traces.flush()"
+    )
+    (tmp_path / "logs").mkdir()
+    there = {**ENVIRONMENT, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=there, capture_output=True, text=True, timeout=deadline_s(60)
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert [part for part, _ in collector.trace(GROUP)["close"]] == ["replay-0"]
+
+
 def test_a_play_lies_within_its_lease_and_a_step_is_linked_to_the_groups_that_it_used(collector):
     traces.begin("exp-1", "actor-0")
     of = GROUP, 3
