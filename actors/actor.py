@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from actors import engines, rendering, rollouts
+from actors import engines, rendering, rollouts, spans
 from actors.clock import StateClock, state_of
 from actors.config import Feedback, SamplingSettings
 from actors.contract import Orders, Report, Spec
@@ -37,7 +37,7 @@ from actors.step_judge import StepJudge
 from actors.tally import foreign_ids, untemplated
 from actors.transports import Superseded, Transports
 from actors.weights import Proved
-from protocols import metrics, nvml, traces
+from protocols import metrics, nvml
 from protocols.errors import DeadlineError, SettingError, WeightsError, in_a_line, named
 from protocols.log_facts import about
 from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
@@ -291,8 +291,7 @@ class Actor:
         began = time.monotonic()
         with about(group=lease.group.hex(), lease=lease.fencing_token):
             error = await self._play_group(lease)
-        own, of = (span(lease.group, lease.fencing_token) for span in (traces.played, traces.leased))
-        traces.record("play", own, time.monotonic() - began, of, error=error, actor=self._name)
+        spans.play(lease, time.monotonic() - began, error, self._name)
 
     async def _play_group(self, lease: Lease) -> str:
         """Plays it, and reports how it ended; returns why it was not closed, "" where it was."""
@@ -339,26 +338,8 @@ class Actor:
             self._report.turns += 1
             self._report.tokens += len(item.response)
             self._report.tally.turn(item, self._made.foreign)
-            self._trace(item)
+            spans.turn(item)
         return self._made.producer.add(item, lease, spread)
-
-    def _trace(self, turn: Turn) -> None:
-        """The span of a turn that has just been made."""
-        of = turn.group, turn.lease
-        queued_s, generating_s, environment_s = turn.timing
-        traces.record(
-            "turn",
-            traces.turned(*of, turn.turn),
-            sum(turn.timing),
-            traces.played(*of),
-            role=turn.role.name.lower(),
-            episode=turn.episode,
-            index=turn.index,
-            tokens=len(turn.response),
-            queued_s=queued_s,
-            generating_s=generating_s,
-            environment_s=environment_s,
-        )
 
     async def _group(
         self,

@@ -66,7 +66,7 @@ def check(asked: bool) -> None:
     """Raises SettingError where traces are asked for and cannot be sent."""
     if asked and not all(map(_is_there, PACKAGES)):
         problem = "true needs opentelemetry-sdk and opentelemetry-exporter-otlp-proto-http"
-        raise SettingError("logs.traces", problem, "pip install redraft[traces]")
+        raise SettingError("logs.traces", problem, "Install them: pip install redraft[traces]")
 
 
 def _is_there(package: str) -> bool:

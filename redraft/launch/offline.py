@@ -59,10 +59,10 @@ def evaluate(name: str, overrides: Sequence[str], step: int | None, best: bool, 
     evaluations.jsonl. Raises RedraftError where no episode came to an end."""
     with runs.reading(name) as run:
         logs.to_terminal(run.name)
-        _evaluate(run, overrides, runs.checkpoint_at(run, step, best), cache, console)
+        _evaluate(run, overrides, step, best, cache, console)
 
 
-def _evaluate(run: Run, overrides: Sequence[str], folder: Path, cache: Path, console: Console) -> None:
+def _evaluate(run: Run, overrides: Sequence[str], step: int | None, best: bool, cache: Path, console: Console) -> None:
     from actors import mixture
     from learner import checkpoint
     from protocols.weights import version_of
@@ -71,6 +71,7 @@ def _evaluate(run: Run, overrides: Sequence[str], folder: Path, cache: Path, con
     from redraft.report.tables import table
 
     recipe = preflight.with_facts(recipes.reload(run.folder, overrides, "eval", MATTERS))
+    folder = runs.checkpoint_at(run, step, best)
     preflight.check_environment(recipe, only_tests=True)
     state = checkpoint.read(folder, run.id)
     occasion = Occasion("eval", state.step, version_of(state.incarnation, state.step), tuple(overrides))

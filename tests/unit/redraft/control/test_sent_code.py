@@ -14,6 +14,7 @@ from learner.credit_config import OwnCredit
 from learner.credits import find
 from learner.ranks.rank import RankSpec
 from protocols import own_code
+from redraft.config import LogSettings
 from redraft.control import workers
 
 SOURCE = """
@@ -46,7 +47,7 @@ def test_the_process_of_an_actor_makes_the_environment_that_it_was_sent(monkeypa
     monkeypatch.setattr(workers.logs, "to_file", lambda *arguments: None)
     lacking = dict.fromkeys(field for field in Spec.__dataclass_fields__ if field != "code")
     spec = Spec(**lacking, code={"mine.py": SOURCE})  # pyright: ignore[reportArgumentType]
-    workers.ActorPart(str(tmp_path), "run", spec, "actor-0", "text", None)
+    workers.ActorPart(str(tmp_path), "run", spec, "actor-0", LogSettings(), None)
     environment = environments.make(EnvironmentSettings(name="mine.py:Mine"))
     environment.reset(seed=0, options={"task": {"id": "train"}})
     assert environment.step("yes")[1] == 1
@@ -56,5 +57,5 @@ def test_the_process_of_a_rank_finds_the_credit_that_it_was_sent(monkeypatch):
     monkeypatch.setattr(workers.logs, "to_file", lambda *arguments: None)
     given = dict.fromkeys(field for field in RankSpec.__dataclass_fields__) | {"shards": ()}
     given["code"] = {"mine.py": "def worth(batch, settings):\n    return []\n"}
-    workers.RankPart("run", RankSpec(**given), "text", None)  # pyright: ignore[reportArgumentType]
+    workers.RankPart("run", RankSpec(**given), LogSettings(), None)  # pyright: ignore[reportArgumentType]
     assert find(OwnCredit(name="mine.py:worth"))([], None) == []

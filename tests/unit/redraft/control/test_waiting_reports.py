@@ -93,9 +93,16 @@ class House:
         self.fleet, self.announced, self.room = Reached(count), Announced(), 0
         self.busy: Counter[int] = Counter()
         book = SimpleNamespace(busy=lambda: Counter(self.busy), give=self._give, live={})
-        look = SimpleNamespace(look=lambda *_: 0)
+        look, client = SimpleNamespace(look=lambda *_: 0), SimpleNamespace(lease=lambda given: None)
         parts: Any = SimpleNamespace(
-            fleet=self.fleet, ranks=[SimpleNamespace()], files=look, copier=look, lost=deque(), shards=look, book=book
+            fleet=self.fleet,
+            ranks=[SimpleNamespace()],
+            files=look,
+            copier=look,
+            lost=deque(),
+            shards=look,
+            book=book,
+            client=client,
         )
         status: Any = SimpleNamespace(gpus=lambda *_: None, fleet=lambda *_: None)
         recipe = recipes.load(RECIPES / "quickstart.yaml", [f"actors.count={count}", "actors.groups=2"])
