@@ -128,15 +128,14 @@ class Storm:
                     found |= {one.pid: one for one in (process, *process.children(recursive=True))}
         return list(found.values())
 
-    def part(self, name: str) -> psutil.Process | None:
-        """The process of a part, one of PARTS; None while it has none."""
-        title = PARTS[name]
-        found = []
+    def parts(self, name: str) -> list[psutil.Process]:
+        """The processes of a kind of part, one of PARTS."""
+        title, found = PARTS[name], []
         for process in self.family():
             with suppress(psutil.Error):
                 if title in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-        return self.random.choice(sorted(found, key=lambda process: process.pid)) if found else None
+        return sorted(found, key=lambda process: process.pid)
 
     # What it has done.
 
@@ -173,17 +172,16 @@ class Storm:
 
     def kill(self, name: str) -> None:
         """SIGKILL; returns when another process has its place."""
-        self.wait(lambda: self.part(name), f"a process of {name}")
-        victim = self.part(name)
-        assert victim is not None
+        self.wait(lambda: self.parts(name), f"a process of {name}")
+        there = self.parts(name)
+        victim = self.random.choice(there)
         victim.kill()
-        self.wait(lambda: (now := self.part(name)) is not None and now.pid != victim.pid, f"another {name}")
+        self.wait(lambda: len(set(self.parts(name)) - {victim}) >= len(there), f"another {name}")
 
     def freeze(self, name: str) -> None:
         """SIGSTOP for a while, then SIGCONT: what was replaced meanwhile wakes up as well."""
-        self.wait(lambda: self.part(name), f"a process of {name}")
-        victim = self.part(name)
-        assert victim is not None
+        self.wait(lambda: self.parts(name), f"a process of {name}")
+        victim = self.random.choice(self.parts(name))
         with suppress(psutil.NoSuchProcess):
             victim.suspend()
             time.sleep(self.hold_s)  # it is what is done, not a wait for anything
