@@ -37,7 +37,7 @@ from actors.step_judge import StepJudge
 from actors.tally import foreign_ids, untemplated
 from actors.transports import Superseded, Transports
 from actors.weights import Proved
-from protocols import metrics, nvml
+from protocols import metrics, nvml, traces
 from protocols.errors import DeadlineError, SettingError, WeightsError, in_a_line, named
 from protocols.log_facts import about
 from protocols.turns import Close, Lease, Role, Turn, sampled_tokens

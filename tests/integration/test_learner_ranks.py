@@ -119,7 +119,9 @@ def replay() -> Iterator[tuple[Endpoints, Path]]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         endpoints = Endpoints(f"ipc://{folder}/in", f"ipc://{folder}/out")
         with Service(Path(folder, "spool"), endpoints, ReplaySettings(), "run"):
-            yield endpoints, Path(folder, "run")
+            run = Path(folder, "run")
+            run.mkdir()
+            yield endpoints, run
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from support.replay_house import rows_of, turn_of
 from support.run_house import ENVIRONMENT
 from support.waiting import deadline_s
 
+from actors import spans
 from actors.actor import Actor
 from actors.tasks import TaskOrder
 from learner.ranks.lead import Lead
@@ -85,8 +86,8 @@ def test_a_play_lies_within_its_lease_and_a_step_is_linked_to_the_groups_that_it
 
 
 def test_another_play_of_a_group_has_spans_of_its_own_in_the_same_trace():
-    spans = {traces.leased(GROUP, 0), traces.leased(GROUP, 1), traces.played(GROUP, 0), traces.turned(GROUP, 0, 0)}
-    assert len({span.id for span in spans}) == 4 and {span.trace for span in spans} == {GROUP}
+    found = {traces.leased(GROUP, 0), traces.leased(GROUP, 1), traces.played(GROUP, 0), traces.turned(GROUP, 0, 0)}
+    assert len({span.id for span in found}) == 4 and {span.trace for span in found} == {GROUP}
 
 
 def test_the_sampler_of_opentelemetry_keeps_or_drops_a_trace_as_a_whole(collector, monkeypatch):
@@ -123,7 +124,7 @@ class Playing(Actor):
         self._breaks = breaks
 
     async def _play_group(self, lease: Lease) -> str:
-        self._trace(turn_of(lease.group, 0, lease.fencing_token))
+        spans.turn(turn_of(lease.group, 0, lease.fencing_token))
         return self._abandon(lease, "it broke") if self._breaks else ""
 
 
