@@ -108,6 +108,7 @@ def load(training: Training, folder: Path) -> None:
                 _fill(flat, at, found["weights"])
                 for key in MOMENTS if source.step else ():
                     _fill(state[flat][key], at, found[key])
+    training.engine.global_steps = int(source.step)
     for name, parameter in _trained(training.policy).items():
         _load_whole(source, name, parameter, training.stage)
     for name, buffer in saved_buffers(training.policy).items():

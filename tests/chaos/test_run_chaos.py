@@ -86,6 +86,7 @@ def hold(run: Storm, plan: list[str]) -> None:
         raise
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("seed", [int(os.environ.get(SEED, "1"))])
 def test_a_run_goes_on_through_faults_and_its_folder_proves_it(seed):
     """Those after which nothing of the learner or the controller starts anew, one after another in one run."""

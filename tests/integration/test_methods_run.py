@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from collections import Counter
 
 import pytest
 import yaml
@@ -95,6 +96,7 @@ def done(run: Command) -> str:
     return output
 
 
+@pytest.mark.prove
 def test_a_run_of_no_steps_only_evaluates_and_can_be_reported_and_compared(folder):
     run = Command(folder, "train", "reflect.yaml", "steps=0", "--run", "nothing")
     done(run)
@@ -137,8 +139,9 @@ def test_two_environments_train_in_one_run_each_with_figures_of_its_own(folder):
     output = done(run)
     summary, lines = run.summary("mixed"), run.lines("mixed", "metrics.jsonl")
     assert run.steps("mixed") == [1, 2, 3]
-    assert [line["groups_by_environment"] for line in lines] == [{"coins": 1, "signs": 3}] * 3, "by their weights"
-    assert all(line["reward_by_environment"].keys() == {"coins", "signs"} for line in lines)
+    groups = sum((Counter(line["groups_by_environment"]) for line in lines), Counter())
+    assert groups.total() == 12 and 2 <= groups["coins"] <= 4, "about by their weights: a slow group comes a step later"
+    assert all(line["reward_by_environment"].keys() == line["groups_by_environment"].keys() for line in lines)
     after = summary["after"]["environments"]
     assert {label: found["n"] for label, found in after.items()} == {"coins": 2, "signs": 6}
     whole = sum(found["n"] * found["accuracy_by_turn"][0] for found in after.values()) / 8

@@ -84,6 +84,7 @@ def served(server, **changes) -> TeacherSettings:
     return TeacherSettings(**{"url": server.url, "model": server.model, "max_tokens": MOST} | changes)
 
 
+@pytest.mark.prove
 def test_a_served_model_answers_and_its_tokens_are_counted(server):
     before = {kind: metric("tokens_total", kind=kind) for kind in ("prompt", "completion")}
     requests, seconds = metric("requests_total"), metric("answer_seconds_sum")
@@ -99,6 +100,7 @@ def test_a_served_model_answers_and_its_tokens_are_counted(server):
     assert metric("requests_total") == requests + 2 and metric("answer_seconds_sum") > seconds
 
 
+@pytest.mark.prove
 def test_the_budget_ends_it_with_an_error_that_names_the_setting(server):
     async def until_refused(teacher):
         for answers in range(100):
@@ -114,18 +116,21 @@ def test_the_budget_ends_it_with_an_error_that_names_the_setting(server):
     assert "teacher.budget_tokens" in str(error) and f"{used} of 60" in str(error)
 
 
+@pytest.mark.prove
 def test_a_model_that_is_not_served_is_refused_by_the_name_of_the_setting(server):
     with pytest.raises(SettingError, match=r"teacher\.model: .*'another'") as caught:
         asked(served(server, model="another"), once)
     assert caught.value.setting == "rollout.teacher.model"
 
 
+@pytest.mark.prove
 def test_a_prompt_that_is_too_long_ends_only_its_episode(server):
     with pytest.raises(EpisodeFailure, match="status 400") as caught:
         asked(served(server), lambda teacher: teacher.write([{"role": "user", "content": "1" * 300}]))
     assert caught.value.kind == "teacher"
 
 
+@pytest.mark.prove
 def test_a_server_that_is_killed_ends_episodes_within_the_deadline(server):  # the last one that needs it
     settings = served(server, timeout_s=5, retries=1, concurrency=8)
 
