@@ -71,7 +71,9 @@ def test_an_answer_that_does_not_come_is_not_waited_for(run):
     assert not children()
 
 
-def test_closing_ends_a_question_that_waits(run):
+def test_closing_ends_a_question_that_waits(run, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import threading\nthreading.Event().wait()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)  # so that no answer ever comes
     remote, raised = Remote(str(run.folder)), []
     asking = threading.Thread(target=lambda: raised.append(pytest.raises(RedraftError, remote.status)))
     asking.start()
