@@ -12,10 +12,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 LOOK_S = 1.0
+SHOWN = 80  # characters of a value that is neither
 LONGEST = 300  # characters of what is told of an error
 
 
@@ -47,6 +48,18 @@ def told(error: BaseException) -> str:
     said = " ".join(str(error).split())
     said = said if len(said) <= LONGEST else said[:LONGEST] + "..."
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON: a number, a map of such, a text, null; anything else as a list with how it looks."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return [f"{repr(value)[:SHOWN]} ({type(value).__name__})"]
 
 
 def _end_with(parent: int) -> None:

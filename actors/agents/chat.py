@@ -88,7 +88,11 @@ def read(body: Any, sampling: SamplingSettings) -> Asked:
         given.pop("stream", False) is True,
         isinstance(stream, Mapping) and stream.get("include_usage") is True,
         given.pop("logprobs", False) is True,
-        {key: given.pop(key) for key in ("temperature", "top_p") if key in given and given[key] != _of(sampling, key)},
+        {
+            key: given.pop(key)
+            for key in ("temperature", "top_p")
+            if key in given and given[key] != getattr(sampling, key)
+        },
     )
     given = {key: value for key, value in given.items() if key not in ("temperature", "top_p", "tools")}
     if given:
@@ -249,10 +253,6 @@ def _whole(given: Any) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise Refused("max_tokens must be a whole number from 1", "max_tokens")
     return given
-
-
-def _of(sampling: SamplingSettings, key: str) -> float:
-    return getattr(sampling, key)
 
 
 def _sorted(arguments: Any) -> str:

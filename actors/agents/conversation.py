@@ -16,7 +16,7 @@ from actors.door import EpisodeFailure, Judged
 from actors.rollout_config import AgentSettings
 from actors.rollouts import Aborted, Stage
 from protocols.errors import SettingError
-from protocols.turns import TOO_LONG, Role
+from protocols.turns import Role
 
 AGENT = "the agent"
 
@@ -33,6 +33,7 @@ class Conversation:
         self.over = asyncio.Event()
         """The episode cannot go on, or has had all its answers."""
         self.too_long: EpisodeFailure | None = None
+        """Why its newest request was refused, where that left no room for an answer."""
 
     @property
     def scored(self) -> int:
@@ -69,13 +70,14 @@ class Conversation:
         try:
             completion = await self._stage.generate(ids, role, asked.sampling)
         except EpisodeFailure as failure:
-            self.too_long = failure if failure.kind == TOO_LONG else None
+            self.too_long = failure
             raise chat.Refused(str(failure), "messages", "context_length_exceeded") from None
         except Exception as error:  # the engine's end, or that it gave the request up, ends the group
             self._fault = error
             self.over.set()
             said = "gave the request up" if isinstance(error, Aborted) else "has ended"
             raise chat.Refused(f"The engine {said}", status=503) from None
+        self.too_long = None  # it went on with less
         text = self._stage.renderer.text(completion.ids)
         facts: dict[str, Any] = {} if asked.model == chat.MODEL else {"model": asked.model}
         facts |= {"new_root": place.why} if place.why else {}

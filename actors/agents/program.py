@@ -22,6 +22,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+from actors import answering
 from protocols import own_code
 
 NICE = 5  # engines come first
@@ -47,7 +48,7 @@ def main() -> None:
     try:
         agent = commands or _Function(first["run"], first["code"])
     except BaseException as error:
-        print(json.dumps(_told(error)), file=answers)
+        print(json.dumps(answering.told(error)), file=answers)
         return
     print(json.dumps("ready"), file=answers)
     while True:
@@ -67,9 +68,9 @@ def _played(agent: _Command | _Function, question: Mapping[str, Any]) -> dict[st
     names["REDRAFT_TASK"] = json.dumps(question["task"])
     with tempfile.TemporaryFile() as output:
         try:
-            found: dict[str, Any] = {"value": _plain(agent.play(question["task"], names, output))}
+            found: dict[str, Any] = {"value": answering.plain(agent.play(question["task"], names, output))}
         except BaseException as error:
-            found = {"failed": str(error) if isinstance(error, Failed) else _told(error)}
+            found = {"failed": str(error) if isinstance(error, Failed) else answering.told(error)}
         return found | {"output": _tail(output)}
 
 
@@ -179,23 +180,6 @@ def _tail(file: IO[bytes]) -> str:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - KEPT))
     return file.read().decode(errors="replace")
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON: a number, a map of such, a text, null; anything else as a list with how it looks."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return [f"{repr(value)[:SHOWN]} ({type(value).__name__})"]
-
-
-def _told(error: BaseException) -> str:
-    said = " ".join(str(error).split())
-    return f"{type(error).__name__}: {said}"[:SHOWN] if said else type(error).__name__
 
 
 if __name__ == "__main__":

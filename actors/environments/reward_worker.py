@@ -8,19 +8,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from actors import answering
 from protocols import own_code
 
-SHOWN = 80  # characters of a value that is no reward
-
 
 def begin(first: dict) -> Callable[[dict], Any]:
     own_code.install(first["code"])
     function = _Function(own_code.load(first["name"]))
-    return lambda question: _plain(function(**question))
+    return lambda question: answering.plain(function(**question))
 
 
 class _Function:
@@ -47,18 +45,6 @@ class _Function:
 
 async def _awaited(returned: Any) -> Any:
     return await returned
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON: a number, a map of such, a text, null; anything else as a list with how it looks."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return [f"{repr(value)[:SHOWN]} ({type(value).__name__})"]
 
 
 if __name__ == "__main__":

@@ -246,6 +246,41 @@ def test_a_stream_says_the_same(played):
     assert turn.extra["answer"] == "ok 3"
 
 
+def test_a_request_that_is_made_again_has_the_same_answer_and_is_one_turn(played):
+    source = """
+        import asyncio
+        async def solve(task, client):
+            async def ask(retries):
+                head = {"x-stainless-retry-count": retries}
+                asked = [{"role": "user", "content": "q"}]
+                return await client.chat.completions.create(model="m", messages=asked, extra_headers=head)
+            first = await ask("0")
+            again = await asyncio.gather(ask("1"), ask("2"))
+            return {"reward": 1.0, "answer": str({first.id, *(one.id for one in again)} == {first.id})}
+    """
+    [turn] = played(source).turns
+    assert turn.extra["answer"] == "True"
+
+
+def test_a_key_dies_with_its_episode(played):
+    source = """
+        import openai
+        old = []
+        async def solve(task, client):
+            asked = [{"role": "user", "content": "q"}]
+            await client.chat.completions.create(model="m", messages=asked)
+            old.append(client.api_key)
+            try:
+                await client.with_options(api_key=old[0]).chat.completions.create(model="m", messages=asked)
+            except openai.AuthenticationError:
+                return {"reward": 1.0, "answer": "refused"}
+            return {"reward": 1.0, "answer": "taken"}
+    """
+    house = played(source, processes=1, episodes=2)
+    ends = [turn.extra["answer"] for turn in house.turns if turn.terminated]
+    assert ends == ["taken", "refused"], "one process plays one episode after the other"
+
+
 def test_a_group_is_given_up_with_the_engines_request(played):
     class GivesUp:
         version, running, error = 0, 0, None
