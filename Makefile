@@ -15,10 +15,10 @@ demo: setup ## Train a tiny agent that learns to correct itself, and show that i
 demo-real: setup ## Train a real model of 135M parameters to do as it is told; a quarter of an hour
 	@.venv/bin/redraft train recipes/smollm2-words-rise.yaml --again
 
-quick: setup ## Style, types and unit tests, under 3 minutes on two cores; no apt
+quick: setup ## Style, types and unit tests, 5 minutes on two cores; no apt
 	@tools/check.sh style types unit
 
-test: setup ## quick, the docs and all other tests but the long proofs: 21 minutes; asks before it installs with apt
+test: setup ## quick, the docs and all other tests but the long proofs: 28 minutes; asks before it installs with apt
 	@tools/debian.sh promtool=prometheus chromium=chromium java=default-jre-headless
 	@tools/check.sh style types docs unit integration
 
