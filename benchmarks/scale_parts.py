@@ -128,6 +128,9 @@ class Consumer:
     def held(self, limit: str) -> None:
         """Its wait is told by `busy_s` alone."""
 
+    def arrived(self, version: int) -> None:
+        """It waits for no evaluation, as it trains nothing."""
+
     def setup(self, master: tuple[str, int], resume: bool) -> LearnerReady:
         return LearnerReady(step=0, incarnation=0, trained=0)
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from support import grafana
+from support.collector import Collector, facts
 from support.gpu_exporter import GpuExporter
 from support.places import ROOT
 from support.run_house import ENVIRONMENT, Command, leftovers
@@ -279,10 +280,23 @@ def fleet(remote: Remote) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def crew(folder):
+def collector():
+    with Collector().serving() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def traced(collector) -> dict[str, str]:
+    """The environment of a run whose spans go there, soon."""
+    return {**ENVIRONMENT, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "500"}
+
+
+@pytest.fixture(scope="module")
+def crew(folder, traced):
     """A run of two actors, to be scaled; it goes on until something ends it."""
-    options = ("steps=2000", "actors.count=2", "actors.cpus=0.3", "replay.shards=2", "logs.format=json")
-    run = Command(folder, "train", "tiny.yaml", *options, "--run", "crew")
+    options = ("steps=2000", "actors.count=2", "actors.cpus=0.3", "replay.shards=2")
+    said = ("logs.format=json", "logs.traces=true")
+    run = Command(folder, "train", "tiny.yaml", *options, *said, "--run", "crew", environment=traced)
     run.until(lambda: len(run.steps("crew")) >= 2, 180)
     yield run
     if run.process.poll() is None:
@@ -325,6 +339,23 @@ def test_each_part_writes_its_log_as_json_to_its_output_where_that_is_asked_for(
     assert all(line["message"].endswith(f"step-{line['step']:06}") for line in checkpoints) and checkpoints
 
 
+def test_a_group_can_be_followed_from_its_lease_to_the_step_that_used_it(crew, collector):
+    def whole() -> dict | None:
+        links = [link for step in collector.named("step") for link in step.links]
+        traces = (collector.trace(link.trace_id) for link in links)
+        return next((trace for trace in traces if trace.keys() == {"lease", "play", "turn", "close"}), None)
+
+    trace = crew.until(whole, 60)
+    ((controller, lease),), ((actor, play),), ((replay, close),) = (trace[name] for name in ("lease", "play", "close"))
+    assert controller == "controller" and actor.startswith("actor-") and replay.startswith("replay-")
+    assert play.parent_span_id == lease.span_id and close.parent_span_id == play.span_id
+    assert {(part, turn.parent_span_id) for part, turn in trace["turn"]} == {(actor, play.span_id)}
+    assert lease.start_time_unix_nano <= play.start_time_unix_nano <= close.end_time_unix_nano
+    assert facts(lease)["redraft.end"] == "closed" and facts(play)["redraft.actor"] == actor
+    [step, *_] = [one for one in collector.named("step") if close.span_id in {link.span_id for link in one.links}]
+    assert facts(step)["redraft.train_s"] > 0 and step.end_time_unix_nano >= close.end_time_unix_nano
+
+
 @pytest.mark.parametrize("how", ["--resume", "--again"])
 def test_a_run_that_goes_on_is_neither_resumed_nor_renamed(crew, folder, how):
     kept = ("run.json", "recipe.yaml", "checkpoints/incarnation")
@@ -355,11 +386,13 @@ def test_a_learner_that_is_killed_ends_the_run_with_a_clear_word(crew):
     assert crew.process.returncode == 75 and "learner rank 0 died" in output and "--resume" in output, output[-3000:]
 
 
-def test_after_all_that_a_supervised_run_survives_its_controller_and_every_step_used_whole_groups_once(crew, folder):
+def test_after_all_that_a_supervised_run_survives_its_controller_and_every_step_used_whole_groups_once(
+    crew, folder, traced
+):
     assert "Go on with: redraft train runs/crew/recipe.yaml --run crew --resume" in redraft(folder, "status", "crew")
     steps = max(crew.steps("crew")) + 8
     options = (f"steps={steps}", "--run", "crew", "--resume", "--restarts", "1")
-    again = Command(folder, "train", "tiny.yaml", *options)
+    again = Command(folder, "train", "tiny.yaml", *options, environment=traced)
     again.until(lambda: again.steps("crew")[-1] > steps - 6, 240)
     again.part("ray::Controller").send_signal(signal.SIGKILL)
     output = again.wait(240)

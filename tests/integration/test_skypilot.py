@@ -1,13 +1,22 @@
-"""SkyPilot's own parser takes our task; tests/unit/repository/test_sky_task.py has what it runs."""
+"""SkyPilot's task: its own parser takes it; a run whose machine is taken away goes on on another one."""
 
+import json
 import os
+import secrets
+import signal
 import subprocess
+import tempfile
 
 import pytest
+import yaml
 from support import needs
-from support.places import ROOT
-from support.sky_machines import TASK, task
-from support.waiting import deadline_s
+from support.places import PYTHONPATH, ROOT
+from support.ports import free_port
+from support.sky_machines import TASK, Machines, task
+from support.waiting import deadline_s, until
+from test_run import RECIPE
+
+from redraft import records
 
 pytestmark = pytest.mark.prove
 
@@ -34,3 +43,41 @@ def test_skypilots_own_parser_takes_the_task(tmp_path):
     )
     assert parsed.returncode == 0, parsed.stderr[-3000:]
     assert parsed.stdout.split() == ["1", task()["run"], "True", "[75]"]
+
+
+def taken_away(machines: Machines, begun: int) -> list[int]:
+    """The steps of a run on one machine that has `begun` already, when it has done three more and the machine goes."""
+    run, process = machines.folders[0] / "runs" / "exp-1", machines.start(0)
+
+    def trained() -> bool:
+        assert process.poll() is None, machines.said(0)[-3000:]
+        return run.exists() and len(records.step_lines(run)) >= begun + 3
+
+    until(trained, lambda: machines.said(0)[-3000:], 300)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(deadline_s(120)) == 75, machines.said(0)[-3000:]
+    steps = [line.report.step for line in records.steps(records.step_lines(run))]
+    print(f"{len(steps)} steps, {begun} of them on another machine")
+    assert json.loads((run / "summary.json").read_text())["checkpoint"] == len(steps) >= begun + 3
+    return steps
+
+
+@pytest.mark.ray
+def test_a_run_whose_machine_is_taken_away_goes_on_on_an_empty_one_from_its_copy(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE | {"steps": 100_000}))
+    (tmp_path / "store").mkdir()
+    with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as short:
+        variables = {
+            "NAME": "exp-1",
+            "STORE": f"file://{tmp_path}/store",
+            "RECIPE": str(tmp_path / "tiny.yaml"),
+            "ARGUMENTS": "metrics.port=0",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_TMPDIR": short,
+            "PYTHONPATH": PYTHONPATH,
+        }
+        steps: list[int] = []
+        for place in ("first", "second"):
+            own = variables | {"FIRST_PORT": str(free_port())}
+            steps = taken_away(Machines(tmp_path / place, 1, ROOT / ".venv" / "bin", own), len(steps))
+    assert steps == list(range(1, len(steps) + 1)), "each step once"
