@@ -47,7 +47,8 @@ def hung(what: str, limit_s: float) -> EpisodeFailure:
 class Outcome:
     """What the environment made of one answer. `parsed`: whether it found one in the text; None where it is silent.
     `score`: what the episode is worth so far; None where the environment does not say. `parts`: what the reward is made
-    of, by name. `good`: whether this step was, where the environment flags its steps."""
+    of, by name. `good`: whether this step was, where the environment flags its steps. `state`: what it calls the state
+    that the step led to, where it does."""
 
     reward: float
     success: bool
@@ -60,6 +61,7 @@ class Outcome:
     score: float | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     good: bool | None = None
+    state: str | None = None
 
     @property
     def over(self) -> bool:
@@ -215,6 +217,7 @@ def _outcome(reward: Any, terminated: Any, truncated: Any, info: Any, seconds: f
         score,
         {} if info.get("parts") is None else _parts("info['parts']", info["parts"]),
         None if info.get("good") is None else _boolean("info['good']", info["good"]),
+        None if info.get("state") is None else _text("info['state']", info["state"]),
     )
 
 

@@ -72,6 +72,10 @@ METHODS = (
     Method("rise", "signs-rise", quick=SHORT),
     Method("rise-distill", "signs-rise-distill", quick=("steps=30",), teacher="rise-turnwise", seeds=1),
     Method("grpo", "signs-grpo", quick=("steps=40",)),
+    Method("rloo", "signs-rloo", quick=("steps=40",)),
+    Method("reinforce-pp", "signs-reinforce-pp", quick=("steps=40",)),
+    Method("ufo", "signs-ufo", quick=("steps=30",)),
+    Method("score", "signs-score", quick=("steps=40", "learner.credit.hold_steps=10")),
     # Reflections can only be rewarded where they are carried out: a base model trained for longer does so.
     Method("reflect-start", "quickstart", START),
     Method("reflect", "signs-reflect", quick=("steps=30",), start="reflect-start"),
@@ -92,6 +96,7 @@ METHODS = (
         Method(f"attributing-{flags}", "minicraft-attributing", (FLAGGED, f"environment.options={{flags: {flags}}}"))
         for flags in ("random", "outcome", "inverted", "flipped")
     ),
+    Method("gigpo", "minicraft-gigpo", quick=("steps=20",)),
     Method("navigating", "minicraft-navigating", quick=("steps=20",), made="experience"),
     Method("navigating-without", "minicraft-navigating", (TOLD,), ("steps=20",)),
     Method("navigating-all", "minicraft-navigating", ("rollout.experience.share=1.0",), made="experience"),

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, PrivateAttr, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
 from protocols.named import OwnStating, either, name_of, one_of
 from protocols.settings import Settings
@@ -73,29 +73,92 @@ class GroupCredit(CreditSettings):
     """The return of the episode against the other episodes of its group (GRPO, arXiv 2402.03300)."""
 
     name: Literal["group"] = "group"
-    std: bool = True
-    """Divide by the group's standard deviation (false: Dr. GRPO, arXiv 2503.20783)."""
-    baseline: Literal["mean", "leave_one_out"] = "mean"
-    """The mean over all episodes of the group, or over all others (RLOO, arXiv 2402.14740, with std false)."""
+    std: bool | Literal["batch"] = True
+    """Divide by the group's standard deviation (false: Dr. GRPO, arXiv 2503.20783), or by that of the whole batch, of
+    returns less their baseline (REINFORCE++, arXiv 2501.03262)."""
+    baseline: Literal["mean", "leave_one_out", "batch"] = "mean"
+    """The mean over all episodes of the group, or over all others (RLOO, arXiv 2402.14740, with std false), or over all
+    of the batch (REINFORCE++, which needs no more than one episode a task)."""
     overlong: OverlongSettings | None = None
     """Punish long responses (DAPO)."""
 
     @property
     def facts(self) -> CreditFacts:
-        return CreditFacts(compares="episodes")
+        compares = "" if self.baseline == "batch" else "episodes"
+        return CreditFacts(compares=compares, instead="set learner.credit.baseline and std to batch")
+
+    @model_validator(mode="after")
+    def _compares_one_thing(self):
+        if self.baseline == "batch" and self.std is True:
+            raise ValueError(
+                "credit.baseline: batch compares nothing within a group, whose deviation credit.std: true is. "
+                "Set credit.std to batch or to false"
+            )
+        return self
 
 
 class TurnwiseCredit(CreditSettings):
     """The reward of the turn against the mean of its turn number."""
 
     name: Literal["turnwise"] = "turnwise"
-    baseline: Literal["group", "batch"] = "group"
-    """Take the mean over the turns of the group, or of the whole batch."""
+    baseline: Literal["group", "batch", "others"] = "group"
+    """Take the mean over the turns of the group, of the whole batch, or of all other groups of the batch: the last is
+    without bias where the policy decides how many turns there are."""
 
     @property
     def facts(self) -> CreditFacts:
         compares = "turns" if self.baseline == "group" else ""
         return CreditFacts(compares=compares, instead="set learner.credit.baseline to batch")
+
+
+class ImprovementCredit(CreditSettings):
+    """The reward of an answer and a bonus for what it improved on the one before, against the answers of the same
+    number in its group (SCoRe, arXiv 2409.12917)."""
+
+    name: Literal["improvement"] = "improvement"
+    bonus: PositiveFloat = 10.0
+    """Weight of the reward less that of the answer before: the paper's alpha, which is to be above 1."""
+    std: bool = True
+    """Divide by the standard deviation of those answers."""
+    hold_steps: PositiveInt | None = None
+    """The paper's first stage: so many steps of the run without bonus in which first answers are not trained.
+    `objective.anchor` holds them near the start model meanwhile (None: no such stage)."""
+    _holds: bool = PrivateAttr(default=False)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the first stage goes on: first answers are not trained, and there is no bonus."""
+        return self._holds
+
+    @property
+    def facts(self) -> CreditFacts:
+        return CreditFacts(compares="turns")
+
+    def at(self, step: int) -> CreditSettings:
+        if self.hold_steps is None or step >= self.hold_steps:
+            return self
+        held = self.model_copy()
+        held._holds = True
+        return held
+
+
+class AnchorStateCredit(CreditSettings):
+    """The return of the episode against the group's, and beside it the return from a step on against that of the
+    group's other steps from the same state (GiGPO, arXiv 2505.10978).
+
+    A state is what the environment calls it (`state` in the info of its steps), else what it said before the step."""
+
+    name: Literal["anchor_state"] = "anchor_state"
+    weight: PositiveFloat = 1.0
+    """Of what is compared between steps. 0 would be credit `group`."""
+    discount: PositiveFloat = Field(0.95, le=1)
+    """Of later rewards in the return from a step on."""
+    std: bool = True
+    """Divide by the standard deviations of episodes, and of steps."""
+
+    @property
+    def facts(self) -> CreditFacts:
+        return CreditFacts(compares="episodes")
 
 
 class RawCredit(CreditSettings):
@@ -206,10 +269,20 @@ KNOWN: tuple[type[CreditSettings], ...] = (
     ReflectionCredit,
     TrajectoryCredit,
     AttributingCredit,
+    ImprovementCredit,
+    AnchorStateCredit,
 )
 if TYPE_CHECKING:
     Credit = (
-        GroupCredit | TurnwiseCredit | RawCredit | ReflectionCredit | TrajectoryCredit | AttributingCredit | OwnCredit
+        GroupCredit
+        | TurnwiseCredit
+        | RawCredit
+        | ReflectionCredit
+        | TrajectoryCredit
+        | AttributingCredit
+        | ImprovementCredit
+        | AnchorStateCredit
+        | OwnCredit
     )
 else:
     Credit = one_of(*KNOWN, own=OwnCredit)

@@ -38,8 +38,9 @@ class TextEnvironment(gymnasium.Env, ABC):
     that equal answers are equal strings, or None where nothing could be parsed; an environment that parses nothing
     leaves it out). Where an episode is many actions, it may also hold `refused` (bool): the action could not be done,
     which is what an error is to a search; and `score`: what the episode is worth so far, by which a search values it
-    where that is not the reward of its last step. `parts` are the numbers, by name, that the reward is made of. What
-    else it returns ends the episode (actors/door.py).
+    where that is not the reward of its last step. `parts` are the numbers, by name, that the reward is made of;
+    `state` is a text for the state that it leads to, the same for the same state (credit `anchor_state`).
+    What else it returns ends the episode (actors/door.py).
     `close()` is called when it is not needed any more, also after a failure.
     """
 

@@ -59,7 +59,14 @@ class Minicraft(TextEnvironment):
         form = re.fullmatch(r"\+[a-z]|[*@][12]", action)
         done = form is not None and self._do(*action)
         success = done and action[0] == "*"
-        info = {"success": success, "answer": action if form else None, "refused": not done, "good": good}
+        state = f"{''.join(sorted(self._taken))} after {self._steps}"
+        info = {
+            "success": success,
+            "answer": action if form else None,
+            "refused": not done,
+            "good": good,
+            "state": state,
+        }
         return DONE if done else REFUSED, float(success), success or self._steps >= STEPS, False, info
 
     def _do(self, kind: str, what: str) -> bool:

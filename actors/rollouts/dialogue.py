@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -142,6 +143,8 @@ class Dialogue:
             extra["parts"] = dict(outcome.parts)
         if outcome.good is not None:
             extra["good"] = outcome.good
+        if outcome.state is not None:
+            extra["state"] = hashlib.blake2b(outcome.state.encode(), digest_size=8).hexdigest()
         if self._stage.experience:
             extra["navigated"] = True
         for position in range(self._scored, len(self._history)):

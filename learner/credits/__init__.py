@@ -27,7 +27,10 @@ from protocols.turns import TOO_LONG, Group, Role, Stop, Turn
 
 NAMES = {
     name: f"learner.credits.{name}:{name}"
-    for name in ("group", "turnwise", "raw", "reflection", "trajectory", "attributing")
+    for name in (
+        *("group", "turnwise", "raw", "reflection", "trajectory", "attributing"),
+        *("improvement", "anchor_state"),
+    )
 }
 SETTING = "learner.credit.name"
 

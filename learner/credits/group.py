@@ -9,7 +9,7 @@ import numpy as np
 
 from learner.credit_config import GroupCredit, OverlongSettings
 from learner.credits import flat, grown_too_long, left_out, scored
-from protocols.turns import Group, Role, Turn
+from protocols.turns import MIXED_FROM, Group, Role, Turn
 
 EPSILON = 1e-6  # keeps the division by a group's deviation finite
 
@@ -22,16 +22,45 @@ def group(batch: Sequence[Group], settings: GroupCredit) -> list[np.ndarray]:
 
     Without `std` it is Dr. GRPO's (arXiv 2503.20783). With `overlong` each response's punishment counts as reward.
     `leave_one_out` is RLOO's baseline (arXiv 2402.14740): return - mean of the others = n / (n - 1) (return - mean).
+    Mean and std of the `batch` are REINFORCE++'s (arXiv 2501.03262), each episode weighing the same; in a run of
+    several environments they are over the groups of the same one.
     """
-    return [_of_group(one.turns, settings) for one in batch]
+    returns = [returns_of(one.turns, settings.overlong) for one in batch]
+    worths: list[np.ndarray] = [np.zeros(0)] * len(batch)
+    for places in _of_one_environment(batch):
+        for place, worth in zip(
+            places, _compared([list(returns[at].values()) for at in places], settings), strict=True
+        ):
+            worths[place] = worth
+    found = [dict(zip(one, worth, strict=True)) for one, worth in zip(returns, worths, strict=True)]
+    return [
+        np.array([worth.get(turn.episode, np.nan) for turn in one.turns], np.float32)
+        for one, worth in zip(batch, found, strict=True)
+    ]
 
 
-def _of_group(turns: Sequence[Turn], settings: GroupCredit) -> np.ndarray:
-    returns = returns_of(turns, settings.overlong)
-    count = len(returns)
-    factor = count / (count - 1) if settings.baseline == "leave_one_out" and count > 1 else 1.0
-    worth = dict(zip(returns, factor * relative(list(returns.values()), settings.std), strict=True))
-    return np.array([worth.get(turn.episode, np.nan) for turn in turns], np.float32)
+def _of_one_environment(batch: Sequence[Group]) -> list[list[int]]:
+    """Places in the batch of the groups of each environment."""
+    places: dict[object, list[int]] = defaultdict(list)
+    for place, one in enumerate(batch):
+        places[one.extra.get(MIXED_FROM)].append(place)
+    return list(places.values())
+
+
+def _compared(returns: list[list[float]], settings: GroupCredit) -> list[np.ndarray]:
+    """float64[episodes] a group: each return less its baseline, over a deviation where there is one."""
+    ends = np.cumsum([len(one) for one in returns])[:-1]
+    if settings.baseline == "batch":
+        around = np.split(relative([value for one in returns for value in one], std=False), ends)
+    else:
+        around = [_factor(len(one), settings) * relative(one, settings.std is True) for one in returns]
+    if settings.std != "batch":
+        return around
+    return np.split(relative_to_zero(np.concatenate(around)), ends)
+
+
+def _factor(count: int, settings: GroupCredit) -> float:
+    return count / (count - 1) if settings.baseline == "leave_one_out" and count > 1 else 1.0
 
 
 def returns_of(turns: Sequence[Turn], overlong: OverlongSettings | None = None) -> dict[int, float]:
@@ -54,6 +83,11 @@ def relative(values: Sequence[float], std: bool) -> np.ndarray:
         return np.zeros(len(values))
     around = np.asarray(values, np.float64) - np.mean(values)
     return around / (np.std(values) + EPSILON) if std else around
+
+
+def relative_to_zero(values: np.ndarray) -> np.ndarray:
+    """float64[n]: values that have their baseline off, over their standard deviation; 0 where all are 0."""
+    return values / (np.std(values) + EPSILON) if len(values) else values
 
 
 def punishment(tokens: int, settings: OverlongSettings) -> float:

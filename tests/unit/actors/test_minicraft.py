@@ -44,14 +44,17 @@ def test_the_good_recipe_is_crafted_from_its_three_ingredients_in_any_order():
         for observation, reward, terminated, truncated, info in taken:
             assert (observation, reward, terminated, truncated) == (".\n", 0.0, False, False)
             assert not info["success"] and not info["refused"]
-        assert crafted == (".\n", 1.0, True, False, {"success": True, "answer": "*2", "refused": False, "good": True})
+        *said, info = crafted
+        assert said == [".\n", 1.0, True, False]
+        assert info == {"success": True, "answer": "*2", "refused": False, "good": True, "state": "bde after 5"}
 
 
 @pytest.mark.parametrize("action", ["+j", "+f", "*1", "*2"])
 def test_what_cannot_be_had_or_crafted_is_refused_and_named_as_the_answer(action):
     environment, _ = begin()
     play(environment, ["+a", "+c"])
-    expected = ("!\n", 0.0, False, False, {"success": False, "answer": action, "refused": True, "good": False})
+    refused = {"success": False, "answer": action, "refused": True, "good": False, "state": " after 1"}
+    expected = ("!\n", 0.0, False, False, refused)
     assert environment.step(action) == expected
 
 
@@ -81,7 +84,7 @@ def test_a_malformed_action_is_refused_and_changes_nothing_but_the_steps_left(ac
     play(environment, ["+e", "+d"])
     observation, reward, terminated, _, info = environment.step(action)
     assert (observation, reward, terminated) == ("!\n", 0.0, False)
-    assert info == {"success": False, "answer": None, "refused": True, "good": False}
+    assert info == {"success": False, "answer": None, "refused": True, "good": False, "state": " after 1"}
     assert play(environment, ["+b", "*2"])[-1][1] == 1.0
 
 
