@@ -159,7 +159,9 @@ def _start(recipe: Recipe) -> Any:
     for left in reversed(range(STARTS)):
         try:
             return _init("Ray did not start here", address="local", **local)
-        except (RuntimeError, OSError) as error:
+        except Exception as error:
+            if type(error) is not Exception and not isinstance(error, RuntimeError | OSError):
+                raise  # of a slow machine Ray says no more than that it is an Exception
             if not left:
                 raise FaultError(f"Ray did not start here in {STARTS} tries: {in_a_line(error)}") from error
             log.warning("Ray did not start here, and is started again: %s", in_a_line(error))

@@ -41,7 +41,7 @@ RECIPE = {
     "start_s": START_S,
     "model": {"dtype": "float32", "make": {"seed": 0}},
     "environment": {"name": "signs"},
-    "rollout": {"name": "benchmarks.scale_parts:play", "turns": 3, "options": {"environment_s": 0.0}},
+    "rollout": {"name": "benchmarks.scale_parts:play", "turns": 3, "options": {"environment_s": 0.0, "publish_s": 5.0}},
     "sampling": {"max_tokens": 9},
     "actors": {
         "count": 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -21,10 +21,10 @@ def task() -> dict:
 
 
 class Machines:
-    """So many of them, with these variables; `programs` is what .venv/bin of each is."""
+    """One for each address, with these variables; `programs` is what .venv/bin of each is."""
 
-    def __init__(self, folder: Path, count: int, programs: Path, variables: Mapping[str, str]):
-        self._addresses = [f"127.0.0.{number + 1}" for number in range(count)]
+    def __init__(self, folder: Path, addresses: Sequence[str], programs: Path, variables: Mapping[str, str]):
+        self._addresses, count = list(addresses), len(addresses)
         self._variables = {name: value for name, value in task()["envs"].items() if value is not None} | variables
         self.folders = [folder / f"machine-{rank}" for rank in range(count)]
         for machine in self.folders:

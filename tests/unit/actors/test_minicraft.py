@@ -53,7 +53,7 @@ def test_the_good_recipe_is_crafted_from_its_three_ingredients_in_any_order():
 def test_what_cannot_be_had_or_crafted_is_refused_and_named_as_the_answer(action):
     environment, _ = begin()
     play(environment, ["+a", "+c"])
-    refused = {"success": False, "answer": action, "refused": True, "good": False, "state": " after 1"}
+    refused = {"success": False, "answer": action, "refused": True, "good": False, "state": "ac after 3"}
     expected = ("!\n", 0.0, False, False, refused)
     assert environment.step(action) == expected
 
@@ -84,7 +84,7 @@ def test_a_malformed_action_is_refused_and_changes_nothing_but_the_steps_left(ac
     play(environment, ["+e", "+d"])
     observation, reward, terminated, _, info = environment.step(action)
     assert (observation, reward, terminated) == ("!\n", 0.0, False)
-    assert info == {"success": False, "answer": None, "refused": True, "good": False, "state": " after 1"}
+    assert info == {"success": False, "answer": None, "refused": True, "good": False, "state": "de after 3"}
     assert play(environment, ["+b", "*2"])[-1][1] == 1.0
 
 

@@ -47,7 +47,7 @@ def machines(tmp_path: Path) -> Machines:
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     variables = {"NAME": "exp-1", "STORE": "s3://bucket/runs", "FIRST_PORT": str(free_port())}
-    return Machines(tmp_path, 2, programs, variables)
+    return Machines(tmp_path, ["127.0.0.1", "127.0.0.2"], programs, variables)
 
 
 def told(machines: Machines, rank: int, program: str) -> list[str]:

@@ -103,12 +103,13 @@ def test_a_command_says_so_in_one_line_before_it_makes_a_model(nobody, tmp_path)
     assert not (tmp_path / ".cache").exists() and not (tmp_path / "runs" / "quickstart").exists()
 
 
-def test_a_ray_that_does_not_start_is_started_again_once_and_then_told_in_a_line(monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, Exception, OSError])
+def test_a_ray_that_does_not_start_is_started_again_once_and_then_told_in_a_line(kind, monkeypatch):
     tries: list[dict] = []
 
     def broken(**arguments) -> None:
         tries.append(arguments)
-        raise RuntimeError("The current node timed out during startup.\nThis could happen because\nof load")
+        raise kind("The current node timed out during startup.\nThis could happen because\nof load")
 
     import ray
 
