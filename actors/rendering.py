@@ -165,6 +165,12 @@ class Renderer:
             said = shape.lead + shape.trim_answer(text) + shape.tail
         return frozen([*self._words(said), self.end])
 
+    def raw(self, text: str, begins: bool) -> np.ndarray:
+        """int32 ids of a text as it stands, without a template: what it spells of control tokens are such. Where it
+        `begins`, after the token that the tokenizer begins a text with."""
+        words = self.tokenizer.encode(text, add_special_tokens=False)
+        return frozen([*(_begins_with(self.tokenizer) if begins else []), *words])
+
     def ended(self, ids: np.ndarray) -> bool:
         """Whether a response ended of itself, and was not cut."""
         return len(ids) > 0 and int(ids[-1]) in self.ends

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -21,6 +21,7 @@ Compared = Literal["episodes", "turns", "retries"]
 """What a credit may compare within a group: whole episodes, turns of one number, or retries after one failed answer."""
 
 
+KNOWN_ROLES = tuple(role.name.lower() for role in Role)
 TEXTS = ("system", "reflect_prompt", "retry_prompt", "fixed_reflection")
 """Settings of some rollouts that are said to a model, or for it."""
 
@@ -41,6 +42,8 @@ class RolloutFacts:
     """Methods that the environment must have."""
     acts: bool = False
     """Whether it acts by itself, so that an environment of one answer gives its tasks to episodes of many actions."""
+    own_roles: tuple[str, ...] = ()
+    """Names of the program's own for turns, which learner.roles may weigh."""
     variety: str = "rollout.episodes"
     """The setting that gives a group more different answers."""
 
@@ -370,6 +373,9 @@ class AgentSettings(Rollout):
     redraft/reflection do not count."""
     episodes: int = Field(default=1, ge=1)
     """Episodes in a group."""
+    roles: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")], ...] = ()
+    """Parts of the program, as planner and critic: a request of the model redraft/NAME makes a turn of that name, which
+    learner.roles may weigh."""
     judge: Literal["program", "environment"] = "program"
     """Who gives the reward: the program, by what it returns, prints last or sends to /v1/reward; or the environment, by
     the text that the program returns or prints."""
@@ -387,10 +393,13 @@ class AgentSettings(Rollout):
 
     @property
     def facts(self) -> RolloutFacts:
-        return RolloutFacts(acts=True)
+        return RolloutFacts(acts=True, own_roles=self.roles)
 
     @model_validator(mode="after")
     def _runs(self):
+        twice = [name for n, name in enumerate(self.roles) if name in (*self.roles[:n], *KNOWN_ROLES)]
+        if twice:
+            raise ValueError(f"rollout.roles: {twice[0]} is there already; leave it out")
         words = [self.run] if isinstance(self.run, str) else list(self.run)
         if not words or not words[0] or (isinstance(self.run, str) and ":" not in self.run):
             raise ValueError("rollout.run is FILE.py:Name of a function, or a command as a list of words")

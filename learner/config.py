@@ -140,7 +140,8 @@ class LearnerSettings(Settings):
     rounds: RoundSettings | None = None
     """Train in rounds instead of publishing after each step."""
     roles: dict[str, NonNegativeFloat] = {role.name.lower(): 1.0 for role in TRAINED_ROLES}
-    """Weight of the tokens of each role in the loss; a role that is not named is not trained."""
+    """Weight of the tokens of each role in the loss; a role that is not named is not trained. Those of a program's own
+    (rollout.roles) can be named, too; one that is not weighs what its turns weigh as actions or attempts."""
     logprob_chunk: PositiveInt = 4096
     """Tokens whose float32 logits exist at once."""
     claim_deadline_s: PositiveFloat = 600.0
@@ -160,11 +161,7 @@ class LearnerSettings(Settings):
 
     @field_validator("roles")
     @classmethod
-    def _known_roles(cls, roles: dict[str, float]) -> dict[str, float]:
-        known = [role.name.lower() for role in TRAINED_ROLES]
-        unknown = sorted(set(roles) - set(known))
-        if unknown:
-            raise ValueError(f"roles: {', '.join(unknown)} cannot be trained. Choose from {', '.join(known)}")
+    def _some_role(cls, roles: dict[str, float]) -> dict[str, float]:
         if not any(roles.values()):
             raise ValueError("roles: every weight is 0, so nothing is trained. Give one role a weight above 0")
         return roles
@@ -215,5 +212,6 @@ class LearnerSettings(Settings):
             )
         return self
 
-    def role_weight(self, role: Role) -> float:
-        return self.roles.get(role.name.lower(), 0.0)
+    def role_weight(self, role: Role, own: str | None = None) -> float:
+        """That of a turn of this role; `own` is what its program calls it."""
+        return self.roles.get(role.name.lower() if own not in self.roles else own, 0.0)

@@ -68,6 +68,7 @@ QUEUE_SECONDS = Metric(Histogram, "queue_seconds", "From request to a place in t
 GENERATION_SECONDS = Metric(Histogram, "generation_seconds", "From there to the last token", buckets=SECONDS)
 ENVIRONMENT_SECONDS = Metric(Histogram, "environment_seconds", "One step of an environment", buckets=SECONDS)
 ENVIRONMENT_ERRORS = Metric(Counter, "environment_errors_total", "Environments that raised or hung", ("kind",))
+AGENT_REQUESTS = Metric(Counter, "agent_requests_total", "Requests of agents, by HTTP status", ("status",))
 ENGINE_RUNNING = Metric(Gauge, "engine_running_requests", "Requests in the engine, those that queue included")
 ENGINE_MAX_RUNNING = Metric(Gauge, "engine_max_running_requests", "Most requests in its batch at once")
 PREFIX_QUERIES = Metric(Counter, "engine_prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache")

@@ -22,6 +22,8 @@ TOO_LONG = "too_long"
 the model's own doing. See Turn.extra of role error."""
 MIXED_FROM = "mixed_from"
 """The key of a task, and of a group's facts, that names the environment in a run of several."""
+OWN_ROLE = "own_role"
+"""The key of a turn's extra that names a role of the program's own: one of rollout.roles, beside Turn.role."""
 TOKENS = np.dtype("<i4")
 LOGPROBS = np.dtype("<f4")
 
@@ -40,7 +42,7 @@ class Role(IntEnum):
 class Stop(IntEnum):
     """Why a response ended."""
 
-    END = 0  # the model's end token
+    END = 0  # the model's end token, or a stop sequence that its agent asked for
     LENGTH = 1
     ABORTED = 2
     AUTHORED = 3  # not sampled
@@ -113,6 +115,11 @@ class Lease:
     task: dict
     seed: int
     shard: str = ""
+
+
+def role_name(turn: Turn) -> str:
+    """What a turn is called: the role that its program names, else its own in small letters."""
+    return turn.extra.get(OWN_ROLE) or turn.role.name.lower()
 
 
 def sampled_tokens(turn: Turn) -> int:

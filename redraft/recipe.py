@@ -21,7 +21,7 @@ from actors.config import (
 from actors.rollout_config import AttemptSettings, RolloutSettings
 from learner import credit_config as credits
 from learner import objective_config as objectives
-from learner.config import LearnerSettings
+from learner.config import TRAINED_ROLES, LearnerSettings
 from protocols import own_code
 from protocols.errors import SettingError
 from protocols.settings import Settings
@@ -302,6 +302,12 @@ class Recipe(Settings):
         """Refuses what would do nothing."""
         learner, rollout = self.learner, self.rollout
         facts = rollout.facts
+        trained = [*(role.name.lower() for role in TRAINED_ROLES), *facts.own_roles]
+        if unknown := [role for role in learner.roles if role not in trained]:
+            raise ValueError(
+                f"learner.roles: {', '.join(unknown)} cannot be trained. Choose from {', '.join(trained)}"
+                f"{', or name it in rollout.roles' if 'roles' in type(rollout).model_fields else ''}"
+            )
         if facts.authored and learner.objective.only_sampled:
             problem = f"{learner.objective.name} never trains {facts.authored}"
             raise ValueError(f"learner.objective.name: {problem}; set it to {objectives.AUTHORED}")

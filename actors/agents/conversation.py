@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Mapping
+import functools
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from actors import door
-from actors.agents import chat
-from actors.agents.paths import Answer, Paths, Place
+from actors.agents.dialogues import Dialogues
+from actors.agents.paths import Answer, Paths
+from actors.agents.requests import MODEL, Asked, Refused, Terms, read
 from actors.door import EpisodeFailure, Judged
+from actors.engines import Completion
 from actors.rollout_config import AgentSettings
 from actors.rollouts import Aborted, Stage
-from protocols.errors import SettingError
-from protocols.turns import Role
+from protocols.turns import OWN_ROLE, Role
 
 AGENT = "the agent"
+log = logging.getLogger("redraft.agents")
 
 
 class Conversation:
@@ -26,7 +29,9 @@ class Conversation:
 
     def __init__(self, stage: Stage[AgentSettings], number: int):
         self._stage, self._number = stage, number
+        self._terms = Terms(stage.sampling, stage.settings.roles)
         self._paths = Paths(stage.renderer)
+        self._dialogues = Dialogues(stage.renderer, self._paths)
         self._judged: dict[int, Judged] = {}  # by the place of the answer that it is about
         self._given = 0  # answers that were begun, reflections aside
         self._fault: BaseException | None = None
@@ -34,6 +39,10 @@ class Conversation:
         """The episode cannot go on, or has had all its answers."""
         self.too_long: EpisodeFailure | None = None
         """Why its newest request was refused, where that left no room for an answer."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        return self._terms.models
 
     @property
     def scored(self) -> int:
@@ -44,54 +53,41 @@ class Conversation:
         if self._fault is not None:
             raise self._fault
 
-    async def complete(self, body: Any) -> tuple[chat.Asked, Mapping[str, Any]]:
+    async def complete(self, body: Any, text: bool) -> tuple[Asked, Mapping[str, Any]]:
         """Raises Refused."""
-        asked = chat.read(body, self._stage.sampling)
+        asked = read(body, self._terms, text)
         role = self._stage.settings.role if asked.role is None else asked.role
         if role is not Role.REFLECTION:
             self._given += asked.choices
             if self._given > self._stage.settings.turns:
                 self.over.set()
-                raise chat.Refused(
+                raise Refused(
                     f"The episode has had its {self._stage.settings.turns} answers", code="invalid_api_key", status=401
                 )
-        try:
-            place = self._paths.place(asked.messages, asked.tools)
-        except SettingError as error:
-            raise chat.Refused(str(error), "messages") from None
-        ids = self._paths.ids(place)
-        came = await asyncio.gather(*(self._answer(asked, place, ids, role) for _ in range(asked.choices)))
-        for answer in came:
-            self._paths.add(answer)
-        names = [self._names(answer) if asked.logprobs else [] for answer in came]
-        return asked, chat.completion(asked, came, names, f"chatcmpl-{secrets.token_hex(12)}", len(ids))
+        for key in asked.noted:
+            _overruled(key)
+        return asked, await self._dialogues.answer(asked, role, functools.partial(self._generate, asked, role))
 
-    async def _answer(self, asked: chat.Asked, place: Place, ids: np.ndarray, role: Role) -> Answer:
+    async def _generate(self, asked: Asked, role: Role, ids: np.ndarray) -> Completion:
         try:
             completion = await self._stage.generate(ids, role, asked.sampling)
         except EpisodeFailure as failure:
             self.too_long = failure
-            raise chat.Refused(str(failure), "messages", "context_length_exceeded") from None
+            raise Refused(str(failure), "messages", "context_length_exceeded") from None
         except Exception as error:  # the engine's end, or that it gave the request up, ends the group
             self._fault = error
             self.over.set()
             said = "gave the request up" if isinstance(error, Aborted) else "has ended"
-            raise chat.Refused(f"The engine {said}", status=503) from None
+            raise Refused(f"The engine {said}", status=503) from None
         self.too_long = None  # it went on with less
-        text = self._stage.renderer.text(completion.ids)
-        facts: dict[str, Any] = {} if asked.model == chat.MODEL else {"model": asked.model}
-        facts |= {"new_root": place.why} if place.why else {}
-        facts |= {"overruled": dict(asked.noted)} if asked.noted else {}
-        known = "" if asked.tools is None else asked.tools.text
-        said = chat.answer_of(text, asked.tools)
-        return Answer(asked.messages, known, place, completion, said, text, role, facts)
+        return completion
 
     def reward(self, given: Any) -> None:
         """Raises Refused."""
         try:
             self.score(door.judged(AGENT, given))
         except EpisodeFailure as failure:
-            raise chat.Refused(str(failure)) from None
+            raise Refused(str(failure)) from None
 
     def score(self, judged: Judged) -> None:
         """Of the newest answer. Raises EpisodeFailure where there is none that was not scored yet."""
@@ -112,7 +108,7 @@ class Conversation:
         for place, answer in enumerate(answers):
             judged = self._of(place)
             parent = -1 if answer.place.parent is None else numbers[answer.place.parent]
-            extra = answer.facts | {"success": judged.success, "answer": judged.answer}
+            extra = _facts(answer) | {"success": judged.success, "answer": judged.answer}
             if judged.parts:
                 extra["parts"] = dict(judged.parts)
             if place == last and output:
@@ -140,5 +136,17 @@ class Conversation:
             place = next((n for n in later if answers[n].role is not Role.REFLECTION), place)
         return self._judged.get(place, Judged(0.0, False))
 
-    def _names(self, answer: Answer) -> list[str]:
-        return [self._stage.renderer.tokenizer.decode([int(n)]) for n in answer.completion.ids]
+
+def _facts(answer: Answer) -> dict[str, Any]:
+    """What a turn's extra says of the request."""
+    asked = answer.asked
+    facts: dict[str, Any] = {} if asked.model == MODEL else {"model": asked.model}
+    facts |= {OWN_ROLE: asked.own_role} if asked.own_role else {}
+    facts |= {"new_root": answer.place.why} if answer.place.why else {}
+    return facts | ({"overruled": dict(asked.noted)} if asked.noted else {})
+
+
+@functools.cache
+def _overruled(key: str) -> None:
+    """Said once in a process."""
+    log.warning("an agent sets %s itself: the recipe says how it is sampled, and its turns say overruled", key)

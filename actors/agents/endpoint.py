@@ -1,10 +1,11 @@
 """The endpoint that agents speak to: one HTTP server an actor, a key an episode.
 
     POST /v1/chat/completions      in OpenAI's form, whole or as a stream        GET /v1/models
+    POST /v1/completions           the same for a text that goes on
     POST /v1/reward                a number, or a map as a reward function returns it, for what was said since the last
 
-It listens on the loopback address only. A key opens its episode and nothing else, and dies with it. Each generation is
-a task of its own, so a client that lost its connection and asks again gets the same answer.
+An actor's listens on the loopback address only. A key opens its episode and nothing else, and dies with it. Each
+generation is a task of its own, so a client that lost its connection and asks again gets the same answer.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ import hashlib
 import json
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from actors.agents.chat import MODEL, ROLES_BY_NAME, Refused, chunks
+from actors.agents.answers import pieces
+from actors.agents.requests import MODEL, Refused
+from protocols import metrics
 
 LONGEST_BODY = 1 << 25  # bytes
+AGAIN = 1024
+"""Requests of a key, the newest, that may be made again."""
 CLOSE_S = 5.0
 RETRIES = "x-stainless-retry-count"
 """What OpenAI's clients send with a request that they make again."""
@@ -35,8 +40,14 @@ RETRIES = "x-stainless-retry-count"
 class Conversation(Protocol):
     """What an episode answers."""
 
-    async def complete(self, body: Any) -> tuple[Any, Mapping[str, Any]]:
-        """What was asked for, and the whole answer as a body. Raises Refused."""
+    @property
+    def models(self) -> Sequence[str]:
+        """Names that a request may give its model."""
+        ...
+
+    async def complete(self, body: Any, text: bool) -> tuple[Any, Mapping[str, Any]]:
+        """What was asked for, chat completions or with `text` completions, and the whole answer as a body. Raises
+        Refused."""
         ...
 
     def reward(self, given: Any) -> None:
@@ -50,11 +61,13 @@ class Endpoint:
         self._open: dict[str, _Episode] = {}
         self.url = ""
 
-    async def start(self) -> None:
-        listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    async def start(self, listening: socket.socket | None = None) -> None:
+        """On a socket that listens (None: one of its own on the loopback address)."""
+        listening = listening or socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
         routes = [
-            Route("/v1/chat/completions", self._door(self._complete), methods=["POST"]),
+            Route("/v1/chat/completions", self._door(self._chat), methods=["POST"]),
+            Route("/v1/completions", self._door(self._text), methods=["POST"]),
             Route("/v1/reward", self._door(self._reward), methods=["POST"]),
             Route("/v1/models", self._door(self._models), methods=["GET"]),
             Route("/{path:path}", self._nothing, methods=["GET", "POST"]),
@@ -63,15 +76,15 @@ class Endpoint:
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
 
-    def open(self, conversation: Conversation) -> str:
-        """A key that opens it, until it is closed."""
-        key = f"sk-redraft-{secrets.token_urlsafe(24)}"
+    def open(self, conversation: Conversation, key: str | None = None) -> str:
+        """A key that opens it (None: a new one), until it is closed."""
+        key = key or new_key()
         self._open[key] = _Episode(conversation)
         return key
 
     def end(self, key: str) -> None:
         """The key opens nothing any more; what it still generates is given up."""
-        for task in self._open.pop(key).asked.values():
+        for task in self._open.pop(key).running:
             task.cancel()
 
     async def close(self) -> None:
@@ -87,9 +100,11 @@ class Endpoint:
     def _door(self, answer: Callable[[_Episode, Request], Awaitable[Response]]):
         async def answered(request: Request) -> Response:
             try:
-                return await answer(self._episode(request), request)
+                found = await answer(self._episode(request), request)
             except Refused as refused:
-                return JSONResponse(refused.body, refused.status)
+                found = _json(refused.body, refused.status)
+            metrics.AGENT_REQUESTS.labels(status=found.status_code).inc()
+            return found
 
         return answered
 
@@ -99,44 +114,65 @@ class Endpoint:
             return self._open[key]
         raise Refused("This key opens no episode: it never did, or it has ended", code="invalid_api_key", status=401)
 
-    async def _complete(self, episode: _Episode, request: Request) -> Response:
+    async def _chat(self, episode: _Episode, request: Request) -> Response:
+        return await self._complete(episode, request, text=False)
+
+    async def _text(self, episode: _Episode, request: Request) -> Response:
+        return await self._complete(episode, request, text=True)
+
+    async def _complete(self, episode: _Episode, request: Request, text: bool) -> Response:
         raw = await _body(request)
-        digest = hashlib.blake2b(raw, digest_size=16).digest()
-        again = request.headers.get(RETRIES, "0") != "0" and digest in episode.asked
-        if not again:
-            body = _parsed(raw)
-            episode.asked[digest] = asyncio.create_task(episode.conversation.complete(body))
+        digest = hashlib.blake2b(raw, digest_size=16, salt=b"text" if text else b"").digest()
+        task = episode.asked.get(digest) if request.headers.get(RETRIES, "0") != "0" else None
+        if task is None:
+            task = episode.begin(digest, episode.conversation.complete(_parsed(raw), text))
         try:
-            asked, whole = await asyncio.shield(episode.asked[digest])
+            asked, whole = await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not episode.asked[digest].cancelled():
+            if not task.cancelled():
                 raise
             raise Refused("The episode of this key has ended", code="invalid_api_key", status=401) from None
         if not asked.stream:
-            return JSONResponse(whole)
-        pieces = [f"data: {json.dumps(piece)}\n\n" for piece in chunks(asked, whole)]
-        return StreamingResponse(iter([*pieces, "data: [DONE]\n\n"]), media_type="text/event-stream")
+            return _json(whole)
+        told = [f"data: {json.dumps(piece)}\n\n" for piece in pieces(asked, whole)]
+        return StreamingResponse(iter([*told, "data: [DONE]\n\n"]), media_type="text/event-stream")
 
     async def _reward(self, episode: _Episode, request: Request) -> Response:
         episode.conversation.reward(_parsed(await _body(request)))
-        return JSONResponse({})
+        return _json({})
 
     async def _models(self, episode: _Episode, request: Request) -> Response:
-        names = [MODEL, *(f"{MODEL}/{role}" for role in ROLES_BY_NAME)]
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": MODEL} for name in names]
-        return JSONResponse({"object": "list", "data": models})
+        models = [
+            {"id": name, "object": "model", "created": 0, "owned_by": MODEL} for name in episode.conversation.models
+        ]
+        return _json({"object": "list", "data": models})
 
     async def _nothing(self, request: Request) -> Response:
         refused = Refused(f"There is no {request.method} {request.url.path} here", code="unknown_url", status=404)
-        return JSONResponse(refused.body, refused.status)
+        return _json(refused.body, refused.status)
+
+
+def new_key() -> str:
+    return f"sk-redraft-{secrets.token_urlsafe(24)}"
 
 
 class _Episode:
-    """A conversation, and the newest request of each body."""
+    """A conversation, what it is answering, and of each body the newest request, so many in all."""
 
     def __init__(self, conversation: Conversation):
         self.conversation = conversation
+        self.running: set[asyncio.Task[Any]] = set()
         self.asked: dict[bytes, asyncio.Task[Any]] = {}
+
+    def begin(self, digest: bytes, answering: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(answering)
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+        self.asked.pop(digest, None)
+        self.asked[digest] = task
+        if len(self.asked) > AGAIN:
+            del self.asked[next(iter(self.asked))]
+        return task
 
 
 class _Server(uvicorn.Server):
@@ -157,6 +193,11 @@ async def _body(request: Request) -> bytes:
             raise Refused(f"The body is longer than {LONGEST_BODY} bytes", code="request_too_large", status=413)
         parts.append(part)
     return b"".join(parts)
+
+
+def _json(body: Mapping[str, Any], status: int = 200) -> Response:
+    """In ASCII: what a client wrote, and is told of, may be no UTF-8."""
+    return Response(json.dumps(body), status, media_type="application/json")
 
 
 def _parsed(raw: bytes) -> Any:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +20,13 @@ from actors.engines import Completion
 from actors.messages import TOOL, Message, Question, message
 from actors.rendering import Renderer
 from actors.tools import Offered, calls
-from protocols.turns import Role
+from protocols.turns import TOKENS, Role
 
+if TYPE_CHECKING:
+    from actors.agents.requests import Asked
+
+TEXT = "text"
+"""The role of what is no chat message, but a text that the model goes on with."""
 SHOWN = 40  # characters of a difference on either side
 
 
@@ -64,16 +69,22 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """One response of the model: the request's messages, what was sampled, and how the client was told of it."""
+    """One response of the model: the request, what was sampled, and how the client was told of it."""
 
-    messages: tuple[Spoken, ...]
-    tools: str
+    asked: Asked
     place: Place
     completion: Completion
     said: Spoken
     text: str
     role: Role
-    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> tuple[Spoken, ...]:
+        return self.asked.messages
+
+    @property
+    def tools(self) -> str:
+        return "" if self.asked.tools is None else self.asked.tools.text
 
     @property
     def whole(self) -> tuple[Spoken, ...]:
@@ -96,10 +107,10 @@ class Answer:
 
 
 class Paths:
-    """Those of one episode, in the order in which answers came."""
+    """Those of one episode, in the order in which answers came; with `most`, so many of the newest answers alone."""
 
-    def __init__(self, renderer: Renderer):
-        self._renderer = renderer
+    def __init__(self, renderer: Renderer, most: int | None = None):
+        self._renderer, self._most = renderer, most
         self.answers: list[Answer] = []
         self._asked: dict[tuple[str, tuple[Spoken, ...]], Place] = {}
         self._ends: dict[tuple[str, tuple[Spoken, ...]], Answer] = {}
@@ -125,6 +136,37 @@ class Paths:
             return Place(end, self._renderer.next(_heard(heard), ended, tools))
         return Place(None, self._rendered(asked, tools), why)
 
+    def text(self, text: Spoken, ids: Sequence[int] | None) -> Place:
+        """Where the answer to a text goes that is no chat, or to `ids` that were given in its place: it continues the
+        longest path that it begins with. What the path ended with, an end token or a stop sequence, is kept there,
+        whether the client repeats it or not."""
+        if (known := self._asked.get(("", (text,)))) is not None:
+            return known
+        if ids is not None:
+            given = np.array(ids, TOKENS)
+            paths = ((answer, answer.ids) for answer in self.answers)
+            begun = [(len(read), answer) for answer, read in paths if np.array_equal(given[: len(read)], read)]
+            size, end = max(begun, key=lambda one: one[0], default=(0, None))
+            return Place(end, given[size:], self._apart(end))
+        said = ((answer, self._begins(answer, text.content)) for answer in self.answers)
+        begun = [(size, answer) for answer, size in said if size]
+        size, end = max(begun, key=lambda one: one[0], default=(0, None))
+        return Place(end, self._renderer.raw(text.content[size:], end is None), self._apart(end))
+
+    def _begins(self, answer: Answer, text: str) -> int:
+        """How many characters of the text are what that path has read and written; 0 where it begins with less."""
+        asked = answer.messages[0]
+        if asked.role != TEXT or not text.startswith(asked.content):
+            return 0
+        written = self._renderer.tokenizer.decode(answer.completion.ids, clean_up_tokenization_spaces=False)
+        for told in (written, answer.text):
+            if text.startswith(told, len(asked.content)):
+                return len(asked.content) + len(told)
+        return 0
+
+    def _apart(self, end: Answer | None) -> str:
+        return "its text begins with none of the paths" if end is None and self.answers else ""
+
     def ids(self, place: Place) -> np.ndarray:
         """int32, the whole prompt."""
         return place.prompt if place.parent is None else np.concatenate([place.parent.ids, place.prompt])
@@ -133,7 +175,15 @@ class Paths:
         """From now on requests may continue it: of two that say the same the newer one is continued."""
         self.answers.append(answer)
         self._asked[answer.tools, answer.messages] = answer.place
-        self._ends[answer.tools, (*answer.messages, answer.said)] = answer
+        self._ends[answer.tools, answer.whole] = answer
+        if self._most is not None and len(self.answers) > self._most:
+            self._forget(self.answers.pop(0))
+
+    def _forget(self, answer: Answer) -> None:
+        if self._asked.get((answer.tools, answer.messages)) is answer.place:
+            del self._asked[answer.tools, answer.messages]
+        if self._ends.get((answer.tools, answer.whole)) is answer:
+            del self._ends[answer.tools, answer.whole]
 
     def _differs(self, asked: tuple[Spoken, ...], offered: str) -> str:
         """Why these messages continue none of the paths, by the one that is most like them; "" where there is none."""

@@ -21,6 +21,9 @@ from actors.rollout_config import AgentSettings
 from actors.rollouts import Stage
 
 SHOWN = 2000  # characters of an agent's output beside its last turn
+REFUSED_S = 5.0
+"""For a program that is refused more answers to end of that: its process then plays the next episode, where one that is
+killed has to be started anew."""
 
 
 class House:
@@ -61,7 +64,9 @@ async def _episode(stage: Stage[AgentSettings], environment: Playing, number: in
         await asyncio.wait({playing, over}, return_when=asyncio.FIRST_COMPLETED)
         conversation.check()
         if not playing.done():  # it asked for more than `turns` answers
-            return conversation.write(cut=True)
+            conversation.write(cut=True)
+            await asyncio.wait({playing}, timeout=REFUSED_S)
+            return
         value = await playing
         output = value.output[-SHOWN:]
         if stage.settings.judge == "environment":

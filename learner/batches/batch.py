@@ -23,7 +23,7 @@ from learner.sequences import Linearised, Shares, brought_along
 from learner.transcripts.store import sample
 from protocols.errors import RedraftError
 from protocols.reports import BatchReport
-from protocols.turns import MIXED_FROM, Group, Role, Turn, sampled_tokens
+from protocols.turns import MIXED_FROM, Group, Role, Turn, role_name, sampled_tokens
 from protocols.weights import staleness
 
 
@@ -98,7 +98,7 @@ def report_of(groups: Sequence[Group], step: int) -> BatchReport:
             apart[label] += own
     for turn in attempts:
         rewards[turn.index].append(turn.reward)
-        roles[turn.role.name.lower()].append(turn.reward)
+        roles[role_name(turn)].append(turn.reward)
         for name, value in (turn.extra.get("parts") or {}).items():
             parts[name].append(float(value))
         if "success" in turn.extra:
@@ -153,7 +153,7 @@ def _attempts(group: Group) -> list[Turn]:
 def trained_of(lines: Linearised, shares: Sequence[Shares]) -> tuple[int, dict[str, int]]:
     """How many sequences hold a token that the loss weighs, and how many such turns there are of each role."""
     weighed = [sequence.turns[share.loss > 0] for sequence, share in zip(lines.sequences, shares, strict=True)]
-    roles = Counter(lines.turns[turn].role.name.lower() for turns in weighed for turn in np.unique(turns))
+    roles = Counter(role_name(lines.turns[turn]) for turns in weighed for turn in np.unique(turns))
     return sum(bool(len(turns)) for turns in weighed), dict(sorted(roles.items()))
 
 

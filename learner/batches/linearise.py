@@ -9,7 +9,7 @@ import numpy as np
 from learner.config import LearnerSettings
 from learner.objectives.base import Objective
 from learner.sequences import Linearised, TokenSequence, brought_along, paths
-from protocols.turns import Group, Turn
+from protocols.turns import OWN_ROLE, Group, Turn
 
 
 def linearise(
@@ -49,7 +49,8 @@ def _sequence(
         prompt, response = len(turn.prompt), len(turn.response)
         sampled = ~np.isnan(turn.logprobs)
         counts = turn.turn in fresh
-        weight = settings.role_weight(turn.role) if counts and not np.isnan(worth[turn.turn]) else 0.0
+        valued = counts and not np.isnan(worth[turn.turn])
+        weight = settings.role_weight(turn.role, turn.extra.get(OWN_ROLE)) if valued else 0.0
         weights = np.where(sampled | objective.authored, weight, 0.0)
         anchors = counts and weight == 0 and objective.anchor > 0
         blank = np.zeros(prompt)

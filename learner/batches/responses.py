@@ -9,7 +9,7 @@ import numpy as np
 
 from learner.credits import scored
 from protocols.responses import Lengths, Responses
-from protocols.turns import Role, Stop, Turn
+from protocols.turns import Role, Stop, Turn, role_name
 
 
 def responses_of(turns: Iterable[Turn]) -> Responses:
@@ -23,7 +23,7 @@ def responses_of(turns: Iterable[Turn]) -> Responses:
     for turn in turns:
         if not sampled(turn):
             continue
-        role = turn.role.name.lower()
+        role = role_name(turn)
         cut[role].append(turn.stop is Stop.LENGTH)
         tokens[role].append(len(turn.response))
         if scored(turn) and "parsed" in turn.extra:

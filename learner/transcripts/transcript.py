@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from protocols import strict_json
-from protocols.turns import Role, Turn
+from protocols.turns import Role, Turn, role_name
 
 BODY = b',"turns":['
 RIGHT, WRONG, ERROR, STEP, ASIDE = "rwe-."
@@ -75,7 +75,7 @@ def told(turn: Turn, advantage: float = math.nan, weights: np.ndarray | None = N
         "after": turn.after,
         "episode": turn.episode,
         "index": turn.index,
-        "role": turn.role.name.lower(),
+        "role": role_name(turn),
         "mark": mark(turn),
         "prompt": turn.prompt.tolist(),
         "response": turn.response.tolist(),

@@ -394,6 +394,24 @@ def chat(
 
 
 @app.command()
+def serve(
+    run: RunName,
+    overrides: Overrides = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint to serve (default: the newest).")] = None,
+    best: Best = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
+    host: Annotated[str, typer.Option(help="An address of this machine; every request needs the key.")] = "127.0.0.1",
+    key: Annotated[
+        str | None, typer.Option(envvar="REDRAFT_SERVE_KEY", help="What requests bring (default: a new one).")
+    ] = None,
+) -> None:
+    """Serve a run's model to OpenAI clients, as agents met it in training, until Ctrl-C."""
+    from redraft.launch import serving
+
+    serving.serve(run, overrides or (), step, best, (host, port), key, cache.folder("models"))
+
+
+@app.command()
 def doctor(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Default: the machine.")] = None,
     overrides: Overrides = None,

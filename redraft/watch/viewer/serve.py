@@ -17,9 +17,9 @@ def serve(run: Run, host: str, port: int) -> None:
 
     from redraft.watch.viewer.app import application
 
-    listening, loopback = _listen(host, port)
+    listening, loopback = listen(host, port)
     token = None if loopback else secrets.token_urlsafe(32)
-    print(_address(host, listening.getsockname()[1], token), flush=True)
+    print(address(host, listening.getsockname()[1], token), flush=True)
     config = uvicorn.Config(
         application(run, token),
         access_log=False,  # a log of addresses would hold the token
@@ -32,7 +32,7 @@ def serve(run: Run, host: str, port: int) -> None:
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listen(host: str, port: int) -> tuple[socket.socket, bool]:
+def listen(host: str, port: int) -> tuple[socket.socket, bool]:
     """A listening socket, and whether only this machine reaches it."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -41,10 +41,10 @@ def _listen(host: str, port: int) -> tuple[socket.socket, bool]:
     except (OSError, OverflowError) as error:
         cure = "Name an address of this machine, and a port that is free (0 finds one)"
         raise SettingError("--host", f"nothing can listen at {host}, port {port}: {error}", cure) from None
-    return listening, ipaddress.ip_address(address[0]).is_loopback
+    return listening, ipaddress.ipaddress(address[0]).is_loopback
 
 
-def _address(host: str, port: int, token: str | None) -> str:
+def address(host: str, port: int, token: str | None) -> str:
     """What a person opens."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     name = f"[{name}]" if ":" in name else name

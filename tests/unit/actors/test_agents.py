@@ -122,6 +122,21 @@ def test_an_episode_ends_where_it_asks_for_more_than_its_answers(played):
     assert len(house.turns) == 2 and house.turns[-1].truncated and not house.failures
 
 
+def test_a_program_that_ends_when_it_is_refused_more_keeps_its_process(played, tmp_path):
+    source = f"""
+        import os
+        async def solve(task, client):
+            with open({str(tmp_path / "pids")!r}, "a") as file:
+                print(os.getpid(), file=file)
+            while True:
+                await client.chat.completions.create(model="m", messages=[{{"role": "user", "content": "q"}}])
+    """
+    house = played(source, turns=1, episodes=3, processes=1)
+    assert [turn.truncated for turn in house.turns] == [True] * 3 and not house.failures
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 3 and len(set(pids)) == 1
+
+
 def test_tools_are_called_in_the_models_own_form_and_what_they_answer_continues_the_path(played):
     source = """
         async def solve(task, client):
