@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from redraft.cli import doctor_graph
 from redraft.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def write_page(
 def _dialogue(task: str, turns: list[dict], words: Words) -> str:
     from redraft.cli.doctor_recipe import facts, kinds
 
-    parts = [f"<h2>task {escape(task)}</h2>"]
+    graph = escape("\n".join(doctor_graph.lines(turns)))
+    parts = [f"<h2>task {escape(task)}</h2>", f"<pre>{graph}</pre>" if graph else ""]
     for turn in turns:
         parts.append(f'<p class="facts">{escape(facts(turn, words))}</p>')
         for ids, weights in ((turn["prompt"], None), (turn["response"], turn["weights"] or [])):

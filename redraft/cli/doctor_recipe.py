@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from protocols import own_code
-from redraft.cli import doctor_play
+from redraft.cli import doctor_graph, doctor_play
 from redraft.cli.doctor_findings import Finding, findings
 from redraft.cli.doctor_page import write_page
 from redraft.cli.doctor_play import Played
@@ -76,6 +76,8 @@ def _steps(console: Console) -> Callable[[str, int, int], None]:
 def _show(task: str, turns: list[dict], words: Words, console: Console) -> None:
     console.print()
     console.print(Text(f"task {task}", "bold"))
+    for line in doctor_graph.lines(turns):
+        console.print(Text(line), soft_wrap=True)
     for turn in turns:
         console.print(Text(facts(turn, words)))
         for label, ids, weights in (("heard", turn["prompt"], None), ("said", turn["response"], turn["weights"] or [])):

@@ -76,8 +76,6 @@ REFUSED = {
         {"objective": {"name": "grpo", "correction": "none", "tis_cap": 3}},
         "objective.tis_cap only acts with",
     ),
-    "an unknown role": ({"roles": {"musing": 1}}, "Choose from attempt, reflection"),
-    "an error as a role": ({"roles": {"error": 1}}, "Choose from attempt, reflection"),
     "nothing to train": ({"roles": {"attempt": 0}}, "Give one role a weight above 0"),
     "an unknown key": ({"row_token": 5}, "row_token"),
 }

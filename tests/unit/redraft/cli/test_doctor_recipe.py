@@ -112,6 +112,40 @@ def test_what_would_teach_nothing_is_wrong(models, reward, what):
     assert not good and f"wrong {what}" in text
 
 
+AGENT = """
+import json, os, urllib.request
+
+def ask(said, model="redraft"):
+    head = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"}
+    body = json.dumps({"model": model, "messages": said}).encode()
+    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, head)
+    with urllib.request.urlopen(request) as came:
+        return json.load(came)["choices"][0]["message"]
+
+def solve(task):
+    said = [{"role": "user", "content": task["question"]}]
+    plan = ask(said, "redraft/planner")
+    said += [plan, {"role": "user", "content": "on"}]
+    ask(said), ask(said)
+    return len(ask([{"role": "user", "content": "in short: " + task["question"]}])["content"]) / 100
+"""
+
+
+def test_the_graph_of_an_agent_is_drawn_with_what_is_trained_and_why_a_root_is_one(models, folder, varying):
+    (folder / "agent.py").write_text(AGENT)
+    rollout = {"name": "agent", "run": "agent.py:solve", "episodes": 2, "processes": 1, "roles": ["planner"]}
+    roles = {"planner": 1.0, "attempt": 0.5}
+    changes = {"rollout": rollout, "learner": VALUES["learner"] | {"roles": roles}}
+    _, text = said(models, "return 0.0", data=VALUES["data"] | {"train_size": 2}, html=folder / "page.html", **changes)
+    graph = text.partition("4 turns, 2 roots, 1 branch")[2].splitlines()[1:5]
+    assert [line.split(" · ")[0].rstrip() for line in graph] == ["o turn 0", "   | turn 1", "   | turn 2", "o turn 3"]
+    assert graph[0].split(" · ")[1] == "planner" and graph[1].split(" · ")[1] == "action"
+    trained = [int(re.search(r"(\d+) trained", line)[1]) > 0 for line in graph]
+    assert trained == [True, False, False, False], graph
+    assert "a new root: message 1 differs at character 1: 'in short: " in graph[3]
+    assert "2 roots, 1 branch" in (folder / "page.html").read_text()
+
+
 def test_answers_that_are_cut_are_counted_and_shown(models, varying, monkeypatch):
     whole = ScriptedEngine.generate
 
