@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -73,7 +73,7 @@ class Endpoint:
             Route("/v1/completions", self._door(self._text), methods=["POST"]),
             Route("/v1/reward", self._door(self._reward), methods=["POST"]),
             Route("/v1/models", self._door(self._models), methods=["GET"]),
-            Route("/{path:path}", self._nothing, methods=["GET", "POST"]),
+            Route("/{path:path}", self._door(self._nothing), methods=["GET", "POST"]),
         ]
         config = uvicorn.Config(Starlette(routes=routes), lifespan="off", log_config=None, access_log=False)
         self._server = _Server(config)
@@ -106,7 +106,11 @@ class Endpoint:
                 found = await answer(self._episode(request), request)
             except Refused as refused:
                 found = _json(refused.body, refused.status)
-            metrics.AGENT_REQUESTS.labels(status=found.status_code).inc()
+            except RecursionError:
+                found = _json(Refused("The body is nested too deeply").body, 400)
+            except ClientDisconnect:  # nobody hears the answer
+                found = _json({}, 400)
+            metrics.AGENT_REQUESTS.labels(status=str(found.status_code)).inc()
             return found
 
         return answered
@@ -150,9 +154,8 @@ class Endpoint:
         ]
         return _json({"object": "list", "data": models})
 
-    async def _nothing(self, request: Request) -> Response:
-        refused = Refused(f"There is no {request.method} {request.url.path} here", code="unknown_url", status=404)
-        return _json(refused.body, refused.status)
+    async def _nothing(self, episode: _Episode, request: Request) -> Response:
+        raise Refused(f"There is no {request.method} {request.url.path} here", code="unknown_url", status=404)
 
 
 def new_key() -> str:

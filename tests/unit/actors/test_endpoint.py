@@ -180,7 +180,25 @@ def test_who_is_served_chooses_how_it_is_sampled_and_plays_as_in_training():
     assert (two.temperature, two.top_p, two.max_tokens) == (1.0, 0.5, 64)
 
 
-VALUES = [None, True, -1, 0, 1e308, 1 << 70, "", "\ud800", [], {}, [[]], {"a": {}}, "x" * 1000, [None], float("nan")]
+DEEP = json.loads("[" * 400 + "]" * 400)
+VALUES = [
+    DEEP,
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    1 << 70,
+    "",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    "x" * 1000,
+    [None],
+    float("nan"),
+]
 
 
 def spoilt(random: random.Random) -> bytes:
