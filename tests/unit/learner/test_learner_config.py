@@ -145,3 +145,10 @@ def test_several_ranks_on_one_gpu_are_refused():
     with pytest.raises(ValueError, match="several ranks be on one GPU, which NCCL refuses. Set gpus or ranks to 1"):
         LearnerSettings(ranks=2, gpus=0.5)
     assert LearnerSettings(gpus=0.5).ranks == 1 and LearnerSettings(ranks=2, gpus=0.6).gpus == 0.6
+
+
+def test_a_program_s_own_role_weighs_what_is_said_of_it_and_else_what_its_turns_weigh():
+    settings = LearnerSettings(roles={"planner": 0.5, "action": 2.0})
+    assert settings.role_weight(Role.ACTION, "planner") == 0.5
+    assert settings.role_weight(Role.ACTION, "critic") == settings.role_weight(Role.ACTION) == 2.0
+    assert settings.role_weight(Role.ATTEMPT, "critic") == settings.role_weight(Role.ATTEMPT) == 0.0
