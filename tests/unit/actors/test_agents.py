@@ -222,7 +222,7 @@ REFUSED = """
             except openai.APIStatusError as error:
                 found.append(f"{error.status_code} {error.param} {error.code}")
         await say(temperature=0.3, user="me", seed=3)
-        await say(stop=["x"])
+        await say(response_format={"type": "json_object"})
         await say(frequency_penalty=1.0)
         await say(model="redraft/nobody")
         await say(messages=[{"role": "nobody", "content": "q"}])
@@ -237,7 +237,7 @@ def test_what_cannot_be_followed_is_refused_as_openai_refuses_it(played):
     house = played(REFUSED)
     assert str(house.failures[0]).removeprefix("the agent failed: RuntimeError: ").split("; ") == [
         "fine",
-        "400 stop unsupported_value",
+        "400 response_format unsupported_value",
         "400 frequency_penalty unsupported_value",
         "404 model model_not_found",
         "400 messages.0.role None",
