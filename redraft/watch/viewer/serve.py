@@ -41,7 +41,7 @@ def listen(host: str, port: int) -> tuple[socket.socket, bool]:
     except (OSError, OverflowError) as error:
         cure = "Name an address of this machine, and a port that is free (0 finds one)"
         raise SettingError("--host", f"nothing can listen at {host}, port {port}: {error}", cure) from None
-    return listening, ipaddress.ipaddress(address[0]).is_loopback
+    return listening, ipaddress.ip_address(address[0]).is_loopback
 
 
 def address(host: str, port: int, token: str | None) -> str:
