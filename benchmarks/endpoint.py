@@ -9,7 +9,7 @@ tokens do not end it), and 11 tokens of feedback come between.
     agent     rollout `agent`: 64 processes, in each a loop around OpenAI's client (`benchmarks/endpoint_agent.py`),
               which speaks HTTP to the endpoint; paths, turns and rewards are made as in a run
 
-Real: the engine, the endpoint, the programs. Made for this: the environment, and the model (0.4 million random weights:
+Real: the engine, the endpoint, the programs. Made for this: the environment, and the model (0.8 million random weights:
 the smaller the model, the more the work around it weighs). Both share one engine and take turns, in alternating order;
 figures are medians over rounds, ratios are taken within rounds. "CPU" is that of the process with engine and endpoint,
 which the programs, processes of their own and a little behind it in priority, do not count into; so it is the same on a
