@@ -169,6 +169,19 @@ def test_of_few_rows_one_is_held_out_and_one_that_is_there_twice_is_two_tasks_of
     assert not {task["question"] for task in train} & {task["question"] for task in test}
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [[{"question": "Guess my number.", "number": n} for n in range(30)], [{"question": "Guess my number."}] * 30],
+    ids=["other columns", "nothing else"],
+)
+def test_rows_that_all_ask_the_same_are_divided_by_what_else_they_hold_or_by_their_places(folder: Path, rows: list):
+    data = saved(rows)
+    train, test = (tasks(data, split, reward="mine.py:score") for split in ("train", "test"))
+    assert len({task["id"] for task in [*train, *test]}) == 30 and 2 <= len(test) <= 12
+    numbers = [{json.dumps(task["row"].get("number", task["id"])) for task in found} for found in (train, test)]
+    assert not numbers[0] & numbers[1]
+
+
 def test_a_prompt_is_a_column_a_template_or_messages_and_the_system_prompt_goes_before_it(folder: Path):
     row = {"q": "Who?", "options": "A or B", "answer": "A"}
     [task] = tasks(both(row), prompt="{q} Choose {options}.", system="Be short.")
