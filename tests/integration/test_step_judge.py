@@ -12,6 +12,7 @@ from test_teacher import completion, endpoint
 
 from actors import environments
 from actors.episode_config import StepJudgeSettings
+from actors.rollout_config import ActSettings
 from actors.rollouts import Helpers
 from actors.step_judge import StepJudge
 from learner import credits
@@ -82,7 +83,8 @@ def test_the_recipes_of_real_models_have_each_episode_judged_once_and_its_good_s
         return completion("Step 1 Judgment: BAD\nStep 2 Judgment: GOOD\nStep 3 Judgment: BAD")
 
     async def judge(*episode):
-        asking = StepJudge(recipe.rollout.step_judge)
+        assert settings.step_judge is not None
+        asking = StepJudge(settings.step_judge)
         try:
             return await asking(*episode)
         finally:
@@ -94,11 +96,12 @@ def test_the_recipes_of_real_models_have_each_episode_judged_once_and_its_good_s
         if task is None:
             preflight.check_environment(recipe)
             task = environments.tasks(recipe.environment, recipe.data, "train")[0]
+        assert isinstance(recipe.rollout, ActSettings)
         settings = recipe.rollout.model_copy(update={"episodes": 1, "turns": len(actions)})
         house = House(settings, lambda prompt: next(said), name, task, tokenizer=BYTES, helpers=Helpers(judge=judge))
     assert [turn.extra["good"] for turn in house.turns] == [False, True, False]
     [request] = asked
-    assert request["model"] == recipe.rollout.step_judge.model
+    assert request["model"] == "Qwen/Qwen2.5-72B-Instruct"
     [heard] = request["messages"]
     assert reads in heard["content"] and f"Action: {actions[1]}" in heard["content"]
     [worth] = credits.credit([Group(bytes(16), 0, tuple(house.turns))], recipe.learner.credit.at(0))
