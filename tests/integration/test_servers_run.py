@@ -17,6 +17,8 @@ from support.places import PYTHONPATH
 from support.run_house import Command
 from support.waiting import until
 
+from redraft import records
+
 pytestmark = [pytest.mark.prove, pytest.mark.ray, pytest.mark.vllm]
 
 LIMIT_S = 240.0
@@ -61,6 +63,11 @@ def logged(run: Command, name: str) -> Counter:
     return Counter(re.sub(r"\d+", "#", cause) for cause in said)
 
 
+def found(run: Command) -> Counter:
+    """How often each cause was found: its line at the end is that at its beginning, with the time."""
+    return Counter(finding.cause for finding in records.findings(run.folder / "runs" / "killed"))
+
+
 def test_a_server_that_is_killed_and_comes_again_costs_the_groups_of_that_time(tmp_path):
     server, port = started(tmp_path / "server", "plain")
     recipe = RECIPE | {"name": "killed", "environment": {k: v for k, v in played(port).items() if k != "data"}}
@@ -69,7 +76,7 @@ def test_a_server_that_is_killed_and_comes_again_costs_the_groups_of_that_time(t
     run.until(lambda: len(run.steps("killed")) >= 2, LIMIT_S)
     os.kill(server.pid, signal.SIGKILL)
     server.wait()
-    run.until(lambda: any("/create" in cause for cause in logged(run, "killed")), 60)
+    run.until(lambda: {"episodes_broken", "endpoint_down"} <= found(run).keys(), LIMIT_S)
     before = len(run.steps("killed"))
     started(tmp_path / "server", "plain", port)
     output = run.wait(LIMIT_S)
@@ -77,8 +84,9 @@ def test_a_server_that_is_killed_and_comes_again_costs_the_groups_of_that_time(t
     assert before < STEPS, "it waited for the server"
     causes = logged(run, "killed")
     assert causes and set(causes.values()) == {1}, causes
-    findings = Counter(line["cause"] for line in run.lines("killed", "findings.jsonl"))
-    assert findings["episodes_broken"] == findings["endpoint_down"] == 1, "said in the live view, with their number"
+    assert any("/create" in cause for cause in causes), causes
+    told = found(run)
+    assert told["episodes_broken"] == told["endpoint_down"] == 1, "said in the live view, with their number"
 
 
 def test_a_server_that_answers_after_a_minute_and_one_that_ends_the_fifth_session_cost_their_episodes(tmp_path):
