@@ -36,6 +36,9 @@ class CreditSettings(Settings):
     mask_truncated: bool = False
     """Leave answers out of the loss that ran into `sampling.max_tokens` or the end of the context (DAPO's overlong
     filtering, arXiv 2503.14476). What they were worth still counts in the baselines of others."""
+    too_long: Literal["wrong", "left_out"] = "wrong"
+    """What an episode counts as that ended since nothing more fitted the model's context: never better than a wrong
+    one, or as one that broke off, which is not trained and takes part in no mean."""
 
     if TYPE_CHECKING:
 

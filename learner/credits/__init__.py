@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,10 +98,17 @@ def stated(settings: CreditSettings) -> CreditSettings:
 def credit(batch: Sequence[Group], settings: CreditSettings) -> list[np.ndarray]:
     """The advantage of every turn: one float32[turns] a group, NaN where the turn is not trained or is
     `left_out`, 0 for turns of role error. Raises SettingError when a credit of the user's own returns anything else."""
+    if settings.too_long == "left_out":
+        batch = [replace(group, turns=tuple(_broken_off(turn) for turn in group.turns)) for group in batch]
     advantages = find(settings)(batch, settings)
     if not isinstance(advantages, Sequence) or len(advantages) != len(batch):
         raise _wrong(settings, f"returned {_kind(advantages)}", f"a list of {len(batch)} arrays, one a group")
     return [_checked(group, values, settings) for group, values in zip(batch, advantages, strict=True)]
+
+
+def _broken_off(turn: Turn) -> Turn:
+    """An episode that grew too long, as one that broke off."""
+    return replace(turn, extra=turn.extra | {"kind": "left out"}) if grown_too_long(turn) else turn
 
 
 def _checked(group: Group, values: Any, settings: CreditSettings) -> np.ndarray:

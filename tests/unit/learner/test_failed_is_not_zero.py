@@ -53,6 +53,15 @@ def advantages(made: Group, settings: CreditSettings) -> list[float]:
     return [float(value) for value in credit([made], settings)[0]]
 
 
+@pytest.mark.parametrize("kind", [GroupCredit, TurnwiseCredit, RawCredit])
+def test_an_episode_that_grew_too_long_counts_as_the_recipe_says(kind):
+    made = group(turn(0, 0, -1.0), turn(1, 1, 0.0), turn(2, 2, 0.5), too_long(3, 2, parent=2))
+    broke_off = group(*made.turns[:3], broken(3, 2, parent=2))
+    left = advantages(made, kind(too_long="left_out"))
+    np.testing.assert_array_equal(left, advantages(broke_off, kind()))
+    assert math.isnan(left[2]) and not math.isnan(advantages(made, kind())[2])
+
+
 @pytest.mark.parametrize("std", [True, False])
 def test_the_siblings_of_an_episode_that_broke_off_are_compared_without_it(std):
     made = group(turn(0, 0, -1.0), turn(1, 1, -1.0), turn(2, 2, 0.0), broken(3, 2, parent=2))
