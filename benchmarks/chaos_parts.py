@@ -1,4 +1,5 @@
-"""A supervised run, and what is done to it: kills, stops, a slow environment, second commands.
+"""A supervised run, and what is done to it: kills, stops, a full disk, a cut network, torn files, a slow environment,
+second commands.
 
 `Storm` starts `redraft train --restarts` in a folder of its own and does one fault after another to it; each ends when
 the run makes steps again. What a fault cost is told: seconds until then, and steps that were done anew.
@@ -8,27 +9,38 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import yaml
 
+from benchmarks.chaos_network import Network
 from redraft import records
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "storm"
 RESTARTS = 5  # in a row, without a checkpoint between
+DISK_BYTES = 512 << 20
+LEFT_BYTES = 100 << 10  # of a disk that is filled: it is full in the midst of a write
 STEPS = 2  # after a fault, by which the run goes on
 POLL_S = 0.05
-PARTS = {"actor": "ray::ActorPart", "replay": "ray::ReplayPart", "rank": "ray::RankPart"}
-"""What Ray calls the process of each part."""
+TORN = b'{"step": 7, "rew'
+PARTS = {
+    "actor": "ray::ActorPart",
+    "replay": "ray::ReplayPart",
+    "rank": "ray::RankPart",
+    "controller": "ray::Controller",
+    "command": f" --run {NAME}",
+}
+"""What the process of each part is called: by Ray, or by who starts the command."""
 
 
 class StuckError(AssertionError):
@@ -46,13 +58,17 @@ class Cost:
 
 @dataclass
 class Storm:
-    """A run under `place`. `limit_s` bounds every wait; `hold_s` is how long what is stopped or slow stays so."""
+    """A run under `place`. `limit_s` bounds every wait; `hold_s` is how long what is stopped, slow, full or cut off
+    stays so."""
 
     place: Path
     recipe: dict
     seed: int = 0
     limit_s: float = 300.0
     hold_s: float = 3.0
+    variables: dict[str, str] = field(default_factory=dict)
+    network: Network | None = None
+    """Where the run lives on machines of its own, `head` and `node`: the command is on the first, actors on the other."""
     costs: list[Cost] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -65,6 +81,9 @@ class Storm:
             "PYTHONPATH": os.pathsep.join((str(ROOT), *paths)),
             "CHAOS_SLOW": str(self._slow),
         }
+        self.environment |= self.variables
+        inside = () if self.network is None else self.network.inside("head")
+        self._redraft = [*inside, sys.executable, "-m", "redraft"]
         self.process: subprocess.Popen | None = None
 
     # The command.
@@ -74,7 +93,7 @@ class Storm:
         arguments = ["train", "storm.yaml", "--run", NAME, "--resume-if-begun", "--restarts", str(RESTARTS)]
         with open(self._said, "ab") as said:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "redraft", *arguments],
+                [*self._redraft, *arguments],
                 cwd=self.place,
                 env=self.environment,
                 stdout=said,
@@ -84,15 +103,15 @@ class Storm:
         before = len(self.written())
         self.wait(lambda: len(self.written()) >= before + STEPS, "the first steps")
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command beside the run."""
+    def command(self, *arguments: str, limit_s: float | None = None) -> subprocess.CompletedProcess[str]:
+        """A command beside the run, or after it."""
         return subprocess.run(
-            [sys.executable, "-m", "redraft", *arguments],
+            [*self._redraft, *arguments],
             cwd=self.place,
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=self.limit_s,
+            timeout=limit_s or self.limit_s,
         )
 
     def stop(self) -> None:
@@ -133,7 +152,9 @@ class Storm:
         title, found = PARTS[name], []
         for process in self.family():
             with suppress(psutil.Error):
-                if title in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                words = process.cmdline()
+                supervises = "--restarts" in words  # it is asked for by the words of the command, too
+                if title in " ".join(words) and not supervises and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return sorted(found, key=lambda process: process.pid)
 
@@ -187,6 +208,37 @@ class Storm:
             time.sleep(self.hold_s)  # it is what is done, not a wait for anything
             victim.resume()
 
+    def fill(self) -> None:
+        """The disk of the run folder has no room for a while."""
+        ballast = self.run.with_name("ballast")
+        with suppress(OSError), open(ballast, "wb") as out:
+            left = shutil.disk_usage(ballast.parent).free - LEFT_BYTES
+            while left > 0:
+                left -= out.write(bytes(min(left, 1 << 20)))
+        time.sleep(self.hold_s)
+        ballast.unlink()
+
+    def cut(self) -> None:
+        """Nothing passes between the command's machine and the actor's for a while."""
+        assert self.network is not None
+        with self.network.without(("head", "node")):
+            time.sleep(self.hold_s)
+
+    def tear(self) -> None:
+        """All parts and whoever supervises them die amid what they write; the same command goes on."""
+        assert self.process is not None
+        self.process.kill()
+        for name in ("command", *PARTS):
+            for process in self.parts(name):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.wait()
+        for file in ("metrics.jsonl", "evaluations.jsonl"):
+            with open(self.run / file, "ab") as out:
+                out.write(TORN)
+        (self.run / "checkpoints" / ".step-999999.tmp" / "model").mkdir(parents=True)
+        self.start()
+
     def slow(self) -> None:
         """The environment answers slowly for a while."""
         self._slow.touch()
@@ -206,9 +258,17 @@ class Storm:
 FAULTS: dict[str, Callable[[Storm], None]] = {
     "kill actor": lambda storm: storm.kill("actor"),
     "kill replay": lambda storm: storm.kill("replay"),
+    "kill rank": lambda storm: storm.kill("rank"),
+    "kill controller": lambda storm: storm.kill("controller"),
+    "kill command": lambda storm: storm.kill("command"),
     "freeze actor": lambda storm: storm.freeze("actor"),
     "freeze replay": lambda storm: storm.freeze("replay"),
     "freeze rank": lambda storm: storm.freeze("rank"),
+    "freeze controller": lambda storm: storm.freeze("controller"),
+    "freeze command": lambda storm: storm.freeze("command"),
+    "full disk": Storm.fill,
+    "cut network": Storm.cut,
+    "torn files": Storm.tear,
     "slow environment": Storm.slow,
     "second commands": Storm.intrude,
 }
@@ -220,3 +280,23 @@ def schedule(seed: int, count: int, faults: tuple[str, ...]) -> list[str]:
     while len(drawn) < count:
         drawn += dice.sample(faults, len(faults))
     return drawn[:count]
+
+
+def possible(storm: Storm, mounted: bool) -> tuple[str, ...]:
+    """The faults that can be done here."""
+    lacking = {"full disk": not mounted, "cut network": storm.network is None}
+    return tuple(fault for fault in FAULTS if not lacking.get(fault, False))
+
+
+@contextmanager
+def disk(place: Path) -> Iterator[bool]:
+    """A small disk at `place`/runs, where this user may mount one: whether there is one."""
+    runs = place / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "redraft-chaos", str(runs)]
+    mounted = shutil.which("mount") is not None and not subprocess.run(command, capture_output=True).returncode
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(runs)], check=True)

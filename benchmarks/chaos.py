@@ -1,0 +1,214 @@
+"""The chaos hour: a run that learns, while something is killed, frozen, filled, cut off or intruded upon.
+
+    python -m benchmarks.chaos [--quick] [--every SECONDS] [--seed N]
+
+The run is the quickstart's (a tiny model, vLLM on a CPU, one actor, one rank, one replay service) under `redraft train
+--restarts`, with a checkpoint every tenth step. For 60 minutes a fault is drawn every --every seconds on average (120;
+20 with --quick, which takes 6 minutes, so that most kinds come). Each kind of benchmarks/chaos_parts.py comes once
+before any comes again. Nothing is simulated. As root the run lives on two machines, which are network namespaces: the
+actor is on one, all else on the other, and the link is cut; and its disk is a tmpfs, which is filled. Elsewhere these
+two are left out. The engine is no process of its own on a CPU: who kills the actor kills it.
+
+Then the run is stopped and its folder checked as by `redraft check`; a calm run does as many steps, and both are
+evaluated on the same tasks.
+
+    recovery           seconds from the fault until another process had the place and two steps were done after it
+    steps anew         steps that were done again, from the checkpoint before
+    effective          steps that the folder keeps at the calm run's median pace, beside the wall-clock time
+    lost by a fault    seconds of the rest, by the number of faults; and what share is effective with one every 120 s
+    lost, twice        groups that were leased and are not known to replay; groups used more often than they may be
+    accuracy           of the last turn, with its standard error; calm beside it
+
+The figures are of a machine on which nothing else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from benchmarks import chaos_network
+from benchmarks.chaos_parts import NAME, ROOT, Cost, Storm, disk, possible, schedule
+from protocols import cache as cache_folder
+from redraft import records
+
+FULL_S, QUICK_S = 3600.0, 360.0
+EVERY_S, QUICK_EVERY_S = 120.0, 20.0
+HOLD_S = 10.0  # what is frozen, full, cut off or slow stays so
+CALM = "calm"
+CALM_S = 7200.0  # the most for it
+
+
+def recipe(machines: bool = False) -> dict:
+    """The quickstart's, with an environment that can be slowed and a checkpoint every tenth step; with `machines` its
+    actor is on the node of benchmarks/chaos_network.py."""
+    found = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())
+    found["environment"]["name"] = "benchmarks.chaos_environment:SlowSigns"
+    found["actors"] |= {"silence_s": 5} | ({"resources": {chaos_network.WORK: 0.1}} if machines else {})
+    found["learner"] |= {"checkpoint_every": 10}
+    return found | {"steps": 1_000_000}
+
+
+def hour(storm: Storm, seconds: float, every_s: float, faults: tuple[str, ...]) -> float:
+    """Faults at random moments, for so long; the seconds that it took, until the last one was survived."""
+    began = time.monotonic()
+    plan = iter(schedule(storm.seed, 10_000, faults))
+    while (left := seconds - (time.monotonic() - began)) > 0:
+        time.sleep(min(left, storm.random.expovariate(1 / every_s)))  # it is how often, not a wait for anything
+        if time.monotonic() - began < seconds:
+            cost = storm.do(next(plan))
+            print(f"{cost.fault}: {cost.seconds:.1f} s, {cost.steps} steps anew", file=sys.stderr, flush=True)
+    return time.monotonic() - began
+
+
+def promises(run: Path) -> dict:
+    """How many groups were lost and how many were used too often; and what `redraft check` finds broken, by check."""
+    from redraft.check.folder import History, decided
+    from redraft.check.invariants import checked
+    from redraft.recipe import load
+    from redraft.run import find
+
+    history = History(find(str(run)), load(run / "recipe.yaml"))
+    leased = history.state.get("cursor", {}).get("position", 0)
+    known = {kept.group for kept in history.groups if decided(kept)}
+    most = history.recipe.replay.max_uses
+    return {
+        "groups_lost": max(0, leased - len(known)),
+        "groups_twice": sum(len(kept.uses) > most for kept in history.groups),
+        "broken": {found.name: list(found.problems) for found in checked(history) if found.problems},
+    }
+
+
+def accuracy(run: Path) -> tuple[float, float]:
+    """Of the last turn in the newest evaluation, with its standard error."""
+    figures = records.evaluations(run).lines[-1].summary.sampled.to_json()
+    return figures["accuracy_by_turn"][-1], figures["se"]["accuracy_by_turn"][-1]
+
+
+def pace(run: Path) -> float:
+    """Median seconds of a step."""
+    lines = records.steps(records.step_lines(run))
+    return statistics.median(after.time_s - before.time_s for before, after in zip(lines, lines[1:], strict=False))
+
+
+def recovery(costs: Sequence[Cost]) -> dict:
+    """Of one kind of fault; the 99th percentile is the nearest rank: the longest where there are fewer than 100."""
+    seconds = sorted(cost.seconds for cost in costs)
+    return {
+        "times": len(costs),
+        "recovery_p50_s": round(statistics.median(seconds), 1),
+        "recovery_p99_s": round(seconds[math.ceil(0.99 * len(seconds)) - 1], 1),
+        "steps_anew": sum(cost.steps for cost in costs),
+    }
+
+
+def summary(storm: Storm, wall_s: float, calm: Path) -> dict:
+    """All figures."""
+    by_fault: dict[str, list[Cost]] = defaultdict(list)
+    for cost in storm.costs:
+        by_fault[cost.fault].append(cost)
+    steps, pace_s = len(records.steps(records.step_lines(storm.run))), pace(calm)
+    lost_s = max(0.0, wall_s - steps * pace_s) / max(len(storm.costs), 1)
+    (found, error), (usual, usual_error) = accuracy(storm.run), accuracy(calm)
+    return {
+        "minutes": round(wall_s / 60, 1),
+        "faults": {fault: recovery(costs) for fault, costs in sorted(by_fault.items())},
+        "steps": steps,
+        "steps_anew": sum(cost.steps for cost in storm.costs),
+        "effective": round(steps * pace_s / wall_s, 3),
+        "lost_by_a_fault_s": round(lost_s, 1),
+        f"effective_at_{EVERY_S:g}_s": round(max(0.0, 1 - lost_s / EVERY_S), 3),
+        "calm_step_s": round(pace_s, 3),
+        **promises(storm.run),
+        "accuracy": {"chaos": found, "chaos_se": error, "calm": usual, "calm_se": usual_error},
+    }
+
+
+def show(line: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("fault", "times", "two steps after, p50 s", "p99 s", "steps done anew", box=None)
+    for fault, found in line["faults"].items():
+        table.add_row(fault, *map(str, found.values()))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    found = line["accuracy"]
+    console.print(
+        f"{line['minutes']} min, {line['steps']} steps kept, {line['steps_anew']} done anew; {line['groups_lost']} "
+        f"groups lost, {line['groups_twice']} used twice, broken promises: {', '.join(line['broken']) or 'none'}; "
+        f"effective {line['effective']:.0%}, {line['lost_by_a_fault_s']} s lost by a fault; accuracy "
+        f"{found['chaos']:.3f} +- {found['chaos_se']:.3f}, calm {found['calm']:.3f} +- {found['calm_se']:.3f}",
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def begun(place: Path, seed: int) -> Iterator[tuple[Storm, tuple[str, ...]]]:
+    """The run, which makes steps, and the faults that can be done to it here."""
+    cache = {cache_folder.VARIABLE: str(cache_folder.folder(""))}  # the base model is made once
+    why = chaos_network.lacking()
+    with disk(place) as mounted:
+        machines = None if why else chaos_network.Machines(place)
+        variables = cache | (machines.variables if machines else {})
+        network = machines.network if machines else None
+        storm = Storm(place, recipe(machines is not None), seed, hold_s=HOLD_S, variables=variables, network=network)
+        try:
+            if machines:
+                machines.begin(storm.environment)
+            else:
+                print(f"no network is cut: {why}", file=sys.stderr)
+            storm.start()
+            yield storm, possible(storm, mounted)
+        finally:
+            storm.close()
+            if machines:
+                machines.close()
+
+
+def evaluated(storm: Storm) -> Path:
+    """Stops the run and evaluates it; a calm run of as many steps, evaluated as well: its folder."""
+    storm.stop()
+    called = storm.command("eval", NAME)
+    assert called.returncode == 0, called.stderr[-2000:]
+    steps = len(records.steps(records.step_lines(storm.run)))
+    called = storm.command("train", "storm.yaml", f"steps={steps}", "--run", CALM, limit_s=CALM_S)
+    assert called.returncode == 0, called.stderr[-2000:]
+    return storm.run.with_name(CALM)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="6 minutes in place of 60")
+    parser.add_argument("--every", type=float, help="seconds between faults, on average")
+    parser.add_argument("--seed", type=int, default=0, help="of when what is done")
+    chosen = parser.parse_args(arguments)
+    seconds, every_s = (QUICK_S, QUICK_EVERY_S) if chosen.quick else (FULL_S, EVERY_S)
+    every_s = chosen.every or every_s
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of it is left
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="c", ignore_cleanup_errors=True) as folder:
+        with begun(Path(folder), chosen.seed) as (storm, faults):
+            wall_s = hour(storm, seconds, every_s, faults)
+            line = summary(storm, wall_s, evaluated(storm))
+    show(line)
+    machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "seed": chosen.seed, "every_s": every_s}
+    print(json.dumps({"benchmark": "chaos"} | line | machine))
+    return 1 if line["broken"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
