@@ -1,6 +1,6 @@
 """A network of its own on this machine, whose links can be cut: a namespace a machine, for who may make them (root).
 
-What crosses a link that is cut is lost without a word, as by a switch that fails: its ends send to a hardware address that
+What crosses a link that is cut is lost without a word, as by a switch that fails: its ends send to an address that
 nobody has.
 """
 

@@ -68,7 +68,7 @@ class Storm:
     hold_s: float = 3.0
     variables: dict[str, str] = field(default_factory=dict)
     network: Network | None = None
-    """Where the run lives on machines of its own, `head` and `node`: the command is on the first, actors on the other."""
+    """Where the run lives on machines of its own: the command is on `head`, actors are on `node`."""
     costs: list[Cost] = field(default_factory=list)
 
     def __post_init__(self) -> None:

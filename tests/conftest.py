@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import needs, processes
+from support import needs, processes, suite_end
 from support.places import ROOT
 from support.waiting import deadline_s
 
@@ -17,6 +17,8 @@ settings.register_profile("redraft", deadline=None)  # a busy machine may be slo
 settings.load_profile("redraft")
 
 
+SUITE = suite_end.begin()
+END_S = 20.0  # that processes of the suite have to end when it has
 LONGEST_S = 900.0  # of one test, on a quiet machine: a hang ends with the stacks of all threads
 
 
@@ -37,6 +39,15 @@ def pytest_runtest_protocol(item: pytest.Item):
     if item.get_closest_marker("timeout") is None:
         item.add_marker(pytest.mark.timeout(deadline_s(LONGEST_S)))
     return (yield)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A suite that leaves something behind has failed."""
+    folders = getattr(session.config, "_tmp_path_factory", None)
+    if left := suite_end.left(SUITE, folders and folders.getbasetemp(), deadline_s(END_S)):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.get_terminal_writer().line("\nleft behind: " + "\nleft behind: ".join(left), red=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

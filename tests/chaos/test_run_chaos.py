@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 from support.waiting import deadline_s
 
-from benchmarks.chaos_parts import FAULTS, NAME, Storm, schedule
+from benchmarks.chaos_parts import NAME, Storm, disk, possible, schedule
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.prove]
 
-SEED = "REDRAFT_CHAOS_SEED"
-HOLD_S = 4.0  # what is stopped or slow stays so
+SCHEDULES = "REDRAFT_CHAOS_SCHEDULES"  # how many
+SEED = "REDRAFT_CHAOS_SEED"  # of the first of them
+HOLD_S = 4.0  # what is stopped, slow, full or cut off stays so
 LIMIT_S = 120.0
 LOGGED = 25  # lines of each log of a run that fails
 RECIPE = {
@@ -52,43 +53,50 @@ RECIPE = {
 
 
 @contextmanager
-def storm(seed: int) -> Iterator[Storm]:
-    """A run that makes steps; what it left is ended."""
+def storm(seed: int) -> Iterator[tuple[Storm, tuple[str, ...]]]:
+    """A run that makes steps, and the faults that can be done to it here; what it left is ended."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="s", ignore_cleanup_errors=True) as folder:
         place = Path(folder)
-        (place / "runs").mkdir()
-        found = Storm(place, RECIPE, seed, limit_s=deadline_s(LIMIT_S), hold_s=HOLD_S)
-        try:
-            found.start()
-            yield found
-        finally:
-            found.close()
+        with disk(place) as mounted:
+            found = Storm(place, RECIPE, seed, limit_s=deadline_s(LIMIT_S), hold_s=HOLD_S)
+            try:
+                found.start()
+                yield found, possible(found, mounted)
+            finally:
+                found.close()
 
 
-def hold(run: Storm, plan: list[str]) -> None:
-    """Does what is planned, ends the run, and holds its folder against the invariants."""
-    told = f"seed {run.seed}, {', '.join(plan)}; again: {SEED}={run.seed} pytest -s {__file__}"
+@contextmanager
+def told(run: Storm, what: str, again: str) -> Iterator[None]:
+    """Of a run that fails its logs are printed, what was done to it, and what does it again."""
     try:
-        for fault in plan:
-            cost = run.do(fault)
-            print(f"  {cost.fault}: steps again after {cost.seconds:.1f} s, {cost.steps} steps done anew")
-        run.stop()
-        assert run.process is not None and run.process.returncode == 0, run.said()
-        checked = run.command("check", NAME)
-        assert checked.returncode == 0, checked.stdout + checked.stderr
-        again = run.command("replay", "train", NAME)
-        assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
-        print(f"  {again.stdout.splitlines()[-1]}")
+        yield
     except BaseException:
         for log in sorted((run.run / "logs").glob("*.log")):
             print(log.name, *log.read_text(errors="replace").splitlines()[-LOGGED:], sep="\n    ")
-        print(f"{run.said()}\nFAILED: {told}")
+        print(f"{run.said()}\nFAILED: {what}; again: {again}")
         raise
 
 
-@pytest.mark.prove
-@pytest.mark.parametrize("seed", [int(os.environ.get(SEED, "1"))])
-def test_a_run_goes_on_through_faults_and_its_folder_proves_it(seed):
-    """Those after which nothing of the learner or the controller starts anew, one after another in one run."""
-    with storm(seed) as run:
-        hold(run, schedule(seed, len(FAULTS), tuple(FAULTS)))
+def seeds() -> list[int]:
+    first = int(os.environ.get(SEED, "1"))
+    return list(range(first, first + int(os.environ.get(SCHEDULES, "3"))))
+
+
+@pytest.mark.parametrize("seed", seeds())
+def test_a_run_goes_on_through_a_schedule_of_all_faults_and_its_folder_proves_it(seed):
+    """Each kind comes once, in an order of the seed's own; then the run is held against the invariants."""
+    with storm(seed) as (run, faults):
+        plan = schedule(seed, len(faults), faults)
+        again = f"{SEED}={seed} {SCHEDULES}=1 pytest -m prove -s {__file__}"
+        with told(run, f"seed {seed}: {', '.join(plan)}", again):
+            for fault in plan:
+                cost = run.do(fault)
+                print(f"  {cost.fault}: steps again after {cost.seconds:.1f} s, {cost.steps} steps done anew")
+            run.stop()
+            assert run.process is not None and run.process.returncode == 0, run.said()
+            checked = run.command("check", NAME)
+            assert checked.returncode == 0, checked.stdout + checked.stderr
+            trained = run.command("replay", "train", NAME)
+            assert trained.returncode == 0, trained.stdout[-3000:] + trained.stderr[-3000:]
+            print(f"  {trained.stdout.splitlines()[-1]}")
