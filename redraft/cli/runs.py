@@ -46,7 +46,12 @@ def show(
 def prune(
     names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Names under runs/.")] = None,
     older: Annotated[
-        float | None, typer.Option(metavar="DAYS", min=0, help="All that have ended and began so long ago.")
+        float | None,
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            help="All that have ended and began so long ago, but those with a best checkpoint.",
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -60,7 +65,7 @@ def prune(
     if older is not None:
         ended = [entry for entry in known.values() if entry.state not in (inventory.RUNNING, inventory.BROKEN)]
         old = [entry for entry in ended if time.time() - (entry.began or time.time()) >= older * DAY_S]
-        chosen += [entry for entry in old if entry not in chosen]
+        chosen += [entry for entry in old if entry not in chosen and not _spared(entry)]
     elif not names:
         raise SettingError("RUN", "no run is named", "Name some, or give --older DAYS")
     if not chosen:
@@ -74,6 +79,18 @@ def prune(
     for entry in chosen:
         pruning.remove(Path(entry.folder))
         console.print(f"removed {entry.folder}, {inventory.megabytes(entry.bytes)}", soft_wrap=True)
+
+
+def _spared(entry: Entry) -> bool:
+    """Whether a run keeps a best checkpoint, as its recipe asks for; who is to remove that one has to name the run."""
+    from learner import checkpoint
+
+    if (best := checkpoint.best(entry.folder)) is None:
+        return False
+    console.print(
+        f"{entry.name} stays: it keeps its best checkpoint, {best.name}; name it to remove it", soft_wrap=True
+    )
+    return True
 
 
 def _named(name: str, known: Mapping[str, Entry]) -> Entry:

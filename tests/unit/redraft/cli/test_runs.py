@@ -13,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from learner import checkpoint
 from protocols.errors import SettingError
 from protocols.evaluation import AnswerFigures, EvaluationLine, EvaluationSummary, Figure
 from protocols.reports import RunEnded
@@ -134,6 +135,17 @@ def test_by_age_go_those_that_have_ended_and_began_so_long_ago(several):
     for arguments, setting in ((["prune"], "RUN"), (["prune", "nobody", "--yes"], "RUN")):
         refused = redraft_runs(*arguments)
         assert isinstance(refused.exception, SettingError) and refused.exception.setting == setting
+
+
+def test_a_run_that_keeps_its_best_checkpoint_is_not_removed_for_its_age_but_by_its_name(several):
+    done = Path("runs/done")
+    for step in (2, 4):
+        (done / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    checkpoint.mark(done, best=2, evaluated=None)
+    kept = redraft_runs("prune", "--older", "0.4", "--yes")
+    assert "done stays: it keeps its best checkpoint, step-000002" in kept.output
+    assert checkpoint.best(done) == done / "checkpoints" / "step-000002" and not Path("runs/stopped").exists()
+    assert redraft_runs("prune", "done", "--older", "0.4", "--yes").exit_code == 0 and not done.exists()
 
 
 @pytest.mark.parametrize("uses", ["runs/base/checkpoints/step-000001/model", "runs/base"])
