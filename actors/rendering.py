@@ -51,7 +51,7 @@ def tokenizer_of(model: Path):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model))
+        tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
         if len(tokenizer) <= len(tokenizer.added_tokens_decoder):  # what some classes are without files
             raise ValueError("there is nothing in its vocabulary but control tokens")
     except Exception as error:  # every kind of file that is missing or broken raises its own

@@ -33,7 +33,7 @@ def load_model(
         register()
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         for part in (config, *_parts_of(config)):
             _still(part)
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)

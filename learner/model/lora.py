@@ -195,7 +195,7 @@ def check(folder: str | Path, settings: LoraSettings) -> int:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
         problem = "its weights are quantised, and an adapter is merged into plain ones"
         raise SettingError("model.path", problem, "Name the model that it was made of, or leave model.lora out")

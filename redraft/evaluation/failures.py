@@ -59,5 +59,5 @@ def tokenizer_digest(model: Path) -> str:
     """Differs where an id stands for another token."""
     from transformers import AutoTokenizer
 
-    vocabulary = sorted(AutoTokenizer.from_pretrained(str(model)).get_vocab().items())
+    vocabulary = sorted(AutoTokenizer.from_pretrained(str(model), trust_remote_code=False).get_vocab().items())
     return hashlib.blake2b(json.dumps(vocabulary).encode(), digest_size=8).hexdigest()

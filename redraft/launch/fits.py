@@ -66,7 +66,7 @@ def _config(model: Path):
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(model))
+        return AutoConfig.from_pretrained(str(model), trust_remote_code=False)
     except Exception as error:  # of an unknown type, or broken: every kind raises its own
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingError("model.path", f"its config.json cannot be used: {said}", "Name another model") from error

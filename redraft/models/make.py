@@ -203,7 +203,8 @@ def write_merged(base: Path, adapter: Path, folder: Path) -> None:
     from learner.checkpoint import write_folder
     from learner.model.lora import merged_state
 
-    write_folder(folder, base, AutoConfig.from_pretrained(base), merged_state(base, adapter))
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    write_folder(folder, base, config, merged_state(base, adapter))
 
 
 def _digest_of_merged(base: Path, adapter: Path) -> str:

@@ -87,7 +87,7 @@ def config_at(place: str | Path) -> Any:
     if path.is_file():
         path = path.parent if path.name == "config.json" else path
     try:
-        return AutoConfig.from_pretrained(str(path) if path.exists() else str(place))
+        return AutoConfig.from_pretrained(str(path) if path.exists() else str(place), trust_remote_code=False)
     except Exception as error:  # of an unknown type, broken, or not to be had: every kind raises its own
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingError("model.path", f"no config of {place}: {said}", "Give one with --config FILE") from error

@@ -84,7 +84,7 @@ class Speller:
     def __init__(self, folder: Path):
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._opening = self._between = self._end = ""
         if self._tokenizer.chat_template:
             told = [{"role": "user", "content": QUESTION}]
