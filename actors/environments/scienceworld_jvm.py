@@ -48,16 +48,17 @@ class Machine:
 
         _quiet()
         self.simplifications, self.sessions, self._lock = simplifications, 0, threading.Lock()
-        launched: Any = launch_gateway(
+        launched: tuple[int, str, subprocess.Popen] = launch_gateway(  # pyright: ignore[reportAssignmentType]
             classpath=JAR_PATH,
             die_on_exit=True,  # its standard input closes with this process, however that ends
             cwd=BASEPATH,
             javaopts=list(FLAGS),
             daemonize_redirect=True,
+            enable_auth=True,  # who else reaches the loopback could have it run anything
             return_proc=True,
         )
-        self.process: subprocess.Popen = launched[1]
-        parameters = GatewayParameters(port=launched[0], auto_field=True)
+        port, token, self.process = launched
+        parameters = GatewayParameters(port=port, auth_token=token, auto_field=True)
         self.gateway: Any = JavaGateway(gateway_parameters=parameters, java_process=self.process)  # knows only names
         jvm = self.gateway.jvm
         self._count = _only(jvm.util, "UniqueIdentifier")
