@@ -19,7 +19,7 @@ PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "security-policy.md",
     "CODE_OF_CONDUCT.md": "conduct.md",
 }
 """Pages of the repository's root, and where they are in the site."""

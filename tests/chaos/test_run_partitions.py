@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from support import needs
+from support.storm_house import RECIPE, told
 from support.waiting import deadline_s, pause
-from test_run_chaos import RECIPE, told
 
 from benchmarks.chaos_network import WORK, Machines, lacking
 from benchmarks.chaos_parts import NAME, Storm
