@@ -222,16 +222,18 @@ def test_a_call_that_does_not_end_is_ended_with_its_jvm():
 
 @pytest.mark.prove
 @pytest.mark.java
-def test_who_does_not_know_its_token_has_nothing_run_in_it(gold):
+def test_who_does_not_know_its_token_has_nothing_run_in_it():
     from py4j.java_gateway import GatewayParameters, JavaGateway
     from py4j.protocol import Py4JError
 
+    session = scienceworld_jvm.session("")
     (jvm,) = jvms()
-    (port,) = (found.laddr.port for found in jvm.net_connections("tcp") if found.status == psutil.CONN_LISTEN)
-    stranger = JavaGateway(gateway_parameters=GatewayParameters(port=port))
+    listens = [found.laddr for found in jvm.net_connections("tcp") if found.status == psutil.CONN_LISTEN]
+    assert [found.ip.removeprefix("::ffff:") for found in listens] == ["127.0.0.1"]
+    stranger = JavaGateway(gateway_parameters=GatewayParameters(port=listens[0].port))
     with pytest.raises(Py4JError):
         stranger.jvm.java.lang.System.getProperty("user.name")
-    assert {found.laddr.ip.removeprefix("::ffff:") for found in jvm.net_connections("tcp")} == {"127.0.0.1"}
+    session.close()
 
 
 def test_eight_sessions_hold_less_than_600_mb_whatever_they_play():
