@@ -50,7 +50,7 @@ FULL_S, QUICK_S = 3600.0, 360.0
 EVERY_S, QUICK_EVERY_S = 120.0, 20.0
 HOLD_S = 10.0  # what is frozen, full, cut off or slow stays so
 CALM = "calm"
-CALM_S = 7200.0  # the most for it
+LIMIT_S, CALM_S = 900.0, 7200.0  # the most that a fault, and the calm run, may take
 
 
 def recipe(machines: bool = False) -> dict:
@@ -166,7 +166,15 @@ def begun(place: Path, seed: int) -> Iterator[tuple[Storm, tuple[str, ...]]]:
         machines = None if why else chaos_network.Machines(place)
         variables = cache | (machines.variables if machines else {})
         network = machines.network if machines else None
-        storm = Storm(place, recipe(machines is not None), seed, hold_s=HOLD_S, variables=variables, network=network)
+        storm = Storm(
+            place,
+            recipe(machines is not None),
+            seed,
+            limit_s=LIMIT_S,
+            hold_s=HOLD_S,
+            variables=variables,
+            network=network,
+        )
         try:
             if machines:
                 machines.begin(storm.environment)
