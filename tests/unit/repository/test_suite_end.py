@@ -12,8 +12,9 @@ from support.waiting import until
 
 HELD = "import signal, socket; held = socket.create_server(('127.0.0.1', 0)); print(flush=True); signal.pause()"
 LEAVES = f"""
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", {HELD!r}], stdout=subprocess.PIPE)
+import sys
+from subprocess import PIPE, Popen
+child = Popen([sys.executable, "-c", {HELD!r}], stdout=PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 """
