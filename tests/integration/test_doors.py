@@ -26,8 +26,9 @@ from benchmarks.chaos_parts import NAME, Storm
 pytestmark = [pytest.mark.ray, pytest.mark.prove]
 
 KEYS = ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "MY_KEY")
-ROW = re.compile(r"\| (?:any other )?`(?P<title>[\w: ]+)` \| (?P<everywhere>\d*) *\| (?P<one>\d*) *\|")
+ROW = re.compile(r"\| (?:any other )?`(?P<title>[\w:. ]+)` \| (?P<everywhere>\d*) *\| (?P<one>\d*) *\|")
 EVERYWHERE = {"::", "0.0.0.0"}
+IF_FREE = "monitor.py"  # its port is always the same, and only the first Ray of a machine has it
 
 
 def doors() -> dict[str, tuple[int, int]]:
@@ -63,9 +64,14 @@ def listening(process: psutil.Process) -> list[tuple[str, int]]:
 
 
 def of(process: psutil.Process) -> str:
-    """How the doors call a process: the longest title that its command begins with, or that is in it; "" if none."""
+    """How the doors call a process: the longest title that is in the name of its program; "" if none."""
     words = process.cmdline()
-    command = f"redraft {words[3]}" if words[1:3] == ["-m", "redraft"] else words[0].strip() if words else ""
+    if words[1:3] == ["-m", "redraft"]:
+        command = f"redraft {words[3]}"
+    elif words and Path(words[0]).name.startswith("python"):
+        command = next((word for word in words[1:] if not word.startswith("-")), "")
+    else:
+        command = words[0] if words else ""
     return max((title for title in doors() if title in command), key=len, default="")
 
 
@@ -83,7 +89,7 @@ def test_every_process_listens_where_the_docs_say_and_nowhere_else(storm):
         seen[title] += bool(there)
         metrics -= {f"{host}:{port}" for host, port in there}
     assert not metrics, "every target of /sd is such a socket"
-    assert set(seen) - {""} == set(doors()), "the docs list no door that is not there"
+    assert set(seen) - {"", IF_FREE} == set(doors()) - {IF_FREE}, "the docs list no door that is not there"
 
 
 def test_the_sockets_of_replay_are_in_a_folder_that_only_their_user_enters(storm):
