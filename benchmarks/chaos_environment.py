@@ -1,4 +1,4 @@
-"""Environments that answer slowly while a file exists, whose name is in the environment variable CHAOS_SLOW."""
+"""An environment that answers slowly while a file exists, whose name is in the environment variable CHAOS_SLOW."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from zlib import crc32
 
 from actors.environments.base import OneAnswer, Verdict
-from actors.environments.signs import Signs
 
 SLOW_S = 1.0  # that an answer waits then
 TASKS = {"train": 512, "test": 8}
@@ -16,16 +15,6 @@ TASKS = {"train": 512, "test": 8}
 def wait() -> None:
     if os.path.exists(os.environ.get("CHAOS_SLOW", "")):
         time.sleep(SLOW_S)
-
-
-class SlowSigns(Signs):
-    """`signs`."""
-
-    blocking = True
-
-    def judge(self, task: dict, text: str) -> Verdict:
-        wait()
-        return super().judge(task, text)
 
 
 class SlowCoins(OneAnswer):
