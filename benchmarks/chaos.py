@@ -116,12 +116,17 @@ def recovery(costs: Sequence[Cost]) -> dict:
     }
 
 
-def summary(storm: Storm, wall_s: float, calm: Path) -> dict:
-    """All figures."""
+def kept(run: Path) -> int:
+    """How many steps the folder keeps."""
+    return len(records.steps(records.step_lines(run)))
+
+
+def summary(storm: Storm, wall_s: float, calm: Path, before: int = 0) -> dict:
+    """All figures; `before` steps were kept when the first fault could come."""
     by_fault: dict[str, list[Cost]] = defaultdict(list)
     for cost in storm.costs:
         by_fault[cost.fault].append(cost)
-    steps, pace_s = len(records.steps(records.step_lines(storm.run))), pace(calm)
+    steps, pace_s = kept(storm.run) - before, pace(calm)
     lost_s = max(0.0, wall_s - steps * pace_s) / max(len(storm.costs), 1)
     (found, error), (usual, usual_error) = accuracy(storm.run), accuracy(calm)
     return {
@@ -193,8 +198,8 @@ def evaluated(storm: Storm) -> Path:
     storm.stop()
     called = storm.command("eval", NAME)
     assert called.returncode == 0, called.stderr[-2000:]
-    steps = len(records.steps(records.step_lines(storm.run)))
-    called = storm.command("train", "storm.yaml", f"steps={steps}", "--run", CALM, limit_s=CALM_S)
+    arguments = ("train", "storm.yaml", f"steps={kept(storm.run)}", "--run", CALM)
+    called = storm.command(*arguments, limit_s=CALM_S)
     assert called.returncode == 0, called.stderr[-2000:]
     return storm.run.with_name(CALM)
 
@@ -210,8 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing of it is left
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="c", ignore_cleanup_errors=True) as folder:
         with begun(Path(folder), chosen.seed) as (storm, faults):
+            before = kept(storm.run)
             wall_s = hour(storm, seconds, every_s, faults)
-            line = summary(storm, wall_s, evaluated(storm))
+            line = summary(storm, wall_s, evaluated(storm), before)
     show(line)
     machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "seed": chosen.seed, "every_s": every_s}
     print(json.dumps({"benchmark": "chaos"} | line | machine))
