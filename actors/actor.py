@@ -243,6 +243,8 @@ class Actor:
                 self._report.probe_limit = self._limit(ref)
                 self._report.version = ref.version
                 self._tell()
+        except Superseded:
+            pass  # the trial, of a learner that has ended: the next one comes with weights, and so with later orders
         except WeightsError as error:
             metrics.ACTOR_VERIFIED.set(0)
             self._report.weights_refused = True

@@ -25,6 +25,8 @@ class Receiver:
     async def received(self, ref: WeightRef, engine: Workers, limit_s: float) -> bool:
         """Whether the version has come: the engine's workers then hold it. It has to come another way where the learner
         does not broadcast it, or where it has not come within `limit_s`, which is logged."""
+        from ray.exceptions import RayActorError
+
         try:
             async with asyncio.timeout(limit_s):
                 while (seat := await self._seat(ref, engine)) is None:
@@ -35,6 +37,8 @@ class Receiver:
                 await engine.ask(RECEIVE, asdict(seat))
                 while None in (states := await engine.ask(RECEIVED)):
                     await asyncio.sleep(POLL_S)
+        except RayActorError:
+            return False  # the learner's process has ended
         except TimeoutError:
             states = [f"not within {limit_s:g} s"]
         else:

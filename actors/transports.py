@@ -38,7 +38,8 @@ MAP = "redraft_map"
 
 
 class Superseded(Exception):
-    """The learner has replaced this version by a newer one, which it has announced."""
+    """This version is to be had no more: the learner has announced a newer one, or will, once its ranks that have died
+    are there again."""
 
 
 class Transports:
@@ -59,8 +60,8 @@ class Transports:
         A broadcast is waited for no longer than half of `limit_s`. Raises Superseded where the bytes are gone.
         """
         async with contextlib.AsyncExitStack() as stack:
-            if await self._shared(ref, engine, limit_s / 2, stack):
-                transport, path = "shared", None if ref.handle else Path(ref.path)
+            if (pinned := await self._shared(ref, engine, limit_s / 2, stack)) is not None:
+                transport, path = "shared", None if ref.handle else pinned.path
             elif await self._broadcast(ref, engine, limit_s / 2):
                 stack.push_async_callback(engine.ask, DROP)
                 transport, path = "collective", None
@@ -70,28 +71,30 @@ class Transports:
             metrics.WEIGHTS_FETCHED.labels(transport=transport).inc()
             yield path
 
-    async def _shared(self, ref: WeightRef, engine: Workers, limit_s: float, stack: contextlib.AsyncExitStack) -> bool:
-        """Whether the learner's memory is mapped, here or by the engine's workers: it stays as it is as long as
+    async def _shared(
+        self, ref: WeightRef, engine: Workers, limit_s: float, stack: contextlib.AsyncExitStack
+    ) -> Pinned | None:
+        """The learner's memory, where it is mapped, here or by the engine's workers: it stays as it is as long as
         `stack`. Workers are waited for no longer than `limit_s`."""
         if not ref.path or ref.node != self._node or (ref.handle and not (engine.workers and self._maps)):
-            return False
+            return None
         async with contextlib.AsyncExitStack() as mapped:
             try:
-                mapped.enter_context(Pinned(ref))
+                pinned = mapped.enter_context(Pinned(ref))
                 if ref.handle:
                     mapped.push_async_callback(engine.ask, DROP)
                     await self._mapped(ref, engine, limit_s)
             except BlockingIOError:
-                return False  # a newer version is being written there
+                return None  # a newer version is being written there
             except OSError as error:
                 if not self._said:
                     log.warning(
                         "weights go another way than by the learner's memory, which cannot be mapped: %s", error
                     )
                 self._said = True
-                return False
+                return None
             await stack.enter_async_context(mapped.pop_all())
-            return True
+            return pinned
 
     async def _mapped(self, ref: WeightRef, engine: Workers, limit_s: float) -> None:
         """Has all workers map a GPU's memory. Raises OSError where one cannot, and would not the next time."""
@@ -120,13 +123,15 @@ class Transports:
 
 
 class Pinned:
-    """A version in the learner's memory, which stays as it is until this is closed, or this process ends.
+    """A version in the learner's memory, which stays as it is until this is closed, or this process ends. `path` is
+    where it can be opened meanwhile, also when the learner has ended.
 
     Raises BlockingIOError where it has been replaced, or is being, and OSError where it cannot be read.
     """
 
     def __init__(self, ref: WeightRef):
         self._file = os.open(ref.path, os.O_RDONLY)
+        self.path = Path(f"/proc/{os.getpid()}/fd/{self._file}")
         try:
             fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if ref.stamp.encode() not in os.pread(self._file, STAMP_WITHIN, 0):
@@ -175,10 +180,15 @@ class NodeFiles:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _fetch(self, ref: WeightRef) -> str | None:
-        found = await ref.source.blob.remote(ref.version)
-        if not found:
-            return None
-        data = await found[0]
+        from ray.exceptions import ObjectLostError, RayActorError
+
+        try:
+            found = await ref.source.blob.remote(ref.version)
+            if not found:
+                return None
+            data = await found[0]
+        except (RayActorError, ObjectLostError):
+            return None  # its process has ended, and with it what it kept
         path = self._folder / f"{ref.version}.safetensors"
         await asyncio.to_thread(_write, path, data)
         return str(path)

@@ -10,6 +10,7 @@ import pytest
 
 from actors.actor import Actor
 from actors.contract import Orders, Report
+from actors.transports import Superseded
 from protocols.checksum import Sums
 from protocols.weights import Probe, WeightRef
 
@@ -85,3 +86,26 @@ def test_weights_that_come_at_any_moment_around_the_end_of_an_update_are_loaded(
         return actor.tried
 
     assert asyncio.run(run())[-1] == 2
+
+
+def test_a_trial_that_is_to_be_had_no_more_is_tried_again_with_the_next_weights():
+    async def run() -> Report:
+        actor = Updated()
+        actor.gate.set()
+        gone, there = actor._try, [False]
+
+        async def tried(ref: WeightRef) -> float:
+            if not there[0]:
+                raise Superseded("its learner has died")
+            return await gone(ref)
+
+        actor._try = tried  # pyright: ignore[reportAttributeAccessIssue]
+        await actor.exchange(Orders(weights=weights(3), trial=weights(-1)))
+        assert (await settled(actor)).state == "ready" and not actor.tried
+        there[0] = True
+        await actor.exchange(Orders(weights=weights(1_000_002), trial=weights(-1)))
+        report = await settled(actor)
+        assert actor.tried == [-1, 1_000_002]
+        return report
+
+    assert asyncio.run(run()).version == 1_000_002

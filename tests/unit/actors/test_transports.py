@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from prometheus_client import REGISTRY
+from ray.exceptions import ActorDiedError
 from support import processes
 from support.published import Published
 
 from actors import transports
+from learner.weights.memory import HostBuffer
 from learner.weights.publish import Versions
 from protocols import metrics
 from protocols.checksum import Sums
@@ -83,6 +85,28 @@ def test_all_readers_of_a_version_share_one_file_and_it_goes_when_it_is_old_and_
         assert not list(shm.iterdir())
 
     asyncio.run(scenario())
+
+
+def test_a_version_of_a_learner_that_has_died_is_to_be_had_no_more_and_the_next_one_is(shm):
+    def dead(version: int) -> None:
+        raise ActorDiedError()
+
+    async def scenario():
+        files = transports.NodeFiles("run")
+        assert await files.provide(ref(1, dead), "a") is None
+        assert await files.provide(ref(2), "a")
+
+    asyncio.run(scenario())
+
+
+def test_what_a_reader_has_pinned_stays_to_be_read_when_the_learner_has_ended():
+    buffer = HostBuffer(8)
+    buffer.begin(b"stamp")
+    named: Any = SimpleNamespace(path=buffer.path, stamp="stamp")
+    with transports.Pinned(named) as pinned:
+        buffer.close()
+        assert pinned.path.read_bytes() == b"stamp\0\0\0"
+    assert not pinned.path.exists()
 
 
 def test_a_reader_that_died_does_not_keep_a_file_for_ever(shm):
