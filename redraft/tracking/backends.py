@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard, one for each incarnation of the run.
+    """Event files in RUN/tensorboard, one for each incarnation of the run, and each time that the learner goes back.
 
     They are written here and not by tensorboardX's SummaryWriter, whose thread ends at the first error, such as a full
     disk, without a word; from then on its callers would wait for ever.
@@ -54,6 +54,9 @@ class TensorBoard:
     def write(self, line: TrackedLine) -> None:
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  generated
 
+        if line.again and line.step <= self._last and self._file is not None:  # the learner has gone back
+            self._file.close()
+            self._file, self._last = None, line.step - 1
         file = self._file = self._file or self._open()
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in line.values.items()]
         try:

@@ -88,7 +88,7 @@ class TrackedLine:
     values: dict[str, float]
     time_s: float
     again: bool = False
-    """Of a step that is played again, since the run was resumed from before it."""
+    """Of a step that is played again, since the run was resumed from before it, or its ranks were started anew."""
 
 
 class Trackers:
@@ -109,6 +109,7 @@ class Trackers:
     def step(self, line: StepLine) -> None:
         step = line.report.step
         self._put(TrackedLine(step, of_step(line), time.time(), step <= self._played))
+        self._played = max(self._played, step)
 
     def evaluation(self, step: int, summary: EvaluationSummary) -> None:
         self._put(TrackedLine(step, of_evaluation(summary), time.time()))

@@ -127,6 +127,14 @@ def test_tensorboard_shows_the_numbers_of_metrics_jsonl_also_of_steps_that_are_p
     assert not {"learner/entropy", "learner/step", "learner/wait_reason", "evaluation/fix_rate"} & set(found)
 
 
+def test_tensorboard_shows_only_the_second_play_of_steps_that_a_learner_went_back_over(run):
+    told = live(run, range(1, 6))
+    for step in (4, 5, 6):
+        told.step(StepLine(report(step, 1), time_s=100.0 + step))
+    told.close("done")
+    assert shown(run.folder)["run/version"] == {1: 1, 2: 2, 3: 3, 4: 1_000_004, 5: 1_000_005, 6: 1_000_006}
+
+
 def test_tensorboard_has_the_recipe_as_text(run):
     live(run, range(1, 2)).close("done")
     [path] = (run.folder / "tensorboard").iterdir()
