@@ -154,6 +154,10 @@ class LearnerSettings(Settings):
     """Also keep the checkpoint that has solved most in the evaluations of `evaluation.every`, for `--best`."""
     record: RecordSettings = RecordSettings()
     """What is kept for people to read."""
+    restarts: NonNegativeInt = 3
+    """Times in a row, without a new checkpoint between, that the ranks are started anew from the newest checkpoint when
+    the process of one has died, or its node was lost: actors and replay go on meanwhile. 0: the run ends instead, and
+    the same command resumes it."""
     threads: PositiveInt = 1
     """CPU threads of a rank."""
     probe_tokens: Annotated[int, Field(ge=16)] = 32

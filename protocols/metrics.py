@@ -129,7 +129,7 @@ LEASES_LOST = Metric(
 ACTORS = Metric(Gauge, "controller_actors", "Actors", ("state",))  # starting, waiting, ready, draining
 ACTORS_TARGET = Metric(Gauge, "controller_actors_target", "Actors that there should be")
 TRACKER_LOST = Metric(Counter, "controller_tracker_lost_total", "Lines that a tracker did not take", ("tracker",))
-RESTARTS = Metric(Counter, "controller_restarts_total", "Processes replaced", ("process",))  # actor, replay
+RESTARTS = Metric(Counter, "controller_restarts_total", "Processes replaced", ("process",))  # actor, replay, learner
 ACTORS_BEHIND = Metric(
     Gauge, "controller_actor_versions_behind", "Steps from an actor's weights to the newest", ("actor",)
 )

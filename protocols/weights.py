@@ -26,6 +26,10 @@ def step_of(version: int) -> int:
     return version % INCARNATION
 
 
+def incarnation_of(version: int) -> int:
+    return version // INCARNATION
+
+
 def staleness(step: int, version: int) -> int:
     """Steps between the trainer at `step` and the weights `version` that sampled, from either side of a resume."""
     return abs(step - step_of(version))

@@ -34,7 +34,7 @@ MAY_CHANGE_WITHIN = {  # which change nothing about what is learnt, but how sums
     "model": {"path"},  # where it is; its digest says whether it is the same
     "learner": {
         *("claim_deadline_s", "checkpoint_every", "keep_checkpoints", "keep_best", "record"),
-        *("ranks", "zero", "offload", "cpus", "gpus", "resources", "threads"),  # who works, and where
+        *("ranks", "zero", "offload", "cpus", "gpus", "resources", "threads", "restarts"),  # who works, and where
         *("micro_tokens", "logprob_chunk", "gradient_checkpointing"),  # in what pieces
     },
 }

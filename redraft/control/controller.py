@@ -27,8 +27,9 @@ learner calls it after each step. No other data passes through it.
     ranks 1..             a command of rank 0           the command                            the learner's + 300 s
     train (told to stop)  the learner                   the end of its step; a checkpoint      stop_s; a second Ctrl-C
 
-When a wait of the learner, of a start or of a stop runs out, the run ends with an error that names who was waited for,
-and `redraft train --resume` goes on (by itself with --restarts: launch/supervise.py). When one of an actor runs out,
+When the process of a rank dies, all ranks are started anew while actors go on (restarts.py). When a wait of the
+learner, of a start or of a stop runs out, the run ends with an error that names who was waited for, and
+`redraft train --resume` goes on (by itself with --restarts: launch/supervise.py). When one of an actor runs out,
 its group is played anew, or it is replaced.
 
 parts.py starts all parts, exchange.py has one round of the loop, admission.py says how many groups may be leased,
@@ -47,10 +48,10 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from protocols import metrics, own_code, traces
-from protocols.errors import DeadlineError, FaultError, RedraftError
+from protocols.errors import DeadlineError, RedraftError
 from protocols.evaluation import EvaluationLine, EvaluationSummary
 from protocols.reports import LearnerEnded, RunEnded, RunStatus, StepReport
 from protocols.weights import WeightRef, step_of
@@ -63,13 +64,13 @@ from redraft.control.exchange import TICK_S, Announced, Exchange, Starting
 from redraft.control.fleet import Fleet
 from redraft.control.parts import start
 from redraft.control.places import Scaled
+from redraft.control.restarts import RankDiedError, Restarts, have_ended
 from redraft.control.status import Status, tell_accuracy
 from redraft.recipe import Recipe
 from redraft.run import Run, newest_step
 from redraft.tracking.queue import Trackers
 
 log = logging.getLogger("redraft.controller")
-PEERS_S = 45.0  # for Ray to notice that a node is lost, when a rank fails for want of a peer
 HEAR_OUT_S = 1.0  # for the reports of actors when the run has failed
 PHASES = {
     "before": ("evaluating", "before training, to compare with"),
@@ -134,6 +135,8 @@ class Controller:
     def announce(self, ref: WeightRef) -> bool:
         """New weights: actors get them with their next orders. Returns whether they are to be evaluated in the course
         of training, so that actors must have them before there are newer ones."""
+        if not self._announced.counts(ref.version):
+            return False
         self._status.published(ref)
         evaluated = self._course is not None and self._course.announced(ref)
         self._announced.newest = ref
@@ -145,6 +148,8 @@ class Controller:
 
     def step_done(self, report: StepReport) -> None:
         """The learner has done a step."""
+        if not self._announced.counts(report.version):
+            return
         self._trackers.step(self._status.step_done(report))
         self._state.stepped(report)
 
@@ -195,9 +200,9 @@ class Controller:
 
     def _serve_metrics(self) -> None:
         """Begins to serve this process's metrics, and the list of all processes that do."""
-        for process in ("actor", "replay"):
+        for process in ("actor", "replay", "learner"):
             metrics.RESTARTS.labels(process=process)
-        for reason in ("actor", "abandoned", "expired", "drained"):
+        for reason in ("actor", "abandoned", "expired", "drained", "learner"):
             metrics.LEASES_LOST.labels(reason=reason)
         address = ray.util.get_node_ip_address() if self._run.cluster else None
         url = discovery.serve(self._run.name, self._recipe.metrics, address, self._processes)
@@ -215,8 +220,10 @@ class Controller:
     def _train_and_evaluate(self, exchange: Exchange) -> RunEnded:
         me, parts = ray.get_runtime_context().current_actor, exchange.parts
         examiner = Examiner(self._run, self._recipe, exchange, self._status, self._trackers)
-        self._course = course = Course(examiner, self._announced, parts.ranks[0].arrived.remote, parts.step)
-        parts.wait({rank.announce.remote(me): "learner" for rank in parts.ranks}, self._recipe.start_s)
+        self._course = course = Course(
+            examiner, self._announced, lambda version: parts.ranks[0].arrived.remote(version), parts.step
+        )
+        parts.ranks.announce(me, lambda _: parts.files.look(parts.fleet))
         parts.fleet.begin()
         self._until(exchange, lambda: self._can_play(parts.fleet), "actors", "an engine with verified weights")
         before = self._before() or self._evaluation(examiner, "before")
@@ -224,11 +231,7 @@ class Controller:
             return self._stopped(before)
         if before is not None:
             course.judge(0, before)
-        admission = Admission(self._recipe.learner, parts.ranks[0].held.remote)
-        self._status.phase("training")
-        learning = [rank.run.remote(me, self._recipe.steps) for rank in parts.ranks]
-        early = self._train(exchange, learning, course, admission)
-        ended: LearnerEnded = ray.get(learning[0])
+        ended, early = self._learn(exchange, course, me)
         if self._stopping.is_set() or (ended.reason != "done" and not early):
             return self._stopped(before)
         self._until(exchange, exchange.arrived, "actors", "the last weights")
@@ -239,6 +242,22 @@ class Controller:
             self._run.name, "done", before=before, after=after, early=early if ended.reason != "done" else ""
         )
 
+    def _learn(self, exchange: Exchange, course: Course, me: Any) -> tuple[LearnerEnded, str]:
+        """Trains to the end, by other ranks where one dies: how the learner has ended, and see `_train`."""
+        ranks = exchange.parts.ranks
+        restarts = Restarts(self._run, self._recipe, exchange, course, self._status, self._announced, self._stopping)
+        while True:
+            admission = Admission(self._recipe.learner, ranks[0].held.remote)
+            self._status.phase("training")
+            learning = [rank.run.remote(me, self._recipe.steps) for rank in ranks]
+            if self._stopping.is_set():
+                exchange.stop()
+            try:
+                early = self._train(exchange, learning, course, admission)
+                return ray.get(learning[0]), early
+            except RankDiedError as death:
+                restarts.again(death, me)
+
     def _train(self, exchange: Exchange, learning: list[Any], course: Course, admission: Admission) -> str:
         """Serves until the learner has ended, and with it the last evaluation in the course of training. Returns why
         that was before all steps were done, "" where it was not by an evaluation."""
@@ -247,13 +266,13 @@ class Controller:
         def ended() -> bool:
             nonlocal early
             if self._stopping.is_set():
-                return _have_ended(learning)
+                return have_ended(learning)
             course.look()
             if course.enough and not early:
                 early = course.enough
                 self._status.event(EARLY + early)
                 exchange.stop()
-            return _have_ended(learning) and not course.going_on
+            return have_ended(learning) and not course.going_on
 
         self._serve(exchange, ended, admission)
         return early
@@ -329,29 +348,3 @@ class Controller:
         except Exception:
             log.exception("a part did not end as it should")
         traces.flush()
-
-
-def _have_ended(learning: list[Any]) -> bool:
-    """Whether all ranks have returned. Raises what one of them raised, and FaultError where its process died."""
-    ended, running = ray.wait(learning, num_returns=len(learning), timeout=0)
-    try:
-        ray.get(ended)
-    except RayError as error:
-        if isinstance(error, RayTaskError) and not isinstance(error.cause, RedraftError):
-            ended, running = ray.wait(learning, num_returns=len(learning), timeout=PEERS_S)
-        _raise_if_one_died(learning, ended)
-        raise
-    return not running
-
-
-def _raise_if_one_died(learning: list[Any], ended: list[Any]) -> None:
-    """Raises FaultError where a rank's process died: what its peers raise then is that they lost it."""
-    for result in ended:
-        try:
-            ray.get(result)
-        except RayActorError as error:
-            number = learning.index(result)
-            problem = f"the process of learner rank {number} died; logs/learner-{number}.log may say why"
-            raise FaultError(f"{problem}. Ray says: {faults.of_a_call(error)}") from None
-        except RayError:
-            pass

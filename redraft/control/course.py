@@ -137,6 +137,14 @@ class Course:
         self._solved[step] = summary.solved
         self._mark(None)
 
+    def back(self, step: int) -> None:
+        """The learner goes on from the checkpoint of this step: one that is played, or due, is given up, and what came
+        after it is forgotten."""
+        self._solved = {solved: figure for solved, figure in self._solved.items() if solved <= step}
+        self._tried, self._due = max(self._solved, default=0), None
+        self._examiner.status.about("")
+        self._over()
+
     def _go_on(self, sitting: Sitting) -> None:
         try:
             if sitting.exam.advance():

@@ -19,7 +19,7 @@ from protocols.errors import RedraftError, SettingError
 from protocols.log_facts import about
 from protocols.replay_stats import ReplayStats
 from protocols.reports import StepReport
-from protocols.weights import WeightRef, step_of
+from protocols.weights import WeightRef, incarnation_of, step_of
 from redraft.control import places
 from redraft.control.admission import Admission, groups_at_once
 from redraft.control.autoscale import Autoscaler
@@ -38,7 +38,7 @@ TICK_S = 0.05  # between two rounds
 SHOW_S = 0.2  # between two looks at all actors for people and metrics
 SILENT = 0.25  # of actors.silence_s: an actor without news is heard of so often at least
 GIVEN_UP = 10  # groups that could not be played, before the run stops
-BLAMELESS = ("actor", "drained")  # reasons for which a lease is lost, where the group is not to blame
+BLAMELESS = ("actor", "drained", "learner")  # reasons for which a lease is lost, where the group is not to blame
 
 
 class Announced:
@@ -50,6 +50,17 @@ class Announced:
         self.trial: WeightRef | None = None
         self.held: int | None = None
         """The version that actors who have it keep, since it is evaluated."""
+        self._lost = -1
+
+    def forget(self) -> None:
+        """The learner has died: nobody can take these weights any more, and what it may still say does not count."""
+        if self.newest is not None:
+            self._lost = incarnation_of(self.newest.version)
+        self.newest = self.trial = self.held = None
+
+    def counts(self, version: int) -> bool:
+        """Whether word of a version is of the learner that there is, not of one that has died."""
+        return incarnation_of(version) > self._lost
 
     @property
     def version(self) -> int:
@@ -98,7 +109,7 @@ class Exchange:
         actors = recipe.actors
         self._size, self._at_once = actors.count, groups_at_once(recipe)
         self._pace = Pace(TICK_S, SILENT * actors.silence_s)
-        self._rest = Rest(parts.ranks[0].rested.remote, parts.fleet) if actors.sleep else None
+        self._rest = Rest(lambda version: parts.ranks[0].rested.remote(version), parts.fleet) if actors.sleep else None
         self._growing = threading.Lock()
         self._gpus = RankGpus(parts.ranks if recipe.learner.gpus else ())
         self._autoscaler = Autoscaler(actors.autoscale, actors.count) if actors.autoscale else None
@@ -195,6 +206,14 @@ class Exchange:
         metrics.RESTARTS.labels(process="actor").inc()
         for group, token in self.parts.book.of(number):
             self._abandon(group, token, why, "actor")
+
+    def recall(self, why: str) -> None:
+        """Takes all leases back, but for those whose groups are closed already: what is played is of weights that the
+        learner will not have made, and replay refuses what still comes of it."""
+        book, client = self.parts.book, self.parts.client
+        closed = client.known(list(book.live))
+        for group in [group for group in book.live if group not in closed]:
+            self._abandon(group, book.live[group].lease.fencing_token, why, "learner")
 
     def _resize(self) -> None:
         """Brings the fleet to its size. Who leaves has its leases until they end; then, or after a while, it goes."""

@@ -37,16 +37,19 @@ class Gang:
     def __init__(self, bundles: Sequence[dict[str, float]]):
         self._bundles = list(bundles)
         self._group: PlacementGroup | None = None
+        self._strict = False
 
     def wait(self, limit_s: float, meanwhile: Callable[[str], None]) -> None:
-        """Returns when there is room for all; tells `meanwhile` what is missing. Raises DeadlineError saying that."""
+        """Returns when there is room for all, also again when a node that had some is lost: Ray then finds other room.
+        Tells `meanwhile` what is missing. Raises DeadlineError saying that."""
         deadline = time.monotonic() + limit_s
         together_until = time.monotonic() + min(TOGETHER_S, limit_s)
-        strict = any(_holds(node, self._bundles) for node in free_of_nodes())
-        self._group = placement_group(self._bundles, strategy="STRICT_PACK" if strict else "PACK")
+        if self._group is None:
+            self._strict = any(_holds(node, self._bundles) for node in free_of_nodes())
+            self._group = placement_group(self._bundles, strategy="STRICT_PACK" if self._strict else "PACK")
         while not self._group.wait(LOOK_S):
-            if strict and time.monotonic() > together_until:  # somebody else was faster
-                strict = False
+            if self._strict and time.monotonic() > together_until:  # somebody else was faster, or the node is lost
+                self._strict = False
                 self.remove()
                 self._group = placement_group(self._bundles, strategy="PACK")
             meanwhile(lacking(self._bundles, free_of_nodes()))

@@ -115,6 +115,7 @@ class Status:
     def started(self, step: int, trained: int, last: StepReport | None = None) -> None:
         """All parts are up, `step` steps were done before, so many parameters are `trained`. The checkpoint may hold
         a step whose report, `last`, no controller lived to write: it is written now."""
+        self._written = {written for written in self._written if written <= step}
         if last is not None and step not in self._written:
             self.step_done(last)
         adapter = f"LoRA of rank {self._lora.rank}, {trained:,} parameters" if self._lora is not None else ""
@@ -122,6 +123,25 @@ class Status:
         metrics.TRAINED.set(trained)
         self._held_s = time.monotonic()
         self._update(step=step, trained_parameters=trained, adapter=adapter)
+
+    def restarting(self, why: str, checkpoint: int | None, in_a_row: int, most: int) -> None:
+        """A rank has died, and all are started anew: said, counted, and a line of restarts.jsonl."""
+        behind = (
+            f"the checkpoint of step {checkpoint}" if checkpoint is not None else "the start: there is no checkpoint"
+        )
+        self.phase("restarting")
+        self.event(
+            f"the learner goes back from step {self.step} to {behind}, restart {in_a_row} of {most} in a row: {why}"
+        )
+        metrics.RESTARTS.labels(process="learner").inc()
+        line = {"at": time.time(), "why": why, "checkpoint": checkpoint, "pause_s": 0.0, "part": "learner"}
+        self._write("restarts.jsonl", line)
+
+    def restarted(self, step: int, trained: int, last: StepReport | None) -> None:
+        """The ranks are up again, and go on after `step`; see `started`."""
+        with self._lock:
+            self._diagnosis.restarted()
+        self.started(step, trained, last)
 
     def event(self, text: str, once: str | None = None) -> None:
         """Something that a person should know, logged; with `once`, the first time for that cause only."""
@@ -258,6 +278,7 @@ class Status:
             waits = {"learner": _waits(report)}
             self._now = replace(self._now, step=report.step, last=line, waits=waits, **rates)
             self._diagnosis.stepped(report)
+        self._written.add(report.step)
         log_facts.now(step=report.step)
         self._write("metrics.jsonl", line.to_json())
         self._tell_slow_stop(report.seconds)

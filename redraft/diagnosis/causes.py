@@ -104,6 +104,10 @@ class Diagnosis:
         self._last = report
         self._frozen = self._unmoved(report)
 
+    def restarted(self) -> None:
+        """The learner goes on from a checkpoint, whose weights may be those that it had published last."""
+        self._weights, self._frozen, self._version_before = Weights(), None, None
+
     def evaluated(self, tally: Tally) -> None:
         """What broke in an evaluation counts like what breaks in training."""
         self._play.add(tally)

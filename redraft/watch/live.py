@@ -26,6 +26,7 @@ PROBLEM = "cannot learn"
 NO_DATA = "no data"
 BARS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # longest sparkline, in characters
+STARTS = ("starting", "restarting")  # states in which what is waited for is shown
 COLORS = {"training": "green", "done": "green", "failed": "red", "stopping": "yellow"}
 
 
@@ -63,7 +64,7 @@ class LiveView:
     def _print(self, status: RunStatus) -> None:
         """A line every PLAIN_EVERY_S, and at once for a new state, new events, or when another part is missing."""
         events, last = status.events, self._printed[1]
-        now = f"{status.state} {status.detail}" if status.state == "starting" else status.state
+        now = f"{status.state} {status.detail}" if status.state in STARTS else status.state
         first = len(events) - 1 if last is None else events.index(last) + 1 if last in events else 0
         for event in events[max(first, 0) :]:
             self._console.print(Text(event), soft_wrap=True)

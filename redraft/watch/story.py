@@ -12,6 +12,7 @@ PHASES = {
     "starting": "starting the parts: replay keeps what is played, the learner trains on it, actors play",
     "evaluating": "evaluation: the model as it is plays tasks, and nothing is trained",
     "training": "training: actors play tasks, the learner trains on what they played, its new weights go to the actors",
+    "restarting": "a rank of the learner has died: all ranks start anew from the newest checkpoint, actors go on",
     "ending": "evaluation: the same test tasks, with what was learned",
     "stopping": "stopping: the step that is under way is finished and a checkpoint written",
 }

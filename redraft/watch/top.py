@@ -88,11 +88,11 @@ class Part:
 
 def parts(status: RunStatus) -> list[Part]:
     """All parts of a run."""
-    up, version = status.state != "starting", live.version_of(status)
+    up, learns, version = status.state != "starting", status.state not in live.STARTS, live.version_of(status)
     leases, learning = f"{status.leases} leases out", f"step {status.step}/{status.steps}{_gpu(status, 'learner-0')}"
     found = [
         Part("controller", status.state, up and status.state != "failed", doing=leases),
-        Part("learner", "ready" if up else "starting", up, version, learning),
+        Part("learner", "ready" if learns else "starting", learns, version, learning),
         _replay(status.replay, up),
     ]
     for actor in status.actors:

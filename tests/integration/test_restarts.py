@@ -41,7 +41,8 @@ class Supervised:
 
     def __init__(self, folder: Path, nodes: RayNodes):
         self.run, self.log = folder / "runs" / "tiny", folder / "said.log"
-        parts = {"actors": RECIPE["actors"] | PLACED, "learner": RECIPE["learner"] | PLACED}
+        learner = RECIPE["learner"] | PLACED | {"restarts": 0}  # each death ends the command, which is supervised
+        parts = {"actors": RECIPE["actors"] | PLACED, "learner": learner}
         (folder / "r.yaml").write_text(yaml.safe_dump(RECIPE | parts | {"steps": 100_000, "start_s": 120}))
         self.folder = folder
         self.environment = nodes.environment | {"RAY_ADDRESS": nodes.address}

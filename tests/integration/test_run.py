@@ -295,6 +295,7 @@ def traced(collector) -> dict[str, str]:
 def crew(folder, traced):
     """A run of two actors, to be scaled; it goes on until something ends it."""
     options = ("steps=2000", "actors.count=2", "actors.cpus=0.3", "replay.shards=2")
+    options += ("learner.restarts=0",)  # so that its death is that of the run, which is asked about in the end
     said = ("logs.format=json", "logs.traces=true")
     run = Command(folder, "train", "tiny.yaml", *options, *said, "--run", "crew", environment=traced)
     run.until(lambda: len(run.steps("crew")) >= 2, 180)
@@ -397,6 +398,8 @@ def test_after_all_that_a_supervised_run_survives_its_controller_and_every_step_
     again.part("ray::Controller").send_signal(signal.SIGKILL)
     output = again.wait(240)
     assert again.process.returncode == 0 and "restart 1 of 1 in a row" in output, output[-3000:]
+    assert "the controller's process died" in output and "Go on with --resume" in output
+    assert "a fault (exit code 75); the run is resumed" in output, "it ended by itself, with one line"
     assert again.summary("crew")["state"] == "done"
     kept = [line.report.step for line in records.steps(records.step_lines(folder / "runs" / "crew"))]
     assert kept == list(range(1, steps + 1)), "steps 1 to n, each of them once in what the checkpoints keep"

@@ -250,3 +250,22 @@ def test_weights_that_a_learner_which_is_told_to_end_has_passed_over_are_not_wai
     house.publish(5)
     house.look()
     assert house.course.going_on and house.crew.playing, "who has them plays"
+
+
+def test_an_evaluation_is_given_up_when_the_learner_goes_back_and_its_step_is_due_again(tmp_path):
+    house = House(tmp_path)
+    house.play(2, True, True, False, False)
+    assert house.publish(3) is False and house.publish(4)
+    house.crew.take(4)
+    house.look()
+    assert house.crew.playing, "it is played when the learner dies"
+    house.announced.forget()
+    house.course.back(3)
+    assert not house.course.going_on and house.announced.held is None
+    house.crew.end(True, True, True, True)  # of an exam that nobody waits for
+    assert house.publish(3, incarnation=1) is False and house.publish(4, incarnation=1), "4 is due again, 2 is known"
+    house.crew.take(version_of(1, 4))
+    house.look()
+    house.crew.end(True, True, True, False)
+    house.look()
+    assert house.lines() == [("during", 2, 0.5), ("during", 4, 0.75)]
