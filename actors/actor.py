@@ -40,7 +40,7 @@ from actors.weights import Proved
 from protocols import metrics, nvml, traces
 from protocols.errors import DeadlineError, SettingError, WeightsError, in_a_line, named
 from protocols.log_facts import about
-from protocols.turns import Close, Lease, Role, Turn, sampled_tokens
+from protocols.turns import ASIDES, Close, Lease, Role, Turn, sampled_tokens
 from protocols.weights import WeightRef
 
 if TYPE_CHECKING:
@@ -422,7 +422,7 @@ class Actor:
 
     def _count(self, role: Role) -> None:
         self._report.generations += 1
-        self._report.attempts += role is not Role.REFLECTION
+        self._report.attempts += role not in ASIDES
 
     # Reporting.
 

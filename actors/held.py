@@ -11,7 +11,7 @@ import numpy as np
 
 from actors.engines import Completion
 from actors.group import GroupWriter
-from protocols.turns import LOGPROBS, Role
+from protocols.turns import ASIDES, LOGPROBS, Role
 
 Rescore = Callable[[np.ndarray], Awaitable["tuple[np.ndarray, int] | None"]]
 """Log-probs float32[n - 1] of int32[n] ids but the first, and the version of the weights that gave them; None where
@@ -44,7 +44,7 @@ class HeldEpisode:
     @property
     def worth(self) -> float:
         """The return so far."""
-        return sum(row.facts["reward"] for row in self._rows if row.role is not Role.REFLECTION)
+        return sum(row.facts["reward"] for row in self._rows if row.role not in ASIDES)
 
     def flag(self, good: Sequence[bool]) -> None:
         """Says of each step, by its number, whether it was good."""

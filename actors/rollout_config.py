@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from actors.episode_config import ExperienceSettings, StepJudgeSettings
 from actors.messages import Question, added
@@ -22,7 +23,7 @@ Compared = Literal["episodes", "turns", "retries"]
 
 
 KNOWN_ROLES = tuple(role.name.lower() for role in Role)
-TEXTS = ("system", "reflect_prompt", "retry_prompt", "fixed_reflection")
+TEXTS = ("system", "reflect_prompt", "retry_prompt", "fixed_reflection", "verify_prompt", "revise_prompt")
 """Settings of some rollouts that are said to a model, or for it."""
 
 
@@ -279,6 +280,45 @@ class ReflectSettings(Rollout):
         return RetrySettings(turns=turns, episodes=episodes, plan=self.plan, system=self.system, **prompts, **changes)
 
 
+class VerifySettings(Rollout):
+    """Answer, say whether that is right, and answer again only where it says wrong (PAG); no feedback is told."""
+
+    name: Literal["verify"] = "verify"
+    turns: int = Field(default=2, ge=2)
+    """Most answers in an episode; the last one is not verified."""
+    episodes: int = Field(default=1, ge=1)
+    """Episodes in a group."""
+    verify_prompt: str = 'Check your answer. End with "The answer is correct" or "The answer is wrong".'
+    """The user's message that asks for a verification."""
+    right: str = r"(?i)\banswer is correct\W*$"
+    """A verification in which this regular expression is found says that the answer is right; any other, that it is
+    wrong. Space around the verification is not looked at."""
+    revise_prompt: str = "Answer again."
+    """The user's message that asks for the next answer after a verification that said wrong."""
+
+    kind: ClassVar[Kind] = "answers"
+
+    @property
+    def facts(self) -> RolloutFacts:
+        return RolloutFacts(writes=frozenset({Role.ATTEMPT, Role.VERIFICATION}))
+
+    @field_validator("right")
+    @classmethod
+    def _compiles(cls, right: str) -> str:
+        try:
+            re.compile(right)
+        except re.error as error:
+            raise ValueError(f"rollout.right is no regular expression: {error}. Correct it") from None
+        if not right:
+            raise ValueError("rollout.right: everything holds an empty text; ^$ stands for an empty verification")
+        return right
+
+    def tested(self, turns: int | None, episodes: int) -> Rollout:
+        if turns == 1:
+            return AttemptSettings(episodes=episodes, system=self.system)
+        return self.model_copy(update={"episodes": episodes} | ({"turns": turns} if turns else {}))
+
+
 class HintSettings(Rollout):
     """An answer; where it is wrong, one more that is told the right one, kept without the hint (STaR)."""
 
@@ -441,6 +481,7 @@ KNOWN: tuple[type[Rollout], ...] = (
     ActSettings,
     AgentSettings,
     ReflectSettings,
+    VerifySettings,
     HintSettings,
     SearchSettings,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from actors.group import GroupWriter
 from actors.rendering import Renderer
-from protocols.turns import Role, Stop, Turn
+from protocols.turns import ASIDES, Role, Stop, Turn
 
 TURN_END = re.compile(r"im_end|eot|eom|end_of_turn|end_of_message|<turn\||<\|(?:end|return)\|>")  # of chat formats
 CHAT_NAME = re.compile(r"(?:^|[-_.])(?:instruct|chat|it)(?:$|[-_.])", re.IGNORECASE)
@@ -81,7 +81,7 @@ class Tally:
             self.nats -= float(turn.logprobs.sum())
         if foreign:
             self.foreign += not foreign.isdisjoint(turn.response.tolist())
-        if turn.role is not Role.REFLECTION and "parsed" in turn.extra:
+        if turn.role not in ASIDES and "parsed" in turn.extra:
             (self.parsed if turn.extra["parsed"] else self.unparsed)[role] += 1
 
     def group(self, writer: GroupWriter) -> None:

@@ -37,6 +37,11 @@ class Role(IntEnum):
     ACTION = 3
     REVISION = 4
     ERROR = 5  # the environment raised or hung: the episode ended here, nothing was sampled
+    VERIFICATION = 6  # says whether the answer before it is right
+
+
+ASIDES = frozenset({Role.REFLECTION, Role.VERIFICATION})
+"""Roles of what the model says about its answers: no answer or action themselves."""
 
 
 class Stop(IntEnum):
@@ -56,7 +61,8 @@ class Turn:
     `logprobs` are under the policy that sampled, NaN where authored; where `extra` says `navigated`, the model was told
     experience that is left out here, and they are those that the policy of `versions` gives these ids. `timing` is
     seconds queued, generating, in the environment. `after` is the turn that this one answers in time; `index` its
-    number in the episode, where a reflection counts with the attempt that it leads to.
+    number in the episode, where a reflection counts with the attempt that it leads to, a verification with the answer
+    that it judges.
     """
 
     group: bytes

@@ -45,7 +45,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Parameters that could not be followed, and the values (beside null) that ask for nothing."""
 SAMPLING = ("temperature", "top_p")
-ROLES_BY_NAME = {role.name.lower(): role for role in Role if role is not Role.ERROR}
+ROLES_BY_NAME = {role.name.lower(): role for role in Role if role not in (Role.ERROR, Role.VERIFICATION)}
 
 
 class Refused(Exception):

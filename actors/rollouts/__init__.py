@@ -40,6 +40,7 @@ NAMES = {
     "act": "actors.rollouts.act:play",
     "agent": "actors.rollouts.agent:play",
     "reflect": "actors.rollouts.reflect:play",
+    "verify": "actors.rollouts.verify:play",
     "hint": "actors.rollouts.hint:play",
     "search": "actors.rollouts.search:play",
 }

@@ -24,7 +24,7 @@ import numpy as np
 from learner.credit_config import CreditSettings, OwnCredit
 from protocols import named
 from protocols.errors import SettingError
-from protocols.turns import TOO_LONG, Group, Role, Stop, Turn
+from protocols.turns import ASIDES, TOO_LONG, Group, Role, Stop, Turn
 
 NAMES = {
     name: f"learner.credits.{name}:{name}"
@@ -37,9 +37,9 @@ SETTING = "learner.credit.name"
 
 
 def scored(turn: Turn) -> bool:
-    """Whether the reward is the turn's own: a reflection repeats that of its attempt, a revision and an error have
-    none."""
-    return turn.role not in (Role.REFLECTION, Role.REVISION, Role.ERROR)
+    """Whether the reward is the turn's own: a reflection repeats that of its attempt, a verification's is
+    for its verdict, a revision and an error have none."""
+    return turn.role not in (*ASIDES, Role.REVISION, Role.ERROR)
 
 
 def left_out(turns: Sequence[Turn]) -> frozenset[int]:

@@ -9,10 +9,10 @@ import numpy as np
 
 from learner.credit_config import TurnwiseCredit
 from learner.credits import flat, scored, telling
-from protocols.turns import MIXED_FROM, Group, Turn
+from protocols.turns import MIXED_FROM, Group, Role, Turn
 
 Baseline = Callable[[Turn], float]
-Counted = dict[int, np.ndarray]
+Counted = dict[tuple[int, bool], np.ndarray]
 
 
 def turnwise(batch: Sequence[Group], settings: TurnwiseCredit) -> list[np.ndarray]:
@@ -21,7 +21,7 @@ def turnwise(batch: Sequence[Group], settings: TurnwiseCredit) -> list[np.ndarra
     those of the batch that are of the same one.
 
     Turns of an episode that broke off take no part; an answer for which there was no room was not given, and has no
-    part either.
+    part either. Verifications are compared with the verifications of the same number alone.
 
     Where a policy decides how many turns there are, each mean over the group or the batch is over those that got so
     far, the turn itself among them. That takes 1 / n off what a turn of n is worth, more where few get: late turns
@@ -37,9 +37,17 @@ def turnwise(batch: Sequence[Group], settings: TurnwiseCredit) -> list[np.ndarra
     ]
 
 
+def _compared(turn: Turn) -> tuple[int, bool]:
+    return turn.index, turn.role is Role.VERIFICATION
+
+
+def _has_worth(turn: Turn) -> bool:
+    return scored(turn) or turn.role is Role.VERIFICATION
+
+
 def _of_group(turns: Sequence[Turn]) -> Baseline:
-    mean = _mean_by_index(turns)
-    return lambda turn: mean.get(turn.index, turn.reward)
+    mean = _means(turns)
+    return lambda turn: mean.get(_compared(turn), turn.reward)
 
 
 def _of_batch(batch: Sequence[Group], told: Sequence[Sequence[Turn]], settings: TurnwiseCredit) -> list[Baseline]:
@@ -53,37 +61,37 @@ def _of_batch(batch: Sequence[Group], told: Sequence[Sequence[Turn]], settings: 
             for place in set(places)
         }
         return [shared[place] for place in places]
-    sums = [_sums_by_index(turns) for turns in told]
+    sums = [_sums(turns) for turns in told]
     totals: dict[object, Counted] = defaultdict(lambda: defaultdict(lambda: np.zeros(2)))
     for place, own in zip(places, sums, strict=True):
-        for index, counted in own.items():
-            totals[place][index] = totals[place][index] + counted
+        for compared, counted in own.items():
+            totals[place][compared] = totals[place][compared] + counted
     return [_of_others(totals[place], own) for place, own in zip(places, sums, strict=True)]
 
 
 def _of_others(totals: Counted, own: Counted) -> Baseline:
-    rest = {index: counted - own.get(index, 0.0) for index, counted in totals.items()}
+    rest = {compared: counted - own.get(compared, 0.0) for compared, counted in totals.items()}
     whole = np.sum(list(rest.values()), axis=0) if rest else np.zeros(2)
 
     def mean(turn: Turn) -> float:
-        total, count = found if (found := rest.get(turn.index, np.zeros(2)))[1] else whole
+        total, count = found if (found := rest.get(_compared(turn), np.zeros(2)))[1] else whole
         return total / count if count else turn.reward
 
     return mean
 
 
-def _sums_by_index(turns: Sequence[Turn]) -> Counted:
-    """float64[2] by turn number: the rewards in all, and how many there are."""
+def _sums(turns: Sequence[Turn]) -> Counted:
+    """float64[2] by what is compared: the rewards in all, and how many there are."""
     sums: Counted = defaultdict(lambda: np.zeros(2))
     for turn in turns:
-        if scored(turn):
-            sums[turn.index] = sums[turn.index] + (turn.reward, 1)
+        if _has_worth(turn):
+            sums[_compared(turn)] = sums[_compared(turn)] + (turn.reward, 1)
     return sums
 
 
-def _mean_by_index(turns: Sequence[Turn]) -> dict[int, float]:
-    rewards: dict[int, list[float]] = defaultdict(list)
+def _means(turns: Sequence[Turn]) -> dict[tuple[int, bool], float]:
+    rewards: dict[tuple[int, bool], list[float]] = defaultdict(list)
     for turn in turns:
-        if scored(turn):
-            rewards[turn.index].append(turn.reward)
-    return {index: values[0] if flat(values) else float(np.mean(values)) for index, values in rewards.items()}
+        if _has_worth(turn):
+            rewards[_compared(turn)].append(turn.reward)
+    return {compared: values[0] if flat(values) else float(np.mean(values)) for compared, values in rewards.items()}

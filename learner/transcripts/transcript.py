@@ -22,7 +22,7 @@ from protocols.turns import Role, Turn, role_name
 
 BODY = b',"turns":['
 RIGHT, WRONG, ERROR, STEP, ASIDE = "rwe-."
-MARKS = {Role.REFLECTION: ASIDE, Role.REVISION: ASIDE, Role.ERROR: ERROR}
+MARKS = {Role.REFLECTION: ASIDE, Role.VERIFICATION: ASIDE, Role.REVISION: ASIDE, Role.ERROR: ERROR}
 
 
 def line(facts: dict, turns: Sequence[dict]) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.door import EpisodeFailure, Outcome
-from protocols.turns import TOO_LONG, Role, Stop
+from protocols.turns import ASIDES, TOO_LONG, Role, Stop
 from redraft.cli.doctor_play import Played, Scored
 from redraft.recipe import Recipe
 
@@ -100,7 +100,7 @@ def _of_variation(recipe: Recipe, played: Played) -> Iterator[Finding]:
         return
     flat = sum(spread == 0 for spread in played.spreads)
     if flat == len(played.groups):
-        turns = [turn for turn in played.turns if turn.role not in (Role.ERROR, Role.REFLECTION)]
+        turns = [turn for turn in played.turns if turn.role not in (Role.ERROR, *ASIDES)]
         worth = {turn.reward for turn in turns}
         each = f"every answer is paid {worth.pop():g}" if len(worth) == 1 else "each group is paid alike throughout"
         what = f"no group of {flat} would vary: {each}, so that comparing answers teaches nothing"

@@ -137,9 +137,9 @@ def _tell(recipe: Recipe, played: Played, found: list[Finding], console: Console
 
 def summary(recipe: Recipe, played: Played) -> list[str]:
     """What was looked at, in lines."""
-    from protocols.turns import Role, sampled_tokens
+    from protocols.turns import ASIDES, Role, sampled_tokens
 
-    attempts = [turn for turn in played.turns if turn.role not in (Role.ERROR, Role.REFLECTION)]
+    attempts = [turn for turn in played.turns if turn.role not in (Role.ERROR, *ASIDES)]
     tokens = sum(map(sampled_tokens, played.turns))
     right = sum(bool(turn.extra.get("success")) for turn in attempts)
     varied = sum(spread > 0 for spread in played.spreads)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actors import rendering
 from actors.environments.base import Played
-from protocols.turns import Role, Turn
+from protocols.turns import ASIDES, Role, Turn
 
 
 class Reader:
@@ -21,7 +21,7 @@ class Reader:
         """The episodes of one task that came to their end, in the order of their numbers."""
         found: dict[int, list[Turn]] = defaultdict(list)
         for turn in sorted(turns, key=lambda turn: turn.turn):
-            if turn.role is not Role.REFLECTION:
+            if turn.role not in ASIDES:
                 found[turn.episode].append(turn)
         whole = [own for _, own in sorted(found.items()) if all(turn.role is not Role.ERROR for turn in own)]
         return [self._played(own) for own in whole]
