@@ -9,7 +9,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.prove]
 LIMIT_S = 300.0
 SMALL = (
     "steps=2",
-    "model.make.pretrain.steps=20",
     "learner.batch_groups=4",
     "actors.groups=8",
     "evaluation.n=8",
@@ -17,18 +16,26 @@ SMALL = (
 
 
 @pytest.mark.parametrize(
-    ("name", "trained"),
+    ("name", "pretrained", "trained"),
     [
-        ("signs-pag", {"attempt", "verification"}),
-        ("signs-critique-grpo", {"attempt", "reflection"}),
+        ("signs-pag", 20, {"attempt", "verification"}),
+        ("signs-critique-grpo", 100, {"attempt", "reflection"}),
     ],
 )
-def test_its_roles_are_played_and_trained(tmp_path, name, trained):
-    run = Command(tmp_path, "train", str(RECIPES / f"{name}.yaml"), *SMALL, "--run", name)
+def test_its_roles_are_played_and_trained(tmp_path, name, pretrained, trained):
+    run = Command(
+        tmp_path,
+        "train",
+        str(RECIPES / f"{name}.yaml"),
+        *SMALL,
+        f"model.make.pretrain.steps={pretrained}",
+        "--run",
+        name,
+    )
     output = run.wait(LIMIT_S)
     assert run.process.returncode == 0 and "Traceback" not in output, output[-3000:]
     summary, lines = run.summary(name), run.lines(name, "metrics.jsonl")
     assert (summary["state"], run.steps(name)) == ("done", [1, 2])
     assert summary["after"]["errors"] == 0 and len(summary["after"]["accuracy_by_turn"]) == 2
     assert set().union(*(line["trained_turns"] for line in lines)) == trained
-    assert all(line["gradient_norm"] >= 0 for line in lines)
+    assert any(line["gradient_norm"] > 0 for line in lines)
