@@ -75,6 +75,8 @@ METHODS = (
     Method("rloo", "signs-rloo", quick=("steps=40",)),
     Method("reinforce-pp", "signs-reinforce-pp", quick=("steps=40",)),
     Method("ufo", "signs-ufo", quick=("steps=30",)),
+    Method("pag", "signs-pag", quick=("steps=40",)),
+    Method("critique-grpo", "signs-critique-grpo", quick=("steps=30",)),
     Method("score", "signs-score", quick=("steps=40", "learner.credit.hold_steps=10")),
     # Reflections can only be rewarded where they are carried out: a base model trained for longer does so.
     Method("reflect-start", "quickstart", START),
