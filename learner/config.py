@@ -209,6 +209,11 @@ class LearnerSettings(Settings):
                 "compile: true cannot be had with zero: 3, whose layers have their weights for a moment only. "
                 "Set compile to auto or false, or zero to 2"
             )
+        if self.credit.facts.compares_groups and self.batch_groups < 2:
+            raise ValueError(
+                f"credit {self.credit.name} is to compare groups of a batch, of which there is one. "
+                "Set batch_groups to 2 or more"
+            )
         if self.average == "constant" and self.objective.normalises:
             raise ValueError(
                 f"average: constant does what token does with objective {self.objective.name}, which scales the "

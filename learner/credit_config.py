@@ -22,6 +22,8 @@ class CreditFacts:
     compares: Compared = ""
     """What it compares within a group: whole episodes, turns of one number, retries after one failed answer; "" where
     a turn is worth something by itself."""
+    compares_groups: bool = False
+    """Whether it compares groups of a batch with each other."""
     follows_paths: bool = False
     """Whether it follows the turns of an episode from their root."""
     reads_flags: bool = False
@@ -88,7 +90,8 @@ class GroupCredit(CreditSettings):
     @property
     def facts(self) -> CreditFacts:
         compares = "" if self.baseline == "batch" else "episodes"
-        return CreditFacts(compares=compares, instead="set learner.credit.baseline and std to batch")
+        whole = self.baseline == "batch"
+        return CreditFacts(compares, whole, instead="set learner.credit.baseline and std to batch")
 
     @model_validator(mode="after")
     def _compares_one_thing(self):
@@ -111,7 +114,8 @@ class TurnwiseCredit(CreditSettings):
     @property
     def facts(self) -> CreditFacts:
         compares = "turns" if self.baseline == "group" else ""
-        return CreditFacts(compares=compares, instead="set learner.credit.baseline to batch")
+        others = self.baseline != "group"
+        return CreditFacts(compares, others, instead="set learner.credit.baseline to batch")
 
 
 class ImprovementCredit(CreditSettings):

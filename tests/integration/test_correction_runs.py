@@ -16,19 +16,25 @@ SMALL = (
 
 
 @pytest.mark.parametrize(
-    ("name", "pretrained", "trained"),
+    ("name", "pretrained", "turns", "trained"),
     [
-        ("signs-pag", 20, {"attempt", "verification"}),
-        ("signs-critique-grpo", 100, {"attempt", "reflection"}),
+        ("signs-pag", 20, 2, {"attempt", "verification"}),
+        ("signs-critique-grpo", 100, 2, {"attempt", "reflection"}),
+        ("signs-rloo", 200, 1, {"attempt"}),
+        ("signs-reinforce-pp", 200, 1, {"attempt"}),
+        ("signs-ufo", 200, 5, {"attempt"}),
+        ("signs-score", 200, 2, {"attempt"}),
+        ("minicraft-gigpo", 100, 8, {"action"}),
     ],
 )
-def test_its_roles_are_played_and_trained(tmp_path, name, pretrained, trained):
+def test_its_roles_are_played_and_trained(tmp_path, name, pretrained, turns, trained):
     run = Command(
         tmp_path,
         "train",
         str(RECIPES / f"{name}.yaml"),
         *SMALL,
         f"model.make.pretrain.steps={pretrained}",
+        *(["learner.credit.hold_steps=1"] if name == "signs-score" else []),
         "--run",
         name,
     )
@@ -36,6 +42,6 @@ def test_its_roles_are_played_and_trained(tmp_path, name, pretrained, trained):
     assert run.process.returncode == 0 and "Traceback" not in output, output[-3000:]
     summary, lines = run.summary(name), run.lines(name, "metrics.jsonl")
     assert (summary["state"], run.steps(name)) == ("done", [1, 2])
-    assert summary["after"]["errors"] == 0 and len(summary["after"]["accuracy_by_turn"]) == 2
+    assert summary["after"]["errors"] == 0 and len(summary["after"]["accuracy_by_turn"]) == turns
     assert set().union(*(line["trained_turns"] for line in lines)) == trained
     assert any(line["gradient_norm"] > 0 for line in lines)

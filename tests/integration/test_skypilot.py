@@ -81,5 +81,5 @@ def test_a_run_whose_machine_is_taken_away_goes_on_on_an_empty_one_from_its_copy
         steps: list[int] = []
         for place in ("first", "second"):
             own = variables | {"FIRST_PORT": str(free_port())}
-            steps = taken_away(Machines(tmp_path / place, [here], ROOT / ".venv" / "bin", own), len(steps))
+            steps = taken_away(Machines(tmp_path / place, [here], ROOT / ".venv", own), len(steps))
     assert steps == list(range(1, len(steps) + 1)), "each step once"

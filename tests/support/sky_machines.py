@@ -21,15 +21,15 @@ def task() -> dict:
 
 
 class Machines:
-    """One for each address, with these variables; `programs` is what .venv/bin of each is."""
+    """One for each address, with these variables; `venv` is what .venv of each is."""
 
-    def __init__(self, folder: Path, addresses: Sequence[str], programs: Path, variables: Mapping[str, str]):
+    def __init__(self, folder: Path, addresses: Sequence[str], venv: Path, variables: Mapping[str, str]):
         self._addresses, count = list(addresses), len(addresses)
         self._variables = {name: value for name, value in task()["envs"].items() if value is not None} | variables
         self.folders = [folder / f"machine-{rank}" for rank in range(count)]
         for machine in self.folders:
-            (machine / ".venv").mkdir(parents=True)
-            (machine / ".venv" / "bin").symlink_to(programs)
+            machine.mkdir(parents=True)
+            (machine / ".venv").symlink_to(venv)  # whole: Python finds its packages from there
             shutil.copytree(TASK.parent, machine / "deploy" / "skypilot")
 
     def start(self, rank: int) -> subprocess.Popen:

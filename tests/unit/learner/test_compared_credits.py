@@ -79,6 +79,12 @@ def test_an_episode_alone_may_be_compared_with_the_batch_and_with_no_deviation_o
         GroupCredit(baseline="batch")
 
 
+@pytest.mark.parametrize("settings", [TurnwiseCredit(baseline="others"), GroupCredit(baseline="batch", std=False)])
+def test_groups_of_a_batch_are_not_compared_where_there_is_one(settings):
+    with pytest.raises(ValidationError, match="of which there is one. Set batch_groups to 2 or more"):
+        LearnerSettings(credit=settings, batch_groups=1)
+
+
 def slopes(settings: TurnwiseCredit, right: tuple[float, float]) -> np.ndarray:
     """float64[2]: the mean of the gradient estimate in the logit of each turn's chance, over all that can happen in two
     groups of two episodes that stop at their first right answer; exact."""

@@ -71,7 +71,7 @@ def test_a_mixture_that_cannot_be_is_refused_in_words(changed, words):
         ("rollout.turn=3", "rollout.turn", "Did you mean turns?"),
         ("rollout={name: mine.rollouts:play, option: 1}", "rollout.option", "Did you mean options?"),
         ("learner.credit.basline=group", "learner.credit.basline", "Did you mean baseline? Allowed here: mask_"),
-        ("learner.credit.keep=best", "learner.credit.keep", "Allowed here: mask_truncated, name, baseline"),
+        ("learner.credit.keep=best", "learner.credit.keep", "Allowed here: mask_truncated, too_long, name, baseline"),
         ("learner.credit={name: group, overlong: {limits: 3}}", "learner.credit.overlong.limit", "missing"),
         (
             "learner.credit={name: group, overlong: {limit: 3, cache: 1, max: 1}}",
@@ -109,7 +109,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
         (
             "signs-reflect",
             ["learner.credit={name: group}"],
-            "credit.name: group .* set it to turnwise or reflection",
+            "credit.name: group .* set it to turnwise, reflection or improvement",
         ),
         ("signs-reflect", ["learner.roles={action: 1}"], "role attempt, reflection, retry, and none has a weight"),
         (

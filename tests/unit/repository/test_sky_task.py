@@ -41,13 +41,13 @@ sys.exit(int(pathlib.Path("over").read_text()))
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Machines:
-    programs = tmp_path / "programs"
-    programs.mkdir()
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
     for name, text in STUBS.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     variables = {"NAME": "exp-1", "STORE": "s3://bucket/runs", "FIRST_PORT": str(free_port())}
-    return Machines(tmp_path, ["127.0.0.1", "127.0.0.2"], programs, variables)
+    return Machines(tmp_path, ["127.0.0.1", "127.0.0.2"], programs.parent, variables)
 
 
 def told(machines: Machines, rank: int, program: str) -> list[str]:
