@@ -27,7 +27,7 @@ def interruptible() -> None:
 class Command:
     """`redraft ...` in a folder of its own, with a deadline for everything, in seconds on a quiet machine."""
 
-    def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str] = ENVIRONMENT):
+    def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None):
         self.folder = folder
         self.log = folder / f"output-{len(list(folder.glob('output-*.txt')))}.txt"
         with open(self.log, "wb") as output:
@@ -36,7 +36,7 @@ class Command:
                 cwd=folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=ENVIRONMENT if environment is None else environment,
                 start_new_session=True,
                 preexec_fn=interruptible,
             )
