@@ -401,14 +401,12 @@ def serve(
     best: Best = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
     host: Annotated[str, typer.Option(help="An address of this machine; every request needs the key.")] = "127.0.0.1",
-    key: Annotated[
-        str | None, typer.Option(envvar="REDRAFT_SERVE_KEY", help="What requests bring (default: a new one).")
-    ] = None,
 ) -> None:
-    """Serve a run's model to OpenAI clients, as agents met it in training, until Ctrl-C."""
+    """Serve a run's model to OpenAI clients, as agents met it in training, until Ctrl-C. Requests bring the key of
+    REDRAFT_SERVE_KEY, or a new one that is printed."""
     from redraft.launch import serving
 
-    serving.serve(run, overrides or (), step, best, (host, port), key, cache.folder("models"))
+    serving.serve(run, overrides or (), step, best, (host, port), cache.folder("models"))
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from redraft.watch.viewer.serve import address, listen
 
 MATTERS = ("actors.engine", "model.dtype", "sampling", "seed")
 """What a server looks at in a run's recipe; the model is the checkpoint's."""
+KEY = "REDRAFT_SERVE_KEY"
+"""What requests bring, from the environment: a command line is seen by all users of a machine."""
 LOOK_S = 1.0  # between two looks whether the engine lives
 
 
@@ -34,7 +37,6 @@ def serve(
     step: int | None,
     best: bool,
     place: tuple[str, int],
-    key: str | None,
     cache: Path,
 ) -> None:
     """Prints where it is and answers until it is interrupted. Raises SettingError for a run, a step, or a `place` (host
@@ -48,7 +50,7 @@ def serve(
         at = address(place[0], listening.getsockname()[1], None) + "v1"
         served = f"{run.name}/{checkpoint.name}"
         with listening:
-            asyncio.run(_serve(recipe, model, served, listening, at, key or new_key()))
+            asyncio.run(_serve(recipe, model, served, listening, at, os.environ.get(KEY) or new_key()))
 
 
 async def _serve(recipe: Recipe, model: Path, name: str, listening, at: str, key: str) -> None:

@@ -20,4 +20,4 @@ def test_what_it_says_is_where_it_is_its_key_and_a_request_that_can_be_pasted():
 def test_a_run_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingError, match="nobody"):
-        serving.serve("nobody", (), None, False, ("127.0.0.1", 0), None, tmp_path)
+        serving.serve("nobody", (), None, False, ("127.0.0.1", 0), tmp_path)
