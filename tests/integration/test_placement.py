@@ -116,13 +116,19 @@ def test_one_rank_on_a_cpu_reserves_nothing():
     assert placement.gang(LearnerSettings(ranks=2)) is not None and placement.gang(LearnerSettings(gpus=0.5))
 
 
-def test_room_is_asked_for_before_any_actor_starts_and_given_back_in_the_end(gang, monkeypatch):
+def test_room_is_asked_for_before_any_rank_starts_stays_when_ranks_do_and_is_given_back_in_the_end(gang, monkeypatch):
     from contextlib import ExitStack
 
-    from redraft.control import parts
+    from redraft.control import ranks, workers
 
+    started: list[list] = []
+    monkeypatch.setattr(workers, "start_ranks", lambda *given: started.append(given[-1]) or [])
     learner = LearnerSettings(ranks=2, gpus=1, cpus=0.5)
-    recipe, status = SimpleNamespace(learner=learner, start_s=deadline_s(20)), SimpleNamespace(missing=lambda _: None)
+    recipe, shards = SimpleNamespace(learner=learner, start_s=deadline_s(20)), SimpleNamespace(endpoints=(), keys=None)
     with ExitStack() as closing:
-        seats = parts._placed(recipe, status, closing)
-        assert len(seats) == 2 and gpus() == SMALL + LARGE - 2
+        room = ranks.Ranks(None, recipe, shards, closing)
+        room.start(lambda _: None)
+        assert len(started[0]) == 2 and gpus() == SMALL + LARGE - 2
+        room.kill()
+        room.start(lambda _: None)
+        assert len(started[1]) == 2 and gpus() == SMALL + LARGE - 2, "those that come after them find the same room"
