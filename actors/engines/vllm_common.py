@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
@@ -73,7 +74,24 @@ def prepare_process(settings: EngineSettings, separate: bool, model: Path | None
         import torch
 
         torch.set_num_threads(settings.threads)
+    keep_llvmlite_apart()
     logging.getLogger("vllm").setLevel(logging.ERROR)
+
+
+def keep_llvmlite_apart() -> None:
+    """Where something has imported numba before, an environment say, llvmlite's library answers to any name with a
+    function, to __dict__ too, which vLLM reads of all that is in any module: it would not start."""
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is None or not hasattr(ffi.lib, "__dict__"):
+        return
+    found = type(ffi.lib).__getattr__
+
+    def functions_alone(library: object, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return found(library, name)
+
+    type(ffi.lib).__getattr__ = functions_alone
 
 
 @contextlib.contextmanager
