@@ -160,10 +160,13 @@ class NodeFiles:
         self._folder.mkdir(mode=0o700)
         self._files: dict[int, asyncio.Task[str | None]] = {}
         self._readers: dict[str, int] = {}
+        self._closed = False
 
     async def provide(self, ref: WeightRef, reader: str) -> str | None:
         """The path of this version's file on this node, kept until `reader` is done with it; None where the learner
-        holds it no more. Raises RedraftError where there is no room for it."""
+        holds it no more, or the run has ended. Raises RedraftError where there is no room for it."""
+        if self._closed:
+            return None
         self._readers[reader] = ref.version
         known = self._files.get(ref.version)
         if known is None or (known.done() and not _path_of(known)):
@@ -177,6 +180,9 @@ class NodeFiles:
         self._remove_unread(newest=next(reversed(self._files), None))
 
     async def close(self) -> None:
+        """Waits for what is being written, which would outlive its folder's removal."""
+        self._closed = True
+        await asyncio.gather(*self._files.values(), return_exceptions=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _fetch(self, ref: WeightRef) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,6 +84,31 @@ def test_all_readers_of_a_version_share_one_file_and_it_goes_when_it_is_old_and_
         assert names(shm) == ["2.safetensors"], "the newest stays for an actor that starts"
         assert second and second.endswith("2.safetensors")
         await files.close()
+        assert not list(shm.iterdir())
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_left_of_a_version_that_is_being_written_when_the_run_ends(shm, monkeypatch):
+    writes, goes_on = threading.Event(), threading.Event()
+
+    def late(path: Path, data: np.ndarray) -> None:
+        """As where the file is made after its folder's names were read, and before the folder is removed."""
+        writes.set()
+        assert goes_on.wait(60)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    monkeypatch.setattr(transports, "_write", late)
+
+    async def scenario():
+        files = transports.NodeFiles("run")
+        reading = asyncio.ensure_future(files.provide(ref(1), "a"))
+        assert await asyncio.to_thread(writes.wait, 60)
+        closing = asyncio.ensure_future(files.close())
+        asyncio.get_running_loop().call_soon(goes_on.set)
+        await asyncio.gather(closing, reading)
+        assert await files.provide(ref(2), "a") is None, "the run has ended"
         assert not list(shm.iterdir())
 
     asyncio.run(scenario())
