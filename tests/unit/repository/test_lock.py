@@ -16,7 +16,7 @@ arguments = sys.argv[1:]
 report = arguments[arguments.index("--report") + 1]
 within = open(arguments[arguments.index("--constraint") + 1]).read()
 extras = arguments[-1].partition("[")[2].rstrip("]")
-names = {"cpu,test": CPU, "gpu,test": GPU, "docs": DOCS}[extras]
+names = {"cpu,s3,test": CPU, "gpu,s3,test": GPU, "docs": DOCS}[extras]
 items = [{"metadata": {"name": n, "version": v}} for n, v in names.items()]
 json.dump({"install": items, "within": within}, open(report, "w"))
 open(FOLDER + "/" + extras + ".within", "w").write(within)
@@ -49,7 +49,7 @@ def test_each_list_holds_what_is_installed_from_it_and_the_others_follow_the_tes
     assert lock.pinned(tmp_path / "cpu.txt") == {"ray-x": "2.1", "rich": "15.0"}
     assert lock.pinned(tmp_path / "gpu.txt") == {"ray-x": "2.1", "rich": "15.0", "torch": "2.13.0", "nvidia-thing": "3"}
     assert lock.pinned(tmp_path / "docs.txt") == {"mkdocs": "1.6.1"}
-    assert (tmp_path / "gpu,test.within").read_text() == "rich==15.0\n", "what pyproject names, as it was tested"
+    assert (tmp_path / "gpu,s3,test.within").read_text() == "rich==15.0\n", "what pyproject names, as it was tested"
     assert (tmp_path / "docs.within").read_text() == "ray-x==2.1\nrich==15.0\n"
 
 
