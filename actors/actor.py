@@ -350,7 +350,7 @@ class Actor:
         settings: Rollout,
         sampling: SamplingSettings,
         lent: EnvironmentPool,
-        count=lambda role: None,
+        count=lambda role, tokens: None,
     ) -> None:
         stage = rollouts.Stage(
             self._made.engine,
@@ -420,8 +420,9 @@ class Actor:
             if number not in writer.finished:
                 writer.error(number, str(failure), failure.kind)
 
-    def _count(self, role: Role) -> None:
+    def _count(self, role: Role, tokens: int) -> None:
         self._report.generations += 1
+        self._report.generated_tokens += tokens
         self._report.attempts += role not in ASIDES
 
     # Reporting.

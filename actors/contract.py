@@ -73,6 +73,8 @@ class Report:
     """Responses that were sampled, those that no turn keeps included."""
     attempts: int = 0
     """Those of them that were no reflections."""
+    generated_tokens: int = 0
+    """Tokens of all those responses."""
     tally: Tally = field(default_factory=Tally)
     """Of what it played since the last report."""
     untemplated: str = ""

@@ -1,13 +1,13 @@
 """What each method does on its tiny task: every recipe trained from the same base model, through the real system.
 
-    python -m benchmarks.methods [--quick] [--only METHOD]... [--seeds N] [--folder FOLDER]
+    python -m benchmarks.methods [--quick] [--only METHOD]... [--seeds N] [--again] [--folder FOLDER]
 
-Each run is `redraft train` in a process of its own, with a base model made for its seed. Runs are kept in the folder,
-and one that is there, done, and of the same settings is not trained again, so that a benchmark that was cut off goes
-on. Attempts are the responses sampled for training, reflections apart; CPU-seconds are those of the whole process tree
-of the run, with its start and its evaluations, without making the base model. At the end the tables and the picture of
-docs/results.md are written from all runs in the folder (with --quick they are only printed), and one JSON line is
-printed.
+Each run is `redraft train` in a process of its own, with a base model made for its seed. What it came to is a row of
+benchmarks/results/methods.jsonl (method_rows.py), which is committed; a method and seed that has one is not trained
+again, so that a benchmark that was cut off goes on, here or on another machine. Rows of older settings are marked in
+the tables, and trained anew with --again. CPU-seconds are those of the whole process tree of the run, with its start
+and its evaluations, without making the base model. At the end the tables and the picture of docs/results.md are written
+from all rows, and one JSON line is printed. With --quick rows stay in the folder, and tables are only printed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from pathlib import Path
 import psutil
 import yaml
 
-from protocols.evaluation import EvaluationSummary
-from protocols.reports import RunEnded
+from benchmarks import method_rows
+from benchmarks.method_rows import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("runs/methods")
+ROWS = Path("benchmarks/results/methods.jsonl")  # beneath ROOT
 POLL_S = 0.5
 LIMIT_S = 3600.0  # of one run
 
@@ -120,6 +121,7 @@ LONG = (  # not with --quick
     "questioning-unproved",
 )
 NAMES = tuple(method.name for method in METHODS)
+COSTS = ("attempts", "sampled_tokens", "learner_tokens", "cpu_s")
 
 
 class Failed(Exception):
@@ -135,21 +137,28 @@ class Bench:
 
     def __init__(self, folder: Path, quick: bool):
         self.folder, self.quick = folder.resolve(), quick
+        self.file = None if quick else ROOT / ROWS
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def run_of(self, method: Method, seed: int) -> Path:
         return self.folder / "runs" / f"{method.name}-seed{seed}"
 
+    def rows(self) -> list[Row]:
+        """All that are known, the newest last."""
+        return method_rows.read(self.file, self.folder / "runs")
+
+    def lacks(self, method: Method, seed: int, again: bool) -> bool:
+        """Whether there is no row of this method and seed; or, `again`, none of its settings of today."""
+        own = [row for row in self.rows() if (row.method, row.seed) == (method.name, seed)]
+        digest = self.digest(method)
+        return not any(not again or row.digest == digest for row in own)
+
     def train(self, method: Method, seed: int) -> Path:
         """The folder of the method's run with this seed, trained now unless it is there with the same settings."""
-        run = self.run_of(method, seed)
-        kept = json.loads((run / "cost.json").read_text()) if (run / "cost.json").exists() else None
-        if kept is not None and "digest" not in kept:  # taken as it is
+        run, digest = self.run_of(method, seed), self.digest(method)
+        if (row := method_rows.kept(run)) is not None and row.digest == digest:
             return run
-        changes = [*method.changes, *((*method.quick, *QUICK) if self.quick else ()), f"seed={seed}"]
-        digest = self._digest(method, seed, changes)
-        if kept is not None and kept["digest"] == digest:
-            return run
+        commit, changes = method_rows.commit(ROOT), [*self._changes(method), f"seed={seed}"]
         if method.start is None:
             changes.append(f"model.make.seed={seed}")
             self._redraft("pretrain", method, changes, self.folder / "pretrain.log")
@@ -162,17 +171,21 @@ class Bench:
             print(f"{say}training", flush=True)
             cpu_s = self._redraft("train", method, [*changes, *more, "--run", run.name, "--again"], log)
         wall_s = time.monotonic() - began
-        cost = {"cpu_s": round(cpu_s, 1), "wall_s": round(wall_s, 1), "digest": digest}
-        (run / "cost.json").write_text(json.dumps(cost))
+        known = {"method": method.name, "seed": seed, "digest": digest, "recipe": _digest(_settings(method))}
+        row = method_rows.of_run(run, **known, commit=commit, cpu_s=cpu_s, wall_s=wall_s)
+        method_rows.keep(row, run, self.file)
         print(f"{say}done in {wall_s:.0f} s, {cpu_s:.0f} CPU-s", flush=True)
         return run
 
-    def _digest(self, method: Method, seed: int, changes: Sequence[str]) -> str:
-        """Of all that the run depends on: its recipe, the changes, and the runs that it stands on."""
-        stands_on = [self.train(find(name), seed) for name in (method.start, method.teacher) if name]
-        costs = [(run / "cost.json").read_text() for run in stands_on]
-        parts = [_recipe(method).read_text(), list(changes), costs]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=10).hexdigest()
+    def digest(self, method: Method) -> str:
+        """Of all settings of a run but its seed: the recipe's without its comments, the changes, what is made before
+        it, and the digests of methods that it stands on. The same on every machine."""
+        stands_on = [self.digest(find(name)) for name in (method.start, method.teacher) if name]
+        changes = [change.replace(f"{ROOT}{os.sep}", "") for change in self._changes(method)]
+        return _digest([_settings(method), changes, method.made, stands_on])
+
+    def _changes(self, method: Method) -> list[str]:
+        return [*method.changes, *((*method.quick, *QUICK) if self.quick else ())]
 
     def _make(self, method: Method, seed: int, changes: Sequence[str]) -> list[str]:
         """The changes that name what is made before the method, made now."""
@@ -237,6 +250,14 @@ def _recipe(method: Method) -> Path:
     return ROOT / "recipes" / f"{method.recipe}.yaml"
 
 
+def _settings(method: Method) -> dict:
+    return yaml.safe_load(_recipe(method).read_text())
+
+
+def _digest(parts: object) -> str:
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
 class Meter:
     """Sums the CPU time of a process and of all that it started, also of those that ended meanwhile."""
 
@@ -258,36 +279,20 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What the runs of one method over seeds came to; `before` and `after` are evaluations, one a seed."""
+    """The rows of one method, a seed each; `older` where its settings are no longer these."""
 
     method: Method
-    before: list[EvaluationSummary]
-    after: list[EvaluationSummary]
-    attempts: list[int]
-    cpu_s: list[float]
-    feedback: str
+    rows: tuple[Row, ...]
+    older: bool
 
 
 def results(bench: Bench) -> list[Result]:
-    """Of all runs in the folder that are done, in the order of METHODS. An untrained method has no change."""
-    found = []
+    """Of all rows that are known, in the order of METHODS."""
+    rows, found = bench.rows(), []
     for method in METHODS:
-        runs = [run for seed in range(method.seeds) if (run := bench.run_of(method, seed) / "cost.json").exists()]
-        ended = [RunEnded.from_json(json.loads((run.parent / "summary.json").read_text())) for run in runs]
-        if not runs:
-            continue
-        costs = [json.loads(run.read_text()) for run in runs]
-        recipe = yaml.safe_load((runs[0].parent / "recipe.yaml").read_text())
-        found.append(
-            Result(
-                method,
-                [one.before for one in ended if one.before],
-                [one.after or one.before for one in ended if one.before],
-                [one.attempts for one in ended],
-                [cost["cpu_s"] for cost in costs],
-                recipe["environment"]["feedback"],
-            )
-        )
+        digest = bench.digest(method)
+        if chosen := method_rows.chosen(rows, method.name, digest):
+            found.append(Result(method, tuple(chosen), chosen[0].digest != digest))
     return found
 
 
@@ -306,11 +311,11 @@ def line(found: Sequence[Result]) -> str:
     """The JSON line: means over seeds."""
     methods = {
         result.method.name: {
-            "before": mean([summary.to_json() for summary in result.before]),
-            "after": mean([summary.to_json() for summary in result.after]),
-            "attempts": round(sum(result.attempts) / len(result.attempts)),
-            "cpu_s": round(sum(result.cpu_s) / len(result.cpu_s), 1),
-            "seeds": len(result.before),
+            "before": mean([row.before.to_json() for row in result.rows]),
+            "after": mean([row.last.to_json() for row in result.rows]),
+            **{key: mean([getattr(row, key) for row in result.rows]) for key in COSTS},
+            "seeds": len(result.rows),
+            "older": result.older,
         }
         for result in found
     }
@@ -322,21 +327,26 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"one seed, shorter runs, without {', '.join(LONG)}")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="METHOD", help=", ".join(NAMES))
     parser.add_argument("--seeds", type=int, default=None, help="most seeds (default 3, 1 with --quick)")
+    parser.add_argument("--again", action="store_true", help="train anew what was trained with older settings")
+    parser.add_argument("--write", action="store_true", help="train nothing: write the page anew from the rows")
     parser.add_argument("--folder", type=Path, default=None, help=f"where runs are kept (default {FOLDER})")
     options = parser.parse_args()
     bench = Bench(options.folder or (FOLDER.with_name("methods-quick") if options.quick else FOLDER), options.quick)
     seeds = options.seeds or (1 if options.quick else 3)
     chosen = options.only or [name for name in NAMES if not (options.quick and name in LONG)]
-    for seed in range(seeds):
+    for seed in range(0 if options.write else seeds):
         for method in METHODS:
-            if method.name in chosen and seed < method.seeds:
+            if method.name in chosen and seed < method.seeds and bench.lacks(method, seed, options.again):
                 bench.train(method, seed)
     found = results(bench)
-    from benchmarks.methods_page import tables, write
+    from benchmarks import methods_page as page
 
-    print(tables(found))
-    if not options.quick:
-        write(found, ROOT / "docs")
+    if options.quick:
+        print(page.tables(page.lines(found)))
+    else:
+        shown = page.lines(found, page.printed(ROOT), NAMES)
+        print(page.tables(shown))
+        page.write(shown, ROOT / "docs")
     print(line(found))
 
 

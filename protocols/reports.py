@@ -183,6 +183,7 @@ class StepLine(Reported):
     turns_per_s: float = measured("Played for training", unit="turns/s", group="run", default=0.0)
     generations: int = measured("Responses sampled for training, also what no turn keeps", group="run", default=0)
     attempts: int = measured("Those of them that are no reflections", group="run", default=0)
+    generated_tokens: int = measured("Tokens of all those responses", unit="tokens", group="run", default=0)
     actors: int = measured("Actors that there are", group="run", default=0)
     leases: int = measured("Leases out", group="run", default=0)
 

@@ -68,7 +68,7 @@ class Helpers:
 
 @dataclass(frozen=True, slots=True)
 class Stage(Generic[Played]):
-    """All that one group is played with. `count(role)` is called for each response that is sampled."""
+    """All that one group is played with. `count(role, tokens)` is called for each response that is sampled."""
 
     engine: Sampler
     renderer: Renderer
@@ -79,7 +79,7 @@ class Stage(Generic[Played]):
     settings: Played
     sampling: SamplingSettings
     failed: Callable[[EpisodeFailure], None]
-    count: Callable[[Role], None]
+    count: Callable[[Role, int], None]
     teacher: Callable[[list[dict]], Awaitable[str]] | None = None
     helpers: Helpers = Helpers()
     experience: str = ""
@@ -149,7 +149,7 @@ class Stage(Generic[Played]):
             raise EpisodeFailure(TOO_LONG, str(error)) from None
         if completion.stop is Stop.ABORTED:
             raise Aborted
-        self.count(role)
+        self.count(role, len(completion.ids))
         return completion
 
 

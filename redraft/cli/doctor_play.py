@@ -193,7 +193,7 @@ async def _group(
         settings,
         recipe.sampling,
         lambda failure: None,
-        lambda role: None,
+        lambda role, tokens: None,
         None if writes is None else writes.write,
     )
     try:

@@ -33,7 +33,7 @@ HISTORY = 200
 CAUSES = 1000  # of events that are told once each: groups may be abandoned for causes that are all worded differently
 LOOK_S = 1.0  # between two looks for causes why the run cannot learn, and at what changes as slowly
 MISSING = 4  # parts that are named while the run waits for more
-MADE = ("generations", "attempts")
+MADE = ("generations", "attempts", "generated_tokens")
 
 
 class Status:
@@ -268,6 +268,7 @@ class Status:
                 turns_per_s=round(self._since["turns"] / seconds, 1),
                 generations=self._since["generations"],
                 attempts=self._since["attempts"],
+                generated_tokens=self._since["generated_tokens"],
                 actors=len(self._now.actors),
                 leases=self._now.leases,
             )

@@ -60,7 +60,7 @@ class House:
     ):
         self.tokenizer = tokenizer or build_tokenizer("characters", 4096)
         self.engine = Speaker(self.tokenizer, engine) if callable(engine) else engine
-        self.asked, self.failures, self.items = 0, [], []
+        self.asked, self.tokens, self.failures, self.items = 0, 0, [], []
         named = EnvironmentSettings(name=environment) if isinstance(environment, str) else None
         make = environment if named is None else lambda: environments.make(named)
 
@@ -117,5 +117,6 @@ class House:
     def _failed(self, failure: EpisodeFailure) -> None:
         self.failures.append(failure)
 
-    def _count(self, role) -> None:
+    def _count(self, role, tokens) -> None:
         self.asked += 1
+        self.tokens += tokens

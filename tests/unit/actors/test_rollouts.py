@@ -101,6 +101,7 @@ def test_the_best_of_several_last_answers_is_kept_the_first_of_equals_and_no_oth
     house = House(RetrySettings(turns=2, best_of=4), in_turn(*answers), signs, TASK)
     assert [house.text(turn) for turn in house.turns] == [WRONG + "\n", RIGHT + "\n"] and house.asked == 5
     assert house.turns[1].reward == 1.0 and house.turns[1].parent == 0
+    assert house.tokens == sum(len(answer) + 1 for answer in answers), "what is thrown away was sampled, too"
 
 
 def test_a_teacher_writes_the_last_turn_which_nobody_sampled():

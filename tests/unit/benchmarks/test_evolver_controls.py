@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from support.methods_bench import Trained
 
 from actors import environments, experience
 from actors.config import DataSettings, EnvironmentSettings
 from benchmarks import evolver, methods
-from benchmarks.methods import Bench, Method
+from benchmarks.methods import Method
 
 TASK = {"id": "minicraft/train/0", "base": "abdfh", "recipes": ["dhc", "fab"], "good": 1}
 ACTIONS = ["@2", "+f", "+f", "+d", "+a", "*2", "+b"]
@@ -67,17 +66,10 @@ def test_what_a_method_needs_is_made_before_it_and_named_to_it(tmp_path, monkeyp
     monkeypatch.setattr(methods, "ROOT", tmp_path)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "tries.yaml").write_text("steps: 3")
-    calls = []
-
-    class Trained(Bench):
-        def _redraft(self, command, method, arguments, log):
-            calls.append((command, arguments))
-            self.run_of(method, 0).mkdir(parents=True, exist_ok=True)
-            return 1.0
-
-    bench = Trained(tmp_path / "bench", quick=False)
-    run = bench.train(Method("one", "tries", made=made), 0)
+    bench = Trained(tmp_path / "bench")
+    bench.train(Method("one", "tries", made=made), 0)
+    calls = bench.calls
     assert [name for name, _ in calls] == ["pretrain", command, "train"]
     file = calls[1][1][0]
     assert any(change.startswith(named + file) for change in calls[2][1]), calls
-    assert json.loads((run / "cost.json").read_text())["digest"]
+    assert bench.digest(Method("one", "tries", made=made)) != bench.digest(Method("one", "tries"))

@@ -56,7 +56,7 @@ flagged_share good_share navigated_share
 staleness_mean staleness_max staleness_counts cut_share unparsed_share response_tokens
 sequences trained_turns tokens padding_share truncated_sequences errors skipped_updates probe_noise wait_reason seconds
 time_s tokens_per_s
-turns_per_s generations attempts actors leases""".split()
+turns_per_s generations attempts generated_tokens actors leases""".split()
 
 
 @dataclass(frozen=True)
