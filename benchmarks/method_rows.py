@@ -87,11 +87,11 @@ class Row:
 
 
 def of_run(run: Path, **known: Any) -> Row:
-    """The row of a run that is done, with what its folder does not know. Raises ValueError where it was not
-    evaluated."""
+    """The row of a run that is done, with what its folder does not know. Raises ValueError where it
+    ended otherwise, or was not evaluated."""
     ended, written = records.ended(run), records.step_lines(run)
-    if ended is None or ended.before is None:
-        raise ValueError(f"{run} holds no run that has ended with an evaluation before it")
+    if ended is None or ended.state != "done" or ended.before is None:
+        raise ValueError(f"{run} holds no run that is done and was evaluated")
     return Row(
         **known,
         ended=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -172,7 +172,10 @@ class Bench:
             cpu_s = self._redraft("train", method, [*changes, *more, "--run", run.name, "--again"], log)
         wall_s = time.monotonic() - began
         known = {"method": method.name, "seed": seed, "digest": digest, "recipe": _digest(_settings(method))}
-        row = method_rows.of_run(run, **known, commit=commit, cpu_s=cpu_s, wall_s=wall_s)
+        try:
+            row = method_rows.of_run(run, **known, commit=commit, cpu_s=cpu_s, wall_s=wall_s)
+        except ValueError as error:
+            raise Failed(f"{error}; see {log}") from error
         method_rows.keep(row, run, self.file)
         print(f"{say}done in {wall_s:.0f} s, {cpu_s:.0f} CPU-s", flush=True)
         return run

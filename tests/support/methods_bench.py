@@ -41,13 +41,13 @@ class Trained(Bench):
         return float(len(self.names))
 
 
-def write_run(run: Path) -> None:
+def write_run(run: Path, state: str = "done") -> None:
     """The folder of a run of two steps, the second of which was played again after a crash."""
     before, after = found(0.25), found(0.5, 1.0)
     batch = BatchReport(tokens=50)
     steps = [StepLine(StepReport(step=step, batch=batch), generated_tokens=10 * step) for step in (1, 2, 2)]
     evaluations = [EvaluationLine("before", 0, 0, 1.0, before), EvaluationLine("after", 2, 2, 1.0, after)]
-    ended = RunEnded(run.name, "done", before=before, after=after, attempts=7, steps=2)
+    ended = RunEnded(run.name, state, before=before, after=after, attempts=7, steps=2)
     (run / "summary.json").write_text(json.dumps(ended.to_json()))
     (run / "metrics.jsonl").write_text("".join(json.dumps(line.to_json()) + "\n" for line in steps))
     (run / "evaluations.jsonl").write_text("".join(json.dumps(line.to_json()) + "\n" for line in evaluations))

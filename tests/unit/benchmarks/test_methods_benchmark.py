@@ -7,7 +7,7 @@ import json
 import shutil
 
 import pytest
-from support.methods_bench import Trained
+from support.methods_bench import Trained, write_run
 from support.places import ROOT
 
 from benchmarks import method_rows, methods
@@ -80,6 +80,12 @@ def test_a_row_holds_what_tables_need_and_is_read_back_as_strict_json(bench):
     assert row == method_rows.kept(run) and (row.method, row.seed, row.attempts) == ("start", 0, 7)
     assert (row.sampled_tokens, row.learner_tokens, row.cpu_s) == (50, 150, 1.0), "what was played twice was paid twice"
     assert [(point.sampled_tokens, point.first, point.solved) for point in row.curve] == [(0, 0.25, 0.25), (50, 0.5, 1)]
+
+
+def test_a_run_that_was_stopped_leaves_no_row(tmp_path):
+    write_run(tmp_path, "stopped")
+    with pytest.raises(ValueError, match="no run that is done"):
+        method_rows.of_run(tmp_path)
 
 
 def test_quick_rows_stay_in_their_folder(bench, tmp_path):
