@@ -97,8 +97,9 @@ class ModelSettings(Settings):
     """A small chat model that comes through pip and is kept: smollm2 is SmolLM2-135M-Instruct."""
     make: MakeSettings | None = None
     """Make a tiny one."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Numbers that engines and ranks compute with."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers that engines and ranks compute with. auto: bfloat16 on GPUs and on processors that multiply it, else
+    float32; the run's own recipe says which it was."""
     template: TemplateSettings | None = None
     """Another chat template than the tokenizer's, or what it is given (None: the tokenizer's as it is)."""
     on_rewrite: Literal["refuse", "new_root"] = "refuse"

@@ -25,7 +25,7 @@ from learner.config import TRAINED_ROLES, LearnerSettings
 from protocols import own_code
 from protocols.errors import SettingError
 from protocols.settings import Settings
-from redraft import recipe_errors, recipe_file
+from redraft import machine, recipe_errors, recipe_file
 from redraft.config import (
     EvaluationSettings,
     LogSettings,
@@ -106,8 +106,14 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self):
+        if self.model.dtype == "auto":
+            dtype = "float32" if self._lacks_bfloat16() else "bfloat16"
+            object.__setattr__(self, "model", self.model.model_copy(update={"dtype": dtype}))
         self.check()
         return self
+
+    def _lacks_bfloat16(self) -> bool:
+        return not (self.learner.gpus or self.actors.gpus or machine.multiplies_bfloat16())
 
     def check(self) -> None:
         """Raises ValueError, in one line, where its sections do not fit together."""
@@ -346,6 +352,10 @@ class Recipe(Settings):
             found.append("sampling.top_p below 1 biases the ratio between trainer and sampler")
         if 0 < self.steps <= self.learner.optimizer.warmup_steps:
             found.append("learner.optimizer.warmup_steps is as long as the run: its learning rate is never reached")
+        if self.model.dtype == "bfloat16" and self._lacks_bfloat16():
+            found.append(
+                "model.dtype: this processor is many times slower in bfloat16 than in float32; auto avoids it"
+            )
         return found
 
     def dump(self) -> str:

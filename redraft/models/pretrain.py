@@ -19,6 +19,7 @@ from actors import environments
 from actors.config import EnvironmentSettings
 from actors.environments.base import Demonstrates
 from protocols.errors import SettingError
+from redraft import machine
 from redraft.config import PretrainSettings
 
 if TYPE_CHECKING:
@@ -81,14 +82,9 @@ def device_of_training() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def multiplies_bfloat16(device: str) -> bool:
-    """Whether that gains over float32: a processor with AVX2 alone takes thirty times as long."""
-    return device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def _step(model, ids_BT: torch.Tensor, pad: int, optimizers) -> torch.Tensor:
     device = ids_BT.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=multiplies_bfloat16(device)):
+    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or machine.multiplies_bfloat16()):
         logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
     # Right padding needs no attention mask: causal attention never looks at what follows.
     loss = torch.nn.functional.cross_entropy(

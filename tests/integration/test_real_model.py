@@ -17,6 +17,7 @@ from learner.weights.proof import ENOUGH, LIMIT, Proof, perturbed
 from learner.weights.publish import probe_tokens
 from protocols.errors import WeightsError
 from protocols.weights import TRIAL
+from redraft import machine
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.real_model]
 
@@ -123,7 +124,7 @@ ROLLOUTS = {
     "retry": {"name": "retry", "turns": 2, "episodes": 2},
     "reflect": {"name": "reflect", "episodes": 2},
 }
-IN_EVERY_TEST = {("bfloat16", "reflect")}
+IN_EVERY_TEST = {("bfloat16" if machine.multiplies_bfloat16() else "float32", "reflect")}
 
 
 @pytest.mark.parametrize(
