@@ -353,9 +353,7 @@ class Recipe(Settings):
         if 0 < self.steps <= self.learner.optimizer.warmup_steps:
             found.append("learner.optimizer.warmup_steps is as long as the run: its learning rate is never reached")
         if self.model.dtype == "bfloat16" and self._lacks_bfloat16():
-            found.append(
-                "model.dtype: this processor is many times slower in bfloat16 than in float32; auto avoids it"
-            )
+            found.append("model.dtype: this processor is many times slower in bfloat16 than in float32; auto avoids it")
         return found
 
     def dump(self) -> str:
