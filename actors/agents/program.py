@@ -87,6 +87,8 @@ class _Function:
         taken = inspect.signature(self._function).parameters.values()
         self._any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken)
         self._names = {one.name for one in taken}
+        if self._any or "client" in self._names:
+            import openai  # noqa: F401 - it takes longest: before the process is ready, not within its first episode
         self._runner, self._client = asyncio.Runner(), None
 
     def play(self, task: Mapping[str, Any], names: Mapping[str, str], output: IO[bytes]) -> Any:

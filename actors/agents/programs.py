@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class Programs:
         code = own_code.sources(run) if isinstance(run, str) and own_code.is_file(run) else {}
         self._first = {"run": run if isinstance(run, str) else list(run), "code": code}
         self._room = asyncio.Semaphore(processes)
+        self.start_s = 0.0
+        """How long the newest process took to be ready."""
         self._idle: list[_Process] = []
         self._alive: set[_Process] = set()
 
@@ -80,6 +83,7 @@ class Programs:
             if process.lives:
                 return process
             await self._end(process)
+        began = time.monotonic()
         process = await _Process.start()
         self._alive.add(process)
         answer: Any = "it died"
@@ -96,6 +100,7 @@ class Programs:
         if answer != READY:
             cure = "Give FILE.py:Name of `async def solve(task, client)`, or a command as a list of words"
             raise SettingError(SETTING, f"{self._first['run']!r} cannot be run: {answer}", cure)
+        self.start_s = time.monotonic() - began
         return process
 
     async def _end(self, process: _Process) -> None:

@@ -21,9 +21,6 @@ from actors.rollout_config import AgentSettings
 from actors.rollouts import Stage
 
 SHOWN = 2000  # characters of an agent's output beside its last turn
-REFUSED_S = 5.0
-"""For a program that is refused more answers to end of that: its process then plays the next episode, where one that is
-killed has to be started anew."""
 
 
 class House:
@@ -65,7 +62,9 @@ async def _episode(stage: Stage[AgentSettings], environment: Playing, number: in
         conversation.check()
         if not playing.done():  # it asked for more than `turns` answers
             conversation.write(cut=True)
-            await asyncio.wait({playing}, timeout=REFUSED_S)
+            # A program that ends of being refused keeps its process, and one that is killed costs the start of
+            # another: waiting for longer than that would cost more than it can save.
+            await asyncio.wait({playing}, timeout=house.programs.start_s)
             return
         value = await playing
         output = value.output[-SHOWN:]
