@@ -4,8 +4,9 @@
     POST /v1/completions           the same for a text that goes on
     POST /v1/reward                a number, or a map as a reward function returns it, for what was said since the last
 
-An actor's listens on the loopback address only. A key opens its episode and nothing else, and dies with it. Each
-generation is a task of its own, so a client that lost its connection and asks again gets the same answer.
+An actor's listens on the loopback address only, by plain HTTP; `redraft serve` may have it listen elsewhere, by TLS. A
+key opens its episode and nothing else, and dies with it. Each generation is a task of its own, so a client that lost
+its connection and asks again gets the same answer.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import uvicorn
@@ -61,13 +63,14 @@ class Endpoint:
         self._open: dict[str, _Episode] = {}
         self.url = ""
 
-    async def start(self, listening: socket.socket | None = None) -> None:
-        """On a socket that listens (None: one of its own on the loopback address)."""
+    async def start(self, listening: socket.socket | None = None, tls: tuple[Path, Path] | None = None) -> None:
+        """On a socket that listens (None: one of its own on the loopback address); with `tls`, PEM files of a
+        certificate and its key, by TLS."""
         listening = listening or socket.create_server(("127.0.0.1", 0), backlog=1024)
         # An answer is sent in two pieces; without this the second waits 40 ms for the first to be acknowledged. asyncio
         # sets it only on sockets that say they are TCP, and those accepted here do not.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{listening.getsockname()[1]}/v1"
         routes = [
             Route("/v1/chat/completions", self._door(self._chat), methods=["POST"]),
             Route("/v1/completions", self._door(self._text), methods=["POST"]),
@@ -75,7 +78,15 @@ class Endpoint:
             Route("/v1/models", self._door(self._models), methods=["GET"]),
             Route("/{path:path}", self._door(self._nothing), methods=["GET", "POST"]),
         ]
-        config = uvicorn.Config(Starlette(routes=routes), lifespan="off", log_config=None, access_log=False)
+        certificate, key = tls or (None, None)
+        config = uvicorn.Config(
+            Starlette(routes=routes),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+        )
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listening]))
 

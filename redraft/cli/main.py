@@ -401,12 +401,18 @@ def serve(
     best: Best = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
     host: Annotated[str, typer.Option(help="An address of this machine; every request needs the key.")] = "127.0.0.1",
+    tls_certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM; speaks TLS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="PEM, of the certificate.")] = None,
+    trust_network: Annotated[
+        bool, typer.Option("--trust-network", help="Plain HTTP at --host: its network keeps others out.")
+    ] = False,
 ) -> None:
     """Serve a run's model to OpenAI clients, as agents met it in training, until Ctrl-C. Requests bring the key of
-    REDRAFT_SERVE_KEY, or a new one that is printed."""
+    REDRAFT_SERVE_KEY, or a new one that is printed. Where other machines reach it, it speaks TLS."""
     from redraft.launch import serving
 
-    serving.serve(run, overrides or (), step, best, (host, port), cache.folder("models"))
+    door = serving.Door.of(host, port, tls_certificate, tls_key, trust_network)
+    serving.serve(run, overrides or (), step, best, door, cache.folder("models"))
 
 
 @app.command()

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 
 import openai
+import psutil
 import pytest
 from support import processes
 from support.made_run import made_run
 from support.run_house import ENVIRONMENT
-from support.waiting import deadline_s
+from support.waiting import deadline_s, until
 
 pytestmark = pytest.mark.prove
 ASK = {"model": "mine/step-000001", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
@@ -21,7 +22,7 @@ ASK = {"model": "mine/step-000001", "messages": [{"role": "user", "content": "he
 
 @contextlib.contextmanager
 def served(folder, monkeypatch, *overrides: str) -> Iterator[openai.OpenAI]:
-    """A client of the server of a run's first checkpoint, which is ended by Ctrl-C."""
+    """A client of the server of a run's first checkpoint, which is ended by Ctrl-C and leaves no process behind."""
     monkeypatch.chdir(folder)
     made_run(folder)
     command = [sys.executable, "-m", "redraft", "serve", "mine", *overrides, "--step", "1"]
@@ -33,8 +34,10 @@ def served(folder, monkeypatch, *overrides: str) -> Iterator[openai.OpenAI]:
     assert f"OPENAI_BASE_URL={url}" in lines[2] and "curl $OPENAI_BASE_URL/chat/completions" in lines[3]
     with openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=deadline_s(60)) as client:
         yield client
+    started = psutil.Process(running.pid).children(recursive=True)
     os.kill(running.pid, signal.SIGINT)
     assert running.wait(deadline_s(30)) == 0 and running.stdout.read() == "ended\n"
+    until(lambda: not any(one.is_running() for one in started), "what it started is gone", deadline_s(30))
 
 
 def test_a_checkpoint_is_served_with_its_key_until_ctrl_c(tmp_path, monkeypatch):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import httpx
 import openai
 
 from actors.agents.endpoint import Endpoint
@@ -34,7 +37,12 @@ class Desk:
 
 
 @contextlib.asynccontextmanager
-async def desk(says: Callable[[str], str], tokenizer=None, roles: tuple[str, ...] = ()) -> AsyncIterator[Desk]:
+async def desk(
+    says: Callable[[str], str],
+    tokenizer=None,
+    roles: tuple[str, ...] = (),
+    tls: tuple[Path, Path] | None = None,
+) -> AsyncIterator[Desk]:
     tokenizer = tokenizer or build_tokenizer("characters", 4096)
     sampled: list[SamplingSettings] = []
 
@@ -46,9 +54,13 @@ async def desk(says: Callable[[str], str], tokenizer=None, roles: tuple[str, ...
     engine, endpoint = Listening(tokenizer, says), Endpoint()
     terms = Terms(SamplingSettings(max_tokens=64), roles, free=True)
     key = endpoint.open(Served(engine, Renderer(tokenizer), terms, NAME))
-    await endpoint.start()
+    await endpoint.start(tls=tls)
+    knows = ssl.create_default_context(cafile=str(tls[0])) if tls else True
     try:
-        async with openai.AsyncOpenAI(base_url=endpoint.url, api_key=key, max_retries=0) as client:
+        async with (
+            httpx.AsyncClient(verify=knows) as http,
+            openai.AsyncOpenAI(base_url=endpoint.url, api_key=key, max_retries=0, http_client=http) as client,
+        ):
             yield Desk(client, endpoint.url, key, engine, sampled)
     finally:
         await endpoint.close()

@@ -44,8 +44,8 @@ def listen(host: str, port: int) -> tuple[socket.socket, bool]:
     return listening, ipaddress.ip_address(address[0]).is_loopback
 
 
-def address(host: str, port: int, token: str | None) -> str:
+def address(host: str, port: int, token: str | None, scheme: str = "http") -> str:
     """What a person opens."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     name = f"[{name}]" if ":" in name else name
-    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+    return f"{scheme}://{name}:{port}/" + (f"?token={token}" if token else "")

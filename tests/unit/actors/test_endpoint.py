@@ -8,6 +8,7 @@ import httpx
 import openai
 import pytest
 from prometheus_client import REGISTRY
+from support.certificates import certificate
 from support.desk import NAME, desk
 from support.tokenizers import hermes
 
@@ -178,6 +179,21 @@ def test_who_is_served_chooses_how_it_is_sampled_and_plays_as_in_training():
     one, two = asyncio.run(play())
     assert (one.temperature, one.top_p, one.max_tokens) == (0.25, 1.0, 500)
     assert (two.temperature, two.top_p, two.max_tokens) == (1.0, 0.5, 64)
+
+
+def test_by_tls_only_who_knows_the_certificate_is_answered_and_plain_text_is_not(tmp_path):
+    async def play():
+        async with desk(lambda prompt: "ok", tls=certificate(tmp_path)) as found:
+            assert found.url.startswith("https://")
+            came = await found.client.chat.completions.create(**ASK)
+            head = {"Authorization": f"Bearer {found.key}"}
+            async with httpx.AsyncClient(headers=head) as stranger:
+                for url in (found.url, found.url.replace("https", "http")):
+                    with pytest.raises(httpx.TransportError):
+                        await stranger.get(f"{url}/models")
+            return came.choices[0].message.content, found.prompts()
+
+    assert asyncio.run(play()) == ("ok", ["q"])
 
 
 DEEP = json.loads("[" * 400 + "]" * 400)
