@@ -27,6 +27,7 @@ WANTED = {
     "langgraph": ["langgraph==1.2.24", "langchain==1.5.2", "langchain-openai==1.7.4"],
     "smolagents": ["smolagents[openai]==1.26.0"],
     "dspy": ["dspy==3.4.1"],
+    "verifiers_taskset": ["verifiers==0.4.0"],
 }
 INSTALL_S = 600
 CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
@@ -71,6 +72,13 @@ def test_what_a_framework_appends_continues_one_path(name, turns):
     house = play(name, adds)
     assert [turn.parent for turn in house.turns] == [-1, *range(turns - 1)]
     assert not any("new_root" in turn.extra for turn in house.turns)
+
+
+def test_a_taskset_of_verifiers_is_played_and_scored_out_of_process_on_one_path():
+    says = iter(["2 and 3 is 5", "it is 9"])
+    house = play("verifiers_taskset", lambda prompt: next(says))
+    assert [turn.parent for turn in house.turns] == [-1, 0] and "new_root" not in house.turns[1].extra
+    assert [turn.reward for turn in house.turns] == [0.0, 1.0], "the reward is the taskset's own"
 
 
 def test_smolagents_plays_and_its_turns_say_that_it_rewrites_what_was_said():
