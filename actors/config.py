@@ -12,6 +12,8 @@ from protocols.settings import Settings
 
 ALONE = 0.85
 """Share of a GPU for an engine that has it alone; the rest is for what vLLM does not count."""
+LEAST_TEMPERATURE = 0.01
+"""Beside 0, the lowest that vLLM samples at: what is lower, it raises to this."""
 Feedback = Literal["residual", "binary", "blank"]
 
 
@@ -106,6 +108,9 @@ class SamplingSettings(Settings):
     """Below 1 the ratios of importance corrections are biased."""
     max_tokens: int = Field(default=16, ge=1)
     """Longest response of one turn."""
+    agent: bool | Literal["temperature"] = False
+    """Requests of rollout `agent` are sampled at their own temperature and top_p (`temperature`: at their own
+    temperature alone), where they name one, and learned from at that temperature. false: at those above, always."""
 
 
 class EngineSettings(Settings):

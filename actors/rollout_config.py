@@ -43,6 +43,8 @@ class RolloutFacts:
     """Methods that the environment must have."""
     acts: bool = False
     """Whether it acts by itself, so that an environment of one answer gives its tasks to episodes of many actions."""
+    requests: bool = False
+    """Whether a program of the user's asks for each answer, and may say how it is sampled."""
     own_roles: tuple[str, ...] = ()
     """Names of the program's own for turns, which learner.roles may weigh."""
     variety: str = "rollout.episodes"
@@ -433,7 +435,7 @@ class AgentSettings(Rollout):
 
     @property
     def facts(self) -> RolloutFacts:
-        return RolloutFacts(acts=True, own_roles=self.roles)
+        return RolloutFacts(acts=True, requests=True, own_roles=self.roles)
 
     @model_validator(mode="after")
     def _runs(self):

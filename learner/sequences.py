@@ -32,6 +32,7 @@ class TokenSequence:
     turns: np.ndarray  # int32[T]
     anchored: np.ndarray  # bool[T]
     navigated: np.ndarray  # bool[T], whether they were sampled with experience in the question
+    temperatures: np.ndarray  # float32[T], at which they were sampled; 0 where that is the recipe's
 
 
 class Shares(NamedTuple):

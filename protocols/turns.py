@@ -24,6 +24,8 @@ MIXED_FROM = "mixed_from"
 """The key of a task, and of a group's facts, that names the environment in a run of several."""
 OWN_ROLE = "own_role"
 """The key of a turn's extra that names a role of the program's own: one of rollout.roles, beside Turn.role."""
+TEMPERATURE = "temperature"
+"""The key of a turn's extra that says how it was sampled, where that is not the recipe's temperature."""
 TOKENS = np.dtype("<i4")
 LOGPROBS = np.dtype("<f4")
 
@@ -58,11 +60,11 @@ class Turn:
     """One response and what led to it: prompt int32[P], response int32[R], logprobs float32[R].
 
     `versions` are (start, version) stretches of the response, `start` rising from 0: an update may land inside it.
-    `logprobs` are under the policy that sampled, NaN where authored; where `extra` says `navigated`, the model was told
-    experience that is left out here, and they are those that the policy of `versions` gives these ids. `timing` is
-    seconds queued, generating, in the environment. `after` is the turn that this one answers in time; `index` its
-    number in the episode, where a reflection counts with the attempt that it leads to, a verification with the answer
-    that it judges.
+    `logprobs` are under the policy that sampled, at the temperature of the recipe or of `extra`, NaN where authored;
+    where `extra` says `navigated`, the model was told experience that is left out here, and they are those that the
+    policy of `versions` gives these ids. `timing` is seconds queued, generating, in the environment. `after` is the
+    turn that this one answers in time; `index` its number in the episode, where a reflection counts with the attempt
+    that it leads to, a verification with the answer that it judges.
     """
 
     group: bytes

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from actors import rollout_config as rollouts
 from actors.config import (
+    LEAST_TEMPERATURE,
     ActorSettings,
     CurriculumSettings,
     DataSettings,
@@ -130,13 +131,7 @@ class Recipe(Settings):
                     f"rollout.{key}: by timeout_s and retries one answer may take {asked.deadline_s:g} s, longer "
                     f"than actors.lease_s={self.actors.lease_s:g}; lower them, or raise that"
                 )
-        if engine.speculate != "off" and (
-            engine.name != "vllm" or (self.sampling.temperature, self.sampling.top_p) != (1, 1)
-        ):
-            raise ValueError(
-                "actors.engine.speculate: only vLLM at sampling.temperature 1 and top_p 1 gives the model's log-probs; "
-                "set it to off, or those to 1"
-            )
+        self._sampling_fits()
         self._mixture_fits()
         self._adapter_fits()
         self._helpers_fit()
@@ -148,6 +143,31 @@ class Recipe(Settings):
             self._credit_fits()
             self._learner_fits()
             self._takes_effect()
+
+    def _sampling_fits(self) -> None:
+        sampling, engine, objective = self.sampling, self.actors.engine, self.learner.objective
+        if engine.speculate != "off" and (engine.name != "vllm" or (sampling.temperature, sampling.top_p) != (1, 1)):
+            raise ValueError(
+                "actors.engine.speculate: only vLLM at sampling.temperature 1 and top_p 1 gives the model's log-probs; "
+                "set it to off, or those to 1"
+            )
+        if not sampling.agent:
+            return
+        if not self.rollout.facts.requests:
+            raise ValueError(
+                f"sampling.agent: no program asks for the answers of rollout {self.rollout.name}; leave it out, or set "
+                "rollout.name to agent"
+            )
+        if engine.speculate != "off":
+            raise ValueError(
+                "actors.engine.speculate: with sampling.agent a request may have another temperature than 1, where its "
+                "log-probs are not the model's; set it to off, or leave sampling.agent out"
+            )
+        if self.steps and sampling.agent is True and objective.only_sampled:
+            raise ValueError(
+                f"sampling.agent: true lets a request set top_p, under which the ratios of {objective.name} are wrong; "
+                f"set it to temperature, or learner.objective.name to {objectives.AUTHORED}"
+            )
 
     def _mixture_fits(self) -> None:
         several = self.environments
@@ -237,8 +257,11 @@ class Recipe(Settings):
 
     def _learner_fits(self) -> None:
         learner, engine, uses = self.learner, self.actors.engine, self.replay.max_uses
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature: 0 (greedy) cannot be trained on; set it above 0")
+        if self.sampling.temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"sampling.temperature: {self.sampling.temperature:g} cannot be trained on: 0 is greedy, and what is "
+                f"below {LEAST_TEMPERATURE} is raised to that by vLLM. Set it to {LEAST_TEMPERATURE} or more"
+            )
         if learner.row_tokens < engine.max_length:
             raise ValueError(
                 f"learner.row_tokens: {learner.row_tokens} would cut episodes of "

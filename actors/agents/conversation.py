@@ -143,6 +143,7 @@ def _facts(answer: Answer) -> dict[str, Any]:
     facts: dict[str, Any] = {} if asked.model == MODEL else {"model": asked.model}
     facts |= {OWN_ROLE: asked.own_role} if asked.own_role else {}
     facts |= {"new_root": answer.place.why} if answer.place.why else {}
+    facts |= asked.own  # TEMPERATURE among them, by which the learner scores the turn
     return facts | ({"overruled": dict(asked.noted)} if asked.noted else {})
 
 

@@ -1,7 +1,8 @@
 """What a request to the endpoint asks for: OpenAI's chat completions and completions as data.
 
 Parameters that would draw tokens in another way than the recipe are refused, or, where most agents send them
-(temperature, top_p, tool_choice), noted. Errors have OpenAI's form, so that its clients raise what they always raise.
+(temperature, top_p, tool_choice), noted; temperature and top_p are followed where `sampling.agent` says so. Errors have
+OpenAI's form, so that its clients raise what they always raise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from actors.agents.paths import TEXT, Spoken
-from actors.config import SamplingSettings
+from actors.config import LEAST_TEMPERATURE, SamplingSettings
 from actors.messages import LONGEST_TEXT, ROLES, TOOL
 from actors.tools import Offered, described
 from protocols.turns import Role
@@ -61,11 +62,17 @@ class Refused(Exception):
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What is sampled with, and how models may be called beside Redraft's own roles. `free`: a request may choose how
-    it is sampled, since nothing is trained on it."""
+    it is sampled, since nothing is trained on it; else it may as far as `sampling.agent` says."""
 
     sampling: SamplingSettings
     roles: tuple[str, ...] = ()
     free: bool = False
+
+    @property
+    def followed(self) -> tuple[str, ...]:
+        """Parameters that a request that is trained may set."""
+        agent = self.sampling.agent
+        return (agent,) if isinstance(agent, str) else SAMPLING if agent else ()
 
     @property
     def models(self) -> list[str]:
@@ -75,7 +82,7 @@ class Terms:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """`role` is that of the turns (None: the rollout's), `own_role` what the program calls it. `noted` are parameters
-    that the recipe overrules. `ids` are a prompt that came as token ids."""
+    that the recipe overrules, `own` those that are followed in its place. `ids` are a prompt that came as token ids."""
 
     messages: tuple[Spoken, ...]
     tools: Offered | None
@@ -89,6 +96,7 @@ class Asked:
     usage: bool = False
     logprobs: bool = False
     noted: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, float] = field(default_factory=dict)
     ids: tuple[int, ...] | None = None
 
     @property
@@ -110,7 +118,7 @@ def read(body: Any, terms: Terms, text: bool = False) -> Asked:
     role, own = _role(model, terms.roles)
     tools, forced = (None, {}) if text else _tools(given)
     messages, ids = _prompt(given.pop("prompt", None)) if text else (_messages(given.pop("messages", None)), None)
-    sampling, noted = _sampling(given, terms)
+    sampling, own_sampling, noted = _sampling(given, terms)
     asked = Asked(
         messages,
         tools,
@@ -124,6 +132,7 @@ def read(body: Any, terms: Terms, text: bool = False) -> Asked:
         isinstance(stream, Mapping) and stream.get("include_usage") is True,
         _logprobs(given.pop("logprobs", False), text),
         {**noted, **forced},
+        own_sampling,
         ids,
     )
     if given:
@@ -131,17 +140,25 @@ def read(body: Any, terms: Terms, text: bool = False) -> Asked:
     return asked
 
 
-def _sampling(given: dict[str, Any], terms: Terms) -> tuple[SamplingSettings, dict[str, Any]]:
-    """How to sample, and what the recipe overrules of what was asked for; takes it from `given`."""
+def _sampling(given: dict[str, Any], terms: Terms) -> tuple[SamplingSettings, dict[str, float], dict[str, Any]]:
+    """How to sample, what of it is the request's own, and what the recipe overrules of what was asked for; takes it
+    from `given`."""
     lengths = [_whole(given.pop(key), key) for key in ("max_tokens", "max_completion_tokens") if key in given]
     wanted = {key: _number(given.pop(key), key) for key in SAMPLING if key in given}
-    if not terms.free:
-        longest = min([*lengths, terms.sampling.max_tokens])
-        noted = {key: value for key, value in wanted.items() if value != getattr(terms.sampling, key)}
-        return terms.sampling.model_copy(update={"max_tokens": longest}), noted
+    if terms.free:
+        return _valid(terms.sampling, wanted | ({"max_tokens": min(lengths)} if lengths else {})), {}, {}
+    longest = {"max_tokens": min([*lengths, terms.sampling.max_tokens])}
+    others = {key: value for key, value in wanted.items() if value != getattr(terms.sampling, key)}
+    own = {key: float(value) for key, value in others.items() if key in terms.followed}
+    if own.get("temperature", 1.0) < LEAST_TEMPERATURE:
+        cure = f"ask for {LEAST_TEMPERATURE} or more, or leave out the recipe's sampling.agent, so that its own holds"
+        raise Refused(f"temperature {own['temperature']:g} cannot be learned from; {cure}", "temperature")
+    return _valid(terms.sampling, own | longest), own, {key: others[key] for key in others.keys() - own.keys()}
+
+
+def _valid(sampling: SamplingSettings, changes: Mapping[str, Any]) -> SamplingSettings:
     try:
-        values = terms.sampling.model_dump() | wanted | ({"max_tokens": min(lengths)} if lengths else {})
-        return SamplingSettings.model_validate(values), {}
+        return SamplingSettings.model_validate(sampling.model_dump() | changes)
     except ValidationError as error:
         [key, *_] = error.errors()[0]["loc"]
         raise Refused(f"{key}: {error.errors()[0]['msg']}", str(key)) from None

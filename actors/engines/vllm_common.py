@@ -29,6 +29,7 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2,
 COMPILED = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 """Variables that say where compiled code is kept, and the folder of each."""
 Share = tuple[dict[int, str], str]
+KEPT = 1024  # parameters of sampling settings
 WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
 
 
@@ -170,6 +171,8 @@ class Requests:
 
     def sampling(self, settings: SamplingSettings):
         if settings not in self._made:
+            if len(self._made) >= KEPT:  # an agent may choose a temperature of its own for each request
+                self._made.clear()
             from vllm import SamplingParams
             from vllm.sampling_params import RequestOutputKind
 

@@ -9,7 +9,7 @@ import numpy as np
 from learner.config import LearnerSettings
 from learner.objectives.base import Objective
 from learner.sequences import Linearised, TokenSequence, brought_along, paths
-from protocols.turns import OWN_ROLE, Group, Turn
+from protocols.turns import OWN_ROLE, TEMPERATURE, Group, Turn
 
 
 def linearise(
@@ -64,9 +64,10 @@ def _sequence(
                 np.concatenate([blank - 1, np.full(response, fresh.get(turn.turn, -1))]),
                 np.concatenate([blank, (sampled | brought_along(turn)) & anchors]),
                 np.full(prompt + response, bool(turn.extra.get("navigated"))),
+                np.full(prompt + response, turn.extra.get(TEMPERATURE, 0.0)),
             )
         )
-    types = (np.int32, np.float32, np.float32, np.float32, np.bool_, np.int32, np.bool_, np.bool_)
+    types = (np.int32, np.float32, np.float32, np.float32, np.bool_, np.int32, np.bool_, np.bool_, np.float32)
     arrays = [np.concatenate(parts).astype(kind) for parts, kind in zip(zip(*columns, strict=True), types, strict=True)]
     sequence = TokenSequence(*arrays)
     sequence.role_weights[:1] = sequence.anchored[:1] = 0

@@ -21,7 +21,8 @@ import numpy as np
 from learner.config import LearnerSettings
 from learner.sequences import Shares, TokenSequence
 
-TYPES = (np.int64, np.int64, *(np.float32 for _ in range(4)), np.bool_, np.bool_, np.int64, np.int64)  # from `picks` on
+FLOATS = (np.float32,) * 4
+TYPES = (np.int64, np.int64, *FLOATS, np.bool_, np.bool_, np.float32, np.int64, np.int64)  # from `picks` on
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class MicroBatch:
     sampler: np.ndarray  # float32[N], log-probs of the policy that sampled
     sampled: np.ndarray  # bool[N]
     navigated: np.ndarray  # bool[N]
+    temperatures: np.ndarray  # float32[N], of sampling; 0 where that is the recipe's
     sequences: np.ndarray  # int64[N], numbers of the sequences of this micro-batch, in order
     places: np.ndarray  # int64[N]
     chunks: int = 1
@@ -174,7 +176,8 @@ def _micro(rows: list[list[tuple[TokenSequence, Shares, int]]], logprob_chunk: i
             tokens[number, start:end] = sequence.tokens
             positions[number, start:end] = np.arange(end - start)
             counting = np.flatnonzero((share.loss != 0) | (share.kl != 0))
-            columns = (*share, sequence.advantages, sequence.logprobs, sequence.sampled, sequence.navigated)
+            known = ("advantages", "logprobs", "sampled", "navigated", "temperatures")
+            columns = (*share, *(getattr(sequence, name) for name in known))
             picked.append(
                 (
                     number * width + start + counting - 1,

@@ -23,7 +23,8 @@ SLICE = 1 << 22  # logits that are float32 at once
 class Policy(nn.Module):
     """A causal language model of transformers, asked only for log-probs.
 
-    Log-probs are those of sampling at `temperature` from the whole vocabulary, as the engine reports them.
+    Log-probs are those of sampling at `temperature`, or at a token's own, from the whole vocabulary, as the engine
+    reports them.
     Submodules are called as modules, so that the hooks by which ZeRO 3 gathers weights run. Rows that hold several
     sequences go through the model as they are only once `packed` is set, for a model that was seen to keep them apart;
     until then each sequence gets a row of its own, padded at the right, which is sound for every causal model.
@@ -51,9 +52,16 @@ class Policy(nn.Module):
         self._takes = _arguments(body_of(model))
 
     def forward(
-        self, tokens_BS: Tensor, positions_BS: Tensor, picks_N: Tensor, targets_N: Tensor, chunks: int = 1
+        self,
+        tokens_BS: Tensor,
+        positions_BS: Tensor,
+        picks_N: Tensor,
+        targets_N: Tensor,
+        chunks: int = 1,
+        temperatures_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-prob of each target at the output of flat index `picks`, and the entropy there: float32[N] each.
+        `temperatures` are float32[N], where above 0 in place of the policy's.
 
         `chunks` pieces are computed one after the other, and again in the backward pass; under ZeRO 3 it must be the
         same on all ranks, for each piece gathers the head.
@@ -66,19 +74,25 @@ class Policy(nn.Module):
         body = body_of(self.model)
         hidden_BSD = body(**{name: inputs[name] for name in inputs if name in self._takes}).last_hidden_state
         hidden_ND = hidden_BSD.flatten(0, 1)[picks_N]
-        pieces = zip(hidden_ND.tensor_split(chunks), targets_N.tensor_split(chunks), strict=True)
+        wholes = (hidden_ND, targets_N, self._temperatures(targets_N, temperatures_N))
+        pieces = zip(*(whole.tensor_split(chunks) for whole in wholes), strict=True)
         if chunks == 1 or not torch.is_grad_enabled():
-            results = [self._score(hidden, targets) for hidden, targets in pieces]
+            results = [self._score(*piece) for piece in pieces]
         else:
-            results = [checkpoint(self._score, hidden, targets, use_reentrant=False) for hidden, targets in pieces]
+            results = [checkpoint(self._score, *piece, use_reentrant=False) for piece in pieces]
         logprobs, entropies = zip(*results, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
-    def _score(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    def _temperatures(self, targets_N: Tensor, own_N: Tensor | None) -> Tensor:
+        """float32[N]."""
+        common_N = torch.full_like(targets_N, self.temperature, dtype=torch.float32)
+        return common_N if own_N is None else torch.where(own_N > 0, own_N, common_N)
+
+    def _score(self, hidden_ND: Tensor, targets_N: Tensor, temperatures_N: Tensor) -> tuple[Tensor, Tensor]:
         linear_NV = linear_of(self.model)(hidden_ND)
         if self.shape.vocabulary is not None:
             linear_NV = linear_NV[:, : self.shape.vocabulary]
-        return Chosen.apply(linear_NV, targets_N, self.temperature, self.shape)
+        return Chosen.apply(linear_NV, targets_N, temperatures_N, self.shape)
 
 
 def _arguments(body: nn.Module) -> set[str]:
@@ -104,41 +118,45 @@ def apart(tokens_BS: Tensor, positions_BS: Tensor, picks_N: Tensor) -> tuple[Ten
 
 class Chosen(torch.autograd.Function):
     """Log-probs of the targets and entropies, float32[N] each, from what the head's linear layer returns, [N, V], of
-    which nothing is copied whole.
+    which nothing is copied whole, at temperatures float32[N].
 
     Float32 exists of a few rows at a time; the gradient is written over the input, so that a second backward pass
     through it raises.
     """
 
     @staticmethod
-    def forward(ctx, linear_NV: Tensor, targets_N: Tensor, temperature: float, shape: Shape) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, linear_NV: Tensor, targets_N: Tensor, temperatures_N: Tensor, shape: Shape
+    ) -> tuple[Tensor, Tensor]:
         logprobs, entropies = [], []
-        for linear_nV, targets_n in _slices(linear_NV, targets_N):
-            logprobs_nV = torch.log_softmax(_logits(linear_nV, shape) / temperature, -1)
+        for linear_nV, targets_n, temperatures_n in _slices(linear_NV, targets_N, temperatures_N):
+            logprobs_nV = torch.log_softmax(_logits(linear_nV, shape) / temperatures_n[:, None], -1)
             logprobs.append(logprobs_nV.gather(-1, targets_n[:, None]).squeeze(-1))
             shares_nV = logprobs_nV.exp()
             # A token that cannot be sampled has no part in the entropy: 0 times minus infinity would be NaN.
             finite_nV = logprobs_nV.clamp_(min=torch.finfo(torch.float32).min)
             entropies.append(-shares_nV.mul_(finite_nV).sum(-1))
         entropy_N = torch.cat(entropies)
-        ctx.save_for_backward(linear_NV, targets_N, entropy_N)
-        ctx.temperature, ctx.shape = temperature, shape
+        ctx.save_for_backward(linear_NV, targets_N, entropy_N, temperatures_N)
+        ctx.shape = shape
         ctx.set_materialize_grads(False)  # mostly nothing is asked of the entropy, and then it costs nothing
         return torch.cat(logprobs), entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient_N: Tensor | None, bonus_N: Tensor | None) -> tuple[Tensor, None, None, None]:
-        linear_NV, targets_N, entropy_N = ctx.saved_tensors
+        linear_NV, targets_N, entropy_N, temperatures_N = ctx.saved_tensors
         gradient_N = torch.zeros_like(entropy_N) if gradient_N is None else gradient_N
-        scale = ctx.shape.scale / ctx.temperature
-        rows = (targets_N, gradient_N * scale, entropy_N, entropy_N if bonus_N is None else bonus_N * scale)
-        for linear_nV, targets_n, factor_n, entropy_n, bonus_n in _slices(linear_NV, *rows):
+        scale_N = ctx.shape.scale / temperatures_N
+        bonuses_N = entropy_N if bonus_N is None else bonus_N * scale_N
+        rows = (targets_N, gradient_N * scale_N, entropy_N, bonuses_N, temperatures_N)
+        for linear_nV, targets_n, factor_n, entropy_n, bonus_n, temperatures_n in _slices(linear_NV, *rows):
             logits_nV = _logits(linear_nV, ctx.shape)
+            tempered_nV = logits_nV / temperatures_n[:, None]
             if bonus_N is None:
-                slope_nV = torch.softmax(logits_nV / ctx.temperature, -1).mul_(-factor_n[:, None])
+                slope_nV = torch.softmax(tempered_nV, -1).mul_(-factor_n[:, None])
             else:  # the slope of the entropy H is -p (log p + H)
-                slope_nV = torch.log_softmax(logits_nV / ctx.temperature, -1)
+                slope_nV = torch.log_softmax(tempered_nV, -1)
                 shares_nV = slope_nV.exp()
                 slope_nV.clamp_(min=torch.finfo(torch.float32).min).add_(entropy_n[:, None]).mul_(shares_nV)
                 slope_nV.mul_(-bonus_n[:, None]).sub_(shares_nV.mul_(factor_n[:, None]))

@@ -320,7 +320,8 @@ class Trainer:
         """The arrays on the device by name, and the policy's inputs among them."""
         named = micro.arrays().items()
         tensors = {name: torch.from_numpy(array).to(self.device, non_blocking=True) for name, array in named}
-        return tensors, (*(tensors[name] for name in ("tokens", "positions", "picks", "targets")), micro.chunks)
+        inputs = (tensors[name] for name in ("tokens", "positions", "picks", "targets"))
+        return tensors, (*inputs, micro.chunks, tensors["temperatures"])
 
     def _loss(self, micro: MicroBatch, prox_T: Tensor | None) -> tuple[Tensor, Tensor]:
         tensors, inputs = self._tensors(micro)

@@ -28,7 +28,7 @@ def micros(count: int, rank: int, world: int) -> list[MicroBatch]:
         places = np.arange(WIDTH - 1)
         whole = np.ones(WIDTH - 1, np.float32)
         share, none = whole / np.float32(count * (WIDTH - 1)), whole * 0
-        columns = (share, none, whole, none, whole > 0, whole < 0, places * 0, places)
+        columns = (share, none, whole, none, whole > 0, whole < 0, none, places * 0, places)
         made.append(MicroBatch(tokens, np.arange(WIDTH)[None], places, tokens[0, 1:], *columns))
     return made
 

@@ -13,11 +13,12 @@ from support.rollout_house import House, Speaker
 from support.tokenizers import hermes
 from support.waiting import until
 
+from actors.config import SamplingSettings
 from actors.engines import ABORTED
 from actors.rollout_config import AgentSettings
 from actors.rollouts import Aborted
 from protocols.errors import SettingError
-from protocols.turns import Role
+from protocols.turns import TEMPERATURE, Role
 from redraft.models.make import build_tokenizer
 
 TASK = {"id": "t", "tails": 0, "number": 1, "n": 1}
@@ -30,7 +31,7 @@ def played(tmp_path):
     def play(source, says=lambda prompt: "ok", *, environment=Coins, run=None, **settings):
         file = tmp_path / "mine.py"
         file.write_text(textwrap.dedent(source))
-        named = {key: settings.pop(key) for key in ("tokenizer", "max_tokens") if key in settings}
+        named = {key: settings.pop(key) for key in ("tokenizer", "max_tokens", "sampling") if key in settings}
         chosen = AgentSettings(
             run=f"{file}:solve" if run is None else run, processes=settings.pop("processes", 2), **settings
         )
@@ -135,6 +136,25 @@ def test_a_program_that_ends_when_it_is_refused_more_keeps_its_process(played, t
     assert [turn.truncated for turn in house.turns] == [True] * 3 and not house.failures
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 3 and len(set(pids)) == 1
+
+
+def test_a_program_that_does_not_end_when_it_is_refused_more_is_ended_and_the_next_one_has_another_process(
+    played, tmp_path
+):
+    source = f"""
+        import os, time
+        async def solve(task, client):
+            with open({str(tmp_path / "pids")!r}, "a") as file:
+                print(os.getpid(), file=file)
+            try:
+                while True:
+                    await client.chat.completions.create(model="m", messages=[{{"role": "user", "content": "q"}}])
+            finally:
+                time.sleep(600)
+    """
+    house = played(source, turns=1, episodes=2, processes=1)
+    assert [turn.truncated for turn in house.turns] == [True] * 2 and not house.failures
+    assert len(set((tmp_path / "pids").read_text().split())) == 2
 
 
 def test_tools_are_called_in_the_models_own_form_and_what_they_answer_continues_the_path(played):
@@ -246,6 +266,35 @@ def test_what_cannot_be_followed_is_refused_as_openai_refuses_it(played):
         "401 None invalid_api_key",
     ]
     assert house.turns[0].extra["overruled"] == {"temperature": 0.3}, "the recipe's temperature is the policy's"
+
+
+@pytest.mark.parametrize(("agent", "top_p"), [(True, 0.5), ("temperature", 0.9)])
+def test_with_sampling_agent_a_request_is_sampled_as_it_says_and_its_turn_tells_at_what(played, agent, top_p):
+    source = """
+        import openai
+        async def solve(task, client):
+            asked = [{"role": "user", "content": "q"}]
+            ask = client.chat.completions.create
+            await ask(model="m", messages=asked, temperature=0.25, top_p=0.5)
+            await ask(model="m", messages=asked)
+            try:
+                await ask(model="m", messages=asked, temperature=0)
+            except openai.BadRequestError as error:
+                return {"reward": 1.0, "answer": f"{error.param}: {error.message}"}
+    """
+    sampled = []
+
+    class Listening(Speaker):
+        async def generate(self, prompt_ids, sampling):
+            sampled.append((sampling.temperature, sampling.top_p))
+            return await super().generate(prompt_ids, sampling)
+
+    engine = Listening(build_tokenizer("characters", 4096), lambda prompt: "ok")
+    own, plain = played(source, engine, sampling=SamplingSettings(temperature=0.5, top_p=0.9, agent=agent)).turns
+    assert sampled == [(0.25, top_p), (0.5, 0.9)]
+    assert own.extra[TEMPERATURE] == 0.25 and TEMPERATURE not in plain.extra and "overruled" not in plain.extra
+    assert own.extra.get("overruled") == (None if agent is True else {"top_p": 0.5})
+    assert "temperature: " in plain.extra["answer"] and "leave out the recipe's sampling.agent" in plain.extra["answer"]
 
 
 def test_a_stream_says_the_same(played):

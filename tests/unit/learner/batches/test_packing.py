@@ -134,7 +134,9 @@ def sequence(length: int) -> TokenSequence:
     weights[0] = 0
     some = np.arange(length)
     turns = np.zeros(length, np.int32)
-    return TokenSequence(some.astype(np.int32), weights, weights, -weights, weights > 0, turns, turns > 0, turns > 0)
+    return TokenSequence(
+        some.astype(np.int32), weights, weights, -weights, weights > 0, turns, turns > 0, turns > 0, weights
+    )
 
 
 def share(weights: np.ndarray) -> Shares:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from learner.model.head import Float32Linear, Shape
 from learner.model.policy import Policy
 from learner.objectives import STATS, loss_of, make, report
 from protocols.errors import SettingError
-from protocols.turns import Group, Role, Turn
+from protocols.turns import TEMPERATURE, Group, Role, Turn
 
 VOCABULARY = 40
 
@@ -52,7 +54,8 @@ def settings(**values) -> LearnerSettings:
 
 def run(policy: Policy, micro) -> tuple[torch.Tensor, torch.Tensor]:
     names = ("tokens", "positions", "picks", "targets")
-    return policy(*(torch.from_numpy(getattr(micro, name)) for name in names), micro.chunks)
+    arrays = [torch.from_numpy(getattr(micro, name)) for name in names]
+    return policy(*arrays, micro.chunks, torch.from_numpy(micro.temperatures))
 
 
 def gradient(policy: Policy, choice: LearnerSettings, made: list[Group]) -> tuple[torch.Tensor, np.ndarray]:
@@ -100,13 +103,33 @@ def test_logprobs_their_entropy_and_gradient_are_those_of_a_plain_log_softmax(mo
     torch.manual_seed(1)
     logits, targets, shares = 3 * torch.randn(7, VOCABULARY), torch.randint(VOCABULARY, (7,)), torch.randn(7)
     ours, plain = (logits.clone().requires_grad_() for _ in range(2))
-    chosen, entropy = logprobs.Chosen.apply(ours, targets, 0.7, Shape())
-    whole = (plain / 0.7).log_softmax(-1)
+    temperatures = torch.tensor([0.7, 1.0, 0.3, 2.0, 0.7, 0.01, 1.0])
+    chosen, entropy = logprobs.Chosen.apply(ours, targets, temperatures, Shape())
+    whole = (plain / temperatures[:, None]).log_softmax(-1)
     torch.testing.assert_close(chosen, whole[range(7), targets])
     torch.testing.assert_close(entropy, -(whole.exp() * whole).sum(-1))
     (shares @ chosen).backward()
     (shares @ whole[range(7), targets]).backward()
     torch.testing.assert_close(ours.grad, plain.grad)
+
+
+def test_a_turn_is_scored_at_its_own_temperature_and_any_other_at_the_recipes():
+    made, own = groups(4), [0.25, 0.0, 1.5, 0.0]
+    for group in made:
+        for turn, temperature in zip(group.turns, own, strict=True):
+            turn.extra.update({TEMPERATURE: temperature} if temperature else {})
+    model, recipe_s = tiny(), 0.8
+    (micros,) = prepare(made, 0, settings(logprob_chunk=7)).micros
+    seen = set()
+    for micro in micros:
+        found, _ = run(Policy(model, recipe_s, packed=True), micro)
+        one_by_one = Policy(model, 1.0, packed=True)
+        for place, temperature in enumerate(micro.temperatures):
+            one_by_one.temperature = temperature or recipe_s
+            alone, _ = run(one_by_one, replace(micro, temperatures=0 * micro.temperatures))
+            torch.testing.assert_close(found[place], alone[place])
+        seen |= set(micro.temperatures.tolist())
+    assert seen == {0.0, 0.25, 1.5}
 
 
 def test_chunked_logprobs_and_their_gradient_equal_the_whole_ones():
@@ -156,7 +179,7 @@ def test_scaled_and_capped_logits_have_the_gradient_of_plain_autograd_in_float64
     torch.manual_seed(2)
     linear, targets, shares = 3 * torch.randn(7, VOCABULARY), torch.randint(VOCABULARY, (7,)), torch.randn(7)
     ours, plain = linear.clone().requires_grad_(), linear.double().requires_grad_()
-    chosen, entropy = logprobs.Chosen.apply(ours, targets, 0.7, shape)
+    chosen, entropy = logprobs.Chosen.apply(ours, targets, torch.full((7,), 0.7), shape)
     logits = plain * shape.scale
     logits = logits if shape.softcap is None else shape.softcap * torch.tanh(logits / shape.softcap)
     whole = (logits / 0.7).log_softmax(-1)
@@ -173,7 +196,7 @@ def test_tokens_that_cannot_be_sampled_leave_entropy_and_gradient_finite(shape):
     linear = torch.randn(3, VOCABULARY)
     linear[:, 5:] = -torch.inf
     ours = linear.clone().requires_grad_()
-    chosen, entropy = logprobs.Chosen.apply(ours, torch.tensor([0, 1, 2]), 0.1, shape)
+    chosen, entropy = logprobs.Chosen.apply(ours, torch.tensor([0, 1, 2]), torch.full((3,), 0.1), shape)
     (chosen.sum() + 9 * entropy.sum()).backward()
     assert chosen.isfinite().all() and entropy.isfinite().all() and ours.grad.isfinite().all()
     if shape.softcap is None:

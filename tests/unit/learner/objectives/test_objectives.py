@@ -173,7 +173,7 @@ def sequence(advantages: list[float]) -> TokenSequence:
     weights = np.ones(size, np.float32)
     blank = np.zeros(size, np.int32)
     return TokenSequence(
-        blank, np.array(advantages, np.float32), weights, weights, weights > 0, blank, *np.zeros((2, size), bool)
+        blank, np.array(advantages, np.float32), weights, weights, weights > 0, blank, *np.zeros((3, size), bool)
     )
 
 
