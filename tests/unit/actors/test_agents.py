@@ -8,7 +8,9 @@ import textwrap
 import numpy as np
 import psutil
 import pytest
+from support import processes
 from support.coins import Coins
+from support.places import PYTHONPATH
 from support.rollout_house import House, Speaker
 from support.tokenizers import hermes
 from support.waiting import until
@@ -209,6 +211,7 @@ def test_a_command_is_an_agent_whose_last_line_is_its_reward(played, tmp_path):
     [
         ("def solve(task): raise ValueError('no')", "the agent failed: ValueError: no"),
         ("import os\ndef solve(task): os._exit(3)", "the agent ended its process"),
+        ("import os\ndef solve(task): os.kill(os.getpid(), 9)", "the agent ended its process"),
         ("def solve(task): return 'text'", "the agent returned a reward 'text' (str), which is no number"),
         ("def solve(task): return 1", "the agent has asked for nothing"),
         ("def solve(task):\n    while True: pass", "the agent did not end within rollout.limit_s=1.5"),
@@ -228,6 +231,33 @@ def test_nothing_that_an_agent_started_outlives_its_limit(played, tmp_path):
     until(
         lambda: not [one for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == mark.split()], "gone", 30
     )
+
+
+PLAYS = """
+    import asyncio, sys
+    from actors.agents.programs import Programs
+    async def main():
+        programs = Programs([sys.executable, sys.argv[1]], 1)
+        await programs.play({"id": "t"}, "http://127.0.0.1:9/v1", "sk-none", 600.0)
+    asyncio.run(main())
+"""
+
+
+def test_what_an_agent_started_ends_with_an_actor_that_is_killed(tmp_path):
+    mark = f"sleep 7{os.getpid()}".split()
+    (tmp_path / "mine.py").write_text(f"import subprocess\nsubprocess.Popen({mark!r}).wait()")
+    (tmp_path / "actor.py").write_text(textwrap.dedent(PLAYS))
+
+    def sleeping() -> list[int]:
+        return [one.pid for one in psutil.process_iter(["cmdline"]) if one.info["cmdline"] == mark]
+
+    actor = processes.start(
+        [sys.executable, tmp_path / "actor.py", tmp_path / "mine.py"],
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
+    )
+    until(sleeping, "the agent runs", 60)
+    actor.kill()
+    until(lambda: not sleeping(), "nothing is left", 30)
 
 
 REFUSED = """

@@ -181,6 +181,35 @@ def test_who_is_served_chooses_how_it_is_sampled_and_plays_as_in_training():
     assert (two.temperature, two.top_p, two.max_tokens) == (1.0, 0.5, 64)
 
 
+def test_a_client_that_times_out_asks_again_by_itself_and_has_the_answer_of_its_first_request():
+    async def play():
+        released, sent = asyncio.Event(), []
+
+        async def count(request: httpx.Request) -> None:
+            sent.append(request.headers["x-stainless-retry-count"])
+            if len(sent) > 2:  # one that gave up at once, one that asked, and asks again
+                released.set()
+
+        async with desk(lambda prompt: "ok") as found, httpx.AsyncClient(event_hooks={"request": [count]}) as http:
+            whole = found.engine.generate
+
+            async def held(*given):
+                await released.wait()
+                return await whole(*given)
+
+            found.engine.generate = held
+            client = found.client.with_options(http_client=http, timeout=0.5)
+            with pytest.raises(openai.APITimeoutError):
+                await client.chat.completions.create(**ASK)
+            again = client.with_options(max_retries=20)
+            came = await again.chat.completions.create(**ASK | {"messages": [{"role": "user", "content": "another"}]})
+            return came.choices[0].message.content, sent, found.prompts()
+
+    said, sent, prompts = asyncio.run(play())
+    assert said == "ok" and sent[:3] == ["0", "0", "1"]
+    assert sorted(prompts) == ["another", "q"], "of what was asked again one answer was made"
+
+
 def test_by_tls_only_who_knows_the_certificate_is_answered_and_plain_text_is_not(tmp_path):
     async def play():
         async with desk(lambda prompt: "ok", tls=certificate(tmp_path)) as found:
