@@ -112,6 +112,10 @@ class SamplingSettings(Settings):
     """Requests of rollout `agent` are sampled at their own temperature and top_p (`temperature`: at their own
     temperature alone), where they name one, and learned from at that temperature. false: at those above, always."""
 
+    def greedy(self) -> SamplingSettings:
+        """The same at temperature 0, whatever a request names."""
+        return self.model_copy(update={"temperature": 0.0, "agent": False})
+
 
 class EngineSettings(Settings):
     """The engine of an actor."""

@@ -44,7 +44,7 @@ def plays(settings: EvaluationSettings, rollout: Rollout, sampling: SamplingSett
         turns = 1 if whole.kind == "answers" else settings.turns
         passes.append(Pass("independent", rollout.tested(turns=turns, episodes=settings.independent - 1), sampling))
     if settings.greedy:
-        passes.append(Pass("greedy", whole, sampling.model_copy(update={"temperature": 0.0, "agent": False})))
+        passes.append(Pass("greedy", whole, sampling.greedy()))
     controls = {label: control.tested(settings.turns, episodes=1) for label, control in rollout.controls().items()}
     passes += [Pass(label, control, sampling) for label, control in controls.items() if control != whole]
     return passes + [Pass(f"{kind} feedback", whole, sampling, kind) for kind in settings.feedbacks]

@@ -17,9 +17,9 @@ from support.waiting import deadline_s, until
 pytestmark = [pytest.mark.prove, pytest.mark.ray]
 SLEEPS = ["sleep", f"8{os.getpid()}"]  # what the agent starts, and never ends by itself
 AGENT = f"""
-import json, subprocess, sys
+import json, sys
 import openai
-subprocess.Popen({SLEEPS!r}, start_new_session=False)
+import subprocess; subprocess.Popen({SLEEPS!r})
 client = openai.OpenAI()
 said = [{{"role": "user", "content": sys.argv[1]}}]
 for turn in range(2):

@@ -144,7 +144,7 @@ def test_a_program_that_does_not_end_when_it_is_refused_more_is_ended_and_the_ne
     played, tmp_path
 ):
     source = f"""
-        import os, time
+        import os, threading
         async def solve(task, client):
             with open({str(tmp_path / "pids")!r}, "a") as file:
                 print(os.getpid(), file=file)
@@ -152,7 +152,7 @@ def test_a_program_that_does_not_end_when_it_is_refused_more_is_ended_and_the_ne
                 while True:
                     await client.chat.completions.create(model="m", messages=[{{"role": "user", "content": "q"}}])
             finally:
-                time.sleep(600)
+                threading.Event().wait()
     """
     house = played(source, turns=1, episodes=2, processes=1)
     assert [turn.truncated for turn in house.turns] == [True] * 2 and not house.failures
