@@ -122,6 +122,20 @@ def text(source: str, returned: Any) -> str:
         raise EpisodeFailure("returned", f"{source} returned {error}") from None
 
 
+def lessons(source: str, returned: Any) -> list[dict[str, str]]:
+    """What episodes have shown: maps of texts `when_to_use` and `content`. Raises EpisodeFailure."""
+    try:
+        if not isinstance(returned, list | tuple):
+            raise _Wrong(f"{_shown(returned)}, which is no list of lessons")
+        return [{key: _text(f"a lesson's {key}", one[key]) for key in ("when_to_use", "content")} for one in returned]
+    except _Wrong as error:
+        raise EpisodeFailure("returned", f"{source} returned {error}") from None
+    except (TypeError, KeyError):
+        raise EpisodeFailure(
+            "returned", f"{source} returned a lesson that is no map with when_to_use and content"
+        ) from None
+
+
 def tool(name: str, returned: Any) -> str:
     """What the model reads of what a tool returned: a text as it is, anything else as JSON. Raises EpisodeFailure."""
     try:

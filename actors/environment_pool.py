@@ -16,10 +16,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from actors import door
+from actors import door, experience
 from actors.door import EpisodeFailure, Outcome
 from actors.engines.teacher import TeacherBudget
-from actors.environments.base import Revises
+from actors.environments.base import Played, Revises
 from actors.environments.killable import START_S
 from actors.messages import Question, asked, results
 from actors.tools import Offered, Tool, calls
@@ -115,6 +115,11 @@ class Playing:
         if not isinstance(self._environment, Revises):
             return None
         return door.text(f"{self._name}.revision", await self._call(self._environment.revision, good, rng))
+
+    async def lesson(self, task: dict, played: Sequence[Played]) -> list[str]:
+        """What these episodes of the task have shown, as environments that teach say it: a text each."""
+        found = await self._call(self._environment.lesson, task, played)
+        return [experience.line(one) for one in door.lessons(f"{self._name}.lesson", found)]
 
     async def demonstrations(self, rng: Any, count: int, turns: int) -> list[list[tuple[str, bool]]]:
         """`count` dialogues of `turns` attempts, as environments that demonstrate give them."""

@@ -4,14 +4,24 @@ of earlier ones. Light to import."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveInt, field_validator
 
 from actors.teacher_config import TeacherSettings
 from protocols.settings import Settings
 
 EXPERIENCE = "{experience}"
+
+
+def _holds_it(template: str) -> str:
+    if template.count(EXPERIENCE) != 1:
+        raise ValueError(f"template must hold {EXPERIENCE} once")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_holds_it)]
+"""What stands before a question, around experience."""
 
 
 class StepJudgeSettings(TeacherSettings):
@@ -48,17 +58,10 @@ class ExperienceSettings(Settings):
     """Most experiences that one episode is told."""
     writer: ExperienceWriterSettings | None = None
     """Who makes experience of episodes for `redraft experience` (None: the environment itself, by `lesson`)."""
-    template: str = "Some experience from earlier tasks that may help:\n{experience}\n\n"
+    template: Template = "Some experience from earlier tasks that may help:\n{experience}\n\n"
     """What stands before the question; the experiences take the place of {experience}."""
 
     @field_validator("path")
     @classmethod
     def _anywhere(cls, path: str) -> str:
         return str(Path(path).expanduser().absolute())  # processes of a run do not share a working directory
-
-    @field_validator("template")
-    @classmethod
-    def _holds_it(cls, template: str) -> str:
-        if template.count(EXPERIENCE) != 1:
-            raise ValueError(f"template must hold {EXPERIENCE} once")
-        return template

@@ -73,7 +73,7 @@ class Pool:
         found = self.find(question)
         if not found:
             return ""
-        return self._settings.template.replace(EXPERIENCE, "\n".join(map(_line, found)))
+        return self._settings.template.replace(EXPERIENCE, "\n".join(map(line, found)))
 
     def find(self, question: str) -> list[dict]:
         """At most `top` experiences, the best first, the first of equals."""
@@ -95,7 +95,8 @@ def _about(one: dict) -> str:
     return f"{one['when_to_use']}\n{one['task']}"
 
 
-def _line(one: dict) -> str:
+def line(one: dict) -> str:
+    """One experience, as it is told."""
     return f"{one['when_to_use']}: {one['content']}" if one["when_to_use"] else one["content"]
 
 

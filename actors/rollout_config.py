@@ -4,118 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from actors.action_config import ActSettings, RollbackSettings, SearchSettings
 from actors.episode_config import ExperienceSettings, StepJudgeSettings
-from actors.messages import Question, added
+from actors.rollout_base import KNOWN_ROLES, NOT_STATED, Kind, PlanSettings, Rollout, RolloutFacts
 from actors.teacher_config import TeacherSettings
 from protocols.named import OwnStating, either, name_of, one_of
-from protocols.settings import Settings
 from protocols.turns import Role
-
-Kind = Literal["answers", "actions"]
-"""Each turn is a whole answer; or an episode is many actions."""
-Compared = Literal["episodes", "turns", "retries"]
-"""What a credit may compare within a group: whole episodes, turns of one number, or retries after one failed answer."""
-
-
-KNOWN_ROLES = tuple(role.name.lower() for role in Role)
-TEXTS = ("system", "reflect_prompt", "retry_prompt", "fixed_reflection", "verify_prompt", "revise_prompt")
-"""Settings of some rollouts that are said to a model, or for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutFacts:
-    """What a rollout states of itself, by which a recipe is checked. Nothing outside actors/ knows which one runs."""
-
-    writes: frozenset[Role] = frozenset()
-    """Roles of the turns that it writes; empty where that is not known."""
-    authored: str = ""
-    """What of its turns the model did not sample on the ids that are trained, in words; "" where it sampled all."""
-    offers: frozenset[Compared] = frozenset({"episodes", "turns"})
-    """What of its groups a credit may compare."""
-    starts_from_failures: bool = False
-    """Whether an episode may begin from a failed answer that its task brings along (`data.failures`)."""
-    hooks: tuple[str, ...] = ()
-    """Methods that the environment must have."""
-    acts: bool = False
-    """Whether it acts by itself, so that an environment of one answer gives its tasks to episodes of many actions."""
-    requests: bool = False
-    """Whether a program of the user's asks for each answer, and may say how it is sampled."""
-    own_roles: tuple[str, ...] = ()
-    """Names of the program's own for turns, which learner.roles may weigh."""
-    variety: str = "rollout.episodes"
-    """The setting that gives a group more different answers."""
-
-
-NOT_STATED = RolloutFacts(offers=frozenset({"episodes", "turns", "retries"}), starts_from_failures=True)
-"""Of a rollout of the user's own that states nothing: whoever wrote it knows what it can do."""
-
-
-class Rollout(Settings):
-    """What every rollout has: its facts, and how test tasks are played."""
-
-    system: str | None = Field(default=None, min_length=1)
-    """The system prompt of every dialogue, in evaluations too; the chat template must have that role. A task whose
-    messages begin with a system prompt of their own keeps that."""
-
-    if TYPE_CHECKING:  # each kind has them, as settings or as constants
-
-        @property
-        def name(self) -> str: ...
-        @property
-        def kind(self) -> Kind: ...
-        @property
-        def turns(self) -> int: ...
-        @property
-        def episodes(self) -> int: ...
-
-    @property
-    def facts(self) -> RolloutFacts:
-        """What it states of itself, with these settings."""
-        raise NotImplementedError
-
-    @property
-    def several(self) -> bool:
-        """Whether the model is prompted again after it has answered."""
-        return self.turns > 1 or getattr(self, "plan", None) is not None
-
-    def tested(self, turns: int | None, episodes: int) -> Rollout:
-        """How test tasks are played: with so many turns (None: as in training), each task so many times."""
-        raise NotImplementedError
-
-    def controls(self) -> dict[str, Rollout]:
-        """Further ways to play test tasks that a result is to be compared with."""
-        return {}
-
-    def opening(self, question: Question) -> list[Question]:
-        """What the model is told up to its first answer; it writes after each of these messages."""
-        plan: PlanSettings | None = getattr(self, "plan", None)
-        return [question] if plan is None else [added(question, plan.ask), plan.answer]
-
-    def following(self, feedback: str) -> list[str]:
-        """What the model is told after feedback, up to its next answer; it writes after each of these messages."""
-        return [feedback]
-
-    @property
-    def texts(self) -> dict[str, str]:
-        """What the settings say to a model or for it, by their key below `rollout`."""
-        found = {key: getattr(self, key, None) for key in TEXTS}
-        plan: PlanSettings | None = getattr(self, "plan", None)
-        found |= {} if plan is None else {"plan.ask": plan.ask, "plan.answer": plan.answer}
-        return {key: text for key, text in found.items() if text}
-
-
-class PlanSettings(Settings):
-    """A reflection before the first answer."""
-
-    ask: str = ""
-    """What the user's message adds to the question to ask for a plan."""
-    answer: str = ""
-    """The user's message that asks for the answer after the plan."""
 
 
 class AttemptSettings(Rollout):
@@ -170,6 +68,9 @@ class RetrySettings(Rollout):
     """Of so many samples of the last turn the best one is kept, the first of equals (RISE: 16)."""
     teacher: TeacherSettings | None = None
     """A model behind an endpoint that writes the last turn (RISE by distillation). It sees the whole dialogue."""
+    internalise: bool = False
+    """Write the first right answer after wrong ones a second time, as if it had followed the question alone: a turn of
+    role retry, worth its reward, that an objective which imitates learns (ERL, arXiv 2602.13949)."""
     step_judge: StepJudgeSettings | None = None
     """Who says at the end of an episode which of its answers were good, for credit attributing."""
     experience: ExperienceSettings | None = None
@@ -180,9 +81,11 @@ class RetrySettings(Rollout):
     @property
     def facts(self) -> RolloutFacts:
         reflected = frozenset({Role.REFLECTION} if self.reflect else ())
+        copied = frozenset({Role.RETRY} if self.internalise else ())
+        authored = "what a teacher writes" if self.teacher is not None else ""
         return RolloutFacts(
-            writes=frozenset({Role.ATTEMPT}) | reflected | _planned(self.plan),
-            authored="what a teacher writes" if self.teacher is not None else "",
+            writes=frozenset({Role.ATTEMPT}) | reflected | copied | _planned(self.plan),
+            authored=authored or ("answers on the question alone" if self.internalise else ""),
         )
 
     @model_validator(mode="after")
@@ -198,6 +101,12 @@ class RetrySettings(Rollout):
                 "rollout.experience: its episodes are trained as one dialogue that the model wrote; leave out "
                 "rollout.best_of, teacher and context, or experience"
             )
+        held = self.experience is not None or self.step_judge is not None
+        if self.internalise and (held or self.plan is not None):
+            raise ValueError(
+                "rollout.internalise: what is written on the question alone is no part of a dialogue that is judged, "
+                "told experience or planned; leave out rollout.step_judge, experience and plan, or internalise"
+            )
         return self
 
     def following(self, feedback: str) -> list[str]:
@@ -207,32 +116,8 @@ class RetrySettings(Rollout):
         if turns == 1:
             return AttemptSettings(episodes=episodes, plan=self.plan, system=self.system)
         changes = {"stop_at_success": False, "best_of": 1, "teacher": None, "episodes": episodes}
-        changes |= {"step_judge": None, "experience": None}
+        changes |= {"step_judge": None, "experience": None, "internalise": False}
         return self.model_copy(update=changes | ({"turns": turns} if turns else {}))
-
-
-class ActSettings(Rollout):
-    """Actions in an environment until it ends the episode."""
-
-    name: Literal["act"] = "act"
-    turns: int = Field(default=100, ge=1)
-    """Most actions in an episode."""
-    episodes: int = Field(default=1, ge=1)
-    """Episodes in a group."""
-    step_judge: StepJudgeSettings | None = None
-    """Who says at the end of an episode which of its actions were good, for credit attributing (None: nobody, unless
-    the environment flags them)."""
-    experience: ExperienceSettings | None = None
-    """Tell some episodes what earlier ones have shown."""
-
-    kind: ClassVar[Kind] = "actions"
-
-    @property
-    def facts(self) -> RolloutFacts:
-        return RolloutFacts(writes=frozenset({Role.ACTION}))
-
-    def tested(self, turns: int | None, episodes: int) -> Rollout:
-        return ActSettings(turns=turns or self.turns, episodes=episodes, system=self.system)
 
 
 class ReflectSettings(Rollout):
@@ -341,66 +226,6 @@ class HintSettings(Rollout):
         return AttemptSettings(system=self.system).tested(turns, episodes)
 
 
-class SearchSettings(Rollout):
-    """A tree search, then corrected trajectories spliced from its good and bad branches (Agent-R)."""
-
-    name: Literal["search"] = "search"
-    turns: int = Field(default=10, ge=1)
-    """Depth of the tree: most actions in an episode."""
-    simulations: int = Field(default=4, ge=1)
-    """Descents from the root to an end."""
-    expansions: int = Field(default=4, ge=1)
-    """Actions sampled at a node; equal ones become one child."""
-    exploration: float = Field(default=0.25, ge=0)
-    """c of UCT: Q/n + c sqrt(ln N / n)."""
-    alpha: float | dict[int, float] = 0.0
-    """A good branch is worth more than this. Or {step: alpha, ...}: rising from those training steps on."""
-    beta: float = Field(default=0.0, ge=0)
-    """A good branch is worth more than a bad one by more than this."""
-    pairs: int = Field(default=2, ge=0)
-    """Most corrected trajectories of one tree; 0 = good branches only."""
-    cut: Literal["first_error", "end"] = "first_error"
-    """Where a bad branch is left: after its first error, or at its end (Direct-Revision)."""
-    judge: Literal["environment", "actor"] = "environment"
-    """Who finds the first error: the environment (an action that it refused), or the model itself."""
-    judge_tokens: int = Field(default=256, ge=1)
-    """Longest judgement of one action."""
-    splice: Literal["replayed", "verbatim"] = "replayed"
-    """After the revision: play the good actions anew and keep what still succeeds, or copy them with what followed."""
-    demonstrations: int = Field(default=0, ge=0)
-    """Demonstrations of the environment added to each tree that has something to train."""
-
-    kind: ClassVar[Kind] = "actions"
-    episodes: ClassVar[int] = 1
-    several: ClassVar[bool] = True
-
-    @property
-    def facts(self) -> RolloutFacts:
-        return RolloutFacts(
-            writes=frozenset({Role.ACTION, Role.REVISION}),
-            hooks=("demonstrations",) if self.demonstrations else (),
-            variety="rollout.simulations or expansions",
-        )
-
-    @model_validator(mode="after")
-    def _fits(self):
-        alphas = self.alpha.values() if isinstance(self.alpha, dict) else [self.alpha]
-        if not alphas or min(alphas) < 0:
-            raise ValueError("rollout.alpha must be 0 or more, or {step: alpha, ...} with at least one step")
-        if self.cut == "end" and self.splice == "replayed":
-            raise ValueError("rollout.splice: nothing can be replayed after the end; use verbatim with cut: end")
-        return self
-
-    def alpha_at(self, step: int) -> float:
-        """alpha for a tree that is searched with the weights of training step `step`."""
-        if not isinstance(self.alpha, dict):
-            return self.alpha
-        return self.alpha[max((start for start in self.alpha if start <= step), default=min(self.alpha))]
-
-    def tested(self, turns: int | None, episodes: int) -> Rollout:
-        return ActSettings(turns=turns or self.turns, episodes=episodes, system=self.system)
-
-
 class AgentSettings(Rollout):
     """A program of your own that speaks to an OpenAI-compatible endpoint, behind which the model samples."""
 
@@ -481,6 +306,7 @@ KNOWN: tuple[type[Rollout], ...] = (
     AttemptSettings,
     RetrySettings,
     ActSettings,
+    RollbackSettings,
     AgentSettings,
     ReflectSettings,
     VerifySettings,

@@ -42,6 +42,7 @@ NAMES = {
     "reflect": "actors.rollouts.reflect:play",
     "verify": "actors.rollouts.verify:play",
     "hint": "actors.rollouts.hint:play",
+    "rollback": "actors.rollouts.rollback:play",
     "search": "actors.rollouts.search:play",
 }
 

@@ -109,3 +109,16 @@ def family(name: str, **named):
     """The tiny tokenizer of a family of TEMPLATES."""
     words = ("<think>", "</think>") if name in REWRITING else ()
     return tiny(TEMPLATES[name], CONTROLS[name], words, **named)
+
+
+class Newlines:
+    """A tokenizer of bytes whose end token reads as nothing, so that prompts are what was said."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def decode(self, ids, **named):
+        return self._tokenizer.decode(ids, **named).replace("<eos>", "\n")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from support.rollout_house import House, Speaker
+from support.tokenizers import Newlines
 
 from actors.door import Outcome
 from actors.environments.minicraft import Minicraft
@@ -212,19 +213,6 @@ def test_the_model_itself_may_judge_where_it_first_went_wrong():
     house = House(settings, judges, Minicraft, TASK, tokenizer=Newlines(build_tokenizer("bytes", 4096)))
     actions = [house.text(turn).strip() for turn in spliced(house)]
     assert actions[:4] == ["+d", "+h", "@2", "+f"], "judged in order, and left at the first Bad"
-
-
-class Newlines:
-    """A tokenizer of bytes whose end token reads as nothing, so that prompts are what was said."""
-
-    def __init__(self, tokenizer):
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name):
-        return getattr(self._tokenizer, name)
-
-    def decode(self, ids, **named):
-        return self._tokenizer.decode(ids, **named).replace("<eos>", "\n")
 
 
 def test_demonstrations_are_added_to_a_tree_with_something_to_train():
