@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.engines import Completion
 from protocols import metrics
-from protocols.turns import ASIDES, LOGPROBS, MIXED_FROM, TOKENS, TOO_LONG, Close, Lease, Role, Stop, Turn
+from protocols.turns import ASIDES, INTERNALISED, LOGPROBS, MIXED_FROM, TOKENS, TOO_LONG, Close, Lease, Role, Stop, Turn
 
 Sink = Callable[[Turn | Close, Lease, float], object]
 NO_TOKENS = np.empty(0, TOKENS)
@@ -67,7 +67,7 @@ class GroupWriter:
         number = self._next
         self._next += 1
         self._last[episode] = number
-        if role not in ASIDES and role is not Role.ERROR:
+        if role not in ASIDES and role is not Role.ERROR and INTERNALISED not in facts.get("extra", {}):
             self._scores[episode].append(reward)
             if completion.stop is not Stop.AUTHORED and not facts.get("extra", {}).get("navigated"):
                 self.successes[episode] = float(facts.get("extra", {}).get("success", False))

@@ -78,6 +78,7 @@ METHODS = (
     Method("ufo", "signs-ufo", quick=("steps=30",)),
     Method("pag", "signs-pag", quick=("steps=40",)),
     Method("critique-grpo", "signs-critique-grpo", quick=("steps=30",)),
+    Method("erl", "signs-erl", quick=("steps=30",)),
     Method("score", "signs-score", quick=("steps=40", "learner.credit.hold_steps=10")),
     # Reflections can only be rewarded where they are carried out: a base model trained for longer does so.
     Method("reflect-start", "quickstart", START),
@@ -92,6 +93,7 @@ METHODS = (
     # More steps, since its batches hold fewer sequences: at least as many are trained in all.
     Method("agent-r-good-only", "minicraft-agent-r", ("rollout.pairs=0", "steps=460"), ("steps=115",), seeds=2),
     Method("agent-r-direct-revision", "minicraft-agent-r", ("rollout.cut=end", "rollout.splice=verbatim"), seeds=1),
+    Method("leafe", "minicraft-leafe", quick=("steps=40",), seeds=2),
     # AdamW scales what larger advantages would add to a step; what is compared has as many attempts.
     Method("attributing", "minicraft-attributing", quick=("steps=20",)),
     Method("attributing-without", "minicraft-attributing", ("learner.credit={name: group}",), ("steps=20",)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
@@ -17,8 +17,10 @@ CISPO_CLIPS = (None, 4.0)
 class ObjectiveSettings(Settings):
     """What every objective says of itself: the facts by which a recipe is checked."""
 
-    only_sampled: ClassVar[bool] = False
-    """Whether it trains only what the model sampled on the very ids that are trained."""
+    @property
+    def only_sampled(self) -> bool:
+        """Whether it trains only what the model sampled on the very ids that are trained."""
+        return False
 
     @property
     def normalises(self) -> bool:
@@ -98,7 +100,14 @@ class GrpoSettings(ObjectiveSettings):
     """Weight of the divergence on tokens that the model sampled in turns that are not trained, each counted like a
     trained one: it keeps what carries out a reflection from drifting while only reflections are rewarded."""
 
-    only_sampled: ClassVar[bool] = True
+    imitate: bool = False
+    """Also learn what the model did not sample on the very ids that are trained, as internalised answers: by
+    cross-entropy, weighted by what the turn is worth where that is positive, as objective sft does. `learner.roles`
+    says how much it weighs beside the rest."""
+
+    @property
+    def only_sampled(self) -> bool:
+        return not self.imitate
 
     @property
     def clips(self) -> tuple[float | None, float]:
@@ -161,5 +170,5 @@ if TYPE_CHECKING:
     Objective = GrpoSettings | AwrSettings | SftSettings | OwnObjective
 else:
     Objective = one_of(*KNOWN, own=OwnObjective)
-AUTHORED = either([name_of(kind) for kind in KNOWN if not kind.only_sampled])
-"""The known objectives that also train what the model did not sample, for a person to choose from."""
+AUTHORED = either([name_of(kind) for kind in KNOWN if not kind().only_sampled])
+"""The known objectives that always train what the model did not sample, too, for a person to choose from."""

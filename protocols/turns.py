@@ -26,6 +26,9 @@ OWN_ROLE = "own_role"
 """The key of a turn's extra that names a role of the program's own: one of rollout.roles, beside Turn.role."""
 TEMPERATURE = "temperature"
 """The key of a turn's extra that says how it was sampled, where that is not the recipe's temperature."""
+INTERNALISED = "internalised"
+"""The key of a turn's extra that says: this is an answer of its episode once more, as if it had followed the question
+alone, for imitation. It is worth its reward, whatever a credit compares, and takes part in no mean."""
 TOKENS = np.dtype("<i4")
 LOGPROBS = np.dtype("<f4")
 

@@ -339,7 +339,15 @@ class Recipe(Settings):
             )
         if facts.authored and learner.objective.only_sampled:
             problem = f"{learner.objective.name} never trains {facts.authored}"
-            raise ValueError(f"learner.objective.name: {problem}; set it to {objectives.AUTHORED}")
+            instead = (
+                ", or learner.objective.imitate to true" if "imitate" in type(learner.objective).model_fields else ""
+            )
+            raise ValueError(f"learner.objective.name: {problem}; set it to {objectives.AUTHORED}{instead}")
+        if getattr(learner.objective, "imitate", False) and facts.writes and not facts.authored:
+            raise ValueError(
+                f"learner.objective.imitate: rollout {rollout.name} writes nothing that the model did not sample; "
+                "leave it out, or set rollout.internalise"
+            )
         if facts.writes and not any(learner.role_weight(role) for role in facts.writes):
             known = ", ".join(role.name.lower() for role in sorted(facts.writes))
             raise ValueError(

@@ -4,9 +4,10 @@ A credit is a function `(batch: Sequence[Group], settings) -> list of float32[tu
 the turn is not trained, whatever the objective; any other value is the turn's *advantage*: how much better the turn was
 than what it is compared with, or its plain reward where a credit compares nothing. All tokens of its response share it.
 Failed is not zero: turns of an episode that broke off (`left_out`) are NaN whatever the credit says, and a credit takes
-them into no mean. With `learner.credit.mask_truncated` a turn whose response was cut is NaN whatever the credit says.
-The objective makes a loss of it (learner/objectives/): the larger, the more likely it makes the turn. What 0 and less
-mean is the objective's choice: grpo leaves a turn of 0 alone, while awr weighs it with exp(0) = 1.
+them into no mean. An internalised answer is worth its reward whatever the credit says, and takes part in no mean. With
+`learner.credit.mask_truncated` a turn whose response was cut is NaN whatever the credit says. The objective makes a
+loss of it (learner/objectives/): the larger, the more likely it makes the turn. What 0 and less mean is the objective's
+choice: grpo leaves a turn of 0 alone, while awr weighs it with exp(0) = 1.
 
 `learner.credit.name` is one of NAMES, or `FILE.py:function`, or `FILE.py:Class` of a class with a static
 method `credit` that states `facts` (learner/credit_config.py).
@@ -24,7 +25,7 @@ import numpy as np
 from learner.credit_config import CreditSettings, OwnCredit
 from protocols import named
 from protocols.errors import SettingError
-from protocols.turns import ASIDES, TOO_LONG, Group, Role, Stop, Turn
+from protocols.turns import ASIDES, INTERNALISED, TOO_LONG, Group, Role, Stop, Turn
 
 NAMES = {
     name: f"learner.credits.{name}:{name}"
@@ -37,9 +38,9 @@ SETTING = "learner.credit.name"
 
 
 def scored(turn: Turn) -> bool:
-    """Whether the reward is the turn's own: a reflection repeats that of its attempt, a verification's is
-    for its verdict, a revision and an error have none."""
-    return turn.role not in (*ASIDES, Role.REVISION, Role.ERROR)
+    """Whether the reward is the turn's own: a reflection repeats that of its attempt and an internalised answer that of
+    the answer that it is, a verification's is for its verdict, a revision and an error have none."""
+    return turn.role not in (*ASIDES, Role.REVISION, Role.ERROR) and INTERNALISED not in turn.extra
 
 
 def left_out(turns: Sequence[Turn]) -> frozenset[int]:
@@ -120,6 +121,8 @@ def _checked(group: Group, values: Any, settings: CreditSettings) -> np.ndarray:
     if np.isinf(values).any():
         raise _wrong(settings, "returned an infinite value", f"{wanted}, finite, or NaN where a turn is not trained")
     values = np.where([turn.role is Role.ERROR for turn in group.turns], np.float32(0), values)
+    copies = [INTERNALISED in turn.extra and turn.turn not in untold for turn in group.turns]
+    values = np.where(copies, np.array([turn.reward for turn in group.turns], np.float32), values)
     if not settings.mask_truncated:
         return values
     return np.where([turn.stop is Stop.LENGTH for turn in group.turns], np.float32(np.nan), values)

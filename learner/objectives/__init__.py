@@ -58,7 +58,8 @@ def coefficients(sequences: Sequence[TokenSequence], settings: LearnerSettings, 
     trained_T = trained_T * np.concatenate([_weighed(objective, one) for one in sequences])
     if objective.normalise:
         trained_T = trained_T / (trained_T.sum() or 1.0)
-    kl_T = objective.kl * trained_T + objective.anchor * anchored_T
+    sampled_T = np.concatenate([one.sampled for one in sequences])  # of others k3 estimates no divergence
+    kl_T = objective.kl * trained_T * sampled_T + objective.anchor * anchored_T
     ends = np.cumsum([len(one.tokens) for one in sequences])[:-1]
     parts = (np.split(values.astype(np.float32), ends) for values in (trained_T, kl_T))
     return [Shares(*pair) for pair in zip(*parts, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,11 @@ class Tokens:
     prox: Tensor | None = None  # float32[N] under prox, where the objective asks for it
     navigated: Tensor | None = None  # bool[N], sampled with experience in the question
 
+    def where(self, chosen_N: Tensor) -> Tokens:
+        """Those of them that are chosen, bool[N]."""
+        parts = {name: getattr(self, name) for name in self.__slots__}
+        return Tokens(**{name: None if part is None else part[chosen_N] for name, part in parts.items()})
+
 
 class Objective(ABC, Generic[S]):
     """A loss. It is made with its settings: an OwnSettings, where it is named as `FILE.py:Name`.
@@ -52,7 +57,7 @@ class Objective(ABC, Generic[S]):
     kl: float = 0.0
     entropy: float = 0.0
     anchor: float = 0.0
-    authored: ClassVar[bool] = True
+    authored: bool = True
     """Whether it also trains tokens that were not sampled, which have no ratio."""
     normalise: bool = False
     """Scale a batch's weights to a mean of 1."""

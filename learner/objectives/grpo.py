@@ -10,6 +10,9 @@
 | TIS                          | correction tis                                              | token           |
 | decoupled (arXiv 2505.24298) | correction decoupled, learner.updates with several steps    | token           |
 
+With `imitate` tokens that the policy did not sample on these ids are learned as objective sft learns them: they have no
+ratio and no log-prob to correct by.
+
 With one optimizer step a batch the ratio of TIS and decoupled is 1: both are then the policy gradient weighted by
 prox/mu, and nothing is clipped.
 """
@@ -27,11 +30,10 @@ from learner.objectives.base import ESTIMATES, Objective, Tokens, ratio, uncut
 class Grpo(Objective[GrpoSettings]):
     """-min(r A, clip(r) A) of each token, with the ratio r and the factors that the settings choose."""
 
-    authored = False
-
     def __init__(self, settings: GrpoSettings):
         super().__init__(settings)
         self.kl, self.anchor, self.entropy = settings.kl, settings.anchor, settings.entropy
+        self.authored = settings.imitate
         self.reference = "start" if settings.held_to_start() else None
         self.proximal = settings.correction != "none" or settings.kl_reward > 0 or settings.sequence_mask is not None
 
@@ -43,6 +45,16 @@ class Grpo(Objective[GrpoSettings]):
         return moving.astype(np.float64)
 
     def loss(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """That of sampled tokens, and -log theta times the advantage, if positive, of those that were not."""
+        if not self.settings.imitate or tokens.sampled.all():
+            return self._of_sampled(tokens)
+        loss_N, cut_N = -tokens.logprobs * tokens.advantages.clamp(min=0.0), uncut(tokens)
+        if tokens.sampled.any():
+            own_N, cut_N[tokens.sampled] = self._of_sampled(tokens.where(tokens.sampled))
+            loss_N = loss_N.masked_scatter(tokens.sampled, own_N)
+        return loss_N, cut_N
+
+    def _of_sampled(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """none: r = theta/mu. tis: r = theta/prox, and the loss times min(prox/mu, cap). decoupled: r = theta/prox, and
         the loss times prox/mu, or 0 where that exceeds `max_weight`. With `sequence_mask` also 0 in sequences whose
         mean of log prox/mu is out of bounds."""

@@ -25,6 +25,8 @@ SMALL = (
         ("signs-ufo", 200, 5, {"attempt"}),
         ("signs-score", 200, 2, {"attempt"}),
         ("minicraft-gigpo", 100, 8, {"action"}),
+        ("signs-erl", 200, 2, {"attempt", "reflection", "retry"}),
+        ("minicraft-leafe", 200, 8, {"action", "revision"}),
     ],
 )
 def test_its_roles_are_played_and_trained(tmp_path, name, pretrained, turns, trained):
