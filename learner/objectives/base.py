@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -36,8 +36,11 @@ class Tokens:
 
     def where(self, chosen_N: Tensor) -> Tokens:
         """Those of them that are chosen, bool[N]."""
-        parts = {name: getattr(self, name) for name in self.__slots__}
-        return Tokens(**{name: None if part is None else part[chosen_N] for name, part in parts.items()})
+
+        def chosen(part: Any) -> Any:
+            return None if part is None else part[chosen_N]
+
+        return Tokens(**{name: chosen(getattr(self, name)) for name in self.__slots__})
 
 
 class Objective(ABC, Generic[S]):

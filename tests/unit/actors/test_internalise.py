@@ -50,11 +50,16 @@ def group(house: House) -> Group:
     return Group(bytes(16), 0, tuple(house.turns))
 
 
-def by_turn(house: House, values) -> dict[tuple[int, str], float]:
-    """Of each turn by its episode and kind: `first`, `reflection`, `second`, `copy`."""
+def begun(house: House) -> dict[int, str]:
+    """The first answer of each episode; which of them says what is left to chance."""
+    return {turn.episode: house.text(turn).strip() for turn in house.turns if turn.parent < 0 and not turn.index}
+
+
+def by_turn(house: House, values) -> dict[tuple[str, str], float]:
+    """Of each turn by its episode's first answer and its kind: `first`, `reflection`, `second`, `copy`."""
     names = {(Role.ATTEMPT, 0): "first", (Role.REFLECTION, 1): "reflection", (Role.ATTEMPT, 1): "second"}
     return {
-        (turn.episode, names.get((turn.role, turn.index), "copy")): float(value)
+        (begun(house)[turn.episode], names.get((turn.role, turn.index), "copy")): float(value)
         for turn, value in zip(house.turns, values, strict=True)
     }
 
@@ -62,12 +67,13 @@ def by_turn(house: House, values) -> dict[tuple[int, str], float]:
 def test_only_an_answer_that_was_made_right_is_written_again_as_if_it_had_followed_the_question():
     house = played()
     [copy] = [turn for turn in house.turns if turn.role is Role.RETRY]
-    [second] = [turn for turn in house.turns if (turn.episode, turn.role, turn.index) == (0, Role.ATTEMPT, 1)]
+    mended = {episode for episode, first in begun(house).items() if first == WRONG}
+    [second] = [turn for turn in house.turns if (turn.role, turn.index) == (Role.ATTEMPT, 1) and turn.episode in mended]
     assert house.context(copy) == "7128>12\n" and copy.parent == -1
     assert house.context(second) == "7128>12\n7+1-2-8\n?-14\n18\n"
     assert copy.response.tolist() == second.response.tolist() and house.text(copy) == f"{RIGHT}\n"
     assert np.isnan(copy.logprobs).all() and copy.stop is Stop.AUTHORED and copy.versions == ()
-    assert (copy.episode, copy.index, copy.reward, copy.truncated) == (0, 1, 1.0, True)
+    assert (copy.episode, copy.index, copy.reward, copy.truncated) == (second.episode, 1, 1.0, True)
     assert [turn.turn for turn in house.turns if INTERNALISED in turn.extra] == [copy.turn]
     assert house.asked == 9, "nothing more is sampled for it"
     assert not any(turn.role is Role.RETRY for turn in played(SETTINGS.model_copy(update={"internalise": False})).turns)
@@ -94,16 +100,16 @@ def test_it_is_worth_its_reward_and_moves_no_mean():
     [values] = credit([group(house)], TurnwiseCredit())
     assert by_turn(house, values) == pytest.approx(
         {
-            (0, "first"): -1 / 3,
-            (1, "first"): -1 / 3,
-            (2, "first"): 2 / 3,
-            (0, "reflection"): 1 / 3,
-            (1, "reflection"): -2 / 3,
-            (2, "reflection"): 1 / 3,
-            (0, "second"): 1 / 3,
-            (1, "second"): -2 / 3,
-            (2, "second"): 1 / 3,
-            (0, "copy"): 1.0,
+            (WRONG, "first"): -1 / 3,
+            (OTHER, "first"): -1 / 3,
+            (RIGHT, "first"): 2 / 3,
+            (WRONG, "reflection"): 1 / 3,
+            (OTHER, "reflection"): -2 / 3,
+            (RIGHT, "reflection"): 1 / 3,
+            (WRONG, "second"): 1 / 3,
+            (OTHER, "second"): -2 / 3,
+            (RIGHT, "second"): 1 / 3,
+            (WRONG, "copy"): 1.0,
         }
     )
 
@@ -113,7 +119,7 @@ def test_whatever_the_credit_is_the_others_are_worth_what_they_are_without_it(se
     house, plain = played(), played(SETTINGS.model_copy(update={"internalise": False}))
     [found], [wanted] = credit([group(house)], settings), credit([group(plain)], settings)
     found, wanted = by_turn(house, found), by_turn(plain, wanted)
-    assert found.pop((0, "copy")) == 1.0
+    assert found.pop((WRONG, "copy")) == 1.0
     np.testing.assert_array_equal([found[key] for key in wanted], list(wanted.values()))
     assert found.keys() == wanted.keys()
 
