@@ -158,7 +158,7 @@ def _sampling(given: dict[str, Any], terms: Terms) -> tuple[SamplingSettings, di
 
 def _valid(sampling: SamplingSettings, changes: Mapping[str, Any]) -> SamplingSettings:
     try:
-        return SamplingSettings.model_validate(sampling.model_dump() | changes)
+        return SamplingSettings.model_validate({**sampling.model_dump(), **changes})
     except ValidationError as error:
         [key, *_] = error.errors()[0]["loc"]
         raise Refused(f"{key}: {error.errors()[0]['msg']}", str(key)) from None

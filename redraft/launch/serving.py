@@ -64,7 +64,7 @@ class Door:
     def listen(self) -> socket.socket:
         """Raises SettingError where that cannot be, or would tell keys to whoever listens along."""
         listening, loopback = listen(self.host, self.port)
-        problem = ""
+        found = None
         if self.trusted and (loopback or self.tls):
             problem = f"has no effect {'with TLS' if self.tls else f'at {self.host}, which no other machine reaches'}"
             found = SettingError("--trust-network", problem, "Leave it out")
@@ -72,7 +72,7 @@ class Door:
             problem = f"other machines reach {self.host}, and keys and texts would go there in the clear"
             cure = "Give --tls-certificate and --tls-key, or say with --trust-network that its network keeps others out"
             found = SettingError("--host", problem, cure)
-        if problem:
+        if found is not None:
             listening.close()
             raise found
         return listening
