@@ -78,20 +78,27 @@ class Client:
                 self._closed.wait(min(SHARE_S, left_s))
 
     def _claim_shared(self, count: int, wanted: dict) -> Claim:
-        """One try: each shard says what it has, and gives its part or none does."""
+        """One try: each shard says what it has, and gives its part or none does. Where the order matters each says it
+        twice: a group that was leased, or closed, when some had answered is seen then, and the next try counts with it.
+        """
         links = list(self._links)
-        offers = [shares.Offer.of(link.ask("offer", count=count, **wanted)[0]) for link in links]
+        offers = _offers(links, count, wanted)
         stats = combined([offer.stats for offer in offers])
         parts = shares.share(offers, count, self._random)
         if parts is None:
             return Claim([], "groups", stats)
-        if shares.overtakes(offers, count):
-            return Claim([], "straggler", stats)
+        if chosen := shares.first(offers, count):
+            again = _offers(links, count, wanted)
+            if shares.first(again, count) != chosen:
+                return Claim([], "groups", stats)
+            if shares.overtakes(again, count):
+                return Claim([], "straggler", stats)
         claims: list[Claim] = []
         try:
             for shard, (link, part) in enumerate(zip(links, parts, strict=True)):
                 if part:
-                    claims.append(self._claim(link, 0.0, shares.chances(offers, shard), count=part, **wanted))
+                    last, chances = shares.last(offers[shard], part), shares.chances(offers, shard)
+                    claims.append(self._claim(link, 0.0, chances, count=part, last=last, **wanted))
         finally:
             whole = len(claims) == sum(map(bool, parts)) and all(claim.groups for claim in claims)
             if not whole:
@@ -158,7 +165,7 @@ class Client:
         """Actors with these weights versions are about to be given these leases: a claim waits for them from now on, as
         for groups whose rows have begun to come."""
         given = list(leases)
-        for where, link in list(zip(self._shards, self._links, strict=True)):
+        for where, link in self._each():
             mine = [(lease, version) for lease, version in given if lease.shard == where.ingest]
             if mine:
                 link.ask(
@@ -174,15 +181,14 @@ class Client:
 
         `shard` is the ingest endpoint of the one that keeps the group; "" where there is one only.
         """
-        for where, link in list(zip(self._shards, self._links, strict=True)):
+        for where, link in self._each():
             if shard in ("", where.ingest):
                 link.ask("abandon", group=group, lease=lease)
 
     def stats(self) -> ReplayStats:
         """Counts over all shards; with each corrupt group, the ingest endpoint of its shard."""
-        shards, links = list(self._shards), list(self._links)
         found = []
-        for shard, link in zip(shards, links, strict=False):
+        for shard, link in self._each():
             stats = ReplayStats.from_json(link.ask("stats")[0]["stats"])
             corrupt = tuple(replace(group, shard=shard.ingest) for group in stats.corrupt)
             found.append(replace(stats, corrupt=corrupt))
@@ -197,9 +203,18 @@ class Client:
         for link in self._links:
             link.close()
 
+    def _each(self) -> list[tuple[Endpoints, Link]]:
+        """All shards that it is connected to, also while one more joins: `grow` is called in another thread."""
+        return list(zip(self._shards, self._links, strict=False))
+
     def _all(self, op: str, **fields) -> list[dict]:
         """The headers of what each shard answers."""
         return [link.ask(op, **fields)[0] for link in list(self._links)]
+
+
+def _offers(links: Sequence[Link], count: int, wanted: dict) -> list[shares.Offer]:
+    """What each shard has for such a claim."""
+    return [shares.Offer.of(link.ask("offer", count=count, **wanted)[0]) for link in links]
 
 
 def _groups(reply: Reply) -> tuple[list[Group], list[tuple[bytes, Exception]]]:

@@ -63,6 +63,19 @@ def overtakes(offers: Sequence[Offer], count: int) -> bool:
     return ordered is not None and min(offer.straggler for offer in offers) < ordered[count - 1][0]
 
 
+def first(offers: Sequence[Offer], count: int) -> list[tuple[int, int]]:
+    """The first `count` groups in the order of the leases, each with its shard; none where the order does not matter.
+
+    Shards answer one after another, and one that starts again answers late: what they say is true of one moment only
+    where all say it again."""
+    return (_ordered(offers) or [])[:count]
+
+
+def last(offer: Offer, part: int) -> int:
+    """The order of the last of `part` groups that a shard gives; -1 where the order does not matter."""
+    return -1 if offer.orders is None else offer.orders[part - 1]
+
+
 def _ordered(offers: Sequence[Offer]) -> list[tuple[int, int]] | None:
     """Orders of leases and their shards, the first first; None where the order does not matter."""
     if offers[0].orders is None:

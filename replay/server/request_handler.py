@@ -26,7 +26,8 @@ CLOSED = (State.READY, State.CLAIMED, State.USED, State.FILTERED)
 
 @dataclass(slots=True)
 class Waiting:
-    """A claim that is not satisfied yet. Times are of the monotonic clock."""
+    """A claim that is not satisfied yet. Times are of the monotonic clock. `last` is the order of the last group that
+    it is to get, -1 where any will do."""
 
     holder: bytes
     request: int
@@ -35,6 +36,7 @@ class Waiting:
     max_staleness: int
     until: float
     heard: float
+    last: int = -1
     reason: str = "groups"
 
 
@@ -127,6 +129,7 @@ class RequestHandler:
             max_staleness=_int(message, "max_staleness"),
             until=now + _float(message, "wait_s"),
             heard=now,
+            last=_int(message, "last", -1) if "last" in message else -1,
         )
         if self._again(identity, request):
             return None
@@ -247,7 +250,7 @@ class RequestHandler:
         self._filter_stale(waiting.step, waiting.max_staleness)
         ready = self._store.ready
         chosen, waiting.reason = ready.pick(self._opened(), waiting.count, waiting.step, waiting.max_staleness)
-        if not chosen:
+        if not chosen or ready.sampler.last(waiting.count) != waiting.last >= 0:
             return
         chances = ready.sampler.chances(chosen)
         stalenesses = [self._store.groups.held(group).staleness(waiting.step) for group in chosen]

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from protocols.errors import RedraftError
 from protocols.turns import Close, Group, Lease
 from redraft.control.leases import LeaseBook
 from replay.client.shares import shard_of
+from replay.config import Endpoints
 
 SERVE = """
 import sys
@@ -102,6 +104,54 @@ def test_a_straggler_on_another_shard_is_waited_for(house):
     until(lambda: house.client.stats().open == 1, "the first row of the straggler")
     claim = house.claim(2, step=5, max_staleness=2)
     assert (numbers(claim.groups), claim.reason) == ([], "straggler")
+
+
+def between_offers(house: House, happens: Callable[[], object]) -> None:
+    """Has something happen when the last shard is asked what it has, once: the others have answered."""
+    link, waits = house.client._links[2], [happens]
+    ask = link.ask
+
+    def late(op: str, *args, **fields):
+        if op == "offer" and waits:
+            waits.pop()()
+        return ask(op, *args, **fields)
+
+    link.ask = late
+
+
+def of_shards(first: int = 0) -> list[list[int]]:
+    """Numbers of groups from `first` on, by the shard that keeps them."""
+    return [[n for n in range(first, first + 40) if shard_of(gid(n), 3) == shard] for shard in range(3)]
+
+
+def test_a_group_that_is_leased_while_the_shards_are_asked_is_not_overtaken(house):
+    """As where a shard starts again meanwhile: what the others have said of themselves is of before."""
+    one, leased, *_ = of_shards()[0]
+    later = of_shards(50)[2][0]
+    house.play(one, version=0).result(deadline_s(10))
+
+    def happens() -> None:
+        house.client_of("controller").lease([(house.lease(leased), 0)])
+        house.play(later, version=1).result(deadline_s(10))
+
+    between_offers(house, happens)
+    claim = house.claim(2, step=1, max_staleness=1)
+    assert (numbers(claim.groups), claim.reason) == ([], "straggler")
+    house.play(leased, version=0).result(deadline_s(10))
+    assert sorted(numbers(house.claim(2, step=1, max_staleness=1).groups)) == [one, leased]
+    assert not house.client.stats().dropped
+
+
+def test_a_group_that_closes_while_the_shards_are_asked_takes_the_place_of_no_other(house):
+    """Its shard would give it for the next one that it has, which only this step can still use."""
+    early, late, *_ = of_shards()[0]
+    other = of_shards(50)[1][0]
+    house.play(late, version=0).result(deadline_s(10))
+    house.play(other, version=1).result(deadline_s(10))
+    between_offers(house, lambda: house.play(early, version=1).result(deadline_s(10)))
+    assert house.claim(2, step=1, max_staleness=1).groups == [], "what was said is old"
+    assert sorted(numbers(house.claim(2, step=1, max_staleness=1).groups)) == [early, late]
+    assert house.client.stats().claimed == 2
 
 
 @pytest.mark.parametrize("house", [{"max_bytes": 1 << 20}], indirect=True)
@@ -277,6 +327,36 @@ def test_a_shard_that_joins_gets_its_part_of_the_new_groups_and_nothing_moves(ho
 
 
 @pytest.mark.parametrize("house", [{"shards": 2}], indirect=True)
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """The endpoints of a shard, at which something happens while a client connects to it."""
+
+    where: Endpoints
+    happens: Callable[[], object]
+
+    @property
+    def ingest(self) -> str:
+        return self.where.ingest
+
+    @property
+    def serve(self) -> str:
+        self.happens()
+        return self.where.serve
+
+
+def test_leases_are_told_while_a_shard_joins(house):
+    """The controller's loop goes on while a person asks for one more."""
+    house.join()
+    leases = [(house.lease(number, shards=3), 0) for number in range(6)]
+
+    def happens() -> None:
+        house.client.lease(leases)
+        house.client.abandon(gid(0), 0)
+
+    house.client.grow([*house.endpoints[:3], cast(Endpoints, Joining(house.endpoints[3], happens))])
+    assert house.client.stats().open == 5
+
+
 def test_a_group_found_corrupt_before_a_shard_joined_is_played_again_once(house):
     book = LeaseBook(
         TaskOrder([{"id": str(n)} for n in range(40)], 1), "run", 0, 0, 0, house.client.known,
