@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,9 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, timeout_s: float) -> dist.ProcessGroup:
-    """Joins this process to the other ranks and returns a CPU group for objects. Blocks until all are there."""
+    """Joins this process to the other ranks and returns a CPU group for objects. Blocks until all are there.
+
+    Rank 0 keeps the store at which they meet, and listens at the address `master` alone."""
     host, port = master
     os.environ |= {
         "RANK": str(rank),
@@ -86,10 +89,30 @@ def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, time
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a C++ build at the first collective
     backend = "gloo" if device == "cpu" else "nccl"
     timeout = timedelta(seconds=timeout_s)
+    # DeepSpeed would have torch bind every address of the machine; it takes a group that is there as it is.
+    dist.init_process_group(
+        backend,
+        store=_store(rank, world, master, timeout),
+        rank=rank,
+        world_size=world,
+        timeout=timeout,
+        device_id=torch.device(device, 0) if device == "cuda" and world > 1 else None,
+    )
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     group = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup), "this process is in the group of all"
     return group
+
+
+def _store(rank: int, world: int, master: tuple[str, int], timeout: timedelta) -> dist.TCPStore:
+    """The store at which the ranks meet. torch's own listens at every address, so rank 0 gives it a socket."""
+    listening = None
+    if rank == 0:
+        family, *_, where = socket.getaddrinfo(*master, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.bind(where)
+        listening = bound.detach()  # the store closes it
+    return dist.TCPStore(*master, world, rank == 0, timeout, master_listen_fd=listening)
 
 
 class Trainer:

@@ -15,6 +15,7 @@ from typing import Any, overload
 import ray
 
 from protocols.errors import DeadlineError
+from protocols.metrics import LOOPBACK
 from protocols.reports import LearnerReady
 from redraft.control import placement, workers
 from redraft.control.discovery import Process
@@ -63,7 +64,8 @@ class Ranks(Sequence[Any]):
     def set_up(self, resume: bool, meanwhile: Meanwhile) -> LearnerReady:
         """Has the ranks join each other and load the model; what rank 0 says of where training goes on."""
         start_s = self._recipe.start_s
-        (master,) = wait_for_all({self[0].address.remote(): "learner rank 0"}, start_s, meanwhile)
+        asked = {rank.address.remote(): f"learner rank {number}" for number, rank in enumerate(self)}
+        master = meeting(wait_for_all(asked, start_s, meanwhile))
         setups = {rank.setup.remote(master, resume): f"learner rank {number}" for number, rank in enumerate(self)}
         begins = wait_for_all(setups, start_s, meanwhile)[0]
         listen = self._recipe.metrics.listen(self._run.cluster)
@@ -81,6 +83,13 @@ class Ranks(Sequence[Any]):
         self.served = []
         for rank in self._handles:
             ray.kill(rank)
+
+
+def meeting(addresses: Sequence[tuple[str, int]]) -> tuple[str, int]:
+    """Where the ranks meet, of what each says of its node and a free port: at that of rank 0, on the loopback where all
+    are on its node, which no other machine reaches."""
+    host, port = addresses[0]
+    return (LOOPBACK if {where for where, _ in addresses} == {host} else host), port
 
 
 def wait_for_all(references: Mapping[Any, str], limit_s: float, meanwhile: Meanwhile) -> list[Any]:

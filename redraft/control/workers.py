@@ -142,7 +142,7 @@ class RankPart(Rank):
         return ray.util.get_node_ip_address(), self.serve_metrics(listen)
 
     def address(self) -> tuple[str, int]:
-        """This node and a free port, for the ranks to meet at."""
+        """This node and a free port of it, for the ranks to meet at."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
