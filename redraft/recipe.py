@@ -364,6 +364,12 @@ class Recipe(Settings):
                 "replay.drop_flat: one answer a group never differs from itself, so that every group would be dropped; "
                 "set rollout.episodes to 2 or more, or drop_flat to false"
             )
+        if self.replay.drop_flat and learner.credit.facts.compares_groups:
+            raise ValueError(
+                f"replay.drop_flat: learner.credit.name={learner.credit.name} compares groups with each other, so that "
+                "one whose scores do not differ teaches, too, and without it the mean of the others is another; set "
+                "drop_flat to false, or have the credit compare within a group"
+            )
         if self.model.on_rewrite == "new_root" and learner.credit.facts.follows_paths:
             raise ValueError(
                 "model.on_rewrite: new_root makes each turn a root, and learner.credit.name="

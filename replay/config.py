@@ -69,8 +69,8 @@ class ReplaySettings(Settings):
     """Bytes of records that a shard may hold before producers start no new group; open ones go on beyond it."""
 
     drop_flat: bool = False
-    """Filter groups whose scores do not differ: they carry no signal for group-relative credit. Their turns stay
-    until the next checkpoint."""
+    """Filter groups whose scores do not differ: they carry no signal for credit that compares within a group. Where
+    credit compares groups with each other they do, and this is refused. Their turns stay until the next checkpoint."""
 
     claim_lease_s: float = Field(default=600.0, gt=0)
     """A consumer that sends no request for so many seconds loses its claims; longer than the longest step."""

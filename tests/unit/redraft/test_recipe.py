@@ -147,6 +147,16 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
         ),
         (
             "signs-grpo",
+            ["learner.credit={name: group, baseline: batch, std: batch}", "replay.drop_flat=true"],
+            "replay.drop_flat: learner.credit.name=group compares groups with each other",
+        ),
+        (
+            "signs-grpo",
+            ["learner.credit={name: turnwise, baseline: others}", "replay.drop_flat=true"],
+            "replay.drop_flat: learner.credit.name=turnwise compares groups with each other",
+        ),
+        (
+            "signs-grpo",
             ["rollout.episodes=1", "learner.credit={name: raw}", "replay.drop_flat=true"],
             "replay.drop_flat: one answer a group",
         ),
