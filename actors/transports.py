@@ -26,13 +26,12 @@ import numpy as np
 
 from actors.collective import DROP, Receiver
 from actors.engines import Workers
-from protocols import metrics
+from protocols import metrics, process_folder
 from protocols.errors import RedraftError
 from protocols.weights import TRIAL, WeightRef
 
 log = logging.getLogger("redraft.weights")
-FOLDER = Path("/dev/shm")
-PREFIX = "redraft-"
+FOLDER = process_folder.SHARED
 STAMP_WITHIN = 512  # bytes from the start, in which a version's stamp is
 MAP = "redraft_map"
 
@@ -151,13 +150,12 @@ class NodeFiles:
     """Owns the weight files of one run on one node. A Ray actor a node; engines ask it for a version's file.
 
     A file goes when no engine is reading it and a newer version has come, so a node holds one file, or two while an
-    update is under way. Folders that a dead run left behind are swept when the next one starts.
+    update is under way. What dead processes left behind on the node is swept at the start and at the end.
     """
 
     def __init__(self, run_id: str):
-        sweep()
-        self._folder = FOLDER / f"{PREFIX}{run_id[:12]}-{os.getpid()}"
-        self._folder.mkdir(mode=0o700)
+        process_folder.sweep()
+        self._folder = process_folder.made(FOLDER, run_id)
         self._files: dict[int, asyncio.Task[str | None]] = {}
         self._readers: dict[str, int] = {}
         self._closed = False
@@ -184,6 +182,7 @@ class NodeFiles:
         self._closed = True
         await asyncio.gather(*self._files.values(), return_exceptions=True)
         shutil.rmtree(self._folder, ignore_errors=True)
+        process_folder.sweep()
 
     async def _fetch(self, ref: WeightRef) -> str | None:
         from ray.exceptions import ObjectLostError, RayActorError
@@ -228,14 +227,3 @@ def _write(path: Path, data: np.ndarray) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)  # else it would keep the room that was missing
         raise
-
-
-def sweep() -> list[Path]:
-    """Removes the folders of processes that are gone; returns them."""
-    swept = []
-    for folder in FOLDER.glob(f"{PREFIX}*-*"):
-        owner = folder.name.rsplit("-", 1)[1]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            swept.append(folder)
-    return swept

@@ -16,6 +16,7 @@ from pathlib import Path
 
 log = logging.getLogger("redraft.processes")
 LOOK_S = 0.1
+KILLED_S = 2.0  # for one that was killed to be gone
 ZOMBIE = "Z"  # it has ended, and its parent has not looked
 
 
@@ -62,6 +63,9 @@ def end(known: Mapping[int, str], limit_s: float) -> list[str]:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
             killed.append(told)
+    deadline = time.monotonic() + KILLED_S
+    while any(identity(pid) == known[pid] for pid in left) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
     if killed:
         log.warning("%s had not ended after %.0f s, and was killed", ", ".join(killed), limit_s)
     return killed

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from protocols import process_folder
 from protocols.errors import FAULT, FaultError, RedraftError, SettingError, in_a_line
 from redraft import processes
 from redraft.recipe import Recipe
@@ -120,6 +121,7 @@ def ray_for(recipe: Recipe, resume: bool = False) -> Iterator[str]:
         parts = processes.below(started or _bounded(_actors_here, SHUTDOWN_S))
         _bounded(ray.shutdown, SHUTDOWN_S, ends=lambda: processes.end(parts, 0.0))
         processes.end(parts, END_S)
+        process_folder.sweep()
 
 
 def _actors_here() -> set[int]:

@@ -256,7 +256,8 @@ class Controller:
                 early = self._train(exchange, learning, course, admission)
                 return ray.get(learning[0]), early
             except RankDiedError as death:
-                restarts.again(death, me)
+                if not restarts.again(death, me):
+                    return LearnerEnded(self._status.step, "stopped"), ""
 
     def _train(self, exchange: Exchange, learning: list[Any], course: Course, admission: Admission) -> str:
         """Serves until the learner has ended, and with it the last evaluation in the course of training. Returns why

@@ -40,6 +40,10 @@ class RankDiedError(FaultError):
     """The process of a rank was killed, or its node is lost; no exception of its own ended it."""
 
 
+class StoppedError(Exception):
+    """The run was told to stop while its ranks start anew."""
+
+
 class Restarts:
     """Those of a run, whose controller `stopping` tells to end. `again` is called in the thread that looks after the
     fleet."""
@@ -58,16 +62,24 @@ class Restarts:
         self._status, self._announced, self._stopping = status, announced, stopping
         self._in_a_row, self._kept = 0, -1
 
-    def again(self, death: FaultError, controller: Any) -> None:
-        """Returns when new ranks are up, and all actors have the weights from which they go on.
+    def again(self, death: FaultError, controller: Any) -> bool:
+        """Whether training goes on: new ranks are up, and all actors have the weights from which they go on. It does not
+        where the run was told to stop, before the death or since: the newest checkpoint is what it ends with.
 
-        Raises `death` when the run is to stop, FaultError when that was once too often, DeadlineError when there is no
-        room for the ranks, or an actor does not take the weights.
+        Raises FaultError when that was once too often, DeadlineError when there is no room for the ranks, or an actor
+        does not take the weights.
         """
         while True:
-            self._count(death)
             try:
-                return self._begin_anew(death, controller)
+                self._look()
+                self._count(death)
+                self._begin_anew(controller)
+                return True
+            except StoppedError:
+                newest = newest_step(self._run.folder)
+                kept = "without a checkpoint" if newest is None else f"with the checkpoint of step {newest}"
+                self._status.event(f"{death}. The run was told to stop, and ends {kept}")
+                return False
             except RayError as error:
                 if not faults.is_fault(error):
                     raise
@@ -79,19 +91,22 @@ class Restarts:
         kept = -1 if newest is None else newest
         self._in_a_row = 1 if kept > self._kept else self._in_a_row + 1
         self._kept = kept
-        if not most or self._stopping.is_set():
+        if not most:
             raise death
         if self._in_a_row > most:
             problem = f"{self._in_a_row} times in a row without a new checkpoint (learner.restarts={most})"
             raise FaultError(f"the learner lost a rank {problem}; the last: {death}")
         self._status.restarting(str(death), newest, self._in_a_row, most)
 
-    def _begin_anew(self, death: FaultError, controller: Any) -> None:
+    def _look(self) -> None:
+        if self._stopping.is_set():
+            raise StoppedError
+
+    def _begin_anew(self, controller: Any) -> None:
         ranks = self._exchange.parts.ranks
 
         def meanwhile(waiting: Sequence[str]) -> None:
-            if self._stopping.is_set():
-                raise death
+            self._look()
             self._exchange.tick()
             self._status.missing(waiting)
 

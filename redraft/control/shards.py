@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
+from protocols import process_folder
 from protocols.errors import DeadlineError, SettingError
 from redraft.control import services, workers
 from redraft.recipe import Recipe
@@ -36,6 +39,7 @@ class Shards:
         self.endpoints: tuple[Endpoints, ...] = ()
         self._open = self.endpoints
         self.keys: keys.ClientKeys | None = None
+        self._sockets: Path | None = None
 
     def start(self) -> None:
         """Starts a service for each shard of the recipe, or for each spool in the run folder; none where they run
@@ -46,7 +50,9 @@ class Shards:
             self.endpoints = self._recipe.replay.services
             self.open()
             return
-        if self._run.cluster and self._recipe.replay.curve:
+        if not self._run.cluster:
+            self._sockets = process_folder.made(Path(tempfile.gettempdir()), self._run.id)
+        elif self._recipe.replay.curve:
             shutil.rmtree(self._run.keys, ignore_errors=True)
             keys.new(self._run.keys)  # good for this incarnation of the run only
             self.keys = keys.client_keys(self._run.keys)
@@ -113,9 +119,11 @@ class Shards:
             ray.kill(part)
             workers.forget(where)
         shutil.rmtree(self._run.keys, ignore_errors=True)
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _add(self) -> None:
-        where = workers.endpoints(self._run.cluster)
+        where = workers.endpoints(self._sockets)
         self._parts.append(workers.start_replay(self._run, self._recipe, len(self._parts), where))
         self.endpoints = (*self.endpoints, where)
 

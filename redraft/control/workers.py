@@ -23,7 +23,7 @@ from actors.contract import Spec
 from actors.transports import NodeFiles
 from learner.config import LearnerSettings
 from learner.ranks.rank import Rank, RankSpec
-from protocols import cache, metrics, own_code, traces
+from protocols import cache, metrics, own_code, process_folder, traces
 from protocols.errors import DeadlineError, SettingError
 from protocols.reports import LearnerReady
 from redraft import logs
@@ -102,6 +102,7 @@ class ActorPart(Actor):
 
     def __init__(self, folder: str, run: str, spec: Spec, name: str, log_settings: LogSettings, model: Wanted | None):
         logs.of_part(Path(folder), run, name, log_settings)
+        self._temporary = process_folder.temporary(spec.run_id)  # before vLLM is imported, which reads where that is
         own_code.install(spec.code)
         self._model = model
         super().__init__(spec, name, files=None, node=ray.get_runtime_context().get_node_id())
@@ -117,6 +118,10 @@ class ActorPart(Actor):
                 raise
             self._spec = replace(self._spec, model=str(found))
         return await super()._build()
+
+    async def close(self) -> None:
+        await super().close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     async def _node_files(self):
         if self._files is None:
@@ -148,11 +153,11 @@ class RankPart(Rank):
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
 
-def endpoints(cluster: bool) -> Endpoints:
-    """Where a shard of replay listens: free tcp ports of this node in a cluster, else files."""
-    if not cluster:
-        folder = tempfile.mkdtemp(prefix="redraft-")  # private to the user; short, as ipc paths have to be
-        return Endpoints(f"ipc://{folder}/ingest", f"ipc://{folder}/serve")
+def endpoints(folder: Path | None) -> Endpoints:
+    """Where a shard of replay listens: in a folder of its own beneath this one, or at free tcp ports of this node."""
+    if folder is not None:
+        own = tempfile.mkdtemp(dir=folder, prefix="")  # private to the user; short, as ipc paths have to be
+        return Endpoints(f"ipc://{own}/ingest", f"ipc://{own}/serve")
     address = ray.util.get_node_ip_address()
     with socket.socket() as first, socket.socket() as second:
         first.bind(("", 0))

@@ -11,6 +11,8 @@ end means:
     75, 1, or a signal    a fault; 1 is how Ray ends a process without its cluster  wait, then resume
     any, after SIGINT,    whoever started the supervisor wants it to end            the same; a signal becomes 75
     SIGTERM or SIGHUP
+    none: SIGINT between  a person wants it to end while it waits to resume         0
+    two processes
 
 Faults are counted in a row: a checkpoint between two of them begins the count anew. The waits double. Each restart is a
 line of restarts.jsonl in the run folder.
@@ -51,7 +53,7 @@ class Supervisor:
         self._command, self._flags, self._name, self._restarts = list(command), list(flags), name, restarts
         self._mine = ""  # the identity of the run that it watches, once that has begun
         self._child: subprocess.Popen | None = None
-        self._told = threading.Event()
+        self._told, self._signals = threading.Event(), set[int]()
 
     def run(self) -> int:
         """Returns the exit code. Signals go on to the child, whose process group is its own. Raises SettingError where
@@ -73,7 +75,7 @@ class Supervisor:
                 raise FaultError(f"{self._name}: {faults} faults in a row without a new checkpoint; the last: {why}")
             self._pause(faults, why)
             if self._told.is_set():
-                return FAULT
+                return self._ended()
             self._look(before)
 
     def _run_once(self, before: str) -> int:
@@ -102,6 +104,13 @@ class Supervisor:
             runs.find(self._name).append("restarts.jsonl", line)
         self._told.wait(pause_s)
 
+    def _ended(self) -> int:
+        """The exit code of who was told to end while nothing ran: a person's Ctrl-C stops a run."""
+        if self._signals != {signal.SIGINT}:
+            return FAULT
+        print(f"redraft: {self._name}: stopped; go on with --resume", file=sys.stderr, flush=True)
+        return 0
+
     def _kept(self) -> int:
         """The step of the newest checkpoint; -1 before the first."""
         newest = runs.newest_step(runs.RUNS / self._name)
@@ -112,6 +121,7 @@ class Supervisor:
         return records.json_object(runs.RUNS / self._name / "summary.json")
 
     def _pass_on(self, number: int, frame: object) -> None:
+        self._signals.add(number)
         self._told.set()
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(number)

@@ -146,17 +146,6 @@ def test_a_reader_that_died_does_not_keep_a_file_for_ever(shm):
     asyncio.run(scenario())
 
 
-def test_what_a_dead_run_left_is_swept_and_a_living_one_is_left_alone(shm):
-    ended = processes.start([sys.executable, "-c", ""])
-    ended.wait()
-    dead, living = shm / f"redraft-old-{ended.pid}", shm / f"redraft-now-{os.getpid()}"
-    for folder in (dead, living, shm / "other"):
-        folder.mkdir()
-        (folder / "1.safetensors").touch()
-    assert transports.sweep() == [dead]
-    assert living.exists() and (shm / "other").exists() and not dead.exists()
-
-
 def test_a_node_without_room_for_a_version_says_so_and_how_to_give_it_some(shm, monkeypatch):
     monkeypatch.setattr(transports.shutil, "disk_usage", lambda folder: SimpleNamespace(free=64))
 

@@ -166,8 +166,8 @@ class House:
         course: Any = SimpleNamespace(back=self.back.append)
         self.restarts = Restarts(run, recipe, exchange, course, self.status, self.announced, self.stopping)
 
-    def lose_a_rank(self) -> None:
-        self.restarts.again(DEATH, self.announced)
+    def lose_a_rank(self) -> bool:
+        return self.restarts.again(DEATH, self.announced)
 
 
 def test_a_rank_that_dies_again_while_it_starts_is_tried_as_often_as_the_recipe_says(run):
@@ -189,17 +189,38 @@ def test_a_checkpoint_between_two_deaths_begins_the_count_anew(run):
     assert house.ranks.starts == 2
 
 
-def test_without_restarts_or_when_the_run_is_to_stop_the_death_ends_it(run):
-    for house in (House(run, 0, restarts=0), House(run, 0, restarts=3)):
-        if house.restarts._recipe.learner.restarts:
-            house.stopping.set()
-        with pytest.raises(RankDiedError) as ended:
-            house.lose_a_rank()
-        assert ended.value is DEATH and not house.ranks.starts
+def test_without_restarts_the_death_ends_the_run(run):
+    house = House(run, 0, restarts=0)
+    with pytest.raises(RankDiedError) as ended:
+        house.lose_a_rank()
+    assert ended.value is DEATH and not house.ranks.starts
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_a_run_that_was_told_to_stop_ends_with_the_newest_checkpoint_where_a_rank_dies_meanwhile(run, restarts):
+    (run.checkpoints / "step-000003").mkdir(parents=True)
+    house = House(run, 0, restarts)
+    house.stopping.set()
+    assert not house.lose_a_rank() and not house.ranks.starts
+    assert house.status.last_event.endswith("The run was told to stop, and ends with the checkpoint of step 3")
 
 
 def test_a_run_that_is_told_to_stop_while_its_ranks_start_waits_for_them_no_longer(run):
     house = House(run, failures=0, restarts=3)
     house.ranks.start = lambda meanwhile: (house.stopping.set(), meanwhile(["learner rank 0"]))
-    with pytest.raises(RankDiedError):
-        house.lose_a_rank()
+    assert not house.lose_a_rank() and house.back == []
+    assert house.status.last_event.endswith("ends without a checkpoint")
+
+
+def test_a_run_that_is_told_to_stop_ends_so_where_its_ranks_fail_to_start_as_well(run):
+    house = House(run, failures=1, restarts=3)
+    tell = house.ranks.start
+
+    def start(meanwhile) -> None:
+        try:
+            tell(meanwhile)
+        finally:
+            house.stopping.set()
+
+    house.ranks.start = start
+    assert not house.lose_a_rank() and house.ranks.starts == 1

@@ -127,6 +127,26 @@ sys.exit(Supervisor(["train", "r.yaml"], [], "named", 9).run())
     assert len((tmp_path / "told.jsonl").read_text().splitlines()) == 1, "it was not started again"
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 75)])
+def test_who_ends_the_supervisor_between_two_processes_starts_none_and_ctrl_c_is_no_fault(tmp_path, number, code):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "plan.json").write_text('[{"begins": "a", "keeps": 3, "exit": 75}]')
+    program = f"""
+import signal, sys
+from redraft.launch import supervise
+signal.signal(signal.SIGINT, signal.default_int_handler)
+supervise.FIRST_PAUSE_S = 600.0
+supervise.Supervisor.PROGRAM = (sys.executable, {str(tmp_path / "script.py")!r})
+sys.exit(supervise.Supervisor(["train", "r.yaml"], [], "named", 9).run())
+"""
+    command = [sys.executable, "-c", program]
+    process = processes.start(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": PYTHONPATH})
+    until((tmp_path / "runs" / "named" / "restarts.jsonl").exists, "it waits to resume", 30)
+    process.send_signal(number)
+    assert process.wait(deadline_s(30)) == code
+    assert len((tmp_path / "told.jsonl").read_text().splitlines()) == 1
+
+
 def test_a_run_whose_supervisor_is_killed_is_told_to_end(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.replace("sys.exit(75)", 'pathlib.Path("ended").touch() or sys.exit(75)'))
     (tmp_path / "plan.json").write_text('[{"begins": "a", "waits": true}]')
