@@ -37,7 +37,7 @@ from actors.step_judge import StepJudge
 from actors.tally import foreign_ids, untemplated
 from actors.transports import Superseded, Transports
 from actors.weights import Proved
-from protocols import metrics, nvml, traces
+from protocols import metrics, metrics_page, nvml, traces
 from protocols.errors import DeadlineError, SettingError, WeightsError, in_a_line, named
 from protocols.log_facts import about
 from protocols.turns import ASIDES, Close, Lease, Role, Turn, sampled_tokens
@@ -197,7 +197,7 @@ class Actor:
 
         spec = self._spec
         base, number = spec.actors.metrics_port, int(self._name.rpartition("-")[2])
-        self._report.metrics_port = metrics.serve(base + number if base else 0, "actors.metrics_port", spec.listen)
+        self._report.metrics_port = metrics_page.serve(base + number if base else 0, "actors.metrics_port", spec.listen)
         self._gpus = nvml.watch(spec.actors.gpus)
         metrics.ENGINE_MAX_RUNNING.set(spec.actors.engine.max_running)
         how = spec.actors.engine, spec.seed, spec.version or 0

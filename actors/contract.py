@@ -12,7 +12,7 @@ from actors.config import ActorSettings, MixedEnvironment, SamplingSettings
 from actors.rendering import OnRewrite
 from actors.rollout_config import Rollout
 from actors.tally import Tally
-from protocols.metrics import LOOPBACK
+from protocols.metrics_page import Listen
 from protocols.nvml import Gpu
 from protocols.turns import Lease
 from protocols.weights import WeightRef
@@ -35,7 +35,7 @@ class Spec:
     keys: ClientKeys | None
     version: int | None = None
     """Of the weights in `model`, where no learner will announce any: an evaluation."""
-    listen: str = LOOPBACK
+    listen: Listen = Listen()
     """Where it serves its metrics."""
     on_rewrite: OnRewrite = "refuse"
     code: Mapping[str, str] = field(default_factory=dict)

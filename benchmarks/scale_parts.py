@@ -18,6 +18,7 @@ from actors.actor import Actor
 from actors.contract import Report, Spec
 from actors.rollouts import Stage
 from protocols.errors import RedraftError
+from protocols.metrics_page import Listen
 from protocols.reports import LearnerEnded, LearnerReady
 from protocols.turns import TOKENS, Role
 from protocols.weights import Probe
@@ -122,7 +123,7 @@ class Consumer:
     def address(self) -> tuple[str, int]:
         return "", 0
 
-    def serves(self, listen: str) -> tuple[str, int]:
+    def serves(self, listen: Listen) -> tuple[str, int]:
         return "127.0.0.1", 0  # no metrics
 
     def held(self, limit: str) -> None:

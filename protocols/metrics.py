@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, start_http_server
-
-from protocols.errors import SettingError
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()  # a series for each series, which nothing here asks for
 PREFIX = "redraft_"
@@ -172,10 +170,6 @@ GPU_OWN = Metric(Gauge, "gpu_process_bytes", "Memory of this GPU that this proce
 GPU_WATTS = Metric(Gauge, "gpu_watts", "Power that this GPU draws", ("gpu",))
 
 
-LOOPBACK = "127.0.0.1"
-EVERYWHERE = "0.0.0.0"
-
-
 def tell_disk(folder: Path) -> None:
     """Sets this process's figures of the disk that holds a folder; one that does not answer keeps those it had."""
     try:
@@ -184,15 +178,3 @@ def tell_disk(folder: Path) -> None:
         return
     DISK_BYTES.set(found.f_blocks * found.f_frsize)
     DISK_FREE.set(found.f_bavail * found.f_frsize)
-
-
-def serve(port: int, setting: str, listen: str) -> int:
-    """Serves this process's metrics on `port` (0 = any free one) of LOOPBACK or EVERYWHERE; returns the port.
-
-    Raises SettingError, naming `setting`, when the port is taken.
-    """
-    try:
-        server, _ = start_http_server(port, listen)
-    except OSError as error:
-        raise SettingError(setting, f"port {port} cannot be used: {error.strerror}", "Choose another, or 0") from None
-    return server.server_port

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from actors.config import Feedback
 from learner.lora_config import LoraSettings
-from protocols.metrics import EVERYWHERE, LOOPBACK
+from protocols.metrics_page import LOOPBACK
 from protocols.settings import Settings
 from redraft.logs import LogFormat
 
@@ -165,9 +165,13 @@ class MetricsSettings(Settings):
     """The name of this node for a Prometheus elsewhere. None: 127.0.0.1, and closed to others, where the run has one
     node; in a cluster the node's own address."""
 
-    def listen(self, cluster: bool) -> str:
-        """Where the processes of a run listen: for all in a cluster, or where `host` has opened a single node."""
-        return EVERYWHERE if cluster or self.host not in (None, LOOPBACK, "localhost") else LOOPBACK
+    token: str | None = None
+    """File with the token that all of them ask for where others reach them (`Authorization: Bearer TOKEN`). None: one
+    is made, metrics.token in the run folder."""
+
+    def opened(self, cluster: bool) -> bool:
+        """Whether other machines reach them: in a cluster, or where `host` has opened a single node."""
+        return cluster or self.host not in (None, LOOPBACK, "localhost")
 
 
 class LogSettings(Settings):

@@ -2,6 +2,7 @@
 
 FOLDER/server.key, server.key_secret     the service's own pair
 FOLDER/client.key, client.key_secret     the pair that all peers of a run share
+FOLDER/metrics.token                     what the metrics of a service ask for, where it listens to other machines
 FOLDER/allowed/*.key                     public keys that are let in: the client's, and any that a person adds
 """
 
@@ -15,6 +16,7 @@ from zmq.auth import create_certificates, load_certificate, load_certificates
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
+from protocols import metrics_page
 from protocols.errors import SettingError
 from replay.config import ClientKeys
 
@@ -39,6 +41,7 @@ def new(folder: Path) -> None:
             (made / "allowed").mkdir(parents=True)
             for name in ("server", "client"):
                 create_certificates(made, name)
+            metrics_page.made(made)
             (made / "allowed" / "client.key").write_bytes((made / "client.key").read_bytes())
             for path in made.rglob("*"):
                 path.chmod(0o700 if path.is_dir() else 0o600)

@@ -18,8 +18,9 @@ from learner import checkpoint
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
 from learner.ranks.progress import Progress
-from protocols import log_facts, metrics, run_folder, traces
+from protocols import log_facts, metrics_page, run_folder, traces
 from protocols.errors import RedraftError
+from protocols.metrics_page import Listen
 from protocols.nvml import Gpu, GpuWatch, watch
 from protocols.reports import LearnerEnded, LearnerReady, StepReport
 from replay.client import Client
@@ -254,11 +255,11 @@ class Rank:
         """An actor's place in the broadcast of a version: see Broadcasts. Called from other threads."""
         return self._publisher.result(0).broadcasts.seat(version, reader, workers, group)
 
-    def serve_metrics(self, listen: str) -> int:
+    def serve_metrics(self, listen: Listen) -> int:
         """The port of `listen` on which this process serves its metrics."""
         if not self._port.done():
             self._gpus = watch(self.spec.settings.gpus)
-            self._port.set_result(metrics.serve(0, "learner", listen))
+            self._port.set_result(metrics_page.serve(0, "learner", listen))
         return self._port.result()
 
     def gpus(self) -> tuple[Gpu, ...]:

@@ -14,8 +14,8 @@ from protocols.errors import RedraftError, SettingError
 
 CHART = Path(__file__).parents[2] / "deploy" / "chart"
 SECRETS = {
-    "replay-keys": ("server.key_secret", "client.key"),
-    "peer-keys": ("server.key", "client.key_secret"),
+    "replay-keys": ("server.key_secret", "client.key", "metrics.token"),
+    "peer-keys": ("server.key", "client.key_secret", "metrics.token"),
 }
 """The secrets of a release, and which files of `redraft keys new` each holds."""
 FOLDER = "/srv/redraft"

@@ -27,6 +27,7 @@ def new(
         f"""Keys are in {folder}, which only you can read. Never commit them, nor copy them where others can read them.
   secret  server.key_secret  proves the replay service: only on the machines where replay runs
   secret  client.key_secret  lets a peer in: where replay, the controller, actors and the learner run
+  secret  metrics.token      shows the metrics of the service: where it runs, and for Prometheus
   public  server.key         by which peers know the service: beside client.key_secret
   public  client.key         belongs to client.key_secret
   public  allowed/*.key      who is let in: beside server.key_secret; add public keys of others here"""

@@ -205,7 +205,8 @@ class Controller:
         for reason in ("actor", "abandoned", "expired", "drained", "learner"):
             metrics.LEASES_LOST.labels(reason=reason)
         address = ray.util.get_node_ip_address() if self._run.cluster else None
-        url = discovery.serve(self._run.name, self._recipe.metrics, address, self._processes)
+        at = discovery.listen(self._run, self._recipe.metrics)
+        url = discovery.serve(self._run.name, self._recipe.metrics, at, address, self._processes)
         self._status.discovery(url)
         replace(self._run, sd=url).save()
 

@@ -6,58 +6,72 @@ with the labels run, part (controller, replay, learner, actor, ray) and name (ac
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Iterable
-from http.server import ThreadingHTTPServer
+from pathlib import Path
 
-from prometheus_client import MetricsHandler
-
+from protocols import metrics_page, strict_json
 from protocols.errors import SettingError
-from protocols.metrics import LOOPBACK
+from protocols.metrics_page import EVERYWHERE, LOOPBACK, Listen, Page
 from redraft.config import MetricsSettings
+from redraft.run import Run
 
 Process = tuple[str, str, str, int]
 """Part, name, its node's address and the port on which it serves its metrics."""
 
 
-def serve(run: str, settings: MetricsSettings, address: str | None, others: Callable[[], Iterable[Process]]) -> str:
+def check(settings: MetricsSettings, cluster: bool) -> None:
+    """Raises SettingError where the token is none, or would be asked for by nobody."""
+    if settings.token is None:
+        return
+    if not settings.opened(cluster):
+        problem = "metrics are open to this machine alone, which is asked for none"
+        raise SettingError("metrics.token", problem, "Leave it out, or set metrics.host")
+    metrics_page.read(Path(settings.token), "metrics.token")
+
+
+def listen(run: Run, settings: MetricsSettings) -> Listen:
+    """Where the processes of a run serve their metrics. Raises SettingError where there is no token."""
+    if not settings.opened(run.cluster):
+        return Listen()
+    if settings.token is None:
+        return Listen(EVERYWHERE, metrics_page.made(run.folder))
+    return Listen(EVERYWHERE, metrics_page.read(Path(settings.token), "metrics.token"))
+
+
+def serve(
+    run: str, settings: MetricsSettings, at: Listen, address: str | None, others: Callable[[], Iterable[Process]]
+) -> str:
     """Serves /sd, and this process's metrics at every other path, in threads; returns the URL of /sd.
 
     `address` is this node's, None where the run has no other. Raises SettingError when the port is taken.
     """
 
     def targets() -> list[dict]:
-        found = [("controller", "controller", host, server.server_port), *others()]
+        found = [("controller", "controller", host, port), *others()]
         return [
             {
-                "targets": [f"{where if address else host}:{port}"],
+                "targets": [f"{where if address else host}:{number}"],
                 "labels": {"run": run, "part": part, "name": name},
             }
-            for part, name, where, port in found
+            for part, name, where, number in found
         ]
 
     host = settings.host or address or LOOPBACK
-    try:
-        server = ThreadingHTTPServer((settings.listen(bool(address)), settings.port), _handler(targets))
-    except OSError as error:
-        problem = f"port {settings.port} cannot be used: {error.strerror}"
-        raise SettingError("metrics.port", problem, "Choose another, or 0") from None
-    threading.Thread(target=server.serve_forever, name="discovery", daemon=True).start()
-    return f"http://{host}:{server.server_port}/sd"
+    port = metrics_page.serve(settings.port, "metrics.port", at, _page(targets))
+    return f"http://{host}:{port}/sd"
 
 
-def _handler(targets: Callable[[], list[dict]]) -> type[MetricsHandler]:
-    class Handler(MetricsHandler):
-        def do_GET(self) -> None:
+def _page(targets: Callable[[], list[dict]]) -> type[Page]:
+    class Listing(Page):
+        def answer(self) -> None:
             if self.path.partition("?")[0] != "/sd":
-                super().do_GET()
+                super().answer()
                 return
-            body = json.dumps(targets()).encode()
+            body = strict_json.dumps(targets()).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-    return Handler
+    return Listing

@@ -15,9 +15,9 @@ from typing import Any, overload
 import ray
 
 from protocols.errors import DeadlineError
-from protocols.metrics import LOOPBACK
+from protocols.metrics_page import LOOPBACK
 from protocols.reports import LearnerReady
-from redraft.control import placement, workers
+from redraft.control import discovery, placement, workers
 from redraft.control.discovery import Process
 from redraft.control.shards import Shards
 from redraft.recipe import Recipe
@@ -68,7 +68,7 @@ class Ranks(Sequence[Any]):
         master = meeting(wait_for_all(asked, start_s, meanwhile))
         setups = {rank.setup.remote(master, resume): f"learner rank {number}" for number, rank in enumerate(self)}
         begins = wait_for_all(setups, start_s, meanwhile)[0]
-        listen = self._recipe.metrics.listen(self._run.cluster)
+        listen = discovery.listen(self._run, self._recipe.metrics)
         calls = {rank.serves.remote(listen): f"learner rank {number}" for number, rank in enumerate(self)}
         found = wait_for_all(calls, start_s, meanwhile)
         self.served = [("learner", f"learner-{number}", host, port) for number, (host, port) in enumerate(found)]

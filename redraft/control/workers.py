@@ -23,12 +23,14 @@ from actors.contract import Spec
 from actors.transports import NodeFiles
 from learner.config import LearnerSettings
 from learner.ranks.rank import Rank, RankSpec
-from protocols import cache, metrics, own_code, process_folder, traces
+from protocols import cache, metrics_page, own_code, process_folder, traces
 from protocols.errors import DeadlineError, SettingError
+from protocols.metrics_page import Listen
 from protocols.reports import LearnerReady
 from redraft import logs
 from redraft import run as runs
 from redraft.config import LogSettings
+from redraft.control import discovery
 from redraft.control.fleet import Fleet
 from redraft.models import make as models
 from redraft.models.make import Wanted
@@ -65,7 +67,7 @@ class ReplayPart:
         shard: int,
         endpoints: Endpoints,
         settings: ReplaySettings,
-        listen: str,
+        listen: Listen,
         log_settings: LogSettings,
     ):
         from replay.server.service import Service
@@ -74,7 +76,7 @@ class ReplayPart:
         logs.of_part(run.folder, run.name, f"replay-{shard}", log_settings)
         self._service = Service(run.spool(shard), endpoints, settings, run.id, run.keys)
         self._service.start()
-        self._port = metrics.serve(0, "replay", listen)
+        self._port = metrics_page.serve(0, "replay", listen)
         self._closing = False
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -142,7 +144,7 @@ class RankPart(Rank):
         self.spec = replace(self.spec, model_path=str(self._model.here(cache.folder("models"))))
         return super().setup(master, resume)
 
-    def serves(self, listen: str) -> tuple[str, int]:
+    def serves(self, listen: Listen) -> tuple[str, int]:
         """Where it serves its metrics."""
         return ray.util.get_node_ip_address(), self.serve_metrics(listen)
 
@@ -190,7 +192,7 @@ def start_replay(run: Run, recipe: Recipe, shard: int, where: Endpoints):
         scheduling_strategy=here(),
         runtime_env=worker_environment(1),
     )
-    return part.remote(run, shard, where, recipe.replay, recipe.metrics.listen(run.cluster), recipe.logs)
+    return part.remote(run, shard, where, recipe.replay, discovery.listen(run, recipe.metrics), recipe.logs)
 
 
 class Files:
@@ -263,7 +265,7 @@ def spec_of(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = "", 
         actors=recipe.actors,
         keys=keys,
         version=version,
-        listen=recipe.metrics.listen(run.cluster),
+        listen=discovery.listen(run, recipe.metrics),
         on_rewrite=recipe.model.on_rewrite,
         code=runs.code(run.folder, recipe),
     )

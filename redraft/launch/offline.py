@@ -43,6 +43,7 @@ MATTERS = (
     "evaluation",
     "learner.record.groups",
     "metrics.host",
+    "metrics.token",
     "model.dtype",
     "model.on_rewrite",
     "rollout",

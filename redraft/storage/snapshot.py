@@ -27,7 +27,8 @@ from redraft.run import Run
 from replay.disk.reader import SpoolReader
 
 ASIDE = ".copying"
-LEFT_OUT = ("lock", "readers", "keys", "spool", "checkpoints")  # of this machine alone, or taken as above
+LEFT_OUT = ("lock", "readers", "keys", "metrics.token", "spool", "checkpoints")
+"""Of this machine alone, or taken as above."""
 AGAIN_S = 0.2  # between two tries, where a checkpoint came meanwhile
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import lmdb
 from pydantic import ValidationError
 
-from protocols import metrics
+from protocols import metrics_page
 from protocols.errors import RedraftError, SettingError
+from protocols.metrics_page import EVERYWHERE, LOOPBACK, TOKEN, Listen
 from replay.config import Endpoints, ReplaySettings
 
 log = logging.getLogger("redraft.replay")
@@ -57,7 +58,9 @@ def serve(
     if not run_id:
         raise SettingError("--run-id", "is empty", "Name the run whose turns are kept")
     with _stops() as heard:
-        port = None if metrics_port is None else metrics.serve(metrics_port, "--metrics-port", _listen(endpoints))
+        port = None
+        if metrics_port is not None:
+            port = metrics_page.serve(metrics_port, "--metrics-port", _listen(endpoints, keys))
         service = Service(folder, endpoints, chosen, run_id, keys)
         with usable(folder):
             service.start()
@@ -72,10 +75,16 @@ def serve(
         log.info("the replay service stopped")
 
 
-def _listen(endpoints: Endpoints) -> str:
-    """The address that serves metrics: open to other machines where replay itself is."""
+def _listen(endpoints: Endpoints, keys: Path | None) -> Listen:
+    """Where metrics are served: open to other machines where replay itself is, to who has the token among the keys.
+    Raises SettingError where there is none."""
     scheme, _, host = endpoints.serve.rpartition(":")[0].partition("://")
-    return metrics.EVERYWHERE if scheme == "tcp" and host not in (metrics.LOOPBACK, "localhost") else metrics.LOOPBACK
+    if scheme != "tcp" or host in (LOOPBACK, "localhost"):
+        return Listen()
+    if keys is None:
+        problem = f"others reach {endpoints.serve}, and no keys were given, with the token that metrics ask for"
+        raise SettingError("--metrics-port", problem, "Make keys with `redraft keys new FOLDER`, or leave it out")
+    return Listen(EVERYWHERE, metrics_page.read(keys / TOKEN, "--keys"))
 
 
 @contextmanager

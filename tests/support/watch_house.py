@@ -22,15 +22,20 @@ NAME = re.compile(r"(?<![\w:])redraft_\w+")
 
 
 class Prometheus:
-    """Scrapes what `sd` lists, and an exporter `beside` it whose labels stay, each second. Use it as a context manager,
-    under the marker `prometheus`."""
+    """Scrapes what `sd` lists, by the `token` in a file where one is asked for, and an exporter `beside` it whose
+    labels stay, each second. Use it as a context manager, under the marker `prometheus`."""
 
-    def __init__(self, folder: Path, sd: str, beside: str = ""):
+    def __init__(self, folder: Path, sd: str, beside: str = "", token: Path | None = None):
         config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": f"{INTERVAL_S}s", "evaluation_interval": f"{INTERVAL_S}s"}
         config["rule_files"] = [str(SHIPPED / name) for name in config["rule_files"]]
         (found,) = config["scrape_configs"][0]["http_sd_configs"]
         found |= {"url": sd, "refresh_interval": f"{INTERVAL_S}s"}
+        if token is not None:
+            config["scrape_configs"][0]["authorization"] = found["authorization"] = {
+                "type": "Bearer",
+                "credentials_file": str(token),
+            }
         if beside:
             one = {"job_name": "beside", "honor_labels": True, "static_configs": [{"targets": [beside]}]}
             config["scrape_configs"].append(one)

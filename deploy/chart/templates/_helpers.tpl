@@ -68,7 +68,7 @@ matchExpressions: [{key: app.kubernetes.io/component, operator: In, values: [hea
 {{- $services = append $services (dict "ingest" (printf "tcp://%s:5555" $host) "serve" (printf "tcp://%s:5556" $host)) -}}
 {{- end -}}
 {{- $_ := set $recipe "name" (include "redraft.run" .) -}}
-{{- $_ := set $recipe "metrics" (dict "port" 9464) -}}
+{{- $_ := set $recipe "metrics" (dict "port" 9464 "token" "/keys/metrics.token") -}}
 {{- $_ := set $recipe "replay" (merge (dict "services" $services "keys" "/keys") (default dict $recipe.replay)) -}}
 {{- range $part, $resource := dict "actors" "redraft_actor" "learner" "redraft_learner" -}}
 {{- if hasKey (index $recipe $part) "resources" }}{{ fail (printf "recipe.%s.resources: the chart writes it" $part) }}{{ end -}}
@@ -158,7 +158,7 @@ spec:
     - name: keys
       image: {{ include "redraft.image" $root }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-      command: [install, --mode=0400, --target-directory=/keys, /secret/server.key, /secret/client.key_secret]
+      command: [install, --mode=0400, --target-directory=/keys, /secret/server.key, /secret/client.key_secret, /secret/metrics.token]
       securityContext:
         {{- include "redraft.containerSecurity" $root | nindent 8 }}
       resources:

@@ -1,14 +1,13 @@
 """What travels arrives unchanged, and what is damaged is refused."""
 
 import pickle
-import socket
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols import keys, metrics, wire
+from protocols import keys, wire
 from protocols.errors import DeadlineError, SettingError, WireError
 from protocols.turns import Close, Role, Stop, Turn
 from protocols.weights import staleness, step_of, version_of
@@ -113,11 +112,3 @@ def test_versions_never_repeat_over_incarnations_and_staleness_is_in_steps():
     assert step_of(version_of(3, 12)) == 12
     assert staleness(50, version_of(0, 57)) == 7
     assert staleness(52, version_of(1, 50)) == 2
-
-
-def test_a_metrics_port_in_use_is_refused_by_the_name_of_its_setting():
-    with socket.socket() as taken:
-        taken.bind((metrics.LOOPBACK, 0))
-        taken.listen()
-        with pytest.raises(SettingError, match=r"actors\.metrics_port: port \d+ cannot be used"):
-            metrics.serve(taken.getsockname()[1], "actors.metrics_port", metrics.LOOPBACK)

@@ -250,7 +250,14 @@ def test_only_the_owner_can_read_what_is_made(tmp_path):
     keys.new(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
     made = {str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in folder.rglob("*")}
-    files = ("server.key", "server.key_secret", "client.key", "client.key_secret", "allowed/client.key")
+    files = (
+        "server.key",
+        "server.key_secret",
+        "client.key",
+        "client.key_secret",
+        "metrics.token",
+        "allowed/client.key",
+    )
     assert made == dict.fromkeys(files, 0o600) | {"allowed": 0o700}
     assert list(tmp_path.iterdir()) == [folder], "something was left beside it"
 

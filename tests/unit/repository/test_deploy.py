@@ -62,8 +62,10 @@ def test_the_run_of_the_compose_file_is_in_no_other_services_network_and_its_com
 
 @pytest.mark.prometheus
 def test_prometheus_takes_the_configuration_of_the_compose_file(tmp_path):
-    text = (DEPLOY / "compose" / "prometheus.yml").read_text()
-    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus", str(DEPLOY / "prometheus")))
+    text = (DEPLOY / "compose" / "prometheus.yml").read_text().replace("/etc/prometheus", str(DEPLOY / "prometheus"))
+    assert text.count("/run/secrets/metrics_token") == 2, "for the list, and for the pages"
+    (tmp_path / "token").write_text("a-token-of-my-own")
+    (tmp_path / "prometheus.yml").write_text(text.replace("/run/secrets/metrics_token", str(tmp_path / "token")))
     command = ["promtool", "check", "config", tmp_path / "prometheus.yml"]
     checked = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s(60))
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -56,8 +56,11 @@ def test_start_makes_the_keys_once_and_installs_the_chart_with_the_value_files(t
     install = f"helm upgrade --install exp-1 {k8s.CHART} --namespace redraft --values {values}"
     *_, replay, peer, last = told("start", "exp-1", values)
     create = "kubectl --namespace redraft create secret generic"
-    assert replay == f"{create} exp-1-replay-keys --from-file=server.key_secret of True --from-file=client.key of True"
-    assert peer == f"{create} exp-1-peer-keys --from-file=server.key of True --from-file=client.key_secret of True"
+    replay_keys = ("server.key_secret", "client.key", "metrics.token")
+    peer_keys = ("server.key", "client.key_secret", "metrics.token")
+    for made, kind, files in ((replay, "replay", replay_keys), (peer, "peer", peer_keys)):
+        given = " ".join(f"--from-file={file} of True" for file in files)
+        assert made == f"{create} exp-1-{kind}-keys {given}"
     assert last == install
     monkeypatch.setenv("SECRETS", "exp-1-replay-keys exp-1-peer-keys")
     (tmp_path / "told.jsonl").unlink()

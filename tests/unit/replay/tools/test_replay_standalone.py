@@ -30,6 +30,7 @@ def taken():
         ({"ingest": "tcp://127.0.0.1:{taken}", "settings": ["curve=false"]}, "replay.endpoint: .*{taken}: port in use"),
         ({"serve": "nonsense", "settings": ["curve=false"]}, "replay.endpoint: nonsense"),
         ({"port": "{taken}"}, "--metrics-port: port {taken} cannot be used"),
+        ({"port": "0", "serve": "tcp://0.0.0.0:0"}, "--metrics-port: .*no keys were given, .*redraft keys new FOLDER"),
         ({"run_id": ""}, "--run-id: is empty"),
         ({"run_id": "other"}, "replay.folder: .*schema:run 3:run, not 3:other"),
         ({"folder": "spool/data.mdb"}, "replay.folder: spool/data.mdb cannot be used"),
