@@ -63,8 +63,8 @@ class Restarts:
         self._in_a_row, self._kept = 0, -1
 
     def again(self, death: FaultError, controller: Any) -> bool:
-        """Whether training goes on: new ranks are up, and all actors have the weights from which they go on. It does not
-        where the run was told to stop, before the death or since: the newest checkpoint is what it ends with.
+        """Whether training goes on: new ranks are up, and all actors have the weights from which they go on. It does
+        not where the run was told to stop, before the death or since: it ends with the newest checkpoint.
 
         Raises FaultError when that was once too often, DeadlineError when there is no room for the ranks, or an actor
         does not take the weights.

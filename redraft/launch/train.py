@@ -22,7 +22,7 @@ from protocols.reports import RunEnded, RunStatus
 from redraft import logs
 from redraft import run as runs
 from redraft.config import StorageSettings
-from redraft.control import client, cluster, faults, services
+from redraft.control import client, cluster, discovery, faults, services
 from redraft.launch import fits, offline, preflight, room, share
 from redraft.models import make as models
 from redraft.owner import Owner
@@ -31,7 +31,7 @@ from redraft.run import Run, Start
 from redraft.storage import copies
 from redraft.storage.store import said
 from redraft.tracking import queue as trackers
-from redraft.watch.live import LiveView, show_findings
+from redraft.watch.live import LiveView, resuming, show_findings
 from redraft.watch.story import Story
 
 log = logging.getLogger("redraft.launch")
@@ -58,6 +58,7 @@ def _train(
     recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console, story: Story
 ) -> RunEnded:
     cluster.check(resume)
+    discovery.check(recipe.metrics, bool(cluster.joined()))
     trackers.check(recipe.tracking)
     traces.check(recipe.logs.traces)
     if recipe.storage is not None:
@@ -125,7 +126,7 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
     )
     controller = part.remote(run, recipe, resume)
     ended = controller.run.remote()
-    evicted = _on_eviction()
+    evicted, goes_on = _on_eviction(), _goes_on(run)
     with view:
         view.update(RunStatus(run.name, recipe.steps, detail="waiting for the controller"))
         while True:
@@ -135,12 +136,12 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
                 view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
                 return ray.get(ended)
             except KeyboardInterrupt:
-                return _interrupted(controller, ended, view, recipe.stop_s, evicted.is_set())
+                return _interrupted(controller, ended, view, recipe.stop_s, evicted.is_set(), goes_on)
             except GetTimeoutError:
                 log.warning("the controller has not answered for %.0f s", client.ANSWER_S)
             except RayActorError as error:
                 problem = f"the controller's process died: {faults.of_a_call(error)}".removesuffix(".")
-                raise FaultError(f"{problem}. Go on with --resume") from None
+                raise FaultError(f"{problem}. {goes_on}") from None
 
 
 def _on_eviction() -> threading.Event:
@@ -179,7 +180,7 @@ def _only_evaluate(recipe: Recipe, run: Run, view: LiveView) -> RunEnded:
     return summary
 
 
-def _interrupted(controller, ended, view: LiveView, limit_s: float, evicted: bool) -> RunEnded:
+def _interrupted(controller, ended, view: LiveView, limit_s: float, evicted: bool, goes_on: str) -> RunEnded:
     """Told to stop: stops the run kindly; told again, or at the deadline, it ends the wait, and Ray's end kills the
     rest. Raises FaultError then."""
     import ray
@@ -193,11 +194,11 @@ def _interrupted(controller, ended, view: LiveView, limit_s: float, evicted: boo
                 view.update(ray.get(controller.status.remote(), timeout=client.ANSWER_S))
             if time.monotonic() > until:
                 problem = f"the run did not stop within stop_s={limit_s:g} s and was killed"
-                raise FaultError(f"{problem}. Go on with --resume")
+                raise FaultError(f"{problem}. {goes_on}")
         return ray.get(ended)
     except (KeyboardInterrupt, RayError) as error:
         problem = f"the run was killed before it had stopped ({in_a_line(error)})"
-        raise FaultError(f"{problem}. Go on with --resume") from None
+        raise FaultError(f"{problem}. {goes_on}") from None
 
 
 def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None:
@@ -218,9 +219,15 @@ def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None
         console.print(example)
     console.print(f"report: {relative(write_report(run.folder))}", soft_wrap=True)
     if summary.state in ("stopped", "failed") and summary.steps:
-        console.print("Go on with --resume.")
+        console.print(_goes_on(run), markup=False, highlight=False, soft_wrap=True)
     if summary.state == "done":
         console.print("\n".join(next_commands(run)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _goes_on(run: Run) -> str:
+    from redraft.report.page import relative
+
+    return f"Go on with: {resuming(run.name, relative(run.folder))}"
 
 
 def next_commands(run: Run) -> list[str]:

@@ -253,8 +253,13 @@ def show_status(name: str, found: RunStatus | RunEnded, console: Console, folder
         kept = (
             "there is no checkpoint yet" if found.checkpoint is None else f"newest checkpoint: step {found.checkpoint}"
         )
-        command = f"redraft train {folder / 'recipe.yaml'} --run {found.name} --resume"
-        console.print(f"{kept}. Go on with: {command}", markup=False, highlight=False, soft_wrap=True)
+        said = f"{kept}. Go on with: {resuming(found.name, folder)}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def resuming(name: str, folder: Path) -> str:
+    """The command that goes on with a run, whose folder this is."""
+    return f"redraft train {folder / 'recipe.yaml'} --run {name} --resume"
 
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:

@@ -400,7 +400,7 @@ def test_after_all_that_a_supervised_run_survives_its_controller_and_every_step_
     again.part("ray::Controller").send_signal(signal.SIGKILL)
     output = again.wait(240)
     assert again.process.returncode == 0 and "restart 1 of 1 in a row" in output, output[-3000:]
-    assert "the controller's process died" in output and "Go on with --resume" in output
+    assert "the controller's process died" in output and "Go on with: redraft train runs/crew/" in output
     assert "a fault (exit code 75); the run is resumed" in output, "it ended by itself, with one line"
     assert again.summary("crew")["state"] == "done"
     kept = [line.report.step for line in records.steps(records.step_lines(folder / "runs" / "crew"))]
