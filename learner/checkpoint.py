@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocols import run_folder
+from protocols import run_folder, strict_json
 from protocols.errors import RedraftError, SettingError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def mark(run_dir: str | Path, best: int | None, evaluated: int | None) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{KEPT}.tmp")
-    aside.write_text(json.dumps({"best": best, "evaluated": evaluated}))
+    aside.write_text(strict_json.dumps({"best": best, "evaluated": evaluated}))
     aside.rename(file)
 
 
@@ -172,9 +172,9 @@ def finish(folder: Path, state: RunState, keep: int) -> Path:
     """Makes the checkpoint durable under its own name, and removes all but the `keep` newest and the marked ones.
     Raises SettingError where the run folder is another run's by now."""
     run_folder.check(folder.parents[1], state.run_id)
-    (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
+    (folder / "state.json").write_text(strict_json.dumps(asdict(state), indent=2))
     found = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / DIGESTS).write_text(json.dumps(found, indent=2))
+    (folder / DIGESTS).write_text(strict_json.dumps(found, indent=2))
     for path in sorted(folder.rglob("*"), reverse=True):
         _fsync(path)
     _fsync(folder)

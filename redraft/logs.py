@@ -3,7 +3,6 @@ JSON."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -12,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from protocols import log_facts, traces
+from protocols import log_facts, strict_json, traces
 
 if TYPE_CHECKING:
     from redraft.config import LogSettings
@@ -39,7 +38,7 @@ class JsonLines(logging.Formatter):
         line |= {"logger": record.name, **self._of, **log_facts.known(), "message": record.getMessage()}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return strict_json.dumps(line, ensure_ascii=False, default=str)
 
 
 def to_file(folder: Path, run: str, part: str, form: LogFormat = "text") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import traceback
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from protocols import cache
+from protocols import cache, strict_json
 from protocols.errors import BUG, FAULT, MISTAKE, FaultError, RedraftError, SettingError, in_a_line
 from redraft import __version__
 from redraft.cli import k8s as k8s_cli
@@ -182,7 +181,7 @@ def status(run: RunName, as_json: Annotated[bool, typer.Option("--json", help="A
 
     found = client.status(run)
     if as_json:
-        print(json.dumps(status_to_json(found), indent=1))
+        print(strict_json.dumps(status_to_json(found), indent=1))
     else:
         show_status(run, found, console, relative(find(run).folder))
 

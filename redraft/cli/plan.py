@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from protocols import strict_json
 from protocols.errors import SettingError
 from redraft import run as runs
 from redraft.launch.plan import GIB, RESERVE, Part, Plan, plan
@@ -19,7 +19,7 @@ def show(recipe: Recipe, config: Path | None, gpu_memory: float, as_json: bool, 
     """Prints the plan; whether it fits. Raises SettingError where there is no config, or none that is known."""
     found = plan(recipe, _config(recipe, config), int(gpu_memory * GIB))
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        print(strict_json.dumps(found.to_json(), indent=1))
     else:
         _print(found, console)
     return found.fits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from protocols import strict_json
 from protocols.errors import SettingError
 from redraft.logs import LogFormat
 
@@ -75,7 +75,7 @@ def stats(
     told = {name: column.to_json() for name, column in columns.items()}
     if as_json:
         *shards, whole = told.values()
-        print(json.dumps(whole | ({"shards": shards} if shards else {})))
+        print(strict_json.dumps(whole | ({"shards": shards} if shards else {})))
     else:
         _show(told)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from protocols import strict_json
 from protocols.errors import SettingError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def show(
 
     found = inventory.read_all(RUNS)
     if as_json:
-        print(json.dumps([entry.to_json() for entry in found], indent=1))
+        print(strict_json.dumps([entry.to_json() for entry in found], indent=1))
     elif found:
         console.print(inventory.table(found))
     else:

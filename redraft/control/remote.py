@@ -16,6 +16,7 @@ import sys
 import threading
 from typing import IO, Any
 
+from protocols import strict_json
 from protocols.errors import DeadlineError, RedraftError, in_a_line
 from protocols.reports import RunEnded, RunStatus, status_from_json, status_to_json
 
@@ -99,7 +100,7 @@ def answer(run: str) -> None:
             found, goes_on = {"error": in_a_line(error)}, False
         if not goes_on:
             _disconnect()
-        answers.write(json.dumps(found) + "\n")
+        answers.write(strict_json.dumps(found) + "\n")
         answers.flush()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from actors.rollout_config import AttemptSettings
+from protocols import strict_json
 from protocols.errors import SettingError
 from protocols.turns import Role, Turn
 from redraft.evaluation.measures import Pass
@@ -44,7 +45,7 @@ def write(failures: Sequence[dict], model: Path, file: Path) -> None:
     """Writes the failures of the model in that folder."""
     named = {"tokenizer": tokenizer_digest(model)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(failure | named) + "\n" for failure in failures), encoding="ascii")
+    file.write_text("".join(strict_json.dumps(failure | named) + "\n" for failure in failures), encoding="ascii")
 
 
 def check(failures: Sequence[dict], model: Path) -> None:

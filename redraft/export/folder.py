@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from learner.checkpoint import ADAPTER
-from protocols import cache
+from protocols import cache, strict_json
 from protocols.errors import RedraftError, SettingError
 from redraft import records
 from redraft import run as runs
@@ -109,7 +109,7 @@ def _write_generation_config(folder: Path) -> None:
     for key in ("bos_token_id", "pad_token_id"):
         if getattr(renderer.tokenizer, key) is not None:
             said.setdefault(key, getattr(renderer.tokenizer, key))
-    file.write_text(json.dumps(said, indent=2) + "\n")
+    file.write_text(strict_json.dumps(said, indent=2) + "\n")
 
 
 def _check_push(repository: str) -> None:

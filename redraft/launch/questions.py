@@ -23,6 +23,7 @@ from actors.door import EpisodeFailure
 from actors.environment_pool import EnvironmentPool
 from actors.environments.base import Questions
 from actors.mixture import Pools
+from protocols import strict_json
 from protocols.errors import SettingError
 from redraft.recipe import Recipe
 
@@ -66,7 +67,7 @@ def make(recipe: Recipe, file: Path, explorations: int, tell: Callable[[str], No
         possible = [task for task in proved if task is not None]
         kept = [task for task in possible if seen.take(task["query"].split())]
         with file.open("a", encoding="ascii") as output:
-            output.write("".join(json.dumps(task) + "\n" for task in kept))
+            output.write("".join(strict_json.dumps(task) + "\n" for task in kept))
         progress.write(numbers.stop)
         counts.explored += len(numbers)
         counts.infeasible += len(proved) - len(possible)
@@ -94,7 +95,7 @@ class Progress:
 
     def write(self, done: int) -> None:
         aside = self._path.with_name("." + self._path.name)
-        aside.write_text(json.dumps({"of": self._of, "explored": done}))
+        aside.write_text(strict_json.dumps({"of": self._of, "explored": done}))
         aside.replace(self._path)
         self.done = done
 

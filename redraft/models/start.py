@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from protocols import strict_json
 from protocols.errors import DeadlineError, SettingError
 from redraft.run import Start
 
@@ -66,7 +67,7 @@ def digest(model: Path, cache: Path, limit_s: float = LOCK_S) -> str:
         with contextlib.suppress(OSError):  # a cache that cannot be written is one that does not help
             note.parent.mkdir(parents=True, exist_ok=True)
             aside = note.with_name(f".{key}.{os.getpid()}")
-            aside.write_text(json.dumps({"files": stamps, "digest": found}))
+            aside.write_text(strict_json.dumps({"files": stamps, "digest": found}))
             aside.rename(note)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import math
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.places import ROOT
 
 from learner import checkpoint
 from learner.transcripts import transcript
@@ -93,6 +95,36 @@ def written(run: Path, step: int, fails: bool = False) -> None:
     (folder / "model" / "model.safetensors").write_bytes(b"x" * 1000)
     if not fails:
         checkpoint.finish(folder, checkpoint.RunState("run", step, 3, {}, 1, 1), 2)
+
+
+LOOSE = {
+    *("redraft/owner.py", "redraft/lease_file.py", "learner/weights/publish.py"),  # texts and whole numbers alone
+    *("redraft/diagnosis/evidence.py", "redraft/report/compare.py"),  # texts that are compared, and written nowhere
+    *("redraft/run.py", "redraft/launch/serving.py"),  # words for people
+}
+
+
+def test_nothing_but_digests_and_messages_is_made_of_json_that_may_not_be_strict():
+    """In files, in what commands print for other programs, and in answers over HTTP."""
+    found = []
+    for package in ("learner", "redraft"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            where, tree = str(file.relative_to(ROOT)), ast.parse(file.read_text())
+            calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            fine = [one for call in calls if "hashlib" in ast.unparse(call.func) for one in ast.walk(call)]
+            fine += [one for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for one in ast.walk(node)]
+            loose = [
+                call for call in calls if ast.unparse(call.func) in ("json.dumps", "json.dump") and call not in fine
+            ]
+            found += [f"{where}:{call.lineno}" for call in loose if where not in LOOSE]
+    assert not found, "strict_json.dumps is what writes it"
+
+
+def test_a_checkpoint_of_a_step_with_a_figure_that_is_no_number_is_strict_json(tmp_path):
+    state = checkpoint.RunState("run", 1, 0, {}, 1, 1, report={"step": 1, "reward": float("nan")})
+    with checkpoint.writing(tmp_path, "run", 1) as folder:
+        made = checkpoint.finish(folder, state, keep=1)
+    assert strict((made / "state.json").read_text())["report"] == {"step": 1, "reward": None}
 
 
 def test_what_was_left_of_a_checkpoint_that_failed_is_removed_with_the_next_one(tmp_path):
