@@ -104,7 +104,7 @@ def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, time
     return group
 
 
-def _store(rank: int, world: int, master: tuple[str, int], timeout: timedelta) -> dist.TCPStore:
+def _store(rank: int, world: int, master: tuple[str, int], timeout: timedelta):
     """The store at which the ranks meet. torch's own listens at every address, so rank 0 gives it a socket."""
     listening = None
     if rank == 0:
@@ -112,7 +112,8 @@ def _store(rank: int, world: int, master: tuple[str, int], timeout: timedelta) -
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.bind(where)
         listening = bound.detach()  # the store closes it
-    return dist.TCPStore(*master, world, rank == 0, timeout, master_listen_fd=listening)
+    store = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]  torch documents it
+    return store(*master, world, rank == 0, timeout, master_listen_fd=listening)
 
 
 class Trainer:

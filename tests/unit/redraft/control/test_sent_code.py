@@ -44,6 +44,7 @@ def test_the_process_of_an_actor_makes_the_environment_that_it_was_sent(monkeypa
     node = SimpleNamespace(get_node_id=lambda: "")
     monkeypatch.setattr(workers.ray, "get_runtime_context", lambda: node)
     monkeypatch.setattr(workers.ray.util, "get_node_ip_address", lambda: "")
+    monkeypatch.setattr(workers.process_folder, "temporary", lambda run_id: tmp_path)  # not the tests' own
     monkeypatch.setattr(workers.logs, "to_file", lambda *arguments: None)
     lacking = dict.fromkeys(field for field in Spec.__dataclass_fields__ if field != "code")
     spec = Spec(**lacking, code={"mine.py": SOURCE})  # pyright: ignore[reportArgumentType]
