@@ -306,7 +306,8 @@ class RunEnded:
     """done, stopped, failed, or crashed where no controller was left to say how it ended."""
     error: str = ""
     early: str = ""
-    """Why it was done before its steps were: what evaluations in its course have solved (`evaluation.stop`)."""
+    """Why it was done before its steps were: what evaluations in its course have solved (`evaluation.stop`), or what
+    was sampled (`sampled_tokens`)."""
     try_again: bool = False
     """Whether the same command may go on: a fault of processes or machines, or who takes the machine away, ended it."""
     checkpoint: int | None = None

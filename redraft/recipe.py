@@ -53,6 +53,9 @@ class Recipe(Settings):
     """Of everything that draws: tasks, sampling, the order of batches."""
     steps: int = Field(ge=0)
     """Steps of the whole run, a batch each; 0 only evaluates the model."""
+    sampled_tokens: int | None = Field(default=None, ge=1)
+    """Training ends before its steps are done, with the step by which so many tokens were sampled for it, so that methods
+    can be compared at equal numbers of them. What actors play meanwhile comes on top; evaluations do not count."""
     model: ModelSettings
     data: DataSettings = DataSettings()
     environment: EnvironmentSettings
@@ -139,6 +142,8 @@ class Recipe(Settings):
         self._course_fits()
         if self.actors.sleep:
             self._sleep_fits()
+        if self.sampled_tokens is not None and not self.steps:
+            raise ValueError("sampled_tokens: a run of 0 steps samples none to train on; leave it out, or set steps")
         if self.steps:
             self._credit_fits()
             self._learner_fits()

@@ -28,7 +28,9 @@ RUNS = Path("runs")
 MODEL = "model"
 """In a run folder: the start model, where it was made for the run, or is another run's that may prune it."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-MAY_CHANGE = {"name", "steps", "actors", "evaluation", "metrics", "logs", "tracking", "storage", "start_s"}  # on resume
+MAY_CHANGE = {  # on resume
+    *("name", "steps", "sampled_tokens", "actors", "evaluation", "metrics", "logs", "tracking", "storage", "start_s")
+}
 MAY_CHANGE_WITHIN = {  # which change nothing about what is learnt, but how sums round
     "replay": {"claim_lease_s", "max_bytes", "durability", "curve", "shards", "services", "keys"},
     "model": {"path"},  # where it is; its digest says whether it is the same
@@ -244,14 +246,15 @@ def begun(name: str) -> bool:
 
 
 def done(name: str, recipe: Recipe) -> bool:
-    """Whether the run runs/NAME has done the recipe's steps, or what its `evaluation.stop` asks for, and has its
+    """Whether the run runs/NAME has done the recipe's steps, or has ended early as the recipe asks for, and has its
     evaluation after them."""
     folder = RUNS / name
     summary = json_object(folder / "summary.json")
     if summary.get("state") != "done":
         return False
-    early = summary.get("early") and load(folder / "recipe.yaml").evaluation.stop == recipe.evaluation.stop
-    return bool(early) or (newest_step(folder) or 0) >= recipe.steps
+    before = load(folder / "recipe.yaml")
+    same = (before.evaluation.stop, before.sampled_tokens) == (recipe.evaluation.stop, recipe.sampled_tokens)
+    return bool(summary.get("early") and same) or (newest_step(folder) or 0) >= recipe.steps
 
 
 def failed_at_start(name: str) -> bool:
@@ -288,7 +291,9 @@ def _can_go_on(run: Run, recipe: Recipe) -> None:
     ended = done(run.name, recipe)
     if ended and steps < recipe.steps:
         problem = f"the run {run.name} has ended early, after {steps} steps"
-        raise SettingError("evaluation.stop", problem, "Set evaluation.stop=null, or another one, to go on")
+        spent = "sampled_tokens" in json_object(run.folder / "summary.json").get("early", "")
+        setting = "sampled_tokens" if spent else "evaluation.stop"
+        raise SettingError(setting, problem, f"Set {setting}=null, or another one, to go on")
     if steps > recipe.steps or ended:
         raise SettingError("steps", f"the run {run.name} has done {steps} of {recipe.steps}", "Set steps=N to go on")
 

@@ -262,7 +262,7 @@ class Controller:
 
     def _train(self, exchange: Exchange, learning: list[Any], course: Course, admission: Admission) -> str:
         """Serves until the learner has ended, and with it the last evaluation in the course of training. Returns why
-        that was before all steps were done, "" where it was not by an evaluation."""
+        that was before all steps were done, "" where the recipe did not ask for it."""
         early = ""
 
         def ended() -> bool:
@@ -270,8 +270,7 @@ class Controller:
             if self._stopping.is_set():
                 return have_ended(learning)
             course.look()
-            if course.enough and not early:
-                early = course.enough
+            if not early and (early := course.enough or self._status.spent):
                 self._status.event(EARLY + early)
                 exchange.stop()
             return have_ended(learning) and not course.going_on

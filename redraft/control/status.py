@@ -47,6 +47,7 @@ class Status:
         self._began = self._last_step - (earlier[-1].time_s if earlier else 0.0)
         self._since: Counter[str] = Counter()  # what actors made since the last step
         self._made = Counter({key: sum(getattr(line, key) for line in earlier) for key in MADE})
+        self._stepped, self._budget = self._made["generated_tokens"], recipe.sampled_tokens
         self._said: set[str] = set()
         self._events: deque[str] = deque(maxlen=EVENTS)
         self._rewards: deque[float] = deque(maxlen=HISTORY)
@@ -167,6 +168,13 @@ class Status:
         """Those of them that were no reflections."""
         return self._made["attempts"]
 
+    @property
+    def spent(self) -> str:
+        """Why training is to end by what was sampled up to the last step; "" where it is to go on."""
+        if self._budget is None or self._stepped < self._budget:
+            return ""
+        return f"{self._stepped:,} tokens were sampled (sampled_tokens={self._budget})"
+
     def tasks(self, training: Sequence[dict], tests: Sequence[dict]) -> None:
         with self._lock:
             self._diagnosis.tasks(training, tests)
@@ -273,6 +281,7 @@ class Status:
                 leases=self._now.leases,
             )
             self._last_step, self._since = now, Counter()
+            self._stepped += line.generated_tokens
             if report.batch.reward is not None:
                 self._rewards.append(report.batch.reward)
             rates = {"tokens_per_s": line.tokens_per_s, "turns_per_s": line.turns_per_s}

@@ -171,6 +171,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
         ("quickstart", ["learner.keep_best=true"], "learner.keep_best: .* set evaluation.every, too"),
         ("quickstart", ["evaluation.stop={patience: 2}"], "evaluation.stop: .* set evaluation.every, too"),
         ("quickstart", ["evaluation.every=5", "evaluation.stop={}"], "evaluation.stop.*give patience"),
+        ("quickstart", ["sampled_tokens=9", "steps=0"], "sampled_tokens: a run of 0 steps samples none"),
         ("quickstart", ["evaluation.every=160"], "evaluation.every: none comes within 160 steps"),
         ("quickstart", ["evaluation.every=5", "steps=0"], "evaluation.every: none comes within 0 steps"),
         (

@@ -7,11 +7,14 @@ import json
 import pytest
 from support.places import RECIPES
 
+from actors.contract import Report
 from learner import checkpoint
 from learner.checkpoint import RunState
 from protocols.errors import SettingError
+from protocols.reports import StepReport
 from redraft import recipe as recipes
 from redraft import run as runs
+from redraft.control.status import Status
 
 STOP = ("evaluation.every=20", "evaluation.stop={patience: 2}")
 
@@ -38,6 +41,27 @@ def test_a_run_that_has_ended_early_is_done_until_it_is_to_end_otherwise(run):
     with pytest.raises(SettingError, match="evaluation.stop: .* ended early, after 40 steps. Set evaluation.stop=null"):
         runs.check(loaded(*STOP), None, resume=True, again=False)
     runs.check(loaded(STOP[0], "evaluation.stop={patience: 3}"), None, resume=True, again=False)
+
+
+def test_a_run_that_has_sampled_its_tokens_goes_on_with_more_of_them(run):
+    (run / "recipe.yaml").write_text(loaded("sampled_tokens=900").dump())
+    ended = {"state": "done", "early": "1,000 tokens were sampled (sampled_tokens=900)", "steps": 40}
+    (run / "summary.json").write_text(json.dumps(ended))
+    assert runs.done("quickstart", loaded("sampled_tokens=900"))
+    with pytest.raises(SettingError, match="sampled_tokens: .* ended early, after 40 steps. Set sampled_tokens=null"):
+        runs.check(loaded("sampled_tokens=900"), None, resume=True, again=False)
+    runs.check(loaded("sampled_tokens=2000"), None, resume=True, again=False)
+
+
+def test_tokens_are_spent_with_the_step_that_reaches_them_and_stay_so_when_it_is_resumed(run):
+    of, recipe = runs.find(str(run)), loaded("sampled_tokens=900")
+    status = Status(of, recipe)
+    for step, tokens in enumerate((400, 500), 1):
+        status.played(0, Report("ready", generated_tokens=tokens))
+        assert not status.spent, "not before the step"
+        status.step_done(StepReport(step=step))
+    assert status.spent == Status(of, recipe).spent == "900 tokens were sampled (sampled_tokens=900)"
+    assert not Status(of, loaded("sampled_tokens=901")).spent and not Status(of, loaded()).spent
 
 
 def test_ranks_stage_and_where_they_run_may_change(run):
