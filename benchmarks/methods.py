@@ -17,10 +17,11 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ FOLDER = Path("runs/methods")
 ROWS = Path("benchmarks/results/methods.jsonl")  # beneath ROOT
 POLL_S = 0.5
 LIMIT_S = 3600.0  # of one run
+END_S = 120.0  # that one which is told to end may take for its step and its checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Method:
 
 
 QUICK = ("evaluation.n=250", "evaluation.greedy=false")  # of every method with --quick
-SHORT = ("steps=80",)
+SHORT = ("steps=40",)
 EXPLORATIONS = 20_000
 START = ("steps=12", "model.make.pretrain.steps=900", "learner.optimizer.warmup_steps=5", "evaluation.greedy=false")
 # The first answer is planned by a reflection on the draft of all plus signs, as a retry is by one on a failed answer.
@@ -71,46 +73,46 @@ METHODS = (
     Method("rise-turnwise-binary", "quickstart", ("environment.feedback=binary",), SHORT, seeds=1),
     Method("rise-turnwise-blank", "quickstart", ("environment.feedback=blank",), SHORT, seeds=1),
     Method("rise", "signs-rise", quick=SHORT),
-    Method("rise-distill", "signs-rise-distill", quick=("steps=30",), teacher="rise-turnwise", seeds=1),
-    Method("grpo", "signs-grpo", quick=("steps=40",)),
-    Method("rloo", "signs-rloo", quick=("steps=40",)),
-    Method("reinforce-pp", "signs-reinforce-pp", quick=("steps=40",)),
-    Method("ufo", "signs-ufo", quick=("steps=30",)),
-    Method("pag", "signs-pag", quick=("steps=40",)),
-    Method("critique-grpo", "signs-critique-grpo", quick=("steps=30",)),
-    Method("erl", "signs-erl", quick=("steps=30",)),
-    Method("score", "signs-score", quick=("steps=40", "learner.credit.hold_steps=10")),
+    Method("rise-distill", "signs-rise-distill", quick=("steps=15",), teacher="rise-turnwise", seeds=1),
+    Method("grpo", "signs-grpo", quick=("steps=20",)),
+    Method("rloo", "signs-rloo", quick=("steps=20",)),
+    Method("reinforce-pp", "signs-reinforce-pp", quick=("steps=20",)),
+    Method("ufo", "signs-ufo", quick=("steps=15",)),
+    Method("pag", "signs-pag", quick=("steps=20",)),
+    Method("critique-grpo", "signs-critique-grpo", quick=("steps=15",)),
+    Method("erl", "signs-erl", quick=("steps=15",)),
+    Method("score", "signs-score", quick=("steps=20", "learner.credit.hold_steps=5")),
     # Reflections can only be rewarded where they are carried out: a base model trained for longer does so.
     Method("reflect-start", "quickstart", START),
-    Method("reflect", "signs-reflect", quick=("steps=30",), start="reflect-start"),
+    Method("reflect", "signs-reflect", quick=("steps=15",), start="reflect-start"),
     Method("reflect-solved", "signs-reflect", ("rollout.solved=true",), start="reflect-start", seeds=1),
     Method("reflect-plan", "signs-reflect", PLAN, start="reflect-start", seeds=1),
-    Method("introspect", "signs-introspect", quick=("steps=50",)),
+    Method("introspect", "signs-introspect", quick=("steps=25",)),
     Method("star", "signs-star", quick=("steps=40",)),
     Method("reflexion", "signs-reflexion"),
     Method("best-of-n", "signs-best-of-n"),
-    Method("agent-r", "minicraft-agent-r", quick=("steps=80",), seeds=2),
+    Method("agent-r", "minicraft-agent-r", quick=("steps=40",), seeds=2),
     # More steps, since its batches hold fewer sequences: at least as many are trained in all.
-    Method("agent-r-good-only", "minicraft-agent-r", ("rollout.pairs=0", "steps=460"), ("steps=115",), seeds=2),
+    Method("agent-r-good-only", "minicraft-agent-r", ("rollout.pairs=0", "steps=460"), ("steps=58",), seeds=2),
     Method("agent-r-direct-revision", "minicraft-agent-r", ("rollout.cut=end", "rollout.splice=verbatim"), seeds=1),
-    Method("leafe", "minicraft-leafe", quick=("steps=40",), seeds=2),
+    Method("leafe", "minicraft-leafe", quick=("steps=20",), seeds=2),
     # AdamW scales what larger advantages would add to a step; what is compared has as many attempts.
-    Method("attributing", "minicraft-attributing", quick=("steps=20",)),
-    Method("attributing-without", "minicraft-attributing", ("learner.credit={name: group}",), ("steps=20",)),
+    Method("attributing", "minicraft-attributing", quick=("steps=12",)),
+    Method("attributing-without", "minicraft-attributing", ("learner.credit={name: group}",), ("steps=12",)),
     *(
         Method(f"attributing-{flags}", "minicraft-attributing", (FLAGGED, f"environment.options={{flags: {flags}}}"))
         for flags in ("random", "outcome", "inverted", "flipped")
     ),
-    Method("gigpo", "minicraft-gigpo", quick=("steps=20",)),
-    Method("navigating", "minicraft-navigating", quick=("steps=20",), made="experience"),
-    Method("navigating-without", "minicraft-navigating", (TOLD,), ("steps=20",)),
+    Method("gigpo", "minicraft-gigpo", quick=("steps=12",)),
+    Method("navigating", "minicraft-navigating", quick=("steps=12",), made="experience"),
+    Method("navigating-without", "minicraft-navigating", (TOLD,), ("steps=12",)),
     Method("navigating-all", "minicraft-navigating", ("rollout.experience.share=1.0",), made="experience"),
     Method("navigating-shuffled", "minicraft-navigating", made="shuffled"),
     Method("navigating-kept", "minicraft-navigating", (TOLD, f"environment.name={OTHERS}:Told"), made="kept"),
-    Method("questioning", "signs-questioning", quick=("steps=20",), made="tasks"),
-    Method("questioning-original", "signs-questioning", ("data.synthetic=null",), ("steps=20",)),
+    Method("questioning", "signs-questioning", quick=("steps=12",), made="tasks"),
+    Method("questioning-original", "signs-questioning", ("data.synthetic=null",), ("steps=12",)),
     Method("questioning-unproved", "signs-questioning", ("data.synthetic=null", f"environment.name={OTHERS}:Guessed")),
-    Method("agentevolver", "minicraft-agentevolver", quick=("steps=20",), made="experience"),
+    Method("agentevolver", "minicraft-agentevolver", quick=("steps=12",), made="experience"),
 )
 LONG = (  # not with --quick
     "rise-turnwise-binary",
@@ -130,17 +132,18 @@ class Failed(Exception):
     """A run that did not end well; its message holds the end of its output."""
 
 
-def find(name: str) -> Method:
-    return next(method for method in METHODS if method.name == name)
-
-
 class Bench:
-    """Runs in one folder."""
+    """Runs of some methods in one folder."""
 
-    def __init__(self, folder: Path, quick: bool):
+    def __init__(self, folder: Path, quick: bool, methods: Sequence[Method] | None = None):
+        """None: METHODS."""
         self.folder, self.quick = folder.resolve(), quick
+        self.methods = tuple(METHODS if methods is None else methods)
         self.file = None if quick else ROOT / ROWS
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def find(self, name: str) -> Method:
+        return next(method for method in self.methods if method.name == name)
 
     def run_of(self, method: Method, seed: int) -> Path:
         return self.folder / "runs" / f"{method.name}-seed{seed}"
@@ -161,11 +164,11 @@ class Bench:
         if (row := method_rows.kept(run)) is not None and row.digest == digest:
             return run
         commit, changes = method_rows.commit(ROOT), [*self._changes(method), f"seed={seed}"]
-        if method.start is None:
+        if method.start is not None:
+            changes.append(f"model.path={self.train(self.find(method.start), seed)}")
+        elif "pretrained" not in _settings(method).get("model", {}):  # what is fetched is the same for all seeds
             changes.append(f"model.make.seed={seed}")
             self._redraft("pretrain", method, changes, self.folder / "pretrain.log")
-        else:
-            changes.append(f"model.path={self.train(find(method.start), seed)}")
         changes += self._make(method, seed, changes)
         with self._teacher(method, seed) as more:
             log = self.folder / f"{run.name}.log"
@@ -185,12 +188,12 @@ class Bench:
     def digest(self, method: Method) -> str:
         """Of all settings of a run but its seed: the recipe's without its comments, the changes, what is made before
         it, and the digests of methods that it stands on. The same on every machine."""
-        stands_on = [self.digest(find(name)) for name in (method.start, method.teacher) if name]
+        stands_on = [self.digest(self.find(name)) for name in (method.start, method.teacher) if name]
         changes = [change.replace(f"{ROOT}{os.sep}", "") for change in self._changes(method)]
         return _digest([_settings(method), changes, method.made, stands_on])
 
     def _changes(self, method: Method) -> list[str]:
-        return [*method.changes, *((*method.quick, *QUICK) if self.quick else ())]
+        return [*method.changes, *((*QUICK, *method.quick) if self.quick else ())]
 
     def _make(self, method: Method, seed: int, changes: Sequence[str]) -> list[str]:
         """The changes that name what is made before the method, made now."""
@@ -223,7 +226,7 @@ class Bench:
         from benchmarks.teacher_server import started
         from redraft.models.make import trained
 
-        model = trained(self.train(find(method.teacher), seed), self.folder / ".cache" / "models")
+        model = trained(self.train(self.find(method.teacher), seed), self.folder / ".cache" / "models")
         with started(model) as server:
             yield [f"rollout.teacher.url={server.url}", f"rollout.teacher.model={server.model}"]
 
@@ -240,15 +243,37 @@ class Bench:
             )
             meter = Meter(process.pid)
             until = time.monotonic() + LIMIT_S
-            while process.poll() is None:
-                meter.read()
-                if time.monotonic() > until:
-                    process.terminate()
-                    raise Failed(f"{command} {method.name} took longer than {LIMIT_S:.0f} s; see {log}")
-                time.sleep(POLL_S)
+            try:
+                while process.poll() is None:
+                    meter.read()
+                    if time.monotonic() > until:
+                        raise Failed(f"{command} {method.name} took longer than {LIMIT_S:.0f} s; see {log}")
+                    time.sleep(POLL_S)
+            finally:
+                end(process)
         if process.returncode:
             raise Failed(f"{command} {method.name} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
         return meter.seconds
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a command that runs: told to, it ends all that it has started."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def end_when_told() -> None:
+    """SIGTERM ends this command as Ctrl-C does, and what it has started."""
+
+    def told(*_: object) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, told)
 
 
 def _recipe(method: Method) -> Path:
@@ -292,9 +317,9 @@ class Result:
 
 
 def results(bench: Bench) -> list[Result]:
-    """Of all rows that are known, in the order of METHODS."""
+    """Of all rows that are known, in the order of its methods."""
     rows, found = bench.rows(), []
-    for method in METHODS:
+    for method in bench.methods:
         digest = bench.digest(method)
         if chosen := method_rows.chosen(rows, method.name, digest):
             found.append(Result(method, tuple(chosen), chosen[0].digest != digest))
@@ -327,6 +352,14 @@ def line(found: Sequence[Result]) -> str:
     return json.dumps({"methods": methods})
 
 
+def train(bench: Bench, names: Sequence[str], seeds: int, again: bool) -> None:
+    """What has no row yet, one seed of all methods after another. Raises Failed."""
+    for seed in range(seeds):
+        for method in bench.methods:
+            if method.name in names and seed < method.seeds and bench.lacks(method, seed, again):
+                bench.train(method, seed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"one seed, shorter runs, without {', '.join(LONG)}")
@@ -339,10 +372,8 @@ def main() -> None:
     bench = Bench(options.folder or (FOLDER.with_name("methods-quick") if options.quick else FOLDER), options.quick)
     seeds = options.seeds or (1 if options.quick else 3)
     chosen = options.only or [name for name in NAMES if not (options.quick and name in LONG)]
-    for seed in range(0 if options.write else seeds):
-        for method in METHODS:
-            if method.name in chosen and seed < method.seeds and bench.lacks(method, seed, options.again):
-                bench.train(method, seed)
+    if not options.write:
+        train(bench, chosen, seeds, options.again)
     found = results(bench)
     from benchmarks import methods_page as page
 
@@ -355,9 +386,15 @@ def main() -> None:
     print(line(found))
 
 
-if __name__ == "__main__":
+def run(command: Callable[[], None]) -> None:
+    """The command of a benchmark of methods; ends with 1 where a run has failed."""
+    end_when_told()
     try:
-        main()
+        command()
     except Failed as error:
         print(error, file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -101,6 +101,13 @@ class AnswerFigures(_Pass):
     )
     pass_k: Figure = figure("pass@{k}", "any of {k} independent first answers is right (p{k}@t1 in RISE)", "k")
     majority_k: Figure = figure("majority@{k}", "the most common of {k} first answers is right (m{k}@t1 in RISE)", "k")
+    blind_fix: Figure = figure(
+        "fix rate, blind", "one of {k} independent first answers is wrong, another one right", "k"
+    )
+    """The chance that a fix rate has to exceed: of another try that knows nothing of the first."""
+    blind_keep: Figure = figure(
+        "keep rate, blind", "one of {k} independent first answers is right, another one, too", "k"
+    )
     responses: Responses = field(default_factory=Responses)
 
 

@@ -54,8 +54,8 @@ class Recipe(Settings):
     steps: int = Field(ge=0)
     """Steps of the whole run, a batch each; 0 only evaluates the model."""
     sampled_tokens: int | None = Field(default=None, ge=1)
-    """Training ends before its steps are done, with the step by which so many tokens were sampled for it, so that methods
-    can be compared at equal numbers of them. What actors play meanwhile comes on top; evaluations do not count."""
+    """Training ends before its steps are done, with the step by which so many tokens were sampled for it, so that
+    methods can be compared at equal numbers. What is played meanwhile comes on top; evaluations do not count."""
     model: ModelSettings
     data: DataSettings = DataSettings()
     environment: EnvironmentSettings

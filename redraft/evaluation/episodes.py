@@ -96,8 +96,19 @@ def of_answers(
         any_turn=mean([any(answer.success for answer in row) for row in whole]),
         pass_k=mean([any(answer.success for answer in task) for task in firsts]),
         majority_k=mean([majority(task) for task in firsts]),
+        blind_fix=_blind(firsts, False),
+        blind_keep=_blind(firsts, True),
         responses=responses,
     )
+
+
+def _blind(firsts: Sequence[Sequence[Try]], right: bool) -> Figure:
+    """How often, of two independent first answers of one task, the second is right where the first is (or is not)
+    `right`: over all ordered pairs."""
+    of_N = np.array([sum(answer.success is right for answer in task) for task in firsts], int)
+    k_N = np.array([len(task) for task in firsts], int)
+    others_N = of_N - 1 if right else k_N - of_N
+    return ratio(of_N * others_N, of_N * (k_N - 1))
 
 
 def answers(episode: Episode, turns: int) -> list[Try]:

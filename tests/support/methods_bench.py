@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.methods import Bench
+from benchmarks.methods import Bench, Method
 from protocols.evaluation import AnswerFigures, EvaluationLine, EvaluationSummary, Figure
 from protocols.reports import BatchReport, RunEnded, StepLine, StepReport
 
@@ -26,8 +27,8 @@ def found(solved: float, last: float | None = None) -> EvaluationSummary:
 class Trained(Bench):
     """Each training costs one second more than the one before; `calls` holds commands with their arguments."""
 
-    def __init__(self, folder: Path, quick: bool = False):
-        super().__init__(folder, quick)
+    def __init__(self, folder: Path, quick: bool = False, methods: Sequence[Method] | None = None):
+        super().__init__(folder, quick, methods)
         self.names: list[str] = []
         self.calls: list[tuple[str, list[str]]] = []
 

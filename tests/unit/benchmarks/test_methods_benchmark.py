@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import sys
 
 import pytest
+from support import processes
 from support.methods_bench import Trained, write_run
-from support.places import ROOT
+from support.places import PYTHONPATH, ROOT
+from support.waiting import deadline_s, until
 
 from benchmarks import method_rows, methods
 from benchmarks import methods_page as page
@@ -135,3 +140,34 @@ def test_the_page_holds_the_tables_of_all_rows_that_are_committed(tmp_path):
     found = methods.results(methods.Bench(tmp_path, quick=False))
     shown = page.tables(page.lines(found, page.printed(ROOT), methods.NAMES))
     assert shown in (ROOT / "docs" / "results.md").read_text(), "write it anew: python -m benchmarks.methods --write"
+
+
+TRAINING = """
+import pathlib, signal, sys, time
+
+def told(*_):
+    pathlib.Path("ended").touch()
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, told)
+pathlib.Path("begun").touch()
+signal.pause()
+"""
+BENCH = """
+import pathlib, sys
+from benchmarks import methods
+methods.ROOT = pathlib.Path(sys.argv[1])
+bench = methods.Bench(methods.ROOT / "bench", True, [methods.Method("one", "tries")])
+methods.run(lambda: bench._redraft("train", bench.find("one"), [], methods.ROOT / "log"))
+"""
+
+
+def test_a_benchmark_that_is_told_to_end_ends_what_it_trains(tmp_path):
+    (tmp_path / "redraft").mkdir()
+    (tmp_path / "redraft" / "__main__.py").write_text(TRAINING)
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
+    process = processes.start([sys.executable, "-c", BENCH, str(tmp_path)], env=environment)
+    until((tmp_path / "bench" / "begun").exists, lambda: "it has not begun", 60.0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(deadline_s(60.0)) == 128 + signal.SIGTERM
+    assert (tmp_path / "bench" / "ended").exists()
