@@ -84,10 +84,22 @@ def solves(expression: str, task: dict) -> bool:
     return result == task["target"] and sorted(numbers) == sorted(task["nums"])
 
 
+def reached(expression: str, task: dict) -> str:
+    """What an expression came to, in a sentence."""
+    try:
+        result, numbers = evaluate(expression)
+    except ValueError:
+        return "No expression could be read."
+    if sorted(numbers) != sorted(task["nums"]):
+        return f"Your expression makes {result}, but does not use each of the given numbers exactly once."
+    return f"Your expression makes {result}, not {task['target']}."
+
+
 class Countdown(OneAnswer):
-    """Reward 1 for an expression that solves the task, else 0."""
+    """Reward 1 for an expression that solves the task, else 0. Feedback `residual` says what a wrong one came to."""
 
     blocking = False
+    feedbacks = ("residual", "binary", "blank")
 
     right = "Your expression is correct. Write the same expression again between <answer> and </answer>."
 
@@ -106,10 +118,16 @@ class Countdown(OneAnswer):
 
     def judge(self, task: dict, text: str) -> Verdict:
         expression = answer_in(text)
+        self._came_to = reached(expression, task)
         try:
             return Verdict(float(solves(expression, task)), ast.unparse(ast.parse(expression, mode="eval")))
         except ValueError:
             return Verdict(0.0)
+
+    def say(self, verdict: Verdict) -> str:
+        if self.feedback != "residual" or verdict.success:
+            return super().say(verdict)
+        return f"{self._came_to} Think again and try once more.\n\n{self.question(self.task)}"
 
     def hint(self) -> str | None:
         return None if self.task.get("solution") is None else f"\n\nOne right expression is {self.task['solution']}."

@@ -398,3 +398,19 @@ def test_a_restored_snapshot_goes_on_exactly_as_the_original_did(seed):
     for other in (Dice(), first):
         other.restore(state)
         assert [other.step(text) for text in "bc"] == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("1+2+3", "Your expression makes 6, not 7."),
+        ("(1+2)/4", "Your expression makes 3/4, but does not use each of the given numbers exactly once."),
+        ("one", "No expression could be read."),
+    ],
+)
+def test_countdown_says_what_a_wrong_answer_came_to_and_to_a_right_one_that_it_is_right(answer, said):
+    environment = environments.make(EnvironmentSettings(name="countdown", feedback="residual"))
+    environment.reset(seed=0, options={"task": {"id": "one", "nums": [1, 2, 3], "target": 7}})
+    heard = environment.step(f"<answer>{answer}</answer>")[0]
+    assert heard.startswith(said) and "make 7" in heard, "with the question once more"
+    assert environment.step("<answer>1+2*3</answer>")[0] == environment.right
