@@ -1,4 +1,4 @@
-"""The recipe of five drafts, which nobody has run yet, is rehearsed: it reads, fits on its GPU, and is played and weighed."""
+"""The recipe of five drafts, which nobody has run yet, is rehearsed: it fits on its GPU, is played and weighed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import numpy as np
 from support.places import RECIPES
 from support.rollout_house import House
+from support.tokenizers import family
 from typer.testing import CliRunner
 
 from actors import environments
@@ -61,7 +62,8 @@ def test_a_group_of_it_is_played_and_each_draft_weighed_against_those_of_its_num
         told.append(prompt)
         return "<answer>1*2+4</answer>"
 
-    house = House(recipe.rollout, says, lambda: environments.make(recipe.environment), task, limit_s=60.0)
+    named = {"tokenizer": family("qwen3"), "on_rewrite": recipe.model.on_rewrite, "limit_s": 60.0}
+    house = House(recipe.rollout, says, lambda: environments.make(recipe.environment), task, **named)
     assert len(house.turns) == 8 * 5 and {turn.role for turn in house.turns} == {Role.ATTEMPT}
     assert any("Your expression makes 7, not 6." in prompt for prompt in told)
     group = Group(bytes(16), 0, tuple(house.turns))
