@@ -75,7 +75,7 @@ def test_independent_first_answers_count_the_episodes_own_first_answer_as_one_of
     assert found["k"] == 3
     assert found["pass_k"] == 3 / 4
     assert found["majority_k"] == 1 / 4  # 7 1 1 -> 1; 1 7 7 -> 7; 2 7 3 -> 2, the first of equals; None 4 None -> 4
-    # Of ordered pairs that begin wrong, the second is right in two of 4, of 2 and of 4 (tasks 0 to 2), and none of 6. Of
+    # Of ordered pairs that begin wrong, the second is right in two of 4, 2 and 4 (tasks 0 to 2), and none of 6. Of
     # those that begin right, in two of 4 of task 1, and none of 2 of tasks 0 and 2.
     assert found["blind_fix"] == pytest.approx(6 / 16) and found["blind_keep"] == pytest.approx(2 / 8)
     alone = figures({"sampled": SAMPLED}, turns=3)
