@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from actors.question_config import QuestionerSettings
 from actors.tool_config import Source
 from protocols.settings import Settings
 
@@ -26,6 +27,8 @@ class SyntheticSettings(Settings):
     """So many of them for each original task: the first ones of the file, at most all."""
     original: bool = True
     """Play the original training tasks, too."""
+    questioner: QuestionerSettings | None = None
+    """Who finds tasks for `redraft question` (None: the environment itself, by `explore` and `propose`)."""
 
 
 class DataSettings(Settings):

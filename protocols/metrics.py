@@ -87,6 +87,9 @@ TEACHER_FAILURES = Metric(Counter, "teacher_failures_total", "Answers that did n
 STEP_JUDGEMENTS = Metric(
     Counter, "step_judgements_total", "Episodes whose steps a judge was asked about", ("result",)
 )  # judged, unparsed, failed
+GRADED_MARKS = Metric(
+    Counter, "graded_marks_total", "Answers of a judge of rows that grades", ("result",)
+)  # judged, unparsed
 
 # replay
 REPLAY_ROWS = Metric(Counter, "replay_rows_total", "Rows received", ("outcome",))  # stored, duplicate, fenced

@@ -1,9 +1,11 @@
 """A judge that is asked: a language model behind a chat endpoint, or a service of one's own.
 
     reward: {judge: {endpoint: http://host:8000/v1, model: NAME, prompt: "... {text} ... Mark it: 0 to 10", best: 10}}
+    reward: {judge: {endpoint: http://host:8000/v1, model: NAME, graded: true}}
     reward: {judge: {endpoint: http://host:9000/score}}
 
-The model's mark is the last number of what it says; reward = mark / best. Without a model the endpoint is sent
+The model's mark is the last number of what it says; reward = mark / best. `graded` asks as graded_mark.py says.
+Without a model the endpoint is sent
 {"text", "row", "cut", "turn"} and answers as a reward function does. Both are asked through the teacher's client: with
 its retries, limits and budget. Who is asked the same again is not asked: equal answers get equal rewards.
 """
@@ -26,10 +28,11 @@ from pydantic import Field, ValidationError, model_validator
 from actors import door
 from actors.door import EpisodeFailure, Judged
 from actors.engines.teacher import Teacher
-from actors.environments import answers
+from actors.environments import answers, graded_mark
 from actors.environments.judges import Answered
 from actors.messages import message
 from actors.teacher_config import TeacherSettings
+from protocols import metrics
 from protocols.errors import SettingError
 
 SETTING = "environment.options.reward.judge"
@@ -49,13 +52,16 @@ class JudgeSettings(TeacherSettings):
     model: str | None = Field(default=None, min_length=1)  # pyright: ignore[reportIncompatibleVariableOverride]  None: a service
     prompt: str = ""
     best: float = Field(default=1.0, gt=0)
+    graded: bool = False
     temperature: float | None = Field(default=0.0, ge=0)
     timeout_s: float = Field(default=20.0, gt=0)
     retries: int = Field(default=2, ge=0)
 
     @model_validator(mode="after")
     def _asks(self):
-        if self.model is not None and "{text}" not in self.prompt:
+        if self.graded and (self.model is None or self.prompt or self.best != 1):
+            raise ValueError("graded asks a model in words of its own: name one, and leave prompt and best out")
+        if self.model is not None and not self.graded and "{text}" not in self.prompt:
             raise ValueError("prompt must hold {text}, where the answer to judge stands")
         if self.model is None and (self.prompt or self.best != 1):
             raise ValueError("prompt and best are for a model: name one, or leave them out")
@@ -91,6 +97,7 @@ class AskedJudge:
     needs_answer = False
 
     def __init__(self, settings: JudgeSettings):
+        self.graded = settings.graded
         self._settings = settings
         self.longest_s = settings.deadline_s + SPARE_S
         self._asked: OrderedDict[str, Future[Judged]] = OrderedDict()
@@ -120,6 +127,9 @@ class AskedJudge:
         if self._settings.model is None:
             body = {"text": answered.text, "row": answered.row, "cut": answered.cut, "turn": answered.turn}
             return json.dumps(body, sort_keys=True), lambda: self._service(body)
+        if self._settings.graded:
+            prompt = graded_mark.prompt(answered.question, answered.wanted, answered.text)
+            return prompt, lambda: self._graded(prompt)
         known = {"question": answered.question, "answer": answered.wanted, "text": answered.text}
         try:
             prompt = self._settings.prompt.format_map(answered.row | known)
@@ -137,6 +147,11 @@ class AskedJudge:
             problem = f"said {shown!r}, which ends in no number from 0 to best={self._settings.best:g}"
             raise EpisodeFailure("teacher", f"the judge {problem}")
         return Judged(value / self._settings.best, value >= self._settings.best)
+
+    async def _graded(self, prompt: str) -> Judged:
+        mark = graded_mark.mark(await self._client().write([message("user", prompt)]))
+        metrics.GRADED_MARKS.labels(result="unparsed" if mark is None else "judged").inc()
+        return Judged((mark or 0) / graded_mark.BEST, mark is not None and mark >= graded_mark.REACHED)
 
     async def _service(self, body: dict) -> Judged:
         return door.judged(f"the judge at {self._settings.host}", await self._client().post(body))

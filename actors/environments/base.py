@@ -223,6 +223,17 @@ class Questions(Protocol):
         ...
 
 
+@runtime_checkable
+class Poses(Protocol):
+    """An environment that can be asked for something else than its tasks ask for, and judges whether it was done, so
+    that a model can find tasks for `redraft question`."""
+
+    def posed(self, task: dict, query: str) -> dict | None:
+        """The task that starts as `task` does and asks for `query`, without an id; None where it could not judge it, or
+        it is one of its own test tasks."""
+        ...
+
+
 class Refers(Protocol):
     """An environment that knows a right answer to its tasks, so that `redraft doctor` can have it scored."""
 

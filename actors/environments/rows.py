@@ -107,14 +107,29 @@ class Rows(OneAnswer):
             return chr(ord("A") + wanted)
         return wanted if isinstance(wanted, str) else json.dumps(wanted)
 
+    def posed(self, task: dict, query: str) -> dict:
+        """Another question, whose answers a judge that grades can mark. Raises SettingError where the reward is none."""
+        if not getattr(self._judge, "graded", False):
+            problem = "compares with a row's own answer, which a question that a model makes does not have"
+            raise SettingError(f"{OPTIONS}.reward", problem, "Use {judge: {endpoint, model, graded: true}}")
+        return {"question": query, "row": {}}
+
     def hint(self) -> str | None:
         known = self.reference(self.task)
         return None if known is None else f"\n\nThe right answer is {known}. Show how to get there, ending with it."
 
     def _judged(self, task: dict, text: str) -> Judged:
         asked = messages.asked(task["question"])
+        wanted = task.get("answer", task.get("reference"))  # the latter where a model made the task
         return self._judge.judge(
-            Answered(asked, str(text), task.get("answer"), task["row"], isinstance(text, Cut), self._turn)
+            Answered(
+                asked,
+                str(text),
+                task.get("answer", task.get("reference")),
+                task["row"],
+                isinstance(text, Cut),
+                self._turn,
+            )
         )
 
     def _told(self, found: Judged) -> str:

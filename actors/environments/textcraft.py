@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from actors.config import DataSettings
 from actors.environments.base import TextEnvironment
+from actors.environments.files import held_out
 from actors.environments.textcraft_recipes import Recipe, read
 from protocols.errors import SettingError
 
@@ -141,6 +142,15 @@ class Textcraft(TextEnvironment):
         left = using - plain
         in_tags = all(sum(left.pop(item, 0) for item in tags[tag]) == needs[tag] for tag in needs if tag in tags)
         return plain <= using and in_tags and not left
+
+    def posed(self, task: dict, query: str) -> dict | None:
+        """The same start with another goal: the one item that the query names of those that the commands make."""
+        words = f" {' '.join(re.findall('[a-z]+', query.lower()))} "
+        named = {output for output, *_ in task["commands"] if f" {output} " in words}
+        goals = [item for item in named if not any(f" {item} " in f" {other} " for other in named - {item})]
+        if len(goals) != 1 or held_out(goals[0]):
+            return None
+        return {key: value for key, value in task.items() if key not in ("id", "level")} | {"goal": goals[0]}
 
     def snapshot(self) -> dict:
         return {"task": self.task, "held": dict(self._held), "steps": self._steps}

@@ -351,7 +351,7 @@ def question(
     overrides: Overrides = None,
     explorations: Annotated[int, typer.Option(min=1, help="How often to explore, in all.")] = 1000,
 ) -> None:
-    """Have the recipe's environment find tasks of its own, each seen to be possible, for `data.synthetic`."""
+    """Have the recipe's environment, or a model in it, find tasks that were seen to be possible: `data.synthetic`."""
     from protocols import own_code
     from redraft import recipe as recipes
     from redraft.launch import questions
@@ -359,8 +359,7 @@ def question(
     loaded = recipes.load(recipe, overrides or ())
     own_code.install(own_code.read(loaded.model_dump(mode="json")))
     found = questions.make(loaded, file, explorations, console.print)
-    dropped = f"{found.empty} without a reference, {found.alike} like others, {found.infeasible} not possible"
-    console.print(f"{file}: {found.kept} tasks of {found.proposed} proposed; {dropped}")
+    console.print(f"{file}: {found}")
 
 
 @app.command()

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from support.rollout_house import House
 from test_teacher import completion, endpoint
 
 from actors import environments
 from actors.config import DataSettings, EnvironmentSettings
 from actors.engines.teacher import TeacherBudget
+from actors.environments import graded_mark
 from actors.rollout_config import AttemptSettings
 from protocols.errors import SettingError
 from protocols.turns import Role
@@ -73,6 +75,52 @@ def test_what_holds_no_mark_costs_its_episode(tmp_path, said):
     assert [turn.extra["kind"] for turn in house.turns] == ["teacher"]
 
 
+@pytest.mark.parametrize(
+    ("said", "reward", "success"),
+    [
+        ("Good.\n<reward>75</reward>", 0.75, True),
+        ("<reward>90</reward> at first, but <reward> 40 </reward>", 0.4, False),
+        ("<reward>60</reward>", 0.6, True),
+        ("<reward>50</reward>", 0.0, False),
+        ("<reward>101</reward>", 0.0, False),
+        ("75", 0.0, False),
+    ],
+)
+def test_a_judge_that_grades_gives_its_mark_and_nothing_where_that_is_none(tmp_path, said, reward, success):
+    asked, unparsed = [], {"result": "unparsed"}
+
+    def reply(number, handler):
+        asked.append(handler.asked["messages"][0]["content"])
+        return completion(said)
+
+    before = REGISTRY.get_sample_value("redraft_graded_marks_total", unparsed) or 0
+    with endpoint(reply) as server:
+        house = play(tmp_path, settings(server, model="any", graded=True), "Because.")
+    assert rewards(house) == [reward] and house.turns[0].extra["success"] is success
+    assert "Why?" in asked[0] and "Because." in asked[0] and graded_mark.UNKNOWN in asked[0]
+    counted = (REGISTRY.get_sample_value("redraft_graded_marks_total", unparsed) or 0) - before
+    assert counted == (said in ("<reward>50</reward>", "<reward>101</reward>", "75"))
+
+
+def test_a_question_that_a_model_made_is_judged_beside_its_reference(tmp_path):
+    asked = []
+
+    def reply(number, handler):
+        asked.append(handler.asked["messages"][0]["content"])
+        return completion("<reward>80</reward>")
+
+    with endpoint(reply) as server:
+        made = environments.make(settings(server, model="any", graded=True))
+        task = made.posed({"id": "t", "question": "Why?", "row": {}}, "What is rain?")
+        for known in ({}, {"reference": ["Water."]}):
+            made.reset(seed=0, options={"task": {"id": "s", **task, **known}})
+            assert made.step("Drops.")[1] == 0.8
+    assert "What is rain?" in asked[0] and graded_mark.UNKNOWN in asked[0] and '["Water."]' in asked[1]
+    with pytest.raises(SettingError, match="graded: true"):
+        options = {"reward": "exact", "prompt": "question", "answer": "note"}
+        environments.make(EnvironmentSettings(name="rows", options=options)).posed({}, "What?")
+
+
 def test_its_budget_and_a_refused_key_end_the_run(tmp_path):
     with endpoint(lambda number, handler: completion("5")) as server:
         asked = settings(server, model="any", prompt=PROMPT, best=10, budget_tokens=3, concurrency=1)
@@ -88,6 +136,8 @@ def test_its_budget_and_a_refused_key_end_the_run(tmp_path):
     [
         ({"model": "any"}, "prompt must hold"),
         ({"prompt": "{text}"}, "name one"),
+        ({"graded": True}, "name one"),
+        ({"graded": True, "model": "any", "prompt": "{text}"}, "leave prompt and best out"),
         ({"budget_tokens": 5}, "name one"),
         ({"endpoint": "nowhere"}, "endpoint"),
         ({"temper": 1}, "temper"),
