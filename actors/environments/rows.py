@@ -108,7 +108,7 @@ class Rows(OneAnswer):
         return wanted if isinstance(wanted, str) else json.dumps(wanted)
 
     def posed(self, task: dict, query: str) -> dict:
-        """Another question, whose answers a judge that grades can mark. Raises SettingError where the reward is none."""
+        """Another question, which a judge that grades can mark. Raises SettingError where the reward is none."""
         if not getattr(self._judge, "graded", False):
             problem = "compares with a row's own answer, which a question that a model makes does not have"
             raise SettingError(f"{OPTIONS}.reward", problem, "Use {judge: {endpoint, model, graded: true}}")
@@ -121,16 +121,8 @@ class Rows(OneAnswer):
     def _judged(self, task: dict, text: str) -> Judged:
         asked = messages.asked(task["question"])
         wanted = task.get("answer", task.get("reference"))  # the latter where a model made the task
-        return self._judge.judge(
-            Answered(
-                asked,
-                str(text),
-                task.get("answer", task.get("reference")),
-                task["row"],
-                isinstance(text, Cut),
-                self._turn,
-            )
-        )
+        cut = isinstance(text, Cut)
+        return self._judge.judge(Answered(asked, str(text), wanted, task["row"], cut, self._turn))
 
     def _told(self, found: Judged) -> str:
         if self.feedback == "residual" and found.said is not None:

@@ -1,4 +1,5 @@
-"""AgentEvolver's recipes as they are, for a few steps on the real parts: what each of its mechanisms leaves behind."""
+"""AgentEvolver's recipes for a few steps on the real parts, from a start model that was made in a hurry: what each
+mechanism leaves behind."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from replay.server.groups import PLAYED, HeldGroup
 pytestmark = [pytest.mark.ray, pytest.mark.prove]
 
 LIMIT_S = 400.0  # of each command, also on a busy machine
-SHORT = ("steps=3", "evaluation.n=16", "learner.optimizer.warmup_steps=0")
+HURRIED = "model.make.pretrain.steps=120"
+SHORT = (HURRIED, "steps=3", "evaluation.n=16", "learner.optimizer.warmup_steps=0")
 EQUAL = 1e-5  # of two engines' float32 log-probs of one token
 
 
@@ -47,7 +49,7 @@ def test_attributing_trains_on_flagged_steps(tmp_path):
 
 def test_questioning_trains_on_tasks_that_were_found_and_no_others(tmp_path):
     recipe = str(RECIPES / "signs-questioning.yaml")
-    said = done(Command(tmp_path, "question", recipe, "signs-tasks.jsonl", "--explorations", "400"))
+    said = done(Command(tmp_path, "question", recipe, "signs-tasks.jsonl", HURRIED, "--explorations", "400"))
     found = synthetic.read(tmp_path / "signs-tasks.jsonl")
     assert f"{len(found)} tasks of 400 proposed" in said and len(found) > 200
     trained(tmp_path, "signs-questioning")
@@ -57,7 +59,7 @@ def test_a_told_turn_is_written_with_the_log_probs_of_the_question_alone(tmp_pat
     """Of the tokens that the start model sampled after experience, those of its own forward pass without it."""
     pool = "minicraft-experience.jsonl"
     recipe = str(RECIPES / "minicraft-agentevolver.yaml")
-    done(Command(tmp_path, "experience", recipe, pool, "data.train_size=64", "--plays", "4"))
+    done(Command(tmp_path, "experience", recipe, pool, HURRIED, "data.train_size=64", "--plays", "4"))
     lines = trained(tmp_path, "minicraft-agentevolver", "data.train_size=64", "learner.checkpoint_every=10000")
     assert all(0 < line["navigated_share"] < 1 for line in lines)
     told = [path for group in groups(tmp_path, "minicraft-agentevolver") for path in told_by_start(group)]

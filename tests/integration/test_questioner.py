@@ -60,8 +60,8 @@ def task(query: str, actions: list, sure=0.5) -> str:
 
 
 PROPOSED = [
+    task("for the fence a rod craft Please", ROD, 0.4),  # like the next, of which it is less sure
     task("Please craft a rod for the fence", ["inventory", *ROD, "wait"], 0.9),
-    task("for the fence a rod craft Please", SLABS, 0.4),  # alike, and would fail
     task("Craft some slabs for me", [], 0.8),
     task("Craft the slabs that a floor needs", ["get 4 slabs"], 0.7),
     task("Make slabs until all breaks", ["break"]),
