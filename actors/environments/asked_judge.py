@@ -109,6 +109,7 @@ class AskedJudge:
         """Raises EpisodeFailure where no mark comes, SettingError where none ever will, TeacherBudget."""
         key, ask = self._question(answered)
         with self._lock:
+            self._client()  # to import it may take longer than an answer: not within the wait for that
             found = self._asked.get(key)
             if found is None:
                 found = self._asked[key] = asyncio.run_coroutine_threadsafe(ask(), self._living())
