@@ -27,7 +27,7 @@ class SlowCoins(OneAnswer):
         return [{"id": f"{split}/{number}", "number": number} for number in range(TASKS[split])]
 
     def question(self, task: dict) -> str:
-        return f"coin {task['number']}\n"
+        return f"coin {task['id']}\n"
 
     def judge(self, task: dict, text: str) -> Verdict:
         wait()

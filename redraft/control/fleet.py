@@ -29,6 +29,7 @@ from actors.contract import Orders, Report
 from protocols import metrics
 from protocols.errors import FaultError, RedraftError, WeightsError
 from redraft.control import faults
+from redraft.control.actor_manager import manager_class
 from redraft.evaluation.measures import Pass
 
 log = logging.getLogger("redraft.fleet")
@@ -180,11 +181,9 @@ class Fleet:
 
     @cached_property
     def _manager(self):
-        """Made when the first actors are: the import takes seconds, in which their processes start."""
-        from ray.rllib.utils.actor_manager import FaultTolerantActorManager
-
+        """Made when the first actors are, while their processes start."""
         # Of each kind, by its tag: two exchanges, one evaluation.
-        return FaultTolerantActorManager(max_remote_requests_in_flight_per_actor=2)
+        return manager_class()(max_remote_requests_in_flight_per_actor=2)
 
     def _missed(self, number: int) -> tuple:
         """Sorts actors by what is lost when they go."""

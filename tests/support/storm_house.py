@@ -28,6 +28,8 @@ RECIPE = {
         "row_tokens": 128,
         "micro_tokens": 512,
         "attention": "eager",
+        "credit": {"name": "raw"},  # a script answers all episodes of a group alike: compared, none would train
+        "objective": {"name": "sft"},
         "checkpoint_every": 5,
         "record": {"batches": True},
         "optimizer": {"lr": 1.0e-3},

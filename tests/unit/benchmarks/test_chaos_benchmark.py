@@ -41,7 +41,7 @@ def storm(tmp_path, monkeypatch):
 
 def test_it_tells_what_each_fault_cost_and_what_share_of_the_time_made_steps(storm, tmp_path):
     kept_run(tmp_path / "calm")
-    line = chaos.summary(storm, 8.0, tmp_path / "calm")
+    line = chaos.summary(storm, 8.0, tmp_path / "calm", possible(storm, mounted=True))
     assert line["faults"]["kill rank"] == {
         "times": 2, "recovery_p50_s": 25.0, "recovery_p99_s": 30.0, "steps_anew": 4
     }  # fmt: skip
@@ -49,6 +49,9 @@ def test_it_tells_what_each_fault_cost_and_what_share_of_the_time_made_steps(sto
     assert line["lost_by_a_fault_s"] == 1.3, "4 seconds over 3 faults"
     assert line["broken"] == {} and line["groups_lost"] == line["groups_twice"] == 0
     assert line["accuracy"] == {"chaos": 0.5, "chaos_se": 0.1, "calm": 0.5, "calm_se": 0.1}
+    came, no_time, not_here = line["kinds"].values()
+    assert came == ["kill rank", "slow environment"] and not_here == ["cut network"]
+    assert set(came + no_time + not_here) == set(FAULTS), "each kind is told"
     chaos.show(line)
 
 
