@@ -64,7 +64,9 @@ class Source(Protocol):
 
     chunk: int
     identity: list
-    unusable: Unusable | None
+
+    @property
+    def unusable(self) -> Unusable | None: ...
 
     async def found(self, numbers: range, kept: Sequence[dict]) -> list[dict]:
         """What these explorations suggest, in their order, those of each by confidence."""
