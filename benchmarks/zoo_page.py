@@ -54,11 +54,11 @@ def verdict(rows: Sequence[Row]) -> str:
     """Whether it is better, worse, or neither, by the change of what is solved; over seeds, or by the errors of one."""
     if any(one.after is None for one in rows):
         return "not trained"
-    changes = [one.last.solved.value - one.before.solved.value for one in rows]  # pyright: ignore[reportOptionalOperand]
+    changes = [one.last.solved.value - one.before.solved.value for one in rows]
     change, error = spread(changes)
     if error is None:
         error = math.hypot(rows[0].before.solved.error or 0.0, rows[0].last.solved.error or 0.0)
-    said = "better" if change > SURE * error else "worse" if change < -SURE * error else "no change"  # pyright: ignore[reportOptionalOperand]
+    said = "better" if change > SURE * error else "worse" if change < -SURE * error else "no change"
     return f"{said}: {change:+.2f} ±{error:.3f}".replace("0.", ".")
 
 
@@ -132,9 +132,9 @@ def _mean(rows: Sequence[Row], key: str) -> float:
 
 
 def _controls(result: Result) -> list[str]:
-    own = {"the model's reflection": _of(result.rows, lambda summary: summary.sampled.fix_rate)}  # pyright: ignore[reportAttributeAccessIssue]
+    own = {"the model's reflection": _of(result.rows, lambda summary: summary.sampled.fix_rate)}
     for label in result.rows[0].last.controls:
-        own[label] = _of(result.rows, lambda summary, label=label: summary.controls[label].fix_rate)  # pyright: ignore[reportAttributeAccessIssue]
+        own[label] = _of(result.rows, lambda summary, label=label: summary.controls[label].fix_rate)
     name = f"`{result.method.name}`" + f" {OLDER}" * result.older
     return [row([name, label, str(before), str(after)]) for label, (before, after) in own.items()]
 
