@@ -236,6 +236,7 @@ def test_who_does_not_know_its_token_has_nothing_run_in_it():
     session.close()
 
 
+@pytest.mark.prove
 def test_eight_sessions_hold_less_than_600_mb_whatever_they_play():
     names = sorted(scienceworld_tasks.VARIATIONS)
 

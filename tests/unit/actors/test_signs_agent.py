@@ -117,5 +117,5 @@ def test_an_evaluation_plays_and_counts_them_alike(played):
         told = {"sampled": [house.turns for house in played[name][:1]], "independent": [firsts[0].turns]}
         found = summarise(told, 5).sampled
         figures.append((found.accuracy_by_turn, found.keep_rate, found.fix_rate, found.pass_k))
-        assert [turn.episode for turn in firsts[0].turns if turn.role is Role.ATTEMPT] == [0, 1, 2]
+        assert sorted(turn.episode for turn in firsts[0].turns if turn.role is Role.ATTEMPT) == [0, 1, 2]
     assert figures[0] == figures[1]

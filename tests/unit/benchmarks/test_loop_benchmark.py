@@ -15,7 +15,7 @@ RECIPE = {
     "model": {"dtype": "float32", "make": {"hidden": 32, "layers": 2, "heads": 1, "feed_forward": 32}},
     "environment": {"name": "signs", "feedback": "residual"},
     "rollout": {"name": "retry", "turns": 3, "reflect": True},
-    "sampling": {"temperature": 1e-5, "max_tokens": 5},
+    "sampling": {"temperature": 0.01, "max_tokens": 5},
     "actors": {"engine": {"max_length": 128}},
     "learner": {"credit": {"name": "turnwise", "baseline": "batch"}, "objective": {"name": "awr"}},
 }

@@ -11,7 +11,7 @@ from learner.credit_config import CreditFacts
 from protocols.errors import SettingError
 from redraft import recipe
 
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "profiles"]
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 SLEEPS = ["actors.sleep=true", "learner.gpus=0.5", "actors.gpus=0.5", "learner.max_staleness=0"]
 

@@ -318,6 +318,6 @@ def test_the_command_makes_keys_and_says_which_are_secret(tmp_path):
     said = CliRunner().invoke(app, ["keys", "new", str(tmp_path / "run")])
     assert said.exit_code == 0 and keys.client_keys(tmp_path / "run")
     secret = {line.split()[1] for line in said.output.splitlines() if line.split()[0] == "secret"}
-    assert secret == {path.name for path in (tmp_path / "run").glob("*_secret")}
+    assert secret == {path.name for path in (tmp_path / "run").glob("*_secret")} | {"metrics.token"}
     again = CliRunner().invoke(app, ["keys", "new", str(tmp_path / "run")])
     assert isinstance(again.exception, SettingError)

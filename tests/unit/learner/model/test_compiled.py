@@ -55,7 +55,8 @@ def trained(model_path: str, compile: bool, lora: LoraSettings | None) -> tuple[
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("lora", [None, pytest.param(LoraSettings(rank=4), marks=pytest.mark.prove)])
+@pytest.mark.prove
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)])
 def test_steps_are_those_of_the_layers_and_other_lengths_compile_nothing_anew(ranks, model_path, lora):
     found, state, seen = trained(model_path, True, lora)
     wanted, others, _ = trained(model_path, False, lora)

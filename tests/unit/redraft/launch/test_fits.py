@@ -174,7 +174,9 @@ def checked(**values) -> None:
 
 def test_tools_are_for_rollouts_of_actions_and_let_them_ask_for_one_answer():
     checked(**ACT, **ADD)
-    with pytest.raises(SettingError, match=r"^environment\.tools: rollout retry .*no tool is called.*act or search"):
+    with pytest.raises(
+        SettingError, match=r"^environment\.tools: rollout retry .*no tool is called.*act, rollback or search"
+    ):
         checked(rollout={"name": "retry"}, **ADD)
     with pytest.raises(SettingError, match=r"^rollout\.name: act plays many actions"):
         checked(**ACT, environment={"name": "support.sums:Sums"})
