@@ -62,9 +62,10 @@ class Counts:
 class Source(Protocol):
     """Who explores and proposes."""
 
-    chunk: int
-    identity: list
-
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def identity(self) -> list: ...
     @property
     def unusable(self) -> Unusable | None: ...
 
