@@ -191,7 +191,7 @@ def logits_of(linear_nV: Tensor, shape: Shape) -> Tensor:
     if shape.scale != 1.0:
         logits_nV = logits_nV * shape.scale
     if shape.softcap is not None:
-        logits_nV = torch.tanh(logits_nV / shape.softcap).mul_(shape.softcap)
+        logits_nV = torch.tanh(logits_nV / shape.softcap) * shape.softcap  # not in place: tanh keeps it for its slope
     return logits_nV
 
 
