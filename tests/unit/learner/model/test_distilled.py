@@ -9,16 +9,22 @@ import numpy as np
 import pytest
 import torch
 from support.dialogues import groups
+from support.rollout_house import House
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from actors import environments
+from actors.config import DataSettings, EnvironmentSettings
+from actors.rollout_config import RetrySettings
 from learner.batches.batch import prepare
 from learner.config import LearnerSettings
+from learner.lora_config import LoraSettings
 from learner.model.distilled import Distilled, Guide, Measure, divergence_of
 from learner.model.head import Shape
 from learner.model.policy import Policy
 from learner.objectives import loss_of, make
 from learner.ranks.trainer import Trainer
 from learner.sequences import contexts
+from protocols.errors import SettingError
 from protocols.turns import Group
 
 VOCABULARY = 40
@@ -177,3 +183,22 @@ def test_the_average_follows_at_its_rate_and_goes_on_after_a_resume(tmp_path, ra
     ):
         pairs = zip(whole.parameters(), again.parameters(), strict=True)
         assert all(np.array_equal(a.detach().numpy(), b.detach().numpy()) for a, b in pairs)
+
+
+def test_an_adapter_learns_from_the_policy_that_it_is_part_of(tmp_path, ranks):
+    folder = str(tmp_path / "model")
+    model().save_pretrained(folder)
+    (micros,) = prepare(dialogues(3), 0, settings()).micros
+    trainer = Trainer(settings(), folder, steps=2, lora=LoraSettings(rank=4))
+    assert trainer.average is None and trainer.step(micros, 0).gradient_norm > 0
+    with pytest.raises(SettingError, match="Set it to current"):
+        Trainer(settings(objective={"teacher": "ema"}), folder, steps=2, lora=LoraSettings(rank=4))
+
+
+def test_answers_of_a_real_rollout_are_taught_where_another_followed():
+    [task] = environments.tasks(EnvironmentSettings(name="signs"), DataSettings(train_size=1), "train")
+    house = House(RetrySettings(turns=2, episodes=2), lambda prompt: "1+1", "signs", task)
+    group = Group(bytes(16), 1, tuple(house.turns))
+    assert len(contexts(group)) == 2
+    batch = prepare([group], 0, settings(row_tokens=128, micro_tokens=128))
+    assert batch.report.trained_turns == {"attempt": 2}
