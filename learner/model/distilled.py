@@ -76,7 +76,9 @@ class Distilled(torch.autograd.Function):
         from learner.model.policy import logits_of, slices
 
         found = []
-        for linear_nV, teacher_nV, targets_n, temperatures_n in slices(linear_NV, teacher_NV, targets_N, temperatures_N):
+        for linear_nV, teacher_nV, targets_n, temperatures_n in slices(
+            linear_NV, teacher_NV, targets_N, temperatures_N
+        ):
             both = (logits_of(one, shape) / temperatures_n[:, None] for one in (linear_nV, teacher_nV))
             logits_nV, teacher_logits_nV = both
             logprobs_nV = torch.log_softmax(logits_nV, -1)
