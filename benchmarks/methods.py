@@ -82,6 +82,7 @@ METHODS = (
     Method("critique-grpo", "signs-critique-grpo", quick=("steps=15",)),
     Method("erl", "signs-erl", quick=("steps=15",)),
     Method("score", "signs-score", quick=("steps=20", "learner.credit.hold_steps=5")),
+    Method("sdpo", "signs-sdpo", quick=("steps=15",)),
     # Reflections can only be rewarded where they are carried out: a base model trained for longer does so.
     Method("reflect-start", "quickstart", START),
     Method("reflect", "signs-reflect", quick=("steps=15",), start="reflect-start"),

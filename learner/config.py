@@ -214,6 +214,11 @@ class LearnerSettings(Settings):
                 f"credit {self.credit.name} is to compare groups of a batch, of which there is one. "
                 "Set batch_groups to 2 or more"
             )
+        if not self.objective.weighs_credit and not self.credit.facts.chooses:
+            raise ValueError(
+                f"credit {self.credit.name} has no effect with objective {self.objective.name}, which does not ask "
+                "what a turn is worth. Set credit to {name: raw}, whose keep says which turns are trained"
+            )
         if self.average == "constant" and self.objective.normalises:
             raise ValueError(
                 f"average: constant does what token does with objective {self.objective.name}, which scales the "

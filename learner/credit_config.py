@@ -26,6 +26,8 @@ class CreditFacts:
     """Whether it compares groups of a batch with each other."""
     follows_paths: bool = False
     """Whether it follows the turns of an episode from their root."""
+    chooses: bool = False
+    """Whether it is asked which turns are trained, and not only what they are worth."""
     reads_flags: bool = False
     """Whether it reads which steps of an episode were good (`extra.good` of a turn)."""
     instead: str = "take another learner.credit"
@@ -175,6 +177,10 @@ class RawCredit(CreditSettings):
     keep: Literal["all", "better", "best", "success"] = "all"
     """Turns that are trained. better: the first of an episode, and those above the one before. best: the first of an
     episode's best. success: those worth 1 or more."""
+
+    @property
+    def facts(self) -> CreditFacts:
+        return CreditFacts(chooses=True)
 
 
 class ReflectionCredit(CreditSettings):

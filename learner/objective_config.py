@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from protocols.named import OwnSettings, either, name_of, one_of
 from protocols.settings import Settings
@@ -21,6 +21,11 @@ class ObjectiveSettings(Settings):
     def only_sampled(self) -> bool:
         """Whether it trains only what the model sampled on the very ids that are trained."""
         return False
+
+    weighs_credit: ClassVar[bool] = True
+    """Whether it asks more of the credit than which turns are trained."""
+    taught: ClassVar[bool] = False
+    """Whether it trains only turns that another one follows, whose context is the teacher's."""
 
     @property
     def normalises(self) -> bool:
@@ -161,13 +166,40 @@ class SftSettings(ObjectiveSettings):
         return True
 
 
+class DistillSettings(ObjectiveSettings):
+    """Self-distillation: the model that has read what was said of its turn teaches the one that has not (SDPO, arXiv
+    2601.20802). A turn is trained where another one followed it; its teacher's context is that one's."""
+
+    name: Literal["distill"] = "distill"
+    divergence: Literal["reverse", "forward", "jensen_shannon"] = "reverse"
+    """At each token of the response: reverse is KL(model || teacher), as the paper writes it; forward is KL(teacher ||
+    model); jensen_shannon the mean of both to their middle."""
+    top: PositiveInt = 100
+    """The model's likeliest tokens that are looked at, each by itself; all others count as one."""
+    teacher: Literal["ema", "current"] = "ema"
+    """Who reads it: a moving average of the trained weights, of which every rank then holds a copy; or these
+    themselves, as they are, which is all that an adapter or stage 3 can have."""
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """ema: how far it moves to the trained weights after each step of the run."""
+
+    only_sampled: ClassVar[bool] = True
+    weighs_credit: ClassVar[bool] = False
+    taught: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _acts(self):
+        if self.teacher == "current" and self.rate != type(self).model_fields["rate"].default:
+            raise ValueError("objective.rate only acts with objective.teacher: ema. Remove it or set that")
+        return self
+
+
 class OwnObjective(OwnSettings, ObjectiveSettings):
     """An objective of the user's own, see learner/objectives/__init__.py."""
 
 
-KNOWN: tuple[type[ObjectiveSettings], ...] = (GrpoSettings, AwrSettings, SftSettings)
+KNOWN: tuple[type[ObjectiveSettings], ...] = (GrpoSettings, AwrSettings, SftSettings, DistillSettings)
 if TYPE_CHECKING:
-    Objective = GrpoSettings | AwrSettings | SftSettings | OwnObjective
+    Objective = GrpoSettings | AwrSettings | SftSettings | DistillSettings | OwnObjective
 else:
     Objective = one_of(*KNOWN, own=OwnObjective)
 AUTHORED = either([name_of(kind) for kind in KNOWN if not kind().only_sampled])

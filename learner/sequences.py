@@ -15,6 +15,15 @@ import numpy as np
 from protocols.turns import Group, Role, Turn
 
 
+class View(NamedTuple):
+    """What a teacher reads of one turn: `tokens` int32 are the context that it has and the turn's response, which
+    begins there at `prompt`, and at `start` in the sequence."""
+
+    start: int
+    prompt: int
+    tokens: np.ndarray
+
+
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
     """One path of a group, T tokens; arrays are aligned with `tokens`, and speak of the token at their own index.
@@ -33,6 +42,7 @@ class TokenSequence:
     anchored: np.ndarray  # bool[T]
     navigated: np.ndarray  # bool[T], whether they were sampled with experience in the question
     temperatures: np.ndarray  # float32[T], at which they were sampled; 0 where that is the recipe's
+    views: tuple[View, ...] = ()  # of the turns that are trained, where the objective has a teacher
 
 
 class Shares(NamedTuple):
@@ -61,6 +71,22 @@ def brought_along(turn: Turn) -> bool:
     """Whether this is the answer that the task of a dataset of failures begins with: the model did sample it, before
     the run, so that nothing else of an authored turn holds for it."""
     return turn.role is Role.ATTEMPT and turn.after < 0 and bool(np.isnan(turn.logprobs).all())
+
+
+def contexts(group: Group) -> dict[int, np.ndarray]:
+    """Of each turn that another one answers in time (`Turn.after`): the int32 tokens that the other was sampled after,
+    which hold the turn and what was said of it. So a turn has read the feedback on the one before it; nothing more of
+    it is sent or kept. Where several follow, it is the first of them; an error says nothing."""
+    turns = {turn.turn: turn for turn in group.turns if turn.role is not Role.ERROR}
+    found: dict[int, np.ndarray] = {}
+    for turn in turns.values():
+        if turn.after in turns and turn.after not in found:
+            parts, parent = [turn.prompt], turn.parent
+            while parent >= 0:
+                parts += [turns[parent].response, turns[parent].prompt]
+                parent = turns[parent].parent
+            found[turn.after] = np.concatenate(parts[::-1])
+    return found
 
 
 def paths(group: Group) -> Iterator[list[Turn]]:

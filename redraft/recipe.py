@@ -348,6 +348,11 @@ class Recipe(Settings):
                 ", or learner.objective.imitate to true" if "imitate" in type(learner.objective).model_fields else ""
             )
             raise ValueError(f"learner.objective.name: {problem}; set it to {objectives.AUTHORED}{instead}")
+        if learner.objective.taught and not rollout.several:
+            raise ValueError(
+                f"learner.objective.name: {learner.objective.name} trains turns that another one follows, and rollout "
+                f"{rollout.name} writes one answer; set rollout.name to retry"
+            )
         if getattr(learner.objective, "imitate", False) and facts.writes and not facts.authored:
             raise ValueError(
                 f"learner.objective.imitate: rollout {rollout.name} writes nothing that the model did not sample; "

@@ -18,6 +18,8 @@ from itertools import accumulate
 
 import numpy as np
 
+from learner.batches.rows import check_fit, fill_rows
+from learner.batches.views import Views, views_of
 from learner.config import LearnerSettings
 from learner.sequences import Shares, TokenSequence
 
@@ -33,7 +35,8 @@ class MicroBatch:
     `coefficients` and `divergences` are the tokens' shares of the loss of one optimizer step, the batch's number
     `update`, so its micro-batches and ranks just add up. A sequence is whole in one row, with all its tokens that
     count. `places` tell a token of the batch from all others, in whatever optimizer step it is. `chunks` is the same on
-    all ranks: into how many pieces the log-probs are cut.
+    all ranks: into how many pieces the log-probs are cut. `views` is what a teacher reads, where there is one: then
+    every micro-batch of the optimizer step has some, so that ranks forward as often.
     """
 
     tokens: np.ndarray  # int64[B, S]
@@ -51,10 +54,11 @@ class MicroBatch:
     places: np.ndarray  # int64[N]
     chunks: int = 1
     update: int = 0
+    views: Views | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By name."""
-        return {name: getattr(self, name) for name in self.__slots__ if name not in ("chunks", "update")}
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("chunks", "update", "views")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +90,25 @@ def pack(
     offsets = [offsets[index] for index in useful]
     lengths = [len(sequence.tokens) for sequence in sequences]
     divide = alone if settings.packing is False else together
+    divided = divide(lengths, settings)
     micros = [
         _micro([[(sequences[k], shares[k], offsets[k]) for k in row] for row in rows], settings.logprob_chunk)
-        for rows in divide(lengths, settings)
+        for rows in divided
     ]
+    if any(one.views for one in sequences):
+        orders = ([k for row in rows for k in row] for rows in divided)
+        micros = [
+            replace(micro, views=views_of([(sequences[k], shares[k]) for k in order], len(micro.picks), settings))
+            for micro, order in zip(micros, orders, strict=True)
+        ]
     for start in range(0, len(micros), settings.ranks):
         abreast = micros[start : start + settings.ranks]
         chunks = max(micro.chunks for micro in abreast)
         micros[start : start + settings.ranks] = [replace(micro, chunks=chunks, update=update) for micro in abreast]
-    tokens = sum(micro.tokens.size for micro in micros) if useful else 0
-    padding = tokens - sum(len(sequence.tokens) for sequence in sequences)
+    tokens = sum(micro.tokens.size + (micro.views.tokens.size if micro.views else 0) for micro in micros)
+    tokens = tokens if useful else 0
+    read = sum(len(view.tokens) for sequence in sequences for view in sequence.views)
+    padding = tokens - read - sum(len(sequence.tokens) for sequence in sequences)
     return Packed([micros[rank :: settings.ranks] for rank in range(settings.ranks)], tokens, padding)
 
 
@@ -112,7 +125,7 @@ def alone(lengths: Sequence[int], settings: LearnerSettings) -> list[list[list[i
     Those of like length stand together, so that little is padding, and the longest come first, so that ranks that work
     abreast have about as much to do. Rows times the longest of them is at most `micro_tokens`.
     """
-    _check_fit(lengths, settings.row_tokens)
+    check_fit(lengths, settings.row_tokens)
     micros: list[list[int]] = [[]]
     for item in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if micros[-1] and (len(micros[-1]) + 1) * lengths[micros[-1][0]] > settings.micro_tokens:
@@ -123,45 +136,6 @@ def alone(lengths: Sequence[int], settings: LearnerSettings) -> list[list[list[i
         half = -(-len(micros[most]) // 2)
         micros[most : most + 1] = [micros[most][:half], micros[most][half:]]
     return [[[item] for item in micro] for micro in micros]
-
-
-def _check_fit(lengths: Sequence[int], row_tokens: int) -> None:
-    if (longest := max(lengths, default=0)) > row_tokens:
-        raise ValueError(f"a sequence of {longest} tokens does not fit a row of {row_tokens}")
-
-
-def fill_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Which sequences share a row, fullest rows first. ValueError on one that fits none.
-
-    As many rows as first-fit decreasing needs, and these as even as it can fill them (MULTIFIT, Coffman, Garey and
-    Johnson 1978): a micro-batch is as wide as its fullest row, so that evenness saves padding.
-    """
-    _check_fit(lengths, row_tokens)
-    rows = _first_fit(lengths, row_tokens)
-    low, high = max(max(lengths, default=0), -(-sum(lengths) // max(1, len(rows)))), row_tokens
-    while low < high:
-        middle = (low + high) // 2
-        shorter = _first_fit(lengths, middle)
-        if len(shorter) <= len(rows):
-            rows, high = shorter, middle
-        else:
-            low = middle + 1
-    return rows
-
-
-def _first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for item in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        length = lengths[item]
-        row = next((row for row, left in enumerate(room) if left >= length), None)
-        if row is None:
-            rows.append([item])
-            room.append(row_tokens - length)
-        else:
-            rows[row].append(item)
-            room[row] -= length
-    return [rows[row] for row in sorted(range(len(rows)), key=lambda row: room[row])]
 
 
 def _micro(rows: list[list[tuple[TokenSequence, Shares, int]]], logprob_chunk: int) -> MicroBatch:

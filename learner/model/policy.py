@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from learner.model.attention import BOUNDS, bounds, used_by
+from learner.model.distilled import Distilled, Guide
 from learner.model.head import Shape, body_of, compute_in_float32, linear_of, round_first, shape_of
 
 if TYPE_CHECKING:
@@ -59,13 +61,28 @@ class Policy(nn.Module):
         targets_N: Tensor,
         chunks: int = 1,
         temperatures_N: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-prob of each target at the output of flat index `picks`, and the entropy there: float32[N] each.
-        `temperatures` are float32[N], where above 0 in place of the policy's.
+        guide: Guide | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Log-prob of each target at the output of flat index `picks`, and the entropy there: float32[N] each. With a
+        `guide` also the divergence from it, which then alone has a gradient. `temperatures` are float32[N], where above
+        0 in place of the policy's.
 
         `chunks` pieces are computed one after the other, and again in the backward pass; under ZeRO 3 it must be the
         same on all ranks, for each piece gathers the head.
         """
+        hidden_ND = self.hidden(tokens_BS, positions_BS, picks_N)
+        temperatures_N = self._temperatures(targets_N, temperatures_N)
+        parts = [hidden_ND, targets_N, temperatures_N, *([] if guide is None else [guide.hidden_ND])]
+        score = self._score if guide is None else partial(self._distil, guide)
+        pieces = zip(*(part.tensor_split(chunks) for part in parts), strict=True)
+        if chunks == 1 or not torch.is_grad_enabled():
+            results = [score(*piece) for piece in pieces]
+        else:
+            results = [checkpoint(score, *piece, use_reentrant=False) for piece in pieces]
+        return tuple(torch.cat(found) for found in zip(*results, strict=True))
+
+    def hidden(self, tokens_BS: Tensor, positions_BS: Tensor, picks_N: Tensor) -> Tensor:
+        """What the head makes logits of at the flat indices: [N, D]."""
         if not self.packed:
             tokens_BS, positions_BS, picks_N = apart(tokens_BS, positions_BS, picks_N)
         inputs = {"input_ids": tokens_BS, "position_ids": positions_BS, "attention_mask": None, "use_cache": False}
@@ -73,15 +90,7 @@ class Policy(nn.Module):
             inputs |= bounds(positions_BS)
         body = body_of(self.model)
         hidden_BSD = body(**{name: inputs[name] for name in inputs if name in self._takes}).last_hidden_state
-        hidden_ND = hidden_BSD.flatten(0, 1)[picks_N]
-        wholes = (hidden_ND, targets_N, self._temperatures(targets_N, temperatures_N))
-        pieces = zip(*(whole.tensor_split(chunks) for whole in wholes), strict=True)
-        if chunks == 1 or not torch.is_grad_enabled():
-            results = [self._score(*piece) for piece in pieces]
-        else:
-            results = [checkpoint(self._score, *piece, use_reentrant=False) for piece in pieces]
-        logprobs, entropies = zip(*results, strict=True)
-        return torch.cat(logprobs), torch.cat(entropies)
+        return hidden_BSD.flatten(0, 1)[picks_N]
 
     def _temperatures(self, targets_N: Tensor, own_N: Tensor | None) -> Tensor:
         """float32[N]."""
@@ -89,10 +98,19 @@ class Policy(nn.Module):
         return common_N if own_N is None else torch.where(own_N > 0, own_N, common_N)
 
     def _score(self, hidden_ND: Tensor, targets_N: Tensor, temperatures_N: Tensor) -> tuple[Tensor, Tensor]:
+        return Chosen.apply(self._linear(hidden_ND), targets_N, temperatures_N, self.shape)
+
+    def _distil(
+        self, guide: Guide, hidden_ND: Tensor, targets_N: Tensor, temperatures_N: Tensor, teacher_ND: Tensor
+    ) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            teacher_NV = guide.policy._linear(teacher_ND)
+        linear_NV = self._linear(hidden_ND)
+        return Distilled.apply(linear_NV, teacher_NV, targets_N, temperatures_N, self.shape, guide.measure)
+
+    def _linear(self, hidden_ND: Tensor) -> Tensor:
         linear_NV = linear_of(self.model)(hidden_ND)
-        if self.shape.vocabulary is not None:
-            linear_NV = linear_NV[:, : self.shape.vocabulary]
-        return Chosen.apply(linear_NV, targets_N, temperatures_N, self.shape)
+        return linear_NV if self.shape.vocabulary is None else linear_NV[:, : self.shape.vocabulary]
 
 
 def _arguments(body: nn.Module) -> set[str]:
@@ -129,8 +147,8 @@ class Chosen(torch.autograd.Function):
         ctx, linear_NV: Tensor, targets_N: Tensor, temperatures_N: Tensor, shape: Shape
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies = [], []
-        for linear_nV, targets_n, temperatures_n in _slices(linear_NV, targets_N, temperatures_N):
-            logprobs_nV = torch.log_softmax(_logits(linear_nV, shape) / temperatures_n[:, None], -1)
+        for linear_nV, targets_n, temperatures_n in slices(linear_NV, targets_N, temperatures_N):
+            logprobs_nV = torch.log_softmax(logits_of(linear_nV, shape) / temperatures_n[:, None], -1)
             logprobs.append(logprobs_nV.gather(-1, targets_n[:, None]).squeeze(-1))
             shares_nV = logprobs_nV.exp()
             # A token that cannot be sampled has no part in the entropy: 0 times minus infinity would be NaN.
@@ -150,8 +168,8 @@ class Chosen(torch.autograd.Function):
         scale_N = ctx.shape.scale / temperatures_N
         bonuses_N = entropy_N if bonus_N is None else bonus_N * scale_N
         rows = (targets_N, gradient_N * scale_N, entropy_N, bonuses_N, temperatures_N)
-        for linear_nV, targets_n, factor_n, entropy_n, bonus_n, temperatures_n in _slices(linear_NV, *rows):
-            logits_nV = _logits(linear_nV, ctx.shape)
+        for linear_nV, targets_n, factor_n, entropy_n, bonus_n, temperatures_n in slices(linear_NV, *rows):
+            logits_nV = logits_of(linear_nV, ctx.shape)
             tempered_nV = logits_nV / temperatures_n[:, None]
             if bonus_N is None:
                 slope_nV = torch.softmax(tempered_nV, -1).mul_(-factor_n[:, None])
@@ -167,17 +185,17 @@ class Chosen(torch.autograd.Function):
         return linear_NV, None, None, None
 
 
-def _logits(linear_nV: Tensor, shape: Shape) -> Tensor:
+def logits_of(linear_nV: Tensor, shape: Shape) -> Tensor:
     """float32."""
     logits_nV = linear_nV.float()
     if shape.scale != 1.0:
         logits_nV = logits_nV * shape.scale
     if shape.softcap is not None:
-        logits_nV = torch.tanh(logits_nV / shape.softcap).mul_(shape.softcap)
+        logits_nV = torch.tanh(logits_nV / shape.softcap) * shape.softcap  # not in place: tanh keeps it for its slope
     return logits_nV
 
 
-def _slices(logits_NV: Tensor, *others: Tensor):
+def slices(logits_NV: Tensor, *others: Tensor):
     """Views of a few rows of each at a time."""
     rows = max(1, SLICE // logits_NV.shape[-1])
     return zip(*(tensor.split(rows) for tensor in (logits_NV, *others)), strict=True)

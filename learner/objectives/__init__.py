@@ -25,6 +25,7 @@ NAMES = {
     "grpo": "learner.objectives.grpo:Grpo",
     "awr": "learner.objectives.awr:Awr",
     "sft": "learner.objectives.sft:Sft",
+    "distill": "learner.objectives.distill:Distill",
 }
 SETTING = "learner.objective.name"
 
@@ -102,16 +103,19 @@ def loss_of(
     micro: Mapping[str, Tensor],
     reference_N: Tensor | None = None,
     prox_N: Tensor | None = None,
+    divergence_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The micro-batch's part of the loss (a scalar), and its float64[len(STATS)] for the report.
 
     `micro` holds a MicroBatch's arrays of N tokens by name; `reference` are the start model's log-probs of them, `prox`
-    those of the trainer at the start of the batch (None: the same as now).
+    those of the trainer at the start of the batch (None: the same as now), `divergence` is that from the objective's
+    teacher.
     """
     coefficients_N, sampled_N, zero_N = micro["coefficients"], micro["sampled"], torch.zeros_like(logprobs_N)
     prox_N = logprobs_N.detach() if prox_N is None else prox_N
     trained_N = coefficients_N > 0
-    loss, cut_N = zero_N @ logprobs_N, torch.zeros_like(trained_N)  # a rank without work needs a graph, too
+    live_N = logprobs_N if divergence_N is None else divergence_N
+    loss, cut_N = zero_N @ live_N, torch.zeros_like(trained_N)  # a rank without work needs a graph, too
     if trained_N.any():
         tokens = Tokens(
             logprobs=logprobs_N[trained_N],
@@ -122,6 +126,7 @@ def loss_of(
             reference=None if reference_N is None else reference_N[trained_N],
             prox=prox_N[trained_N] if objective.proximal else None,
             navigated=micro["navigated"][trained_N],
+            divergence=None if divergence_N is None else divergence_N[trained_N],
         )
         each_N, cut_N[trained_N] = objective.loss(tokens)
         loss = coefficients_N[trained_N] @ each_N

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learner.model.distilled import Measure
 from protocols.named import Named
 
 S = TypeVar("S", bound=Named)
@@ -32,6 +33,7 @@ class Tokens:
     sequences: Tensor  # int64[N], the number of the token's sequence in the micro-batch
     reference: Tensor | None = None  # float32[N] under the start model, where the objective asks for it
     prox: Tensor | None = None  # float32[N] under prox, where the objective asks for it
+    divergence: Tensor | None = None  # float32[N] from the teacher, with a gradient, where the objective has one
     navigated: Tensor | None = None  # bool[N], sampled with experience in the question
 
     def where(self, chosen_N: Tensor) -> Tokens:
@@ -41,6 +43,15 @@ class Tokens:
             return None if part is None else part[chosen_N]
 
         return Tokens(**{name: chosen(getattr(self, name)) for name in self.__slots__})
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Who has read the continuation of a turn: a moving average of the trained policy, `rate` of the way nearer after
+    each step, or without one that policy itself. `measure` says how the policy is compared with it."""
+
+    measure: Measure
+    rate: float | None = None
 
 
 class Objective(ABC, Generic[S]):
@@ -55,6 +66,8 @@ class Objective(ABC, Generic[S]):
 
     reference: Literal["start"] | None = None
     """The model besides the trained one whose log-probs it needs."""
+    teacher: Teacher | None = None
+    """Another reader of each trained turn. With one only the divergence from it has a gradient, not the log-prob."""
     proximal: bool = False
     """Whether it needs log-probs of the trainer's policy at the start of the batch."""
     kl: float = 0.0

@@ -25,11 +25,13 @@ from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings, OptimizerSettings
 from learner.lora_config import LoraSettings
 from learner.model import attention, compiled
+from learner.model.distilled import Guide
 from learner.model.load import load_model
 from learner.model.policy import Policy
 from learner.model.saved import as_saved, saved_buffers
 from learner.objectives import SETTING, STATS, loss_of, make, per_batch
 from learner.ranks import shards
+from learner.ranks.average import Average
 from learner.ranks.training import Training, begin
 from learner.weights.proof import perturbed
 from protocols.errors import SettingError
@@ -143,6 +145,7 @@ class Trainer:
         self.compiled = False  # whether layers are: see `examine`
         self.packed = False  # whether sequences may share a row: see `examine`
         self.reference = self._start_model()
+        self.average = self._average()
         self.training = self._begin()
 
     def _adapter(self, lora: LoraSettings | None, seed: int) -> Adapter | None:
@@ -162,6 +165,24 @@ class Trainer:
             raise SettingError(SETTING, f"{self.settings.objective.name} {problem}", cure)
         model = self._load().requires_grad_(False)
         return Policy(model.eval(), self.temperature, self.settings.head).to(self.device)
+
+    def _average(self) -> Average | None:
+        """The teacher that follows the trained weights, where there is one. It begins as the start model."""
+        teacher = self.objective.teacher
+        if teacher is None or teacher.rate is None:
+            return None
+        if self.adapter is not None or self.settings.zero == 3:
+            what = "an adapter (model.lora)" if self.adapter is not None else "learner.zero: 3"
+            problem = f"{self.settings.objective.name} keeps a whole average of the weights, which {what} cannot have"
+            raise SettingError("learner.objective.teacher", problem, "Set it to current")
+        model = self._load().requires_grad_(False)
+        policy = Policy(model.eval(), self.temperature, self.settings.head, self.packed).to(self.device)
+        return Average(policy, teacher.rate)
+
+    @property
+    def _beside(self) -> list[Policy]:
+        """The policies beside the trained one."""
+        return [one for one in (self.reference, self.average and self.average.policy) if one is not None]
 
     def _load(self) -> PreTrainedModel:
         """The start model. With attention: auto one that knows no other attention than transformers' gets that."""
@@ -193,6 +214,7 @@ class Trainer:
         self.training.free()
         del self.training  # before its place is needed for the start model
         gc.collect()
+        self.average = self._average()
         self.training = self._begin()
 
     def examine(self, seed: int) -> None:
@@ -216,7 +238,7 @@ class Trainer:
                 policy.model.config.model_type,
             )
         self.packed = bool(settings.packing) and sound
-        for one in filter(None, (policy, self.reference)):
+        for one in (policy, *self._beside):
             one.packed = self.packed
         if compiled.wanted(settings.compile, self.device, self.training.stage):
             self.compiled = self._compiled_alike(seed)
@@ -250,7 +272,7 @@ class Trainer:
         if dist.get_rank() == 0:
             log.info("learner.attention is sdpa: without masks, %s", why)
         self.attention = "sdpa"
-        for one in filter(None, (self.training.policy, self.reference)):
+        for one in (self.training.policy, *self._beside):
             one.model.set_attn_implementation(self.attention)
         return self._examined(seed)
 
@@ -281,6 +303,8 @@ class Trainer:
                 norms.append(self.training.norm)
         if not norms:
             return StepResult(sums.cpu().numpy(), None, lr, applied=True)
+        if self.average is not None:
+            self.average.follow(self.training.policy)
         norm = float(np.mean(norms))
         stats = per_batch(self._over_ranks(sums), self.settings.updates)
         return StepResult(stats, norm, lr, applied=math.isfinite(norm))
@@ -351,8 +375,18 @@ class Trainer:
         tensors, inputs = self._tensors(micro)
         reference = self._reference(inputs)
         prox = None if prox_T is None else prox_T[tensors["places"]]
-        logprobs, entropy = self.training.engine(*inputs)
-        return loss_of(self.objective, logprobs, entropy, tensors, reference, prox)
+        logprobs, entropy, *divergence = self.training.engine(*inputs, self._guide(micro))
+        return loss_of(self.objective, logprobs, entropy, tensors, reference, prox, *divergence)
+
+    @torch.no_grad()
+    def _guide(self, micro: MicroBatch) -> Guide | None:
+        """What the objective's teacher makes of the micro-batch's views, in a forward pass of its own."""
+        teacher, views = self.objective.teacher, micro.views
+        if teacher is None or views is None:
+            return None
+        policy = self.training.policy if self.average is None else self.average.policy
+        arrays = (torch.from_numpy(array).to(self.device) for array in (views.tokens, views.positions, views.picks))
+        return Guide(policy, policy.hidden(*arrays), teacher.measure)
 
     @torch.no_grad()
     def _reference(self, inputs: tuple) -> Tensor | None:
@@ -431,10 +465,14 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """What training goes on from; of frozen weights nothing, for they are those of the start model."""
         shards.save(self.training, folder)
+        if self.average is not None:
+            self.average.save(folder)
 
     def load(self, folder: Path) -> None:
         """Goes on from what `save` of any number of ranks, under any stage, has written."""
         shards.load(self.training, folder)
+        if self.average is not None:
+            self.average.load(folder)
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:

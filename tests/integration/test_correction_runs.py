@@ -24,6 +24,7 @@ SMALL = (
         ("signs-reinforce-pp", 200, 1, {"attempt"}),
         ("signs-ufo", 200, 5, {"attempt"}),
         ("signs-score", 200, 2, {"attempt"}),
+        ("signs-sdpo", 200, 2, {"attempt"}),
         ("minicraft-gigpo", 100, 8, {"action"}),
         ("signs-erl", 200, 2, {"attempt", "reflection", "retry"}),
         ("minicraft-leafe", 200, 8, {"action", "revision"}),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from learner.batches.batch import prepare
 from learner.batches.linearise import linearise
-from learner.batches.packing import fill_rows, pack
+from learner.batches.packing import pack
+from learner.batches.rows import fill_rows
 from learner.config import LearnerSettings
 from learner.objectives import coefficients, make
 from learner.sequences import Linearised, Shares, TokenSequence
