@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from learner.measure import Divergence
 from protocols.named import OwnSettings, either, name_of, one_of
 from protocols.settings import Settings
 
@@ -171,7 +172,7 @@ class DistillSettings(ObjectiveSettings):
     2601.20802). A turn is trained where another one followed it; its teacher's context is that one's."""
 
     name: Literal["distill"] = "distill"
-    divergence: Literal["reverse", "forward", "jensen_shannon"] = "reverse"
+    divergence: Divergence = "reverse"
     """At each token of the response: reverse is KL(model || teacher), as the paper writes it; forward is KL(teacher ||
     model); jensen_shannon the mean of both to their middle."""
     top: PositiveInt = 100
@@ -182,9 +183,12 @@ class DistillSettings(ObjectiveSettings):
     rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """ema: how far it moves to the trained weights after each step of the run."""
 
-    only_sampled: ClassVar[bool] = True
     weighs_credit: ClassVar[bool] = False
     taught: ClassVar[bool] = True
+
+    @property
+    def only_sampled(self) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _acts(self):

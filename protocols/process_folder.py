@@ -16,13 +16,13 @@ from pathlib import Path
 
 PREFIX = "redraft-"
 SHARED = Path("/dev/shm")
-NAME = re.compile(rf"{PREFIX}\w*-(?P<numbers>\w+)-(?P<pid>\d+)")
+NAME = re.compile(rf"{PREFIX}(?P<run>\w*)-(?P<numbers>\w+)-(?P<pid>\d+)")
 
 
 def made(place: Path, run_id: str) -> Path:
     """A new folder of this process in `place`, which its user alone may enter. What an earlier process of the same
     number left there is removed. Raises OSError."""
-    folder = place / f"{PREFIX}{''.join(filter(str.isalnum, run_id))[:6]}-{_numbers()}-{os.getpid()}"
+    folder = place / f"{PREFIX}{label(run_id)}-{_numbers()}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     return folder
@@ -36,16 +36,28 @@ def temporary(run_id: str) -> Path:
     return folder
 
 
-def sweep() -> list[Path]:
-    """Removes the folders of processes that are gone; returns them."""
-    numbers, swept = _numbers(), []
+def label(run_id: str) -> str:
+    """How the names of a run's folders say whose they are."""
+    return "".join(filter(str.isalnum, run_id))[:6]
+
+
+def left() -> dict[Path, str]:
+    """The folders of processes that are gone, and the labels of their runs."""
+    numbers, found = _numbers(), {}
     for place in {SHARED, Path(tempfile.gettempdir())}:
         for folder in place.glob(f"{PREFIX}*"):
-            found = NAME.fullmatch(folder.name)
-            if found and found["numbers"] == numbers and _gone(int(found["pid"])):
-                shutil.rmtree(folder, ignore_errors=True)
-                swept.append(folder)
-    return swept
+            name = NAME.fullmatch(folder.name)
+            if name and name["numbers"] == numbers and _gone(int(name["pid"])):
+                found[folder] = name["run"]
+    return found
+
+
+def sweep() -> list[Path]:
+    """Removes the folders of processes that are gone; returns them."""
+    gone = list(left())
+    for folder in gone:
+        shutil.rmtree(folder, ignore_errors=True)
+    return gone
 
 
 def _numbers() -> str:

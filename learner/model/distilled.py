@@ -7,28 +7,19 @@ are one more outcome. The teacher is a constant: nothing of the gradient goes th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from learner.model.head import Shape
+from learner.measure import Measure
+from learner.model.head import Shape, logits_of, slices
 
 if TYPE_CHECKING:
     from learner.model.policy import Policy
 
-Divergence = Literal["reverse", "forward", "jensen_shannon"]
 LOWEST = torch.finfo(torch.float32).min  # for minus infinity: 0 times that would be NaN
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """`top`: how many tokens stand for themselves. reverse: KL(model || teacher); forward: KL(teacher || model);
-    jensen_shannon: the mean of both to the middle of the two."""
-
-    top: int
-    divergence: Divergence = "reverse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +64,6 @@ class Distilled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, linear_NV, teacher_NV, targets_N, temperatures_N: Tensor, shape: Shape, measure: Measure):
-        from learner.model.policy import logits_of, slices
-
         found = []
         for linear_nV, teacher_nV, targets_n, temperatures_n in slices(
             linear_NV, teacher_NV, targets_N, temperatures_N
@@ -94,8 +83,6 @@ class Distilled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, _logprobs, _entropies, gradient_N: Tensor):
-        from learner.model.policy import logits_of, slices
-
         linear_NV, teacher_NV, temperatures_N = ctx.saved_tensors
         wholes = (teacher_NV, gradient_N, temperatures_N)
         for linear_nV, teacher_nV, gradient_n, temperatures_n in slices(linear_NV, *wholes):

@@ -24,6 +24,7 @@ FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, 
 DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")  # Granite and MiniCPM, Inkling
 MULTIPLIES_BY_SCALING = ("hyperclovax",)  # a Granite in all but the direction of `logits_scaling`
 PIECE = 1 << 22  # elements of the head's weight that are float32 at once
+SLICE = 1 << 22  # logits that are float32 at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +127,19 @@ class Float32Linear(torch.autograd.Function):
 def _pieces(weight_VD: Tensor) -> list[slice]:
     rows = max(1, PIECE // weight_VD.shape[1])
     return [slice(start, start + rows) for start in range(0, len(weight_VD), rows)]
+
+
+def logits_of(linear_nV: Tensor, shape: Shape) -> Tensor:
+    """float32."""
+    logits_nV = linear_nV.float()
+    if shape.scale != 1.0:
+        logits_nV = logits_nV * shape.scale
+    if shape.softcap is not None:
+        logits_nV = torch.tanh(logits_nV / shape.softcap) * shape.softcap  # not in place: tanh keeps it for its slope
+    return logits_nV
+
+
+def slices(logits_NV: Tensor, *others: Tensor):
+    """Views of a few rows of each at a time."""
+    rows = max(1, SLICE // logits_NV.shape[-1])
+    return zip(*(tensor.split(rows) for tensor in (logits_NV, *others)), strict=True)

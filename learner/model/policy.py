@@ -13,13 +13,21 @@ from torch.utils.checkpoint import checkpoint
 
 from learner.model.attention import BOUNDS, bounds, used_by
 from learner.model.distilled import Distilled, Guide
-from learner.model.head import Shape, body_of, compute_in_float32, linear_of, round_first, shape_of
+from learner.model.head import (
+    Shape,
+    body_of,
+    compute_in_float32,
+    linear_of,
+    logits_of,
+    round_first,
+    shape_of,
+    slices,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Head = Literal["model", "float32"]
-SLICE = 1 << 22  # logits that are float32 at once
 
 
 class Policy(nn.Module):
@@ -183,19 +191,3 @@ class Chosen(torch.autograd.Function):
                 slope_nV.mul_(1 - (logits_nV / ctx.shape.softcap).square_())
             linear_nV.copy_(slope_nV)
         return linear_NV, None, None, None
-
-
-def logits_of(linear_nV: Tensor, shape: Shape) -> Tensor:
-    """float32."""
-    logits_nV = linear_nV.float()
-    if shape.scale != 1.0:
-        logits_nV = logits_nV * shape.scale
-    if shape.softcap is not None:
-        logits_nV = torch.tanh(logits_nV / shape.softcap) * shape.softcap  # not in place: tanh keeps it for its slope
-    return logits_nV
-
-
-def slices(logits_NV: Tensor, *others: Tensor):
-    """Views of a few rows of each at a time."""
-    rows = max(1, SLICE // logits_NV.shape[-1])
-    return zip(*(tensor.split(rows) for tensor in (logits_NV, *others)), strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learner.model.distilled import Measure
+from learner.measure import Measure
 from protocols.named import Named
 
 S = TypeVar("S", bound=Named)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from learner.model.distilled import Measure
+from learner.measure import Measure
 from learner.objective_config import DistillSettings
 from learner.objectives.base import Objective, Teacher, Tokens, uncut
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from protocols import process_folder
+
 MARK = "REDRAFT_SUITES"
-SHARED = Path("/dev/shm")
-WEIGHTS = re.compile(r"redraft-(?P<run>\w+)-(?P<owner>\d+)")  # see NodeFiles of actors/transports.py
 LOOK_S = 0.2
 
 
@@ -61,16 +60,15 @@ def _worded(process: psutil.Process) -> str:
 
 def _weights(folder: Path | None) -> list[Path]:
     """The folders of weight files of the suite's runs whose owner has ended."""
-    named = {path: found for path in SHARED.iterdir() if (found := WEIGHTS.fullmatch(path.name))}
-    dead = {path: found["run"] for path, found in named.items() if not psutil.pid_exists(int(found["owner"]))}
-    if not dead or folder is None:
+    gone = {path: run for path, run in process_folder.left().items() if path.parent == process_folder.SHARED}
+    if not gone or folder is None:
         return []
-    runs = {run_id for file in folder.rglob("run.json") if (run_id := _identity(file))}
-    return [path for path, run_id in dead.items() if run_id in runs]
+    runs = {label for file in folder.rglob("run.json") if (label := _label(file))}
+    return [path for path, label in gone.items() if label in runs]
 
 
-def _identity(file: Path) -> str:
-    """As the names of weight files have it; "" where there is none."""
+def _label(file: Path) -> str:
+    """As the names of folders have it; "" where there is none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return json.loads(file.read_text())["id"][:12]
+        return process_folder.label(json.loads(file.read_text())["id"])
     return ""

@@ -8,7 +8,10 @@ import subprocess
 import sys
 
 from support import processes, suite_end
+from support.places import PYTHONPATH
 from support.waiting import until
+
+from protocols import process_folder
 
 HELD = "import signal, socket; held = socket.create_server(('127.0.0.1', 0)); print(flush=True); signal.pause()"
 LEAVES = f"""
@@ -43,14 +46,26 @@ def test_what_ends_with_the_suite_is_not_left_behind(monkeypatch):
     assert suite_end.left("mine", None, 0.0) == []
 
 
+OWNS = """
+import sys
+from pathlib import Path
+
+from protocols import process_folder
+
+process_folder.made(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
 def test_weight_files_are_the_suites_where_their_run_is_and_their_owner_has_ended(monkeypatch, tmp_path):
-    ended = processes.start([sys.executable, "-c", ""])
-    ended.wait()
     shared, runs = tmp_path / "shm", tmp_path / "runs"
-    monkeypatch.setattr(suite_end, "SHARED", shared)
-    for name in (f"redraft-aaaa-{ended.pid}", f"redraft-bbbb-{ended.pid}", f"redraft-aaaa-{os.getpid()}"):
-        (shared / name).mkdir(parents=True)
-    for name, run_id in (("mine", "aaaa"), ("torn", None)):
+    shared.mkdir()
+    monkeypatch.setattr(process_folder, "SHARED", shared)
+    for run_id in ("aaaaaa-1", "bbbbbb-1"):
+        environment = os.environ | {"PYTHONPATH": PYTHONPATH}
+        subprocess.run([sys.executable, "-c", OWNS, shared, run_id], check=True, env=environment)
+    process_folder.made(shared, "aaaaaa-1")  # of a process that lives
+    for name, run_id in (("mine", "aaaaaa-1"), ("torn", None)):
         (runs / name).mkdir(parents=True)
         (runs / name / "run.json").write_text(json.dumps({"id": run_id}) if run_id else '{"id": "bb')
-    assert suite_end.left("mine", runs, 0.0) == [f"the weight files {shared}/redraft-aaaa-{ended.pid}"]
+    [told] = suite_end.left("mine", runs, 0.0)
+    assert told.startswith(f"the weight files {shared}/redraft-aaaaaa-") and not told.endswith(f"-{os.getpid()}")

@@ -18,7 +18,8 @@ from actors.rollout_config import RetrySettings
 from learner.batches.batch import prepare
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
-from learner.model.distilled import Distilled, Guide, Measure, divergence_of
+from learner.measure import Measure
+from learner.model.distilled import Distilled, Guide, divergence_of
 from learner.model.head import Shape
 from learner.model.policy import Policy
 from learner.objectives import loss_of, make

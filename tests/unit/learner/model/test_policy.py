@@ -99,7 +99,7 @@ def test_packed_logprobs_equal_those_of_each_sequence_alone(attention):
 
 
 def test_logprobs_their_entropy_and_gradient_are_those_of_a_plain_log_softmax(monkeypatch):
-    monkeypatch.setattr(logprobs, "SLICE", 3 * VOCABULARY)  # three rows at a time, and a rest
+    monkeypatch.setattr(head, "SLICE", 3 * VOCABULARY)  # three rows at a time, and a rest
     torch.manual_seed(1)
     logits, targets, shares = 3 * torch.randn(7, VOCABULARY), torch.randint(VOCABULARY, (7,)), torch.randn(7)
     ours, plain = (logits.clone().requires_grad_() for _ in range(2))
@@ -175,7 +175,7 @@ def test_logprobs_are_those_of_sampling_at_the_temperature():
 @pytest.mark.parametrize("bonus", [None, 0.4], ids=["log-probs alone", "with an entropy bonus"])
 @pytest.mark.parametrize("shape", [Shape(scale=0.3), Shape(softcap=2.0), Shape(scale=1.7, softcap=3.0)], ids=str)
 def test_scaled_and_capped_logits_have_the_gradient_of_plain_autograd_in_float64(shape, bonus, monkeypatch):
-    monkeypatch.setattr(logprobs, "SLICE", 3 * VOCABULARY)
+    monkeypatch.setattr(head, "SLICE", 3 * VOCABULARY)
     torch.manual_seed(2)
     linear, targets, shares = 3 * torch.randn(7, VOCABULARY), torch.randint(VOCABULARY, (7,)), torch.randn(7)
     ours, plain = linear.clone().requires_grad_(), linear.double().requires_grad_()
