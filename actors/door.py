@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Number
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
@@ -21,6 +21,8 @@ from actors import messages
 from actors.messages import LONGEST_TEXT, Question
 from protocols.errors import SettingError
 from protocols.turns import TOO_LONG
+
+T = TypeVar("T")
 
 LARGEST = float(np.finfo(np.float32).max)
 SHOWN = 80  # characters of a value in an error
@@ -124,16 +126,11 @@ def text(source: str, returned: Any) -> str:
 
 def lessons(source: str, returned: Any) -> list[dict[str, str]]:
     """What episodes have shown: maps of texts `when_to_use` and `content`. Raises EpisodeFailure."""
-    try:
-        if not isinstance(returned, list | tuple):
-            raise _Wrong(f"{_shown(returned)}, which is no list of lessons")
-        return [{key: _text(f"a lesson's {key}", one[key]) for key in ("when_to_use", "content")} for one in returned]
-    except _Wrong as error:
-        raise EpisodeFailure("returned", f"{source} returned {error}") from None
-    except (TypeError, KeyError):
-        raise EpisodeFailure(
-            "returned", f"{source} returned a lesson that is no map with when_to_use and content"
-        ) from None
+
+    def lesson(one: Any) -> dict[str, str]:
+        return {key: _text(f"a lesson's {key}", one[key]) for key in ("when_to_use", "content")}
+
+    return _listed(source, returned, "lesson", "map with when_to_use and content", lesson)
 
 
 def tool(name: str, returned: Any) -> str:
@@ -153,16 +150,22 @@ def tool(name: str, returned: Any) -> str:
 
 def dialogues(source: str, returned: Any) -> list[list[tuple[str, bool]]]:
     """Dialogues as (text, whether the model says it) pieces. Raises EpisodeFailure."""
+
+    def dialogue(told: Any) -> list[tuple[str, bool]]:
+        return [(_text("a piece", said), _boolean("a piece's owner", own)) for said, own in told]
+
+    return _listed(source, returned, "dialogue", "list of pieces (text, own)", dialogue)
+
+
+def _listed(source: str, returned: Any, kind: str, form: str, read: Callable[[Any], T]) -> list[T]:
     try:
         if not isinstance(returned, list | tuple):
-            raise _Wrong(f"{_shown(returned)}, which is no list of dialogues")
-        return [[(_text("a piece", said), _boolean("a piece's owner", own)) for said, own in told] for told in returned]
+            raise _Wrong(f"{_shown(returned)}, which is no list of {kind}s")
+        return [read(one) for one in returned]
     except _Wrong as error:
         raise EpisodeFailure("returned", f"{source} returned {error}") from None
-    except (TypeError, ValueError):
-        raise EpisodeFailure(
-            "returned", f"{source} returned a dialogue that is no list of pieces (text, own)"
-        ) from None
+    except (TypeError, KeyError, ValueError):
+        raise EpisodeFailure("returned", f"{source} returned a {kind} that is no {form}") from None
 
 
 ABOUT = {"reward", "success", "answer", "feedback"}

@@ -7,7 +7,7 @@ turns              0 -> 1 -> 2
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,9 @@ class TokenSequence:
     anchored: np.ndarray  # bool[T]
     navigated: np.ndarray  # bool[T], whether they were sampled with experience in the question
     temperatures: np.ndarray  # float32[T], at which they were sampled; 0 where that is the recipe's
-    views: tuple[View, ...] = ()  # of the turns that are trained, where the objective has a teacher
+    views: tuple[View, ...] = field(
+        default=(), kw_only=True
+    )  # of the turns that are trained, where the objective has a teacher
 
 
 class Shares(NamedTuple):
