@@ -131,6 +131,7 @@ def undisturbed(model: str) -> tuple[dict[int, list[str]], bytes]:
         return history, run.weights()
 
 
+@pytest.mark.prove
 def test_a_learner_that_dies_again_and_again_trains_on_what_an_undisturbed_one_does(model_path):  # noqa: F811
     history, weights = undisturbed(model_path)
     began = 0

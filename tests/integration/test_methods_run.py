@@ -134,6 +134,7 @@ def test_a_search_trains_and_says_what_it_sampled_and_what_it_trained(folder):
     assert summary["generations"] >= sum(line["generations"] for line in lines)
 
 
+@pytest.mark.prove
 def test_two_environments_train_in_one_run_each_with_figures_of_its_own(folder):
     run = Command(folder, "train", "mixed.yaml")
     output = done(run)

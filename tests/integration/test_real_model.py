@@ -17,7 +17,6 @@ from learner.weights.proof import ENOUGH, LIMIT, Proof, perturbed
 from learner.weights.publish import probe_tokens
 from protocols.errors import WeightsError
 from protocols.weights import TRIAL
-from redraft import machine
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.real_model]
 
@@ -124,17 +123,11 @@ ROLLOUTS = {
     "retry": {"name": "retry", "turns": 2, "episodes": 2},
     "reflect": {"name": "reflect", "episodes": 2},
 }
-IN_EVERY_TEST = {("bfloat16" if machine.multiplies_bfloat16() else "float32", "reflect")}
 
 
-@pytest.mark.parametrize(
-    ("dtype", "rollout"),
-    [
-        pytest.param(dtype, rollout, marks=() if (dtype, rollout) in IN_EVERY_TEST else pytest.mark.prove)
-        for dtype in ("bfloat16", "float32")
-        for rollout in ROLLOUTS
-    ],
-)
+@pytest.mark.prove
+@pytest.mark.parametrize("rollout", ROLLOUTS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_real_model_is_trained_and_sampler_and_trainer_differ_by_no_more_than_its_noise(
     model, tmp_path, dtype, rollout
 ):

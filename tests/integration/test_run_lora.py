@@ -13,7 +13,7 @@ from redraft.models.make import prepare
 from redraft.recipe import build
 from redraft.report.compare import read
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.prove]
 
 LORA = {"rank": 4, "targets": ["gate_proj", "up_proj", "down_proj"]}
 

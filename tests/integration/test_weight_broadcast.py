@@ -18,6 +18,7 @@ from redraft.control.client import actor_name  # noqa: F401  sets what Ray reads
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
 
+@pytest.mark.prove
 def test_a_version_reaches_the_others_when_an_engine_is_killed_amid_its_broadcast_and_later_ones_a_new_one(
     tmp_path, monkeypatch
 ):
