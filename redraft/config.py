@@ -36,8 +36,8 @@ class PretrainSettings(Settings):
     """AdamW, for embeddings, norms and biases."""
     warmup: int = Field(default=20, ge=1)
     """Steps of rising learning rate; it then falls linearly to a tenth."""
-    threads: int = Field(default=1, ge=1)
-    """Compute threads."""
+    threads: int | None = Field(default=None, ge=1)
+    """Compute threads; none: as many as the cores that the process may use."""
 
     @model_validator(mode="after")
     def _batches_are_possible(self):

@@ -61,6 +61,7 @@ class AsyncEngine:
             llm = await asyncio.to_thread(_made, output, AsyncLLM.from_engine_args, AsyncEngineArgs(**arguments))
         finally:
             telling.cancel()
+            tell(output.phase)  # what it had come to, also where it was quicker than any look
         await llm.update_weight_version(str(version))
         return cls(llm, requests, version, output, settings.tensor_parallel)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("redraft.models")
 CHARACTERS = "0123456789+-*/()>?=.,;:!@ abcdefghijklmnopqrstuvwxyz"
 PRETRAINED = "pretraining teaches it the form of the dialogues, and not which correction helps"
-RECIPE_OF_MAKING = 2
+RECIPE_OF_MAKING = 3
 """Raised when the same settings would make another model, so that older ones in a cache are not used."""
 RECIPE_OF_FETCHING = 1
 """The same, where the same package would make another model."""

@@ -8,6 +8,7 @@ better afterwards (without that, training on `signs` sharpened first answers and
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -21,6 +22,7 @@ from actors.environments.base import Demonstrates
 from protocols.errors import SettingError
 from redraft import machine
 from redraft.config import PretrainSettings
+from redraft.models.muon import Muon
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +49,7 @@ def pretrain(
     longest = max(turns for turns, _, _ in settings.batch)
     _check_length(source, tokenizer, longest, model.config.max_position_embeddings)
     before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     try:
         return _train(model, tokenizer, settings, source, seed, progress)
     finally:
@@ -105,9 +107,7 @@ def _optimizers(model: torch.nn.Module, settings: PretrainSettings) -> list[torc
     chosen = {id(p) for p in matrices}
     others = [p for _, p in named if id(p) not in chosen]
     return [
-        torch.optim.Muon(
-            matrices, lr=settings.hidden_lr, momentum=0.95, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-        ),
+        Muon(matrices, lr=settings.hidden_lr),
         torch.optim.AdamW(others, lr=settings.other_lr, weight_decay=0.0),
     ]
 
