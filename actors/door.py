@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Number
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 import numpy as np
@@ -302,37 +302,42 @@ def _shown(value: Any) -> str:
 
 # Task sources --------------------------------------------------------------------------------------------------------
 
-CURE = "Return maps that msgpack can carry, each with a text `id` of its own; see actors/environments/base.py"
+
+class TaskSource(NamedTuple):
+    """Where tasks come from, for errors: the setting that named it, itself in words, and what helps."""
+
+    setting: str
+    name: str
+    cure: str = "Return maps that msgpack can carry, each with a text `id` of its own; see actors/environments/base.py"
+
+    def wrong(self, problem: str) -> SettingError:
+        return SettingError(self.setting, f"{self.name} {problem}", self.cure)
 
 
-def tasks(environment: str, split: str, found: Any) -> Sequence[dict]:
+def tasks(source: TaskSource, found: Any) -> Sequence[dict]:
     """`found` itself. Raises SettingError, with the first task that is wrong: each must be a map of its own text `id`,
     which tells plays of one task from those of others, and must be such as can be sent to an actor."""
     if not isinstance(found, Sequence) or isinstance(found, str | bytes):
-        raise _bad_tasks(environment, split, f"returned {_shown(found)}, which is no sequence")
+        raise source.wrong(f"returned {_shown(found)}, which is no sequence")
     seen: dict[str, int] = {}
     for place, task in enumerate(found):
-        number = seen.setdefault(_identity(environment, split, place, task), place)
+        number = seen.setdefault(_identity(source, place, task), place)
         if number != place:
             problem = f"has two tasks of the id {task['id']!r}: number {number} and number {place}"
-            raise _bad_tasks(environment, split, problem)
+            raise source.wrong(problem)
         try:
             msgpack.packb(task)
         except (TypeError, ValueError, OverflowError) as error:
-            raise _bad_tasks(environment, split, f"has a task {task['id']!r} that cannot be sent: {error}") from None
+            raise source.wrong(f"has a task {task['id']!r} that cannot be sent: {error}") from None
     return found
 
 
-def _identity(environment: str, split: str, place: int, task: Any) -> str:
+def _identity(source: TaskSource, place: int, task: Any) -> str:
     if not isinstance(task, dict):
-        raise _bad_tasks(environment, split, f"has {_shown(task)} as task number {place}, which is no map")
+        raise source.wrong(f"has {_shown(task)} as task number {place}, which is no map")
     if "id" not in task:
-        raise _bad_tasks(environment, split, f"has a task without an `id`: number {place}")
+        raise source.wrong(f"has a task without an `id`: number {place}")
     identity = task["id"]
     if not isinstance(identity, str) or not identity:
-        raise _bad_tasks(environment, split, f"has the id {_shown(identity)} in task number {place}, which is no text")
+        raise source.wrong(f"has the id {_shown(identity)} in task number {place}, which is no text")
     return identity
-
-
-def _bad_tasks(environment: str, split: str, problem: str) -> SettingError:
-    return SettingError("environment.name", f"{environment}.tasks({split!r}) {problem}", CURE)

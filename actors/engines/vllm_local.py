@@ -21,6 +21,7 @@ import numpy as np
 
 from actors.config import EngineSettings, SamplingSettings
 from actors.engines import ABORTED, Completion, Live, vllm_common
+from protocols import heap
 from protocols.checksum import Unit
 
 if TYPE_CHECKING:
@@ -216,8 +217,9 @@ def _made(
 ) -> tuple[LLMEngine, vllm_common.Requests]:
     """vLLM's engine with its weights loaded, and what makes requests for it."""
     vllm_common.prepare_process(settings, separate=False, model=model)
-    from vllm import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
+    with heap.lasting():
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
 
     requests = vllm_common.Requests(vllm_common.end_token(model), settings.max_length)
     llm = LLMEngine.from_engine_args(EngineArgs(**vllm_common.engine_arguments(model, dtype, settings, seed)))

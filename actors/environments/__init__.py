@@ -32,6 +32,8 @@ NAMES = {
     "rows": "actors.environments.rows:Rows",
 }
 
+FAILURES_CURE = "Name a file that `redraft failures` wrote"
+
 
 def find(name: str) -> type[TextEnvironment]:
     """The class behind `environment.name`. Raises SettingError listing the known names."""
@@ -77,12 +79,15 @@ def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequ
         if getattr(data, key) is not None:
             cure = "Leave it out, or have a class of your own name it in `reads`"
             raise SettingError(f"data.{key}", f"{settings.name} does not read it", cure)
-    found = door.tasks(
-        settings.name, split, _own(kind, settings, data, split) if failures is None else _failures(failures)
-    )
+    if failures is None:
+        source = door.TaskSource("environment.name", f"{settings.name}.tasks({split!r})")
+        found = door.tasks(source, _own(kind, settings, data, split))
+    else:
+        found = door.tasks(door.TaskSource("data.failures", failures, FAILURES_CURE), _failures(failures))
     size = data.train_size if split == "train" else data.test_size
     if split == "train" and data.synthetic is not None:
-        found, size = door.tasks(settings.name, split, synthetic.mixed(found[:size], data.synthetic)), None
+        source = door.TaskSource("data.synthetic", data.synthetic.path, synthetic.CURE)
+        found, size = door.tasks(source, synthetic.mixed(found[:size], data.synthetic)), None
     if not len(found):
         where = repr(data.path) if data.path else "without a path"
         raise SettingError("data.path", f"{settings.name} has no {split} tasks ({where})", "Name data that holds some")
@@ -100,12 +105,11 @@ def _own(kind: type[TextEnvironment], settings: EnvironmentSettings, data: DataS
 
 
 def _failures(path: str) -> list[dict]:
-    cure = "Name a file that `redraft failures` wrote"
     try:
         found = [json.loads(line) for line in Path(path).read_text("utf-8-sig").split("\n") if line.strip()]
         broken = next((n for n, task in enumerate(found, 1) if not {"id", "attempt"} <= set(task)), None)
     except (OSError, ValueError, TypeError) as error:
-        raise SettingError("data.failures", f"{path} cannot be read: {error}", cure) from None
+        raise SettingError("data.failures", f"{path} cannot be read: {error}", FAILURES_CURE) from None
     if broken is not None:
-        raise SettingError("data.failures", f"line {broken} of {path} has no failed answer", cure)
+        raise SettingError("data.failures", f"line {broken} of {path} has no failed answer", FAILURES_CURE)
     return found

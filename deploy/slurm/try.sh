@@ -11,6 +11,7 @@ real=${VENV:-$root/.venv}
 export NAME=slurm-try
 work=$(mktemp --directory --tmpdir redraft-slurm-XXXX)
 chmod 755 "$work"
+export RAY_TMPDIR=$work # Ray leaves there the address of its cluster, which another program would join
 pids=()
 end() {
     [ -z "${job:-}" ] || timeout 20 scancel "$job" || true

@@ -18,7 +18,7 @@ from learner import checkpoint
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
 from learner.ranks.progress import Progress
-from protocols import log_facts, metrics_page, run_folder, traces
+from protocols import heap, log_facts, metrics_page, run_folder, traces
 from protocols.errors import RedraftError
 from protocols.metrics_page import Listen
 from protocols.nvml import Gpu, GpuWatch, watch
@@ -112,11 +112,12 @@ class Rank:
         Returns where it goes on from. Blocks until all ranks are up.
         Raises SettingError when the checkpoint is another run's, or a part cannot be found.
         """
-        import torch
+        with heap.lasting():
+            import torch
 
-        from learner.credits import find
-        from learner.ranks.commands import Commands, same
-        from learner.ranks.trainer import Trainer, join_ranks
+            from learner.credits import find
+            from learner.ranks.commands import Commands, same
+            from learner.ranks.trainer import Trainer, join_ranks
 
         spec = self.spec
         find(spec.settings.credit)

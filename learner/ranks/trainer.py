@@ -34,6 +34,7 @@ from learner.ranks import shards
 from learner.ranks.average import Average
 from learner.ranks.training import Training, begin
 from learner.weights.proof import perturbed
+from protocols import heap
 from protocols.errors import SettingError
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ def join_ranks(rank: int, world: int, master: tuple[str, int], device: str, time
         "MASTER_PORT": str(port),
         "DS_ACCELERATOR": device,
     }
-    import deepspeed
-    from deepspeed.runtime import bf16_optimizer
+    with heap.lasting():
+        import deepspeed
+        from deepspeed.runtime import bf16_optimizer
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # The optimizer of stage 1 in bfloat16 prints memory reports and notes that no setting turns off.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import DataSettings
+from actors import environments
+from actors.config import DataSettings, EnvironmentSettings
 from actors.environments.base import TextEnvironment
 from actors.environments.countdown import Countdown
 from actors.environments.gsm8k import GSM8K
@@ -82,3 +83,10 @@ def test_numbers_to_combine_need_no_solution_and_are_numbers(tmp_path):
     for wrong in ({"nums": [1, 2, 3], "target": "6"}, {"nums": ["1"], "target": 1}):
         with pytest.raises(SettingError, match="must be whole numbers"):
             read(tmp_path, Countdown, json.dumps(wrong))
+
+
+def test_a_bad_task_of_a_file_is_laid_to_that_file(tmp_path):
+    file = tmp_path / "failures.jsonl"
+    file.write_text('{"id": "a", "attempt": "1"}\n' * 2)
+    with pytest.raises(SettingError, match="data.failures: .*failures.jsonl has two tasks of the id 'a'.*redraft fail"):
+        environments.tasks(EnvironmentSettings(name="signs"), DataSettings(failures=str(file)), "train")
