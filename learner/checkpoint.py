@@ -46,8 +46,9 @@ class RunState:
     """What a checkpoint says of the run. `cursor` is how far the controller is in its tasks: JSON values only.
 
     `published` is the step whose weights were the last to be published (None: those of `step`). `report` is the
-    learner's of the step, for a controller that was gone before it could be told. `ranks`, `zero` and `offload` say
-    who wrote it; others may go on with it.
+    learner's of the step, for a controller that was gone before it could be told. `bound` is what the staleness bound
+    goes on from, empty where the recipe says it. `ranks`, `zero` and `offload` say who wrote it; others may go on with
+    it.
     """
 
     run_id: str
@@ -59,6 +60,7 @@ class RunState:
     published: int | None = None
     offload: str = "none"
     report: dict = field(default_factory=dict)
+    bound: dict = field(default_factory=dict)
 
 
 def newest(run_dir: str | Path) -> Path | None:

@@ -105,8 +105,12 @@ class LearnerSettings(Settings):
     """Groups of a batch: one batch is one step of the run, and one weights version."""
     updates: UpdateSettings = UpdateSettings()
     """Several optimizer steps a batch, as PPO takes them."""
-    max_staleness: NonNegativeInt = 1
-    """eta: most steps between the weights that sampled a token and those that learn from it."""
+    max_staleness: NonNegativeInt | Literal["auto"] = 1
+    """eta: most steps between the weights that sampled a token and those that learn from it. auto begins at 0, and finds
+    the bound at which the learner puts most of its time into effective samples: it rises by one where the learner waits
+    while the bound keeps actors from playing, stays there if less was waited for than the effective sample size has
+    fallen, and falls again when that drops. It needs an objective whose ratios weigh samples (grpo), and groups that
+    are used once, step by step."""
     row_tokens: PositiveInt = 1024
     """Length of a packed row, and of the longest sequence: longer ones lose their end (counted as truncated)."""
     micro_tokens: PositiveInt = 4096
@@ -186,7 +190,9 @@ class LearnerSettings(Settings):
                 f"updates.minibatches ({self.updates.minibatches}) is more than the groups of a batch. "
                 f"Set it to {self.batch_groups} at most, or raise batch_groups"
             )
-        if self.rounds is not None and self.max_staleness < self.rounds.steps - 1:
+        if self.max_staleness == "auto":
+            self._finds_its_bound()
+        elif self.rounds is not None and self.max_staleness < self.rounds.steps - 1:
             steps = self.rounds.steps
             raise ValueError(
                 f"max_staleness ({self.max_staleness}) is too small for rounds of {steps} steps: the last batch of a "
@@ -194,6 +200,20 @@ class LearnerSettings(Settings):
                 "actors play the next round while one is trained, with the weights before"
             )
         return self
+
+    def _finds_its_bound(self) -> None:
+        """Refuses what leaves a bound nothing to go by."""
+        if self.rounds is not None:
+            raise ValueError(
+                "max_staleness: auto cannot be had with rounds, which say by themselves how old the last batch of a "
+                f"round is. Set max_staleness to {self.rounds.steps - 1} or more, or leave rounds out"
+            )
+        if not self.objective.weighs_ratio:
+            raise ValueError(
+                f"max_staleness: auto goes by the effective sample size of importance ratios, by which objective "
+                f"{self.objective.name} does not weigh its samples. Set max_staleness to a number, or objective.name "
+                "to grpo"
+            )
 
     @model_validator(mode="after")
     def _takes_effect(self):

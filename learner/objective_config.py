@@ -25,6 +25,9 @@ class ObjectiveSettings(Settings):
 
     weighs_credit: ClassVar[bool] = True
     """Whether it asks more of the credit than which turns are trained."""
+    weighs_ratio: ClassVar[bool] = False
+    """Whether samples weigh by the ratio of the trainer's policy to the one that sampled them, so that the effective
+    sample size of these ratios is that of what is learned from."""
     taught: ClassVar[bool] = False
     """Whether it trains only turns that another one follows, whose context is the teacher's."""
 
@@ -110,6 +113,8 @@ class GrpoSettings(ObjectiveSettings):
     """Also learn what the model did not sample on the very ids that are trained, as internalised answers: by
     cross-entropy, weighted by what the turn is worth where that is positive, as objective sft does. `learner.roles`
     says how much it weighs beside the rest."""
+
+    weighs_ratio: ClassVar[bool] = True
 
     @property
     def only_sampled(self) -> bool:

@@ -110,7 +110,7 @@ REPLAY_STALLS = Metric(Counter, "replay_credit_stalls_total", "Times a producer 
 # learner, beside what protocols/reports.py declares
 LEARNER_SECONDS = Metric(Counter, "learner_state_seconds_total", "Seconds of the learner by what it does", ("state",))
 PROBE_NOISE = Metric(Gauge, "learner_probe_noise", "How far rounding moves the probe's log-probs, as measured last")
-STALENESS_BOUND = Metric(Gauge, "learner_max_staleness_steps", "learner.max_staleness")
+STALENESS_BOUND = Metric(Gauge, "learner_max_staleness_steps", "Staleness bound in force")
 PUBLISHED = Metric(Gauge, "learner_weights_version", "Version published last")
 CHECKPOINT_TIME = Metric(
     Gauge, "learner_checkpoint_time_seconds", "Unix time of the last checkpoint; before any, of the start of training"

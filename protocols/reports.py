@@ -24,13 +24,15 @@ from protocols.responses import Responses
 @dataclass(frozen=True, slots=True)
 class LearnerReady:
     """Where a learner that is up goes on from, and how many parameters it trains. `cursor` is what the controller said
-    when the checkpoint was written, empty without one; `last` is the report of the checkpoint's step."""
+    when the checkpoint was written, empty without one; `last` is the report of the checkpoint's step. `bound` is the
+    staleness bound that is in force."""
 
     step: int
     incarnation: int
     trained: int
     cursor: Mapping[str, Any] = field(default_factory=dict)
     last: StepReport | None = None
+    bound: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,10 @@ class StepReport(Reported):
     wait_reason: str = measured(
         "What the learner waited for last: groups, straggler, staleness, replay, evaluation", default="groups"
     )
+    held_share: float | None = measured(
+        "Share of the step that was waited while the staleness bound held actors back", Value("learner_held_share")
+    )
+    max_staleness: int | None = measured("Staleness bound from now on", unit="steps", tracked="staleness/bound")
     seconds: dict[str, float] = measured(
         "Seconds by phase; `pack` passes beside the others",
         ByPhase("learner_phase_seconds", "Seconds a step spends by phase"),

@@ -274,7 +274,12 @@ class Recipe(Settings):
             )
         if learner.probe_tokens >= engine.max_length:
             raise ValueError(f"learner.probe_tokens: must be below actors.engine.max_length={engine.max_length}")
-        if learner.max_staleness < uses - 1:
+        if learner.max_staleness == "auto" and uses > 1:
+            raise ValueError(
+                f"learner.max_staleness: auto cannot be had with replay.max_uses={uses}, which lets groups grow old by "
+                f"using them again; set it to {uses - 1} or more, or max_uses to 1"
+            )
+        if learner.max_staleness != "auto" and learner.max_staleness < uses - 1:
             raise ValueError(
                 f"learner.max_staleness: replay.max_uses={uses} uses a group in {uses} steps; set at least {uses - 1}"
             )

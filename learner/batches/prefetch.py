@@ -45,9 +45,9 @@ class Prefetch:
         self._next = _nothing()
         self._before = ReplayStats()  # replay's counts when a batch was last served
 
-    def start(self, step: int) -> None:
+    def start(self, step: int, max_staleness: int) -> None:
         """Begins to claim the batch that the trainer will use when it has done `step` steps."""
-        self._next = self._thread.submit(self._fetch, step)
+        self._next = self._thread.submit(self._fetch, step, max_staleness)
 
     def ready(self, wait_s: float) -> bool:
         """Whether `take` would return at once; waits up to `wait_s` for that."""
@@ -70,13 +70,13 @@ class Prefetch:
             self._client.release(unused.ids)
         self._client.close()
 
-    def _fetch(self, step: int) -> Batch | None:
+    def _fetch(self, step: int, max_staleness: int) -> Batch | None:
         settings, began = self._settings, time.monotonic()
         self.reason = ""
         deadline = began + settings.claim_deadline_s
         while not self._stopping.is_set():
             wait_s = min(POLL_S, max(0.0, deadline - time.monotonic()))
-            claim = self._client.claim(settings.batch_groups, step, settings.max_staleness, wait_s)
+            claim = self._client.claim(settings.batch_groups, step, max_staleness, wait_s)
             self.crowded = claim.stats.fullest > CROWDED
             if claim.groups:
                 self._before = claim.stats

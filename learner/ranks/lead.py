@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ray.exceptions import GetTimeoutError
 from learner import checkpoint
 from learner.batches.batch import Batch
 from learner.batches.prefetch import Prefetch
+from learner.bound import Bound
 from learner.config import LearnerSettings
 from learner.journal import Journal
 from learner.objectives import report
@@ -51,7 +53,26 @@ class Waits:
 
     def __init__(self):
         self.held = "groups"
+        self._since, self._held_s = time.monotonic(), 0.0
         self._rested, self._taken, self._changed = TRIAL, TRIAL, threading.Condition()
+
+    def hold(self, limit: str) -> None:
+        """That is what holds leases back from now on, and what a wait is for."""
+        with self._changed:
+            self._count()
+            self.held = limit
+
+    def held_s(self) -> float:
+        """Seconds since it was asked last in which the staleness bound kept actors from playing."""
+        with self._changed:
+            self._count()
+            held_s, self._held_s = self._held_s, 0.0
+        return held_s
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self._held_s += now - self._since if self.held == "staleness" else 0.0
+        self._since = now
 
     def rested(self, version: int) -> None:
         """Engines on the learner's GPU sleep, until there is a newer version than that."""
@@ -120,6 +141,7 @@ class Lead:
         *,
         steps: int,
         progress: Progress,
+        bound: Bound,
         commands: Commands,
         publisher: Publisher,
         controller,
@@ -137,6 +159,7 @@ class Lead:
         self._settings, self._run_dir, self._run_id, self._world = settings, run_dir, run_id, world
         self._steps, self._progress, self._commands, self._publisher = steps, progress, commands, publisher
         self._controller, self._client, self._prefetch, self._waits = controller, client, prefetch, waits
+        self._bound = bound
         self._transcripts = TranscriptStore(run_dir, settings.record)
         self._journal = Journal(run_dir, steps, world)
         self._rests, self._evaluated, self._saved, self._stopping = rests, evaluated, saved, stopping
@@ -154,18 +177,20 @@ class Lead:
         again.
         """
         metrics.CHECKPOINT_TIME.set_to_current_time()
-        metrics.STALENESS_BOUND.set(self._settings.max_staleness)
+        metrics.STALENESS_BOUND.set(self._bound.now)
         progress, prefetch = self._progress, self._prefetch
+        self._waits.held_s()
         if progress.step < until_step:
-            prefetch.start(progress.step)
+            prefetch.start(progress.step, self._bound.of_claims)
         while progress.step < until_step and not self._stopping.is_set():
             began, seconds = time.monotonic(), {"gather": 0.0, "publish": 0.0, "checkpoint": 0.0}
             batch = self._batch(seconds)
             if batch is None:
                 break
             if progress.step + 1 < until_step:
-                prefetch.start(progress.step + 1)
-            self._last = done = self._train(batch, seconds)
+                prefetch.start(progress.step + 1, self._bound.of_claims)
+            done = self._train(batch, seconds)
+            self._last = done = self._find_bound(done, time.monotonic() - began)
             if progress.step % self._settings.checkpoint_every == 0 or prefetch.crowded:
                 self._checkpoint(seconds)
             done.export()
@@ -221,6 +246,17 @@ class Lead:
             wait_reason=self._waited_for,
             seconds=seconds,
         )
+
+    def _find_bound(self, done: StepReport, lasted_s: float) -> StepReport:
+        """The report with the bound that it has led to. What was waited counts as far as actors were held back in
+        this step: so much more could they have played with a larger bound."""
+        before = self._bound.now
+        held_share = min(done.seconds["wait"], self._waits.held_s()) / lasted_s
+        self._bound.stepped(done.step, done.fit.effective_samples, held_share)
+        if self._bound.now != before:
+            log.info("the staleness bound is %d after step %d, %d before", self._bound.now, done.step, before)
+        metrics.STALENESS_BOUND.set(self._bound.now)
+        return replace(done, held_share=held_share, max_staleness=self._bound.now)
 
     def _let_actors_take(self, seconds: dict[str, float]) -> None:
         """Where an evaluation plays with the version before, actors must have it before the next one takes its
@@ -295,6 +331,7 @@ class Lead:
                 published=progress.published,
                 offload=settings.offload,
                 report={} if self._last is None else self._last.to_json(),
+                bound=self._bound.state,
             )
             with checkpoint.writing(self._run_dir, self._run_id, progress.step) as folder:
                 self._commands.give("checkpoint", str(folder))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learner import checkpoint
+from learner.bound import Bound
 from learner.config import LearnerSettings
 from learner.lora_config import LoraSettings
 from learner.ranks.progress import Progress
@@ -44,7 +45,8 @@ FAILED, ANNOUNCED = "failed", "announced"
 class RankSpec:
     """What one rank is told. `model_path` is the start model also on resume, `steps` those of the whole run,
     `temperature` that of sampling; with `lora` an adapter is trained in place of all weights; with `rests` engines on
-    its GPU sleep while it trains; with `evaluated` some versions are in the course of training."""
+    its GPU sleep while it trains; with `evaluated` some versions are in the course of training; `most_stale` is the
+    largest staleness bound that a run may find for itself."""
 
     rank: int
     world: int
@@ -62,6 +64,7 @@ class RankSpec:
     lora: LoraSettings | None = None
     rests: bool = False
     evaluated: bool = False
+    most_stale: int = 0
     code: Mapping[str, str] = field(default_factory=dict)
     """Sources of the user's own parts, see protocols/own_code.py."""
 
@@ -75,6 +78,7 @@ class Parts:
     group: dist.ProcessGroup
     commands: Commands
     progress: Progress
+    bound: Bound
     saved: Path | None
     resumed: bool
 
@@ -140,13 +144,13 @@ class Rank:
             checkpoint.sweep(spec.run_dir)
         incarnation = checkpoint.next_incarnation(spec.run_dir) if spec.rank == 0 else 0
         folder, incarnation = same((folder, incarnation), group)
-        progress, cursor, last = Progress(incarnation), {}, None
+        progress, cursor, last, kept = Progress(incarnation), {}, None, {}
         if folder is not None:
             state = checkpoint.read(folder, spec.run_id)
             if spec.rank == 0:
                 checkpoint.check(folder)
             trainer.load(folder / checkpoint.TAG)
-            progress.step, cursor = state.step, state.cursor
+            progress.step, cursor, kept = state.step, state.cursor, state.bound
             last = StepReport.from_json(state.report) if state.report else None
             progress.published = state.step if state.published is None else state.published
         trainer.examine(spec.seed)
@@ -156,8 +160,9 @@ class Rank:
                 torch.set_rng_state(torch.load(drawn, weights_only=True))
         packing = spec.settings.model_copy(update={"packing": trainer.packed})  # batches are packed by what it found
         commands = Commands(group, spec.world, self._obey)
-        self._parts.set_result(Parts(trainer, packing, group, commands, progress, folder, resume))
-        return LearnerReady(progress.step, incarnation, trainer.training.trained, cursor, last)
+        bound = Bound(spec.settings.max_staleness, spec.most_stale, kept)
+        self._parts.set_result(Parts(trainer, packing, group, commands, progress, bound, folder, resume))
+        return LearnerReady(progress.step, incarnation, trainer.training.trained, cursor, last, bound.now)
 
     def announce(self, controller) -> None:
         """Announces the weights that training starts from; on resume, replay first takes back what came after them."""
@@ -232,7 +237,7 @@ class Rank:
     def held(self, limit: str) -> None:
         """What a wait for groups is in truth a wait for, says the controller: "groups" where actors may begin some,
         "staleness" or "replay" where that bound or that cap keeps them from it, "evaluation" where one goes on."""
-        self._waits.held = limit
+        self._waits.hold(limit)
 
     def rested(self, version: int) -> None:
         """Engines on this GPU sleep, and will until there is a newer version than that; called from another thread."""
@@ -282,6 +287,7 @@ class Rank:
             spec.world,
             steps=spec.steps,
             progress=parts.progress,
+            bound=parts.bound,
             commands=parts.commands,
             publisher=self._publisher.result(0),
             controller=controller,

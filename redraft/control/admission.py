@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 from actors import environments
-from learner.config import LearnerSettings
 from protocols import metrics
 from protocols.replay_stats import ReplayStats
 from redraft.recipe import Recipe
@@ -36,11 +35,19 @@ def groups_at_once(recipe: Recipe) -> int:
     return max(1, min(recipe.actors.groups, groups))
 
 
-class Admission:
-    """Admits groups while the learner trains. `tell` learns of each change of what limits the leases."""
+def groups_in_play(recipe: Recipe) -> int:
+    """Most groups that the actors of a recipe play at once."""
+    actors = recipe.actors
+    return (actors.autoscale.max if actors.autoscale else actors.count) * groups_at_once(recipe)
 
-    def __init__(self, learner: LearnerSettings, tell: Callable[[str], object]):
-        self._learner, self._limit = learner, Limit(tell)
+
+class Admission:
+    """Admits groups while the learner trains, up to the staleness bound `bound`, which the learner says with each step.
+    `tell` learns of each change of what limits the leases."""
+
+    def __init__(self, batch_groups: int, bound: int, tell: Callable[[str], object]):
+        self.bound = bound
+        self._batch, self._limit = batch_groups, Limit(tell)
 
     def close(self) -> int:
         """None, since no actor is ready."""
@@ -54,8 +61,7 @@ class Admission:
             self._limit.note("replay")
             return 0
         held = stats.claimed + stats.ready
-        bound, batch = self._learner.max_staleness, self._learner.batch_groups
-        room = admissible(bound, version, stats.step, batch, held, running)
+        room = admissible(self.bound, version, stats.step, self._batch, held, running)
         self._limit.note("evaluation" if evaluating else "none" if room else "staleness")
         return room
 

@@ -94,6 +94,7 @@ class Controller:
         self._stopping, self._try_again = threading.Event(), False
         self._announced = Announced()
         self._course: Course | None = None
+        self._admission: Admission | None = None
         self._state: Starting | Exchange = Starting()
         self._closing = contextlib.ExitStack()
 
@@ -150,6 +151,8 @@ class Controller:
         """The learner has done a step."""
         if not self._announced.counts(report.version):
             return
+        if self._admission is not None and report.max_staleness is not None:
+            self._admission.bound = report.max_staleness
         self._trackers.step(self._status.step_done(report))
         self._state.stepped(report)
 
@@ -248,7 +251,8 @@ class Controller:
         ranks = exchange.parts.ranks
         restarts = Restarts(self._run, self._recipe, exchange, course, self._status, self._announced, self._stopping)
         while True:
-            admission = Admission(self._recipe.learner, ranks[0].held.remote)
+            bound, batch_groups = ranks.begins.bound, self._recipe.learner.batch_groups
+            self._admission = admission = Admission(batch_groups, bound, ranks[0].held.remote)
             self._status.phase("training")
             learning = [rank.run.remote(me, self._recipe.steps) for rank in ranks]
             if self._stopping.is_set():

@@ -35,6 +35,8 @@ class Ranks(Sequence[Any]):
         self._run, self._recipe, self._shards = run, recipe, shards
         self._gang = placement.gang(recipe.learner)
         self._handles: list[Any] = []
+        self.begins: LearnerReady
+        """Where those that were set up last go on from."""
         self.served: list[Process] = []
         """Where they serve their metrics."""
         if self._gang is not None:
@@ -67,12 +69,12 @@ class Ranks(Sequence[Any]):
         asked = {rank.address.remote(): f"learner rank {number}" for number, rank in enumerate(self)}
         master = meeting(wait_for_all(asked, start_s, meanwhile))
         setups = {rank.setup.remote(master, resume): f"learner rank {number}" for number, rank in enumerate(self)}
-        begins = wait_for_all(setups, start_s, meanwhile)[0]
+        self.begins = wait_for_all(setups, start_s, meanwhile)[0]
         listen = discovery.listen(self._run, self._recipe.metrics)
         calls = {rank.serves.remote(listen): f"learner rank {number}" for number, rank in enumerate(self)}
         found = wait_for_all(calls, start_s, meanwhile)
         self.served = [("learner", f"learner-{number}", host, port) for number, (host, port) in enumerate(found)]
-        return begins
+        return self.begins
 
     def announce(self, controller: Any, meanwhile: Meanwhile) -> None:
         """Has them announce the weights that training starts from to the controller."""

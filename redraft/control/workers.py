@@ -21,6 +21,7 @@ from actors.actor import Actor
 from actors.config import ActorSettings
 from actors.contract import Spec
 from actors.transports import NodeFiles
+from learner.bound import most_of
 from learner.config import LearnerSettings
 from learner.ranks.rank import Rank, RankSpec
 from protocols import cache, metrics_page, own_code, process_folder, traces
@@ -31,6 +32,7 @@ from redraft import logs
 from redraft import run as runs
 from redraft.config import LogSettings
 from redraft.control import discovery
+from redraft.control.admission import groups_in_play
 from redraft.control.fleet import Fleet
 from redraft.models import make as models
 from redraft.models.make import Wanted
@@ -313,6 +315,7 @@ def start_ranks(
             lora=recipe.model.lora,
             rests=recipe.actors.sleep,
             evaluated=recipe.evaluation.every is not None,
+            most_stale=most_of(groups_in_play(recipe), settings.batch_groups),
             code=runs.code(run.folder, recipe),
         )
         for rank in range(settings.ranks)

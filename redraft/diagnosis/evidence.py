@@ -45,7 +45,10 @@ def in_play(recipe: Recipe) -> int:
     """Most groups that are played at once: what the actors have room for, or admission allows."""
     actors, learner = recipe.actors, recipe.learner
     count = actors.autoscale.max if actors.autoscale else actors.count
-    return min(count * actors.groups, (learner.max_staleness + 1) * learner.batch_groups)
+    most = count * actors.groups
+    if learner.max_staleness == "auto":
+        return most
+    return min(most, (learner.max_staleness + 1) * learner.batch_groups)
 
 
 class RecentPlay:

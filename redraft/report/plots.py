@@ -188,17 +188,19 @@ def responses(lines: Sequence[StepLine]) -> str:
 
 
 def staleness(lines: Sequence[StepLine]) -> str:
-    """Mean staleness of the trained groups, and the band up to the largest."""
+    """Mean staleness of the trained groups, the band up to the largest, and the bound."""
     x = _numbers(line.report.step for line in lines)
     mean = _numbers(line.report.batch.staleness_mean for line in lines)
     most = _numbers(line.report.batch.staleness_max for line in lines)
+    bound = _numbers(line.report.max_staleness for line in lines)
     with drawing() as (canvas, axes):
         axes.fill_between(x, mean, most, color=AFTER, alpha=0.15, step="mid", label="up to the largest")
         axes.plot(x, mean, color=AFTER, label="mean", **_marker(x))
+        axes.step(x, bound, color=INK, where="mid", label="bound")
         _steps(axes, "steps")
-        axes.set_ylim(0, 1.25 * np.nanmax(most, initial=1.0))
+        axes.set_ylim(0, 1.25 * np.nanmax(np.concatenate([most, bound]), initial=1.0))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        legend(axes, columns=2)
+        legend(axes, columns=3)
         return svg(canvas, "staleness")
 
 

@@ -192,7 +192,8 @@ def _of_last_step(status: RunStatus) -> list[tuple[str, str]]:
     if answers := told(batch.responses):
         found.append(("answers", answers))
     mean = batch.staleness_mean
-    found.append(("staleness", NO_DATA if mean is None else f"{mean:.1f} mean, {batch.staleness_max} most"))
+    bound = "" if report.max_staleness is None else f", bound {report.max_staleness}"
+    found.append(("staleness", (NO_DATA if mean is None else f"{mean:.1f} mean, {batch.staleness_max} most") + bound))
     return found
 
 

@@ -264,7 +264,7 @@ def test_one_rank_trains_like_plain_torch_and_a_resume_changes_no_bit(model_path
         second = Learner(model_path, endpoints, run_dir, settings(), resume=True)
         trained = sum(weights.numel() for weights in load_model(model_path, torch.float32, "eager").parameters())
         [ready] = second.ready
-        assert replace(ready, last=None) == LearnerReady(2, 1, trained, {"task": 17})
+        assert replace(ready, last=None) == LearnerReady(2, 1, trained, {"task": 17}, bound=9)
         assert ready.last.to_json() | {"seconds": {}} == told[-1] | {"seconds": {}}, "also where nobody heard it then"
         second.start(3)
         _, resumed, _ = second.finish()
@@ -401,7 +401,7 @@ def test_a_batch_that_trains_nothing_is_a_step_that_moves_no_weight(model_path, 
 def test_a_learner_without_groups_says_whom_it_waited_for(place):
     endpoints, _ = place
     prefetch = Prefetch(Client([endpoints], "learner"), settings(claim_deadline_s=0.2))
-    prefetch.start(0)
+    prefetch.start(0, 9)
     with pytest.raises(
         DeadlineError,
         match=r"learner timed out after 0 s waiting for actors: too few groups are ready.*4 groups make a batch",
@@ -415,7 +415,7 @@ def test_a_batch_that_was_fetched_and_not_taken_is_given_back(place):
     fill(endpoints, groups(BATCH))
     client = Client([endpoints], "test")
     prefetch = Prefetch(Client([endpoints], "learner"), settings())
-    prefetch.start(0)
+    prefetch.start(0, 9)
     until(lambda: client.stats().claimed >= BATCH, "the batch is claimed")
     prefetch.close()
     assert client.stats().claimed == 0 and client.stats().ready == BATCH

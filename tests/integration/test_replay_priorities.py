@@ -231,7 +231,7 @@ def test_advantages_become_priorities_and_weights_reach_the_loss(house):
     choice, priorities, lightest = settings(credit={"name": "raw"}), dict.fromkeys(made, 1.0), []
     with closing(Prefetch(house.client_of("learner"), choice)) as prefetch:
         for step in range(8):
-            prefetch.start(step)
+            prefetch.start(step, choice.max_staleness)
             batch = prefetch.take()
             weights = weights_of(batch.ids, priorities)
             check_batch(batch, prepare([made[group] for group in batch.ids], step, choice, weights.astype(np.float32)))

@@ -54,7 +54,8 @@ anchor_kl gradient_norm lr groups turns sampled_tokens reward reward_by_index su
 reward_by_role reward_parts groups_by_environment reward_by_environment success_by_environment
 flagged_share good_share navigated_share
 staleness_mean staleness_max staleness_counts cut_share unparsed_share response_tokens
-sequences trained_turns tokens padding_share truncated_sequences errors skipped_updates probe_noise wait_reason seconds
+sequences trained_turns tokens padding_share truncated_sequences errors skipped_updates probe_noise wait_reason
+held_share max_staleness seconds
 time_s tokens_per_s
 turns_per_s generations attempts generated_tokens actors leases""".split()
 

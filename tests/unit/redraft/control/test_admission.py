@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from support.places import ROOT
 
-from learner.config import LearnerSettings
 from protocols.replay_stats import ReplayStats
 from redraft import recipe as recipes
 from redraft.control.admission import Admission, groups_at_once
@@ -26,14 +25,14 @@ HELD = ReplayStats(fullest=0.5, claimed=8, ready=4, step=2)
 )
 def test_groups_are_admitted_up_to_the_staleness_bound_while_replay_has_room(changed, running, room, wait):
     told = []
-    admission = Admission(LearnerSettings(batch_groups=8, max_staleness=1), told.append)
+    admission = Admission(8, 1, told.append)
     assert admission.room(version=2, stats=replace(HELD, **changed), running=running) == room
     assert told == [wait]
 
 
 def test_without_a_ready_actor_none_is_admitted_and_the_learner_waits_for_groups():
     told = []
-    admission = Admission(LearnerSettings(), told.append)
+    admission = Admission(8, 1, told.append)
     assert admission.close() == 0 and told == ["groups"]
 
 

@@ -90,7 +90,7 @@ class Claims:
 )
 def test_a_learner_that_waits_counts_while_it_waits_and_says_for_what(clock, reason, limit, state):
     waits, claims, seconds, before = Waits(), Claims(reason, clock), {}, counted(metrics.LEARNER_SECONDS)
-    waits.held = limit
+    waits.hold(limit)
     assert wait(claims, waits, seconds) == (False, state)
     assert grown(before, counted(metrics.LEARNER_SECONDS)) == {state: 1.0}, "counted before the wait is over"
     assert wait(claims, waits, seconds) == (True, state)
