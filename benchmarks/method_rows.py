@@ -40,7 +40,9 @@ class Point:
 class Row:
     """One run. `attempts` are responses sampled for training, reflections apart; `sampled_tokens` those of all
     responses sampled for it; `learner_tokens` those that the learner forwarded, padding included. Evaluations count in
-    none of these, but in CPU-seconds. `commit` ends with + where the tree held changes that were not committed."""
+    none of these, but in CPU-seconds. `commit` ends with + where the tree held changes that were not committed. `fit`
+    are means over steps: the effective share of samples, the share of tokens that a correction masked, staleness, and
+    the share of the learner's time that its bound kept it waiting; with the bound that was in force at the end."""
 
     method: str
     seed: int
@@ -58,6 +60,7 @@ class Row:
     wall_s: float
     steps: int
     curve: tuple[Point, ...] = field(default=())
+    fit: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line, figures with four digits."""
@@ -105,7 +108,21 @@ def of_run(run: Path, **known: Any) -> Row:
             Point(line.step, _sampled(written, line.step), _first(line.summary), line.summary.solved.value)
             for line in records.evaluations(run).own
         ),
+        fit=_fit(records.steps(written)),
     )
+
+
+def _fit(lines: Sequence[StepLine]) -> dict[str, float]:
+    """Of the steps of the history that was kept; a figure that no step has is left out."""
+    figures = {
+        "effective_samples": [line.report.fit.effective_samples for line in lines],
+        "masked_share": [line.report.fit.masked_share for line in lines],
+        "staleness": [line.report.batch.staleness_mean for line in lines],
+        "held_share": [line.report.held_share for line in lines],
+        "bound": [line.report.max_staleness for line in lines[-1:]],
+    }
+    known = {name: [value for value in values if value is not None] for name, values in figures.items()}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
 def _sampled(written: Sequence[StepLine], until: int | None = None) -> int:

@@ -136,11 +136,11 @@ class Failed(Exception):
 class Bench:
     """Runs of some methods in one folder."""
 
-    def __init__(self, folder: Path, quick: bool, methods: Sequence[Method] | None = None):
+    def __init__(self, folder: Path, quick: bool, methods: Sequence[Method] | None = None, rows: Path = ROWS):
         """None: METHODS."""
         self.folder, self.quick = folder.resolve(), quick
         self.methods = tuple(METHODS if methods is None else methods)
-        self.file = None if quick else ROOT / ROWS
+        self.file = None if quick else ROOT / rows
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, name: str) -> Method:
