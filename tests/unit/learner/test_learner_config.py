@@ -68,6 +68,19 @@ REFUSED = {
         {"rounds": {"steps": 4}, "max_staleness": 2},
         "Set max_staleness to 3, or to 7",
     ),
+    "a bound of its own beside rounds": (
+        {"rounds": {"steps": 4}, "max_staleness": "auto"},
+        "auto cannot be had with rounds.* Set max_staleness to 3 or more, or leave rounds out",
+    ),
+    "a bound of its own without ratios to go by": (
+        {"objective": {"name": "awr"}, "max_staleness": "auto"},
+        "objective awr does not weigh its samples. Set max_staleness to a number, or objective.name to grpo",
+    ),
+    "a bound of its own with an objective of which nothing is known": (
+        {"objective": {"name": "mine.py:Mine"}, "max_staleness": "auto"},
+        "objective mine.py:Mine does not weigh its samples",
+    ),
+    "a bound that is no number": ({"max_staleness": "most"}, "max_staleness"),
     "a constant that weights are divided by again": (
         {"objective": {"name": "sft"}, "average": "constant"},
         "average: constant does what token does with objective sft",

@@ -9,7 +9,7 @@ from support.places import ROOT
 
 from protocols.replay_stats import ReplayStats
 from redraft import recipe as recipes
-from redraft.control.admission import Admission, groups_at_once
+from redraft.control.admission import Admission, groups_at_once, groups_in_play
 
 HELD = ReplayStats(fullest=0.5, claimed=8, ready=4, step=2)
 
@@ -30,6 +30,15 @@ def test_groups_are_admitted_up_to_the_staleness_bound_while_replay_has_room(cha
     assert told == [wait]
 
 
+def test_the_bound_is_the_one_that_the_learner_said_last():
+    admission = Admission(8, 1, lambda wait: None)
+    assert admission.room(version=2, stats=HELD, running=4) == 0
+    admission.bound = 3
+    assert admission.room(version=2, stats=HELD, running=4) == 16
+    admission.bound = 0  # what is in play under a larger one is let be
+    assert admission.room(version=2, stats=HELD, running=20) == 0
+
+
 def test_without_a_ready_actor_none_is_admitted_and_the_learner_waits_for_groups():
     told = []
     admission = Admission(8, 1, told.append)
@@ -40,4 +49,10 @@ def test_without_a_ready_actor_none_is_admitted_and_the_learner_waits_for_groups
 def test_no_actor_plays_more_groups_than_there_are_environments_for(instances, groups):
     settings = ["rollout.episodes=4", "actors.groups=100"]
     settings += [] if instances is None else [f"environment.instances={instances}"]
-    assert groups_at_once(recipes.load(ROOT / "recipes" / "quickstart.yaml", settings)) == groups
+    recipe = recipes.load(ROOT / "recipes" / "quickstart.yaml", settings)
+    assert groups_at_once(recipe) == groups and groups_in_play(recipe) == groups
+
+
+def test_all_actors_that_there_may_be_hold_groups_in_play():
+    settings = ["actors.groups=48", "actors.count=2", "actors.autoscale={max: 3}"]
+    assert groups_in_play(recipes.load(ROOT / "recipes" / "signs-grpo.yaml", settings)) == 144

@@ -97,6 +97,19 @@ def test_a_learner_that_waits_counts_while_it_waits_and_says_for_what(clock, rea
     assert grown(before, counted(metrics.LEARNER_SECONDS)) == {state: 2.0} and seconds == {"wait": 2.0}
 
 
+def test_the_time_in_which_the_bound_holds_actors_back_is_told_apart_once(clock):
+    waits = Waits()
+    for limit, seconds in (("staleness", 3.0), ("replay", 5.0), ("staleness", 2.0), ("groups", 7.0)):
+        waits.hold(limit)
+        clock.now += seconds
+    assert waits.held_s() == 5.0 and waits.held_s() == 0.0
+    waits.hold("staleness")
+    clock.now += 1.0
+    assert waits.held_s() == 1.0
+    clock.now += 1.0
+    assert waits.held_s() == 1.0, "it goes on"
+
+
 def test_gathering_and_publishing_are_the_cost_of_weights(clock):
     before, seconds = counted(metrics.LEARNER_SECONDS), {}
     for phase in ("train", "commit", "gather", "publish", "checkpoint"):
