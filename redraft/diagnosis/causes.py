@@ -249,10 +249,12 @@ class Diagnosis:
             )
         if fit.masked_share is None or fit.masked_share <= MOST:
             return None
+        found = self._recipe.learner.max_staleness == "auto"
+        bound = "Set learner.max_staleness to a small number" if found else "Lower learner.max_staleness"
         return (
             f"Step {step} masked {_percent(fit.masked_share)} of its {fit.trained_tokens} tokens: trainer and "
             "sampler disagree about them too much.",
-            "Lower learner.max_staleness or learner.optimizer.lr, raise learner.objective.max_weight, and see whether "
+            f"{bound} or lower learner.optimizer.lr, raise learner.objective.max_weight, and see whether "
             "mismatch_mean is large from the first step on: then the engine computes something else.",
         )
 

@@ -271,7 +271,7 @@ HOW = {
     "hold an answer: raise it, or ask for shorter ones. Where nothing can be parsed, the model does not keep to the "
     "form that the question asks for.",
     "staleness": "How many steps older the weights that sampled were than those that learned. "
-    "It is never above the recipe's bound; always 0 would mean that actors and learner take turns.",
+    "It is never above the bound under which they were played; always 0 would mean that actors and learner take turns.",
     "time": "Much red: the learner waits for groups, so more or faster actors would help. "
     "Much blue: it is the bottleneck. Packing runs beside training and costs no time of its own.",
     "generation": "Tokens that all actors sampled in a second, as the controller counted them.",

@@ -1,4 +1,4 @@
-"""The bound that a run finds for itself: it follows what staleness costs and what waiting costs, and noise moves it not."""
+"""The bound that a run finds for itself follows what staleness and waiting cost, and noise seldom moves it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step says of the staleness bound: the lead measures, decides, and tells it to the controller and checkpoints."""
+"""What a step says of the staleness bound: the lead measures, decides, and tells the controller and checkpoints."""
 
 from __future__ import annotations
 
