@@ -18,7 +18,7 @@ Columns: the first answer to the test tasks before training and after it (one sa
 (the share, mean over steps), masked tokens, staleness, the share of its time for which the bound kept the learner
 waiting, the bound at the end, and wall time with the start of all processes and both evaluations.
 
-Corrections: none, tis, decoupled, sequence-mask, cispo and gspo are settings of objective grpo (docs/methods.md). M2PO's
+Corrections: none, tis, decoupled, sequence-mask, cispo and gspo are settings of grpo (docs/methods.md). M2PO's
 limit on the second moment (arXiv 2510.01161) and DPPO's mask by divergence (arXiv 2602.04879) are no settings of an
 objective here, so they have no rows.
 """

@@ -12,10 +12,10 @@ bound that rises makes the second factor larger and the first smaller. Each step
 up to one above, the worth would have been the largest:
 
 - Effective samples at another bound: those of the step, by the same factor for each step of staleness as from the
-  freshest groups to those of the step. `fresh` is what was measured at bound 0, where every run begins: what trainer and
-  sampler differ by anyway is laid to no bound.
-- Waiting at another bound is what was measured there last. Where none was, nobody knows, and 0 is hoped for: the
-  bound is tried, and left again unless it pays.
+  freshest groups to those of the step. Freshest are those at bound 0, where every run begins: what trainer and sampler
+  differ by anyway is laid to no bound. Where the next bound was tried, they are no more than they were there.
+- Waiting at another bound is what was measured there last. One above all that were tried may spare all of it, as far as
+  anybody knows: where the present bound is worth more than those below, it is tried, and left again unless it pays.
 - Of bounds that are worth the same the smallest is taken: fresher groups cost nothing then.
 
 No number of it is tuned. The bound moves when AGREED steps in a row say so; steps that are trained on groups of the

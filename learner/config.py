@@ -106,9 +106,9 @@ class LearnerSettings(Settings):
     updates: UpdateSettings = UpdateSettings()
     """Several optimizer steps a batch, as PPO takes them."""
     max_staleness: NonNegativeInt | Literal["auto"] = 1
-    """eta: most steps between the weights that sampled a token and those that learn from it. auto begins at 0, and finds
-    the bound at which the learner puts most of its time into effective samples: it rises by one where the learner waits
-    while the bound keeps actors from playing, stays there if less was waited for than the effective sample size has
+    """eta: most steps between the weights that sampled a token and those that learn from it. auto begins at 0 and finds
+    the bound at which most of the learner's time goes into effective samples: it rises by one where the learner waits
+    while the bound keeps actors from playing, stays there if that spares more than the effective sample size has
     fallen, and falls again when that drops. It needs an objective whose ratios weigh samples (grpo), and groups that
     are used once, step by step."""
     row_tokens: PositiveInt = 1024
