@@ -78,9 +78,13 @@ class GrpoSettings(ObjectiveSettings):
     null: any, as in the papers of PPO and GRPO; verl's default is 3."""
     ratio: Literal["token", "sequence"] = "token"
     """Of each token, or one for the whole sequence (GSPO, arXiv 2507.18071)."""
-    loss: Literal["clip", "cispo"] = "clip"
+    loss: Literal["clip", "cispo", "dppo"] = "clip"
     """clip: a token beyond the clip has no gradient. cispo: it keeps the gradient of its log-prob, weighted with the
-    clipped ratio (arXiv 2506.13585)."""
+    clipped ratio (arXiv 2506.13585). dppo: nothing is clipped, and a token has no gradient where its probability has
+    moved further than `max_shift` from that of the sampling policy, the way that its advantage moves it (binary total
+    variation, arXiv 2602.04879)."""
+    max_shift: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """dppo: largest difference of a token's probability."""
     correction: Literal["none", "tis", "decoupled"] = "decoupled"
     """none: clip the ratio to the sampling policy. Others clip the ratio to the trainer's policy at the start of the
     batch, which is 1 unless `learner.updates` takes several optimizer steps a batch; tis: multiply the loss by that
@@ -150,10 +154,18 @@ class GrpoSettings(ObjectiveSettings):
             "kl_estimator": ("kl_reward above 0", self.kl_reward > 0),
             "dual_clip": ("loss: clip", self.loss == "clip"),
             "clip_high_navigated": ("ratio: token", self.ratio == "token"),
+            "max_shift": ("loss: dppo", self.loss == "dppo"),
+            **dict.fromkeys(("clip_low", "clip_high"), ("loss: clip or cispo", self.loss != "dppo")),
         }
         for key, (owner, acts) in owners.items():
             if not acts and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"objective.{key} only acts with objective.{owner}. Remove it or set that")
+        if self.loss == "dppo" and (self.correction, self.ratio, self.clip_high_navigated) != ("none", "token", None):
+            raise ValueError(
+                "objective.loss: dppo has a mask by the probability of each token under the sampling policy in place "
+                "of clips. Set objective.correction to none and objective.ratio to token, and remove "
+                "objective.clip_high_navigated"
+            )
         if self.sequence_mask is not None and not self.sequence_mask[0] < 1 < self.sequence_mask[1]:
             raise ValueError(
                 f"objective.sequence_mask: {list(self.sequence_mask)} does not hold 1, the ratio of equal policies. "

@@ -7,6 +7,7 @@
 | DAPO (arXiv 2503.14476)      | correction none, clip_high 0.28, replay.drop_flat, overlong | token           |
 | GSPO (arXiv 2507.18071)      | correction none, ratio sequence                             | sequence        |
 | CISPO (arXiv 2506.13585)     | correction none, loss cispo                                 | token           |
+| DPPO (arXiv 2602.04879)      | correction none, loss dppo                                  | token           |
 | TIS                          | correction tis                                              | token           |
 | decoupled (arXiv 2505.24298) | correction decoupled, learner.updates with several steps    | token           |
 
@@ -91,6 +92,8 @@ class Grpo(Objective[GrpoSettings]):
 
         cispo: -sg(clip(r)) A log theta, which no clip ends. With a dual clip c also -c A at most, where A < 0.
         """
+        if self.settings.loss == "dppo":
+            return self._within(tokens, advantages_N, older_N)
         settings, (low, high) = self.settings, self.settings.clips
         whole = settings.ratio == "sequence"
         ratio_N = _of_sequences(tokens, older_N) if whole else ratio(tokens.logprobs - older_N)
@@ -108,6 +111,14 @@ class Grpo(Objective[GrpoSettings]):
             cut_N = cut_N | (surrogate_N < floor_N).detach()
             surrogate_N = torch.maximum(surrogate_N, floor_N)
         return -surrogate_N, cut_N
+
+    def _within(self, tokens: Tokens, advantages_N: Tensor, older_N: Tensor) -> tuple[Tensor, Tensor]:
+        """dppo: -r A, or 0 where |theta - older| > max_shift and r A would move it further away."""
+        ratio_N = ratio(tokens.logprobs - older_N)
+        shift_N = (tokens.logprobs.detach().exp() - older_N.exp()).abs()
+        outward_N = advantages_N * (tokens.logprobs.detach() - older_N) > 0
+        cut_N = outward_N & (shift_N > self.settings.max_shift)
+        return -(ratio_N * advantages_N).masked_fill(cut_N, 0.0), cut_N
 
 
 def _of_sequences(tokens: Tokens, older_N: Tensor) -> Tensor:

@@ -52,6 +52,18 @@ REFUSED = {
         {"objective": {"loss": "cispo", "correction": "none", "dual_clip": 3}},
         "objective.dual_clip only acts with objective.loss: clip",
     ),
+    "a shift that nothing masks by": (
+        {"objective": {"correction": "none", "max_shift": 0.1}},
+        "objective.max_shift only acts with objective.loss: dppo",
+    ),
+    "a clip beside a mask by probability": (
+        {"objective": {"correction": "none", "loss": "dppo", "clip_high": 0.28}},
+        "objective.clip_high only acts with objective.loss: clip or cispo",
+    ),
+    "a mask by probability of what is corrected": (
+        {"objective": {"correction": "tis", "loss": "dppo"}, "updates": {"epochs": 2}},
+        "Set objective.correction to none and objective.ratio to token",
+    ),
     "an estimator of a divergence that costs nothing": (
         {"objective": {"kl": 0.1, "kl_estimator": "k3"}},
         "objective.kl_estimator only acts with objective.kl_reward above 0",

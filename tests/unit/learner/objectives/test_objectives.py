@@ -49,6 +49,27 @@ def test_clip_higher_gives_rare_tokens_more_room():
     assert loss == pytest.approx([-1.5]) and slope == pytest.approx([-1.5])
 
 
+@pytest.mark.parametrize(
+    ("older", "now", "advantage", "cut"),
+    [
+        (0.6, 0.9, 1.0, True),  # likelier by 0.3, and to become likelier still
+        (0.6, 0.9, -1.0, False),  # on its way back
+        (0.6, 0.3, -1.0, True),
+        (0.6, 0.3, 1.0, False),
+        (0.6, 0.75, 1.0, False),  # within 0.2, though the ratio is 1.25
+        (0.01, 0.1, 1.0, False),  # a ratio of 10 of what is rare
+    ],
+)
+def test_dppo_masks_a_token_whose_probability_moved_too_far_and_would_move_further(older, now, advantage, cut):
+    current, sampler = logs(now).requires_grad_(), logs(older)
+    tokens = Tokens(current, sampler, sampler < 0, torch.tensor([advantage]), torch.tensor([0]))
+    loss, masked = make(grpo(correction="none", loss="dppo")).loss(tokens)
+    loss.sum().backward()
+    expected = 0.0 if cut else -advantage * now / older
+    assert loss.tolist() == pytest.approx([expected]) and masked.tolist() == [cut]
+    assert current.grad is not None and current.grad.tolist() == pytest.approx([expected])
+
+
 def test_tis_multiplies_by_the_capped_ratio():
     loss, slope, masked = gradient(grpo(correction="tis", tis_cap=2.0), [0.5, 1.0, 10.0], [1.0, 2.0, -1.0])
     assert loss == pytest.approx([-0.5, -2.0, 2.0])
