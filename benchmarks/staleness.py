@@ -55,8 +55,7 @@ SAME = (
     "learner.record={groups: 0}",
     "evaluation={n: 1000, turns: 1, independent: 1, greedy: false}",
 )
-MODEL = "{tokenizer: characters, hidden: 64, layers: 2, heads: 2, feed_forward: 192, pretrain: {steps: 300}}"
-QUICK = ("steps=30", f"model.make={MODEL}", "evaluation.n=200")
+QUICK = ("steps=30", "evaluation.n=200")
 HEADS = (
     *("correction", "bound", "seeds", "right before", "after", "effective samples", "masked"),
     *("staleness", "held by the bound", "bound at the end", "wall s"),
