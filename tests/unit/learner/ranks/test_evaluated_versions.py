@@ -60,18 +60,18 @@ def test_actors_that_never_take_it_end_the_wait_and_a_run_that_ends_does_too():
 
 def test_an_evaluation_counts_towards_no_deadline_of_the_learner():
     waits = Waits()
-    waits.held = "evaluation"
+    waits.hold("evaluation")
     client = SimpleNamespace(close=lambda: None, release=lambda ids: None, claims=0)
 
     def claim(count, step, staleness, wait_s):
         client.claims += 1
         if client.claims == 20:
-            waits.held = "groups"
+            waits.hold("groups")
         return SimpleNamespace(groups=[], stats=ReplayStats(), reason="groups")
 
     client.claim = claim
     prefetch = Prefetch(client, LearnerSettings(claim_deadline_s=0.01), 0, waits.evaluating)
-    prefetch.start(0)
+    prefetch.start(0, 1)
     until(lambda: prefetch.ready(0.1), "the claim has ended", 60)
     assert client.claims > 20, "the deadline began to run when the evaluation was over"
     with pytest.raises(DeadlineError, match="too few groups are ready"):

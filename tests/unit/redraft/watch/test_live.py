@@ -24,7 +24,8 @@ def stepped(**batch) -> StepLine:
         "staleness_mean": 0.8,
         "staleness_max": 2,
     }
-    return StepLine(StepReport(57, 57, FitReport(trained_tokens=900), batch=BatchReport(**known | batch)))
+    fit = FitReport(trained_tokens=900)
+    return StepLine(StepReport(57, 57, fit, batch=BatchReport(**known | batch), max_staleness=3))
 
 
 STATUS = RunStatus(
@@ -138,7 +139,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then_and_at_once_for_news():
     assert sum("training | step" in text for text in lines) == 4
     assert lines[-2:][0] == "12:09:00 stopped" and "done" in lines[-1]
     assert lines[0] == f" 0:00  {PHASES['training']}"
-    assert "learner waits groups 1.2 s/step" in lines[2] and "staleness 0.8 mean, 2 most" in lines[2]
+    assert "learner waits groups 1.2 s/step" in lines[2] and "staleness 0.8 mean, 2 most, bound 3" in lines[2]
 
 
 def test_on_a_terminal_the_time_left_counts_from_the_first_step_seen():
