@@ -52,7 +52,7 @@ class AsyncEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         requests = vllm_common.Requests(vllm_common.end_token(model), settings.max_length)
-        arguments = vllm_common.engine_arguments(model, dtype, settings, seed)
+        arguments = vllm_common.engine_arguments(model, dtype, settings, seed) | {"log_level": "INFO"}
         if sleeps:
             arguments["enable_sleep_mode"] = True
         output = Output()
@@ -136,13 +136,15 @@ class AsyncEngine:
 
 def _made(output: Output, make: Callable, arguments):
     """The engine; its processes write to `output`. Raises RedraftError where one of them ended."""
-    with output, vllm_common.telling():
+    with output:
         try:
             return make(arguments)
         except RuntimeError as error:
             if "core" not in str(error):
                 raise
             failed = error
+        finally:
+            logging.getLogger("vllm").setLevel(logging.ERROR)  # its processes tell how far they are; this one does not
     log.error("vLLM's core ended at its start; its last lines:\n%s", output.end)
     raise RedraftError(f"vLLM's core ended at its start: {output.cause}") from failed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
@@ -10,7 +9,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,18 +92,6 @@ def keep_llvmlite_apart() -> None:
         return found(library, name)
 
     type(ffi.lib).__getattr__ = functions_alone
-
-
-@contextlib.contextmanager
-def telling() -> Iterator[None]:
-    """Processes of vLLM that start inside write how far they are; this one does not."""
-    logging.getLogger("vllm").setLevel(logging.ERROR)  # its import has set another
-    before = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ["VLLM_LOGGING_LEVEL"] = "INFO"
-    try:
-        yield
-    finally:
-        os.environ["VLLM_LOGGING_LEVEL"] = before
 
 
 def keep_compiled(model: Path, environment: MutableMapping[str, str]) -> None:

@@ -33,6 +33,11 @@ RECIPE = {
     "evaluation": {"n": 4, "independent": 1, "greedy": False},
 }
 
+SCRIPTED = {  # of runs in which nothing hangs on what a model says
+    **RECIPE["actors"],
+    "probe_tolerance": 1e6,  # a script has no weights that could be proved
+    "engine": {"name": "scripted", "max_length": 64},
+}
 HEALTHY = {  # recipes that learn, with as many steps as show it
     "quickstart": 20,
     "signs-rise": 20,
@@ -93,7 +98,8 @@ def test_answers_that_are_cut_and_steps_that_train_nothing_are_told_within_half_
 
 
 def test_groups_that_are_all_set_aside_are_told_while_the_run_waits_and_by_the_error_that_ends_it(tmp_path):
-    run = train(tmp_path, replay={"drop_flat": True}, learner={"claim_deadline_s": 25, "credit": {"name": "group"}})
+    waits = {"claim_deadline_s": 25, "credit": {"name": "group"}}
+    run = train(tmp_path, actors=SCRIPTED, replay={"drop_flat": True}, learner=waits)
     run.until(lambda: "groups_flat" in told(run), 200)
     asked = subprocess.run(
         [sys.executable, "-m", "redraft", "status", "stuck", "--json"],
@@ -114,7 +120,7 @@ def test_groups_that_are_all_set_aside_are_told_while_the_run_waits_and_by_the_e
 
 def test_a_judge_that_is_down_is_told_although_the_first_evaluation_ends_the_run(tmp_path):
     enough = {"n": 8, "independent": 4, "greedy": False}
-    judged = {"environment": {"name": "support.dead_ends:Judged"}, "evaluation": enough}
+    judged = {"actors": SCRIPTED, "environment": {"name": "support.dead_ends:Judged"}, "evaluation": enough}
     run = train(tmp_path, **judged, learner={"credit": {"name": "raw"}})
     run.wait(240)
     assert "all 32 episodes of the evaluation broke off" in run.summary("stuck")["error"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.places import ROOT
+from support.waiting import deadline_s
 
 pytestmark = pytest.mark.ray
 
@@ -44,10 +45,9 @@ def check_rise(summary: dict) -> None:
 
 
 def test_rise_turnwise_on_signs_learns_to_correct_itself(tmp_path):
-    """20 iterations of 512 problems: 80 steps of 128."""
-    check_rise(
-        train(tmp_path, str(ROOT / "recipes" / "quickstart.yaml"), "steps=80", "evaluation.greedy=false", limit_s=900)
-    )
+    """15 iterations of 512 problems: 60 steps of 128."""
+    recipe = str(ROOT / "recipes" / "quickstart.yaml")
+    check_rise(train(tmp_path, recipe, "steps=60", "evaluation.greedy=false", limit_s=deadline_s(600)))
 
 
 @pytest.mark.prove

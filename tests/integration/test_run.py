@@ -51,6 +51,18 @@ RECIPE = {
     },
     "evaluation": {"n": 20},
 }
+CREW = RECIPE | {  # its engines are scripted: what is asked of it is what a run's parts do for each other
+    "actors": {
+        "count": 2,
+        "cpus": 0.3,
+        "groups": 32,
+        "probe_tolerance": 1e6,  # a script has no weights that could be proved
+        "engine": {"name": "scripted", "first_token_s": 0.2, "max_length": 128},
+    },
+    "learner": RECIPE["learner"] | {"credit": {"name": "raw"}, "objective": {"name": "sft"}, "restarts": 0},
+    "replay": {"shards": 2},
+}
+"""`learner.restarts` is 0 so that the learner's death is that of the run, which is asked about in the end."""
 
 
 SCRAPED_AGAIN_S = 15  # a second to read the list, a second to scrape, the rest for a busy machine; not the usual minute
@@ -59,7 +71,8 @@ SCRAPED_AGAIN_S = 15  # a second to read the list, a second to scrape, the rest 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("work")
-    (made / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    for name, recipe in (("tiny", RECIPE), ("crew", CREW)):
+        (made / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     return made
 
 
@@ -294,10 +307,8 @@ def traced(collector) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def crew(folder, traced):
     """A run of two actors, to be scaled; it goes on until something ends it."""
-    options = ("steps=2000", "actors.count=2", "actors.cpus=0.3", "replay.shards=2")
-    options += ("learner.restarts=0",)  # so that its death is that of the run, which is asked about in the end
     said = ("logs.format=json", "logs.traces=true")
-    run = Command(folder, "train", "tiny.yaml", *options, *said, "--run", "crew", environment=traced)
+    run = Command(folder, "train", "crew.yaml", "steps=20000", *said, "--run", "crew", environment=traced)
     run.until(lambda: len(run.steps("crew")) >= 2, 180)
     yield run
     if run.process.poll() is None:
@@ -361,7 +372,7 @@ def test_a_group_can_be_followed_from_its_lease_to_the_step_that_used_it(crew, c
 def test_a_run_that_goes_on_is_neither_resumed_nor_renamed(crew, folder, how):
     kept = ("run.json", "recipe.yaml", "checkpoints/incarnation")
     before = [(folder / "runs" / "crew" / file).read_text() for file in kept]
-    second = [sys.executable, "-m", "redraft", "train", "tiny.yaml", "steps=3000", "--run", "crew", how]
+    second = [sys.executable, "-m", "redraft", "train", "crew.yaml", "steps=3000", "--run", "crew", how]
     refused = subprocess.run(
         second, cwd=folder, capture_output=True, text=True, timeout=deadline_s(60), env=ENVIRONMENT
     )
@@ -395,7 +406,7 @@ def test_after_all_that_a_supervised_run_survives_its_controller_and_every_step_
     assert "Go on with: redraft train runs/crew/recipe.yaml --run crew --resume" in redraft(folder, "status", "crew")
     steps = max(crew.steps("crew")) + 8
     options = (f"steps={steps}", "--run", "crew", "--resume", "--restarts", "1")
-    again = Command(folder, "train", "tiny.yaml", *options, environment=traced)
+    again = Command(folder, "train", "crew.yaml", *options, environment=traced)
     again.until(lambda: again.steps("crew")[-1] > steps - 6, 240)
     again.part("ray::Controller").send_signal(signal.SIGKILL)
     output = again.wait(240)

@@ -44,6 +44,7 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.prove
 def test_each_of_two_workers_proves_its_share_and_one_that_skips_a_load_is_found_out(model, monkeypatch):
     monkeypatch.setattr(vllm_common, "WORKER_EXTENSION", "support.skipping_worker.Skipping")
     tokens = tuple(np.random.default_rng(0).integers(0, VOCABULARY, 32).tolist())

