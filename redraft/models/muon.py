@@ -40,8 +40,10 @@ class Muon(torch.optim.Optimizer):
         steps = []
         for parameter in parameters:
             mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
-            mean.lerp_(parameter.grad, 1 - momentum)
-            steps.append(parameter.grad.lerp(mean, momentum))
+            grad = parameter.grad
+            assert grad is not None
+            mean.lerp_(grad, 1 - momentum)
+            steps.append(grad.lerp(mean, momentum))
         moves = orthogonal(torch.stack(steps)) * (-lr * RMS_OF_ADAMW * max(parameters[0].shape) ** 0.5)
         for parameter, move in zip(parameters, moves, strict=True):
             parameter.add_(move)
