@@ -52,7 +52,8 @@ class AsyncEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         requests = vllm_common.Requests(vllm_common.end_token(model), settings.max_length)
-        arguments = vllm_common.engine_arguments(model, dtype, settings, seed) | {"log_level": "INFO"}
+        arguments = vllm_common.engine_arguments(model, dtype, settings, seed)
+        arguments["log_level"] = "INFO"
         if sleeps:
             arguments["enable_sleep_mode"] = True
         output = Output()
