@@ -18,7 +18,7 @@ demo-real: setup ## Train a real model of 135M parameters to do as it is told; a
 quick: setup ## Style, types and unit tests, 5 minutes on two cores; no apt
 	@tools/check.sh style types unit
 
-test: setup ## quick, the docs and all other tests but the long proofs: 28 minutes; asks before it installs with apt
+test: setup ## quick, the docs and all other tests but the long proofs: 27 to 38 minutes by the processor; asks before it installs with apt
 	@tools/debian.sh promtool=prometheus chromium=chromium java=default-jre-headless
 	@tools/check.sh style types docs unit integration
 
