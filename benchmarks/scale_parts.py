@@ -133,7 +133,9 @@ class Consumer:
         """It waits for no evaluation, as it trains nothing."""
 
     def setup(self, master: tuple[str, int], resume: bool) -> LearnerReady:
-        return LearnerReady(step=0, incarnation=0, trained=0)
+        bound = self._recipe.learner.max_staleness
+        assert bound != "auto", "its recipes say the bound"
+        return LearnerReady(step=0, incarnation=0, trained=0, bound=bound)
 
     def announce(self, controller) -> None:
         from learner.weights.publish import Versions

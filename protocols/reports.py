@@ -32,7 +32,7 @@ class LearnerReady:
     trained: int
     cursor: Mapping[str, Any] = field(default_factory=dict)
     last: StepReport | None = None
-    bound: int = 0
+    bound: int = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

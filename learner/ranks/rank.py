@@ -162,7 +162,7 @@ class Rank:
         commands = Commands(group, spec.world, self._obey)
         bound = Bound(spec.settings.max_staleness, spec.most_stale, kept)
         self._parts.set_result(Parts(trainer, packing, group, commands, progress, bound, folder, resume))
-        return LearnerReady(progress.step, incarnation, trainer.training.trained, cursor, last, bound.now)
+        return LearnerReady(progress.step, incarnation, trainer.training.trained, cursor, last, bound=bound.now)
 
     def announce(self, controller) -> None:
         """Announces the weights that training starts from; on resume, replay first takes back what came after them."""

@@ -145,7 +145,7 @@ class Ranks:
 
     def set_up(self, resume: bool, meanwhile) -> LearnerReady:
         assert resume
-        return LearnerReady(2, 1, 10)
+        return LearnerReady(2, 1, 10, bound=1)
 
     def announce(self, controller, meanwhile) -> None:
         controller.newest = weights(version_of(1, 2))
