@@ -1,6 +1,5 @@
-"""Muon, with its iteration in float32: that of torch is in bfloat16, which half of all processors only emulate.
-
-On a processor with AVX2 alone, torch's took more than half of pretraining a model made here.
+"""Muon, with its iteration in float32: that of torch is in bfloat16, which processors without
+instructions for it emulate. On one with AVX2 alone, torch's took half of pretraining a model made here.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import torch
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration. Source: K. Jordan et al., "Muon", 2024."""
 ITERATIONS = 5
+MOMENTUM = 0.95
 RMS_OF_ADAMW = 0.2
 """What an update's root mean square is brought to, so that rates for AdamW serve. Source: arXiv:2502.16982, 2.2."""
 
@@ -19,8 +19,8 @@ RMS_OF_ADAMW = 0.2
 class Muon(torch.optim.Optimizer):
     """For matrices [out, in]: each step is Nesterov's momentum made orthogonal, times `lr`."""
 
-    def __init__(self, matrices: list[torch.nn.Parameter], lr: float, momentum: float = 0.95):
-        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+    def __init__(self, matrices: list[torch.nn.Parameter], lr: float):
+        super().__init__(matrices, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -33,24 +33,25 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     moved[tuple(parameter.shape)].append(parameter)
             for parameters in moved.values():
-                self._move(parameters, group["lr"], group["momentum"])
+                self._move(parameters, group["lr"])
 
-    def _move(self, parameters: list[torch.Tensor], lr: float, momentum: float) -> None:
+    def _move(self, parameters: list[torch.Tensor], lr: float) -> None:
         """Those of one shape, in one go."""
         steps = []
         for parameter in parameters:
             mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
             grad = parameter.grad
             assert grad is not None
-            mean.lerp_(grad, 1 - momentum)
-            steps.append(grad.lerp(mean, momentum))
+            mean.lerp_(grad, 1 - MOMENTUM)
+            steps.append(grad.lerp(mean, MOMENTUM))
         moves = orthogonal(torch.stack(steps)) * (-lr * RMS_OF_ADAMW * max(parameters[0].shape) ** 0.5)
         for parameter, move in zip(parameters, moves, strict=True):
             parameter.add_(move)
 
 
 def orthogonal(steps_NOI: torch.Tensor) -> torch.Tensor:
-    """float32 [N, O, I]: each matrix with its singular values brought near 1, between .7 and 1.2."""
+    """float32 [N, O, I]: each matrix with its singular values brought near 1: but for the very small ones between
+    .65 and 1.2."""
     tall = steps_NOI.shape[1] > steps_NOI.shape[2]
     found = (steps_NOI.mT if tall else steps_NOI).float()
     found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # the largest is 1 at most

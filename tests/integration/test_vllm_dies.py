@@ -9,6 +9,7 @@ import pytest
 
 from actors import engines
 from actors.config import EngineSettings, EnvironmentSettings
+from actors.engines import vllm_common
 from protocols.errors import RedraftError
 from redraft.config import MakeSettings, ModelSettings
 from redraft.models.make import prepare
@@ -16,6 +17,18 @@ from redraft.models.make import prepare
 pytestmark = pytest.mark.vllm
 
 
+@pytest.fixture
+def frozen():
+    """What an engine in this process does to its environment: vLLM's settings are read once, and no more."""
+    vllm_common.prepare_process(EngineSettings(), separate=False)
+    from vllm import envs
+
+    envs.enable_envs_cache()
+    yield
+    envs.disable_envs_cache()
+
+
+@pytest.mark.usefixtures("frozen")
 def test_the_error_of_a_core_that_dies_at_its_start_is_told_and_how_far_it_had_come(tmp_path, caplog):
     settings = ModelSettings(make=MakeSettings(seed=0), dtype="float32")
     model = prepare(settings, EnvironmentSettings(name="signs"), tmp_path, print)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from actors import environments
-from actors.config import DataSettings, EnvironmentSettings
+from actors import environments, synthetic
+from actors.config import DataSettings, EnvironmentSettings, SyntheticSettings
 from actors.environments.base import TextEnvironment
 from actors.environments.countdown import Countdown
 from actors.environments.gsm8k import GSM8K
@@ -85,8 +85,13 @@ def test_numbers_to_combine_need_no_solution_and_are_numbers(tmp_path):
             read(tmp_path, Countdown, json.dumps(wrong))
 
 
-def test_a_bad_task_of_a_file_is_laid_to_that_file(tmp_path):
-    file = tmp_path / "failures.jsonl"
-    file.write_text('{"id": "a", "attempt": "1"}\n' * 2)
-    with pytest.raises(SettingError, match="data.failures: .*failures.jsonl has two tasks of the id 'a'.*redraft fail"):
-        environments.tasks(EnvironmentSettings(name="signs"), DataSettings(failures=str(file)), "train")
+def test_a_task_that_is_twice_in_a_file_is_laid_to_that_file(tmp_path):
+    failures, made = tmp_path / "failures.jsonl", tmp_path / "made.jsonl"
+    failures.write_text('{"id": "a", "attempt": "1"}\n' * 2)
+    task = {"id": synthetic.identity("q", ["r"]), "query": "q", "reference": ["r"], "proved": True}
+    made.write_text((json.dumps(task) + "\n") * 2)
+    data = {"failures": DataSettings(failures=str(failures))}
+    data["synthetic"] = DataSettings(train_size=4, synthetic=SyntheticSettings(path=str(made)))
+    for name, settings in data.items():
+        with pytest.raises(SettingError, match=rf"data.{name}: .*jsonl has two tasks of the id .*`redraft"):
+            environments.tasks(EnvironmentSettings(name="signs"), settings, "train")
