@@ -20,6 +20,7 @@ from support.places import PYTHONPATH
 from support.waiting import deadline_s
 
 from benchmarks.scale_parts import Consumer, start_consumer
+from protocols import process_folder
 from protocols.reports import LearnerEnded, RunStatus, StepReport
 from redraft import run as runs
 from redraft.control import autoscale
@@ -162,6 +163,7 @@ def cluster():
     yield made
     ray.shutdown()
     made.shutdown()
+    process_folder.sweep()  # as a command does whose Ray has ended: owners of weight files are ended with it here
 
 
 @pytest.fixture
