@@ -41,7 +41,7 @@ how_far() {
 }
 
 # install WHAT ARGUMENTS...: what pip says goes to a log (of an index, say, that has nothing for us); what is told
-# meanwhile is how far it is. Fails as pip does.
+# meanwhile is how far it is. Fails as pip does. pip would compile on one core: that is left to `compiled`.
 install() {
     local what=$1 before code=0
     shift
@@ -50,7 +50,8 @@ install() {
     say "$what: looking for it"
     (while sleep "$tick_s" && kill -0 $$ 2>/dev/null; do say "$what: $(how_far "$before")"; done) &
     ticker=$!
-    .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off "$@" >>"$log" 2>&1 || code=$?
+    .venv/bin/python -m pip install --no-compile --disable-pip-version-check --progress-bar off "$@" \
+        >>"$log" 2>&1 || code=$?
     stop_ticker
     [ "$code" -eq 0 ] && say "$what: $(how_far "$before")"
     [ -t 1 ] && echo
@@ -65,9 +66,18 @@ needed() {
     { grep -v "^WARNING: Location '.*' is ignored" "$log" || true; } | tail -n 20 >&2
     exit 1
 }
+
+# What has been installed, as Python would compile it when it is first imported; on all cores. A package may hold files
+# for another Python, which are not this one's: what cannot be compiled says so when it is imported.
+compiled() {
+    say "compiling what has been installed"
+    .venv/bin/python -m compileall -q -j 0 .venv/lib >>"$log" 2>&1 || true
+    [ -t 1 ] && echo
+    return 0
+}
 trap stop_ticker EXIT
 
-echo "setting up .venv from $pins (two to three minutes, 4 GB)"
+echo "setting up .venv from $pins (two to four minutes, 4 GB)"
 say "an empty environment"
 "$python" -m venv --clear .venv
 [ -t 1 ] && echo
@@ -78,9 +88,10 @@ if [ "$kind" = cpu ]; then
 else
     needed "the pinned packages" --requirement "$pins"
 fi
-[ "${1:-}" = requirements ] && exit
+[ "${1:-}" = requirements ] && compiled && exit
 needed "what builds the documentation" --no-deps --requirement requirements/docs.txt
 needed "Redraft itself" --no-deps --no-build-isolation --editable .
+compiled
 echo "$want" >"$stamp"
 say "ready"
 [ -t 1 ] && echo
