@@ -56,18 +56,20 @@ class Method:
     """Most seeds."""
     made: str = ""
     """What is made before it with the base model, and named in the recipe: experience (also told of other tasks, or in
-    the question for good), or tasks."""
+    the question for good), tasks, or both, experience of those tasks, too."""
 
 
 QUICK = ("evaluation.n=250", "evaluation.greedy=false")  # of every method with --quick
 SHORT = ("steps=40",)
-EXPLORATIONS = 20_000
+EXPLORATIONS = {"tasks": 20_000, "both": 1_000}  # for all tasks of signs, and for as many as the recipe has
 START = ("steps=12", "model.make.pretrain.steps=900", "learner.optimizer.warmup_steps=5", "evaluation.greedy=false")
 # The first answer is planned by a reflection on the draft of all plus signs, as a retry is by one on a failed answer.
 PLAN = ("rollout.plan={}", "environment.options={draft: true}")
 OTHERS = ROOT / "benchmarks" / "evolver.py"
 FLAGGED = f"environment.name={OTHERS}:Flagged"
 TOLD = "rollout.experience=null"
+ALONE = (TOLD, "learner.objective.clip_high_navigated=null")
+PLAIN = ("learner.credit={name: group}",)
 METHODS = (
     Method("rise-turnwise", "quickstart", quick=SHORT),
     Method("rise-turnwise-binary", "quickstart", ("environment.feedback=binary",), SHORT, seeds=1),
@@ -113,7 +115,12 @@ METHODS = (
     Method("questioning", "signs-questioning", quick=("steps=12",), made="tasks"),
     Method("questioning-original", "signs-questioning", ("data.synthetic=null",), ("steps=12",)),
     Method("questioning-unproved", "signs-questioning", ("data.synthetic=null", f"environment.name={OTHERS}:Guessed")),
-    Method("agentevolver", "minicraft-agentevolver", quick=("steps=12",), made="experience"),
+    # The three of them, and what is left where one or two, or all, are taken away.
+    Method("agentevolver", "minicraft-agentevolver", quick=("steps=12",), made="both"),
+    Method("agentevolver-without-attributing", "minicraft-agentevolver", PLAIN, made="both"),
+    Method("agentevolver-without-navigating", "minicraft-agentevolver", ALONE, made="tasks"),
+    Method("agentevolver-questioning", "minicraft-agentevolver", (*ALONE, *PLAIN), made="tasks"),
+    Method("agentevolver-nothing", "minicraft-agentevolver", (*ALONE, *PLAIN, "data.synthetic=null")),
 )
 LONG = (  # not with --quick
     "rise-turnwise-binary",
@@ -124,6 +131,7 @@ LONG = (  # not with --quick
     *(f"attributing-{flags}" for flags in ("random", "outcome", "inverted", "flipped")),
     *(f"navigating-{how}" for how in ("all", "shuffled", "kept")),
     "questioning-unproved",
+    *(f"agentevolver-{what}" for what in ("without-attributing", "without-navigating", "questioning", "nothing")),
 )
 NAMES = tuple(method.name for method in METHODS)
 COSTS = ("attempts", "sampled_tokens", "learner_tokens", "cpu_s")
@@ -198,25 +206,31 @@ class Bench:
 
     def _make(self, method: Method, seed: int, changes: Sequence[str]) -> list[str]:
         """The changes that name what is made before the method, made now."""
-        if not method.made:
-            return []
-        file = self.folder / f"{method.name}-seed{seed}.jsonl"
-        for old in (file, file.with_name(file.name + ".progress")):
-            old.unlink(missing_ok=True)
-        log = self.folder / f"{method.name}-seed{seed}-made.log"
-        if method.made == "tasks":
-            synthetic = "data.synthetic={path: %s, ratio: 1.0, original: false}"
-            self._redraft("question", method, [str(file), *changes, f"--explorations={EXPLORATIONS}"], log)
-            return [synthetic % file]
+        told = []
+        if method.made in EXPLORATIONS:
+            file, log = self._place(method, seed, "tasks")
+            more = f"--explorations={EXPLORATIONS[method.made]}"
+            self._redraft("question", method, [str(file), *changes, more], log)
+            told.append(f"data.synthetic.path={file}")
+        if method.made in ("", "tasks"):
+            return told
         from benchmarks import evolver
 
+        file, log = self._place(method, seed, "experience")
         own = [change for change in changes if change != TOLD and str(OTHERS) not in change]
-        self._redraft("experience", method, [str(file), *own], log)
+        self._redraft("experience", method, [str(file), *own, *told], log)
         if method.made == "shuffled":
             evolver.shuffled(file, file)
         if method.made == "kept":
             return [f"environment.options={{read: 0.5, pool: {file}}}"]
-        return [f"rollout.experience.path={file}"]
+        return [*told, f"rollout.experience.path={file}"]
+
+    def _place(self, method: Method, seed: int, what: str) -> tuple[Path, Path]:
+        """Where it is made, anew, and the log of that."""
+        file = self.folder / f"{method.name}-seed{seed}-{what}.jsonl"
+        for old in (file, file.with_name(file.name + ".progress")):
+            old.unlink(missing_ok=True)
+        return file, file.with_suffix(".log")
 
     @contextlib.contextmanager
     def _teacher(self, method: Method, seed: int) -> Iterator[list[str]]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from actors.config import DataSettings
 from actors.environments.base import Played, TextEnvironment
-from actors.environments.minicraft_tasks import SIZES, generate, made
+from actors.environments.minicraft_tasks import ITEMS, SIZES, generate, hindsight, made, question
 
 STEPS = 8
 THOUGHT_FIRST = 0.4  # demonstrations: how often they begin with the thought
@@ -50,7 +50,7 @@ class Minicraft(TextEnvironment):
 
     def start(self, task: dict) -> str:
         self._taken, self._steps = "", 0
-        return _question(task)
+        return question(task)
 
     def act(self, text: str) -> tuple[str, float, bool, bool, dict]:
         action = text.removesuffix("\n")
@@ -59,14 +59,8 @@ class Minicraft(TextEnvironment):
         form = re.fullmatch(r"\+[a-z]|[*@][12]", action)
         done = form is not None and self._do(*action)
         success = done and action[0] == "*"
-        state = f"{''.join(sorted(self._taken))} after {self._steps}"
-        info = {
-            "success": success,
-            "answer": action if form else None,
-            "refused": not done,
-            "good": good,
-            "state": state,
-        }
+        info = {"success": success, "answer": action if form else None, "refused": not done, "good": good}
+        info["state"] = f"{''.join(sorted(self._taken))} after {self._steps}"
         return DONE if done else REFUSED, float(success), success or self._steps >= STEPS, False, info
 
     def _do(self, kind: str, what: str) -> bool:
@@ -112,6 +106,17 @@ class Minicraft(TextEnvironment):
             return []
         return [{"when_to_use": "", "content": f"@{good}"}]
 
+    def explore(self, rng: np.random.Generator) -> list[tuple[str, str]]:
+        """Reaches for every item once, in the world of a training task, without a look at its recipes."""
+        player = Minicraft()
+        player.reset(seed=0, options={"task": generate(rng, "train")})
+        actions = [f"+{ITEMS[n]}" for n in rng.permutation(len(ITEMS))]
+        return [(action, player.act(action)[0].removesuffix("\n")) for action in actions]
+
+    def propose(self, trajectory: Sequence[tuple[str, str]]) -> list[dict]:
+        """In hindsight: a recipe of what was had, beside one with something that was not."""
+        return [hindsight([(action[1:], said == DONE[0]) for action, said in trajectory])]
+
     def demonstrations(self, rng: np.random.Generator, count: int, turns: int) -> list[list[tuple[str, bool]]]:
         """`count` dialogues about training tasks, as (text, the model's own) pieces; `turns` is not used.
 
@@ -138,7 +143,3 @@ class Minicraft(TextEnvironment):
             pieces += [(said, False), (action, True)]
             said, _, ended, _, _ = player.step(action)
         return pieces
-
-
-def _question(task: dict) -> str:
-    return f"{task['base']};1{task['recipes'][0]};2{task['recipes'][1]}>\n"

@@ -1,7 +1,8 @@
-"""Tasks of minicraft: made at random, with no set of base items in both splits."""
+"""Tasks of minicraft: made at random, with no set of base items in both splits; or in hindsight."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -32,3 +33,21 @@ def generate(rng: np.random.Generator, split: str) -> dict:
 def made(split: str, size: int) -> tuple[dict, ...]:
     rng = np.random.Generator(np.random.Philox(("train", "test").index(split)))
     return tuple({"id": f"minicraft/{split}/{n}", **generate(rng, split)} for n in range(size))
+
+
+def hindsight(tried: Sequence[tuple[str, bool]]) -> dict:
+    """A task for `redraft question` out of items, and whether each was had: a recipe of some that were, beside one with
+    something that was not. What stands where follows from the order in which they were tried."""
+    had = [item for item, there in tried if there]
+    missing = next(item for item, there in tried if not there)
+    ingredients, other, good = had[:INGREDIENTS], had[INGREDIENTS - 1 : 2 * INGREDIENTS - 2], int(not tried[0][1])
+    other.insert(ITEMS.index(missing) % INGREDIENTS, missing)
+    recipes = ["".join(other)] * 2
+    recipes[good] = "".join(ingredients)
+    task = {"base": "".join(sorted(had)), "recipes": recipes, "good": good}
+    reference = [*(f"+{item}" for item in ingredients), f"*{good + 1}"]
+    return {**task, "query": question(task).removesuffix("\n"), "reference": reference}
+
+
+def question(task: dict) -> str:
+    return f"{task['base']};1{task['recipes'][0]};2{task['recipes'][1]}>\n"

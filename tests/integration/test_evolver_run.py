@@ -57,8 +57,9 @@ def test_questioning_trains_on_tasks_that_were_found_and_no_others(tmp_path):
 
 def test_a_told_turn_is_written_with_the_log_probs_of_the_question_alone(tmp_path):
     """Of the tokens that the start model sampled after experience, those of its own forward pass without it."""
-    pool = "minicraft-experience.jsonl"
+    pool, tasks = "minicraft-experience.jsonl", "minicraft-tasks.jsonl"
     recipe = str(RECIPES / "minicraft-agentevolver.yaml")
+    done(Command(tmp_path, "question", recipe, tasks, HURRIED, "--explorations", "64"))
     done(Command(tmp_path, "experience", recipe, pool, HURRIED, "data.train_size=64", "--plays", "4"))
     lines = trained(tmp_path, "minicraft-agentevolver", "data.train_size=64", "learner.checkpoint_every=10000")
     assert all(0 < line["navigated_share"] < 1 for line in lines)

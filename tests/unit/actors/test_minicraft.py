@@ -120,6 +120,22 @@ def test_tasks_have_one_good_recipe_and_the_splits_share_no_set_of_base_items():
     assert list(few) == list(found["train"][:7])
 
 
+def test_what_it_finds_for_itself_are_training_tasks_like_its_own_and_their_references_succeed():
+    environment = begin()[0]
+    found = [environment.propose(environment.explore(np.random.default_rng([0, n])))[0] for n in range(600)]
+    tests = {task["base"] for task in environments.tasks(SETTINGS, DataSettings(), "test")}
+    places = np.zeros((2, 3))
+    for proposed in found:
+        task = task_of(proposed["query"] + "\n")
+        assert task == {"id": ""} | {key: proposed[key] for key in ("base", "recipes", "good")}
+        assert task["base"] not in tests and len(task["base"]) == 5
+        assert all(len(set(recipe)) == 3 for recipe in task["recipes"])
+        bad = task["recipes"][1 - task["good"]]
+        places[task["good"], [item in task["base"] for item in bad].index(False)] += 1
+        assert play(begin(task)[0], proposed["reference"])[-1][1] == 1.0
+    assert len({proposed["query"] for proposed in found}) > 580 and places.min() > 60
+
+
 def test_demonstrations_say_what_the_environment_would_say_and_never_revise():
     dialogues = begin()[0].demonstrations(np.random.default_rng(0), 600, 3)
     tests = {task["base"] for task in environments.tasks(SETTINGS, DataSettings(), "test")}

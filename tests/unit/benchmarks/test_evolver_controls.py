@@ -57,7 +57,7 @@ def test_guessed_targets_lie_within_range_and_most_cannot_be_hit():
 @pytest.mark.parametrize(
     ("made", "command", "named"),
     [
-        ("tasks", "question", "data.synthetic={path: "),
+        ("tasks", "question", "data.synthetic.path="),
         ("experience", "experience", "rollout.experience.path="),
         ("kept", "experience", "environment.options={read: 0.5, pool: "),
     ],
@@ -73,3 +73,16 @@ def test_what_a_method_needs_is_made_before_it_and_named_to_it(tmp_path, monkeyp
     file = calls[1][1][0]
     assert any(change.startswith(named + file) for change in calls[2][1]), calls
     assert bench.digest(Method("one", "tries", made=made)) != bench.digest(Method("one", "tries"))
+
+
+def test_experience_is_that_of_the_tasks_that_were_found_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "ROOT", tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "tries.yaml").write_text("steps: 3")
+    bench = Trained(tmp_path / "bench")
+    bench.train(Method("one", "tries", made="both"), 0)
+    calls = dict(bench.calls)
+    assert [name for name, _ in bench.calls] == ["pretrain", "question", "experience", "train"]
+    tasks = f"data.synthetic.path={calls['question'][0]}"
+    assert tasks in calls["experience"] and tasks in calls["train"]
+    assert f"rollout.experience.path={calls['experience'][0]}" in calls["train"]
