@@ -37,7 +37,8 @@ class PretrainSettings(Settings):
     warmup: int = Field(default=20, ge=1)
     """Steps of rising learning rate; it then falls linearly to a tenth."""
     threads: int | None = Field(default=None, ge=1)
-    """Compute threads; none: as many as the cores that the process may use."""
+    """Compute threads; none: as many as the cores that the process may use, or 1 while that is faster, because other
+    processes keep them busy."""
 
     @model_validator(mode="after")
     def _batches_are_possible(self):

@@ -23,6 +23,7 @@ from protocols.errors import SettingError
 from redraft import machine
 from redraft.config import PretrainSettings
 from redraft.models.muon import Muon
+from redraft.models.threads import Threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +50,6 @@ def pretrain(
     longest = max(turns for turns, _, _ in settings.batch)
     _check_length(source, tokenizer, longest, model.config.max_position_embeddings)
     before = torch.get_num_threads()
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     try:
         return _train(model, tokenizer, settings, source, seed, progress)
     finally:
@@ -63,13 +63,14 @@ def _train(model, tokenizer, settings: PretrainSettings, source: Demonstrates, s
     model.to(device).train()
     optimizers = _optimizers(model, settings)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, _schedule(settings)) for o in optimizers]
+    threads = Threads([settings.threads] if settings.threads else [len(os.sched_getaffinity(0)), 1])
     begun, tokens, loss = time.monotonic(), 0, torch.tensor(torch.nan)
     for step in range(1, settings.steps + 1):
         turns, count, _ = settings.batch[rng.choice(len(shares), p=shares / shares.sum())]
         ids_BT = collate(source.demonstrations(rng, count, turns), tokenizer)
         tokens += int((ids_BT != tokenizer.pad_token_id).sum())
-        ids_BT = ids_BT.to(device)
-        loss = _step(model, ids_BT, tokenizer.pad_token_id, optimizers)
+        with threads.step(ids_BT.numel()):
+            loss = _step(model, ids_BT.to(device), tokenizer.pad_token_id, optimizers)
         for schedule in schedules:
             schedule.step()
         if step % REPORT_EVERY == 0 or step == settings.steps:

@@ -22,7 +22,7 @@ from redraft.models.make import build_tokenizer, prepare
 from redraft.models.pretrain import collate, device_of_training
 
 SIGNS = EnvironmentSettings(name="signs", feedback="residual")
-BRIEF = PretrainSettings(steps=8, warmup=2, batch=((1, 16, 0.5), (2, 8, 0.5)))
+BRIEF = PretrainSettings(steps=8, warmup=2, threads=1, batch=((1, 16, 0.5), (2, 8, 0.5)))
 
 
 def make(cache: Path, environment=SIGNS, progress=lambda line: None, **settings) -> Path:
