@@ -27,7 +27,7 @@ SMALL = (
         ("signs-sdpo", 200, 2, {"attempt"}),
         ("minicraft-gigpo", 100, 8, {"action"}),
         ("signs-erl", 200, 2, {"attempt", "reflection", "retry"}),
-        ("minicraft-leafe", 200, 8, {"action", "revision"}),
+        ("minicraft-leafe", 450, 8, {"action", "revision"}),
     ],
 )
 def test_its_roles_are_played_and_trained(tmp_path, name, pretrained, turns, trained):

@@ -9,11 +9,8 @@ from support.places import RECIPES
 from support.run_house import Command
 
 from actors import synthetic
+from learner import journal
 from protocols.turns import Group
-from protocols.wire import whole_group
-from replay.disk.reader import SpoolReader
-from replay.disk.spool import read_row
-from replay.server.groups import PLAYED, HeldGroup
 
 pytestmark = [pytest.mark.ray, pytest.mark.prove]
 
@@ -61,7 +58,7 @@ def test_a_told_turn_is_written_with_the_log_probs_of_the_question_alone(tmp_pat
     recipe = str(RECIPES / "minicraft-agentevolver.yaml")
     done(Command(tmp_path, "question", recipe, tasks, HURRIED, "--explorations", "64"))
     done(Command(tmp_path, "experience", recipe, pool, HURRIED, "data.train_size=64", "--plays", "4"))
-    lines = trained(tmp_path, "minicraft-agentevolver", "data.train_size=64", "learner.checkpoint_every=10000")
+    lines = trained(tmp_path, "minicraft-agentevolver", "data.train_size=64", "learner.record.batches=true")
     assert all(0 < line["navigated_share"] < 1 for line in lines)
     told = [path for group in groups(tmp_path, "minicraft-agentevolver") for path in told_by_start(group)]
     assert len(told) > 50
@@ -72,10 +69,9 @@ def test_a_told_turn_is_written_with_the_log_probs_of_the_question_alone(tmp_pat
 
 
 def groups(folder, name: str) -> list[Group]:
-    """Every closed group that the run's spool holds."""
-    with SpoolReader(folder / "runs" / name / "spool" / "0") as spool:
-        closed = [group for group, packed in spool.groups() if HeldGroup.unpack(packed).state not in PLAYED]
-        return [whole_group(read_row(*row) for row in spool.rows(group)) for group in closed]
+    """Every group that the run trained on, by its journal."""
+    run = folder / "runs" / name
+    return [group for step in journal.steps(run) for group in journal.read(run, step).groups]
 
 
 def told_by_start(group: Group) -> list[list]:
