@@ -126,7 +126,7 @@ class Consumer:
     def serves(self, listen: Listen) -> tuple[str, int]:
         return "127.0.0.1", 0  # no metrics
 
-    def held(self, limit: str) -> None:
+    def held(self, limit: str, change: int) -> None:
         """Its wait is told by `busy_s` alone."""
 
     def arrived(self, version: int) -> None:

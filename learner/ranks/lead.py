@@ -52,15 +52,17 @@ class Waits:
     """What a wait for groups is in truth a wait for; set from another thread."""
 
     def __init__(self):
-        self.held = "groups"
+        self.held, self._change = "groups", 0
         self._since, self._held_s = time.monotonic(), 0.0
         self._rested, self._taken, self._changed = TRIAL, TRIAL, threading.Condition()
 
-    def hold(self, limit: str) -> None:
-        """That is what holds leases back from now on, and what a wait is for."""
+    def hold(self, limit: str, change: int) -> None:
+        """That is what holds leases back from now on, and what a wait is for; unless a later change has been told."""
         with self._changed:
+            if change < self._change:
+                return
             self._count()
-            self.held = limit
+            self.held, self._change = limit, change
 
     def held_s(self) -> float:
         """Seconds since it was asked last in which the staleness bound kept actors from playing."""

@@ -234,10 +234,11 @@ class Rank:
         if self._prefetch.done():
             self.prefetch.stop()
 
-    def held(self, limit: str) -> None:
+    def held(self, limit: str, change: int) -> None:
         """What a wait for groups is in truth a wait for, says the controller: "groups" where actors may begin some,
-        "staleness" or "replay" where that bound or that cap keeps them from it, "evaluation" where one goes on."""
-        self._waits.hold(limit)
+        "staleness" or "replay" where that bound or that cap keeps them from it, "evaluation" where one goes on.
+        Changes are numbered: calls may overtake each other."""
+        self._waits.hold(limit, change)
 
     def rested(self, version: int) -> None:
         """Engines on this GPU sleep, and will until there is a newer version than that; called from another thread."""

@@ -43,9 +43,9 @@ def groups_in_play(recipe: Recipe) -> int:
 
 class Admission:
     """Admits groups while the learner trains, up to the staleness bound `bound`, which the learner says with each step.
-    `tell` learns of each change of what limits the leases."""
+    `tell` learns of each change of what limits the leases, and how many there were before it."""
 
-    def __init__(self, batch_groups: int, bound: int, tell: Callable[[str], object]):
+    def __init__(self, batch_groups: int, bound: int, tell: Callable[[str, int], object]):
         self.bound = bound
         self._batch, self._limit = batch_groups, Limit(tell)
 
@@ -54,23 +54,25 @@ class Admission:
         self._limit.note("actors")
         return 0
 
-    def room(self, version: int, stats: ReplayStats, running: int, evaluating: bool = False) -> int:
-        """How many groups may be leased, derived from what replay holds, never counted here; see `admissible`. With
-        `evaluating` actors play test tasks beside them, and keep their weights."""
+    def room(self, version: int, stats: ReplayStats, running: int, free: bool, evaluating: bool = False) -> int:
+        """How many groups may be leased, derived from what replay holds, never counted here; see `admissible`. `free`
+        says whether an actor has a place for one: without, no bound holds it back. With `evaluating` actors play test
+        tasks beside them, and keep their weights."""
         if stats.full or stats.fullest > FULL_SHARE:
             self._limit.note("replay")
             return 0
         held = stats.claimed + stats.ready
         room = admissible(self.bound, version, stats.step, self._batch, held, running)
-        self._limit.note("evaluation" if evaluating else "none" if room else "staleness")
+        self._limit.note("evaluation" if evaluating else "staleness" if free and not room else "none")
         return room
 
 
 class Limit:
-    """Counts seconds by what holds leases back. `tell` learns what that makes of a wait for groups, on each change."""
+    """Counts seconds by what holds leases back. `tell` learns what that makes of a wait for groups, on each change, and
+    the number of that: a remote call may overtake another."""
 
-    def __init__(self, tell: Callable[[str], object]):
-        self._tell, self._told = tell, ""
+    def __init__(self, tell: Callable[[str, int], object]):
+        self._tell, self._told, self._changes = tell, "", 0
         self._seen = time.monotonic()
         for limit in LIMITS:
             metrics.ADMISSION_SECONDS.labels(limit=limit)
@@ -83,4 +85,5 @@ class Limit:
         wait = limit if limit in ("replay", "staleness", "evaluation") else "groups"
         if wait != self._told:
             self._told = wait
-            self._tell(wait)
+            self._tell(wait, self._changes)
+            self._changes += 1

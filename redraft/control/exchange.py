@@ -258,7 +258,9 @@ class Exchange:
         stats = self.parts.client.stats()
         self._status.replay(stats)
         self._heed(stats)
-        return admission.room(min(steps), stats, len(book.live), self._evaluating)
+        busy = book.busy()
+        free = any(busy[number] < self._at_once for number in fleet.ready())
+        return admission.room(min(steps), stats, len(book.live), free, self._evaluating)
 
     @property
     def _evaluating(self) -> bool:

@@ -326,7 +326,6 @@ def test_a_shard_that_joins_gets_its_part_of_the_new_groups_and_nothing_moves(ho
     print(f"{len(placed)} groups, {joined} before the third shard joined; of {new.total()} after, {new[2]} are there")
 
 
-@pytest.mark.parametrize("house", [{"shards": 2}], indirect=True)
 @dataclass(frozen=True, slots=True)
 class Joining:
     """The endpoints of a shard, at which something happens while a client connects to it."""
@@ -357,6 +356,7 @@ def test_leases_are_told_while_a_shard_joins(house):
     assert house.client.stats().open == 5
 
 
+@pytest.mark.parametrize("house", [{"shards": 2}], indirect=True)
 def test_a_group_found_corrupt_before_a_shard_joined_is_played_again_once(house):
     book = LeaseBook(
         TaskOrder([{"id": str(n)} for n in range(40)], 1), "run", 0, 0, 0, house.client.known,

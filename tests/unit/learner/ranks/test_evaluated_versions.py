@@ -60,13 +60,13 @@ def test_actors_that_never_take_it_end_the_wait_and_a_run_that_ends_does_too():
 
 def test_an_evaluation_counts_towards_no_deadline_of_the_learner():
     waits = Waits()
-    waits.hold("evaluation")
+    waits.hold("evaluation", 0)
     client = SimpleNamespace(close=lambda: None, release=lambda ids: None, claims=0)
 
     def claim(count, step, staleness, wait_s):
         client.claims += 1
         if client.claims == 20:
-            waits.hold("groups")
+            waits.hold("groups", 1)
         return SimpleNamespace(groups=[], stats=ReplayStats(), reason="groups")
 
     client.claim = claim

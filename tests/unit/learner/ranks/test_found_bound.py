@@ -40,9 +40,9 @@ def lead(tmp_path, clock) -> Lead:
 
 def stepped(lead: Lead, clock: Clock, step: int, held_s: float, wait_s: float) -> StepReport:
     """A step of four seconds, in the first of which the bound holds actors back."""
-    lead._waits.hold("staleness")
+    lead._waits.hold("staleness", 2 * step)
     clock.now += held_s
-    lead._waits.hold("groups")
+    lead._waits.hold("groups", 2 * step + 1)
     clock.now += 4.0 - held_s
     report = StepReport(step=step, fit=FitReport(effective_samples=1.0), seconds={"wait": wait_s})
     return lead._find_bound(report, 4.0)

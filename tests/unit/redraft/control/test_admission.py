@@ -25,24 +25,32 @@ HELD = ReplayStats(fullest=0.5, claimed=8, ready=4, step=2)
 )
 def test_groups_are_admitted_up_to_the_staleness_bound_while_replay_has_room(changed, running, room, wait):
     told = []
-    admission = Admission(8, 1, told.append)
-    assert admission.room(version=2, stats=replace(HELD, **changed), running=running) == room
-    assert told == [wait]
+    admission = Admission(8, 1, lambda *change: told.append(change))
+    assert admission.room(version=2, stats=replace(HELD, **changed), running=running, free=True) == room
+    assert told == [(wait, 0)]
+
+
+def test_the_bound_holds_nothing_back_where_no_actor_has_a_place():
+    told = []
+    admission = Admission(8, 1, lambda *change: told.append(change))
+    for running, free in ((4, False), (4, True), (1, True), (4, False)):
+        admission.room(version=2, stats=HELD, running=running, free=free)
+    assert told == [("groups", 0), ("staleness", 1), ("groups", 2)]
 
 
 def test_the_bound_is_the_one_that_the_learner_said_last():
-    admission = Admission(8, 1, lambda wait: None)
-    assert admission.room(version=2, stats=HELD, running=4) == 0
+    admission = Admission(8, 1, lambda wait, change: None)
+    assert admission.room(version=2, stats=HELD, running=4, free=True) == 0
     admission.bound = 3
-    assert admission.room(version=2, stats=HELD, running=4) == 16
+    assert admission.room(version=2, stats=HELD, running=4, free=True) == 16
     admission.bound = 0  # what is in play under a larger one is let be
-    assert admission.room(version=2, stats=HELD, running=20) == 0
+    assert admission.room(version=2, stats=HELD, running=20, free=True) == 0
 
 
 def test_without_a_ready_actor_none_is_admitted_and_the_learner_waits_for_groups():
     told = []
-    admission = Admission(8, 1, told.append)
-    assert admission.close() == 0 and told == ["groups"]
+    admission = Admission(8, 1, lambda *change: told.append(change))
+    assert admission.close() == 0 and told == [("groups", 0)]
 
 
 @pytest.mark.parametrize(("instances", "groups"), [(None, 100), (1000, 100), (16, 4), (7, 1), (2, 1)])

@@ -56,7 +56,7 @@ def test_every_second_of_an_actor_is_counted_for_one_state(clock):
 
 def test_what_holds_leases_back_is_counted_and_the_learner_is_told_of_changes_only(clock):
     told = []
-    before, limit = counted(metrics.ADMISSION_SECONDS), Limit(told.append)
+    before, limit = counted(metrics.ADMISSION_SECONDS), Limit(lambda wait, change: told.append(wait))
     assert set(LIMITS) <= counted(metrics.ADMISSION_SECONDS).keys()
     for name in ("actors", "none", "staleness", "staleness", "replay", "none"):
         clock.now += 1.0
@@ -90,7 +90,7 @@ class Claims:
 )
 def test_a_learner_that_waits_counts_while_it_waits_and_says_for_what(clock, reason, limit, state):
     waits, claims, seconds, before = Waits(), Claims(reason, clock), {}, counted(metrics.LEARNER_SECONDS)
-    waits.hold(limit)
+    waits.hold(limit, 0)
     assert wait(claims, waits, seconds) == (False, state)
     assert grown(before, counted(metrics.LEARNER_SECONDS)) == {state: 1.0}, "counted before the wait is over"
     assert wait(claims, waits, seconds) == (True, state)
@@ -99,15 +99,18 @@ def test_a_learner_that_waits_counts_while_it_waits_and_says_for_what(clock, rea
 
 def test_the_time_in_which_the_bound_holds_actors_back_is_told_apart_once(clock):
     waits = Waits()
-    for limit, seconds in (("staleness", 3.0), ("replay", 5.0), ("staleness", 2.0), ("groups", 7.0)):
-        waits.hold(limit)
+    held = (("staleness", 3.0), ("replay", 5.0), ("staleness", 2.0), ("groups", 7.0))
+    for change, (limit, seconds) in enumerate(held):
+        waits.hold(limit, change)
         clock.now += seconds
     assert waits.held_s() == 5.0 and waits.held_s() == 0.0
-    waits.hold("staleness")
+    waits.hold("staleness", 4)
     clock.now += 1.0
     assert waits.held_s() == 1.0
     clock.now += 1.0
     assert waits.held_s() == 1.0, "it goes on"
+    waits.hold("groups", 3)
+    assert waits.held == "staleness", "what was told before is late, not new"
 
 
 def test_gathering_and_publishing_are_the_cost_of_weights(clock):
