@@ -37,8 +37,8 @@ class PretrainSettings(Settings):
     warmup: int = Field(default=20, ge=1)
     """Steps of rising learning rate; it then falls linearly to a tenth."""
     threads: int | None = Field(default=None, ge=1)
-    """Compute threads; none: as many as the cores that the process may use, or 1 while that is faster, because other
-    processes keep them busy."""
+    """Compute threads; none: what is fastest, up to the cores that the process may use, tried anew as other processes
+    come and go. The same settings make the same bytes with a number only."""
 
     @model_validator(mode="after")
     def _batches_are_possible(self):

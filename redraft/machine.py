@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -9,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 PROC = Path("/proc")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def described(proc: Path = PROC) -> str:
@@ -17,10 +19,18 @@ def described(proc: Path = PROC) -> str:
     GPUs are NVIDIA's, as their driver lists them: asking CUDA would take memory on each of them.
     """
     memory = re.search(r"^MemTotal:\s+(\d+) kB", _text(proc / "meminfo"), re.MULTILINE)
-    count = len(os.sched_getaffinity(0))
+    count = cores()
     parts = [_cpu(proc), f"{count} core{'s' * (count != 1)}"]
     parts += [f"{int(memory[1]) / 2**20:.0f} GiB"] if memory else []
     return ", ".join([*parts, _gpus(proc) or "no GPU"])
+
+
+def cores(quota: Path = QUOTA) -> int:
+    """The cores that this process may use: those of its affinity, or fewer where its control group has a quota, as
+    containers with a limit have."""
+    most = len(os.sched_getaffinity(0))
+    given = re.fullmatch(r"(\d+) (\d+)\n?", _text(quota))
+    return min(most, max(1, math.ceil(int(given[1]) / int(given[2])))) if given else most
 
 
 def multiplies_bfloat16() -> bool:

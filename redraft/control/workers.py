@@ -44,6 +44,7 @@ log = logging.getLogger("redraft.workers")
 CALLS = 8  # methods of one process that may run at once
 LOOK_S = 2.0  # between two looks for nodes that have joined
 SPARE_S = 30.0  # that a node keeps its weight files without actors: one that is restarted comes back to them
+SOCKET_FOLDER = 107 - 37  # bytes of a folder in which vLLM can name a socket by a UUID
 FILES_S = 60.0  # that an actor waits for the weight files of its node, which may have joined just before
 
 
@@ -106,7 +107,10 @@ class ActorPart(Actor):
 
     def __init__(self, folder: str, run: str, spec: Spec, name: str, log_settings: LogSettings, model: Wanted | None):
         logs.of_part(Path(folder), run, name, log_settings)
+        before = tempfile.gettempdir()
         self._temporary = process_folder.temporary(spec.run_id)  # before vLLM is imported, which reads where that is
+        if len(os.fsencode(self._temporary)) > SOCKET_FOLDER:
+            os.environ.setdefault("VLLM_RPC_BASE_PATH", before)
         own_code.install(spec.code)
         self._model = model
         super().__init__(spec, name, files=None, node=ray.get_runtime_context().get_node_id())

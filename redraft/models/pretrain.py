@@ -8,7 +8,6 @@ better afterwards (without that, training on `signs` sharpened first answers and
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
@@ -23,7 +22,7 @@ from protocols.errors import SettingError
 from redraft import machine
 from redraft.config import PretrainSettings
 from redraft.models.muon import Muon
-from redraft.models.threads import Threads
+from redraft.models.threads import Threads, up_to
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +62,7 @@ def _train(model, tokenizer, settings: PretrainSettings, source: Demonstrates, s
     model.to(device).train()
     optimizers = _optimizers(model, settings)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, _schedule(settings)) for o in optimizers]
-    threads = Threads([settings.threads] if settings.threads else [len(os.sched_getaffinity(0)), 1])
+    threads = Threads([settings.threads] if settings.threads else up_to(machine.cores()))
     begun, tokens, loss = time.monotonic(), 0, torch.tensor(torch.nan)
     for step in range(1, settings.steps + 1):
         turns, count, _ = settings.batch[rng.choice(len(shares), p=shares / shares.sum())]

@@ -1,7 +1,7 @@
-"""How many threads steps compute with: all cores', or one, where other processes keep cores busy.
+"""How many threads steps compute with: all cores', or fewer, where other processes keep cores busy, or a step is small.
 
-Threads wait for each other at every operation, actively. Where one of them has to wait for its core, so do all, and a step
-with two threads can take several times as long as with one. Nobody knows that beforehand, so it is tried.
+Threads wait for each other at every operation, actively. Where one of them has to wait for its core, so do all, and a
+step with two threads can take several times as long as with one. Nobody knows that beforehand, so it is tried.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from contextlib import contextmanager
 
 import torch
 
-TRIES = 3  # steps with each number
+TRIES = 2  # steps with each number
 AGAIN = 100  # steps after which it is tried anew
 SLOW = 3.0  # and as soon as a step takes so many times longer than it did
+
+
+def up_to(cores: int) -> list[int]:
+    """The numbers to be tried: all cores, and powers of two below."""
+    return [cores, *(1 << n for n in reversed(range(cores.bit_length())) if 1 << n < cores)]
 
 
 class Threads:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from redraft.models.threads import AGAIN, TRIES, Threads
+from redraft.models.threads import AGAIN, TRIES, Threads, up_to
 
 
 def steps(threads: Threads, count: int, rates: dict[int, float]) -> list[int]:
@@ -25,6 +25,10 @@ def test_a_step_that_is_much_slower_has_all_tried_at_once():
     steps(threads, 50, {4: 3.0, 1: 1.0})
     assert steps(threads, 10, {4: 2.0, 1: 1.0}) == [4] * 10, "a little slower is no reason"
     assert steps(threads, 2 * TRIES + 5, {4: 0.4, 1: 0.9}) == [4] + [4, 1] * TRIES + [1] * 4
+
+
+def test_powers_of_two_are_tried_below_all_cores():
+    assert [up_to(cores) for cores in (1, 2, 6, 8)] == [[1], [2, 1], [6, 4, 2, 1], [8, 4, 2, 1]]
 
 
 def test_one_number_is_used_whatever_it_does():
