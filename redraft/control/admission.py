@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from actors import environments
+from learner.bound import most_of
 from protocols import metrics
 from protocols.replay_stats import ReplayStats
 from redraft.recipe import Recipe
@@ -39,6 +40,16 @@ def groups_in_play(recipe: Recipe) -> int:
     """Most groups that the actors of a recipe play at once."""
     actors = recipe.actors
     return (actors.autoscale.max if actors.autoscale else actors.count) * groups_at_once(recipe)
+
+
+def beyond_the_bound(recipe: Recipe, count: int) -> str:
+    """What to know of so many actors where the run finds its staleness bound: they may be more than that lets play."""
+    batch = recipe.learner.batch_groups
+    most = most_of(groups_in_play(recipe), batch)
+    if recipe.learner.max_staleness != "auto" or most_of(count * groups_at_once(recipe), batch) <= most:
+        return ""
+    said = f"learner.max_staleness: auto goes by actors.count={recipe.actors.count} and stays at {most} or below"
+    return f"{said}, which may leave some waiting: resume with actors.count={count}"
 
 
 class Admission:

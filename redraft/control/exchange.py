@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from actors.contract import Orders, Report
@@ -21,7 +22,7 @@ from protocols.replay_stats import ReplayStats
 from protocols.reports import StepReport
 from protocols.weights import WeightRef, incarnation_of, step_of
 from redraft.control import places
-from redraft.control.admission import Admission, groups_at_once
+from redraft.control.admission import Admission, beyond_the_bound, groups_at_once
 from redraft.control.autoscale import Autoscaler
 from redraft.control.discovery import Process
 from redraft.control.leases import PLAYS
@@ -159,7 +160,7 @@ class Exchange:
         grows = joinable and count > room and places.scaled()
         said = places.answer(self._size, count, room, need, joinable, grows)
         self._size = count
-        return said
+        return replace(said, note="; ".join(filter(None, (said.note, beyond_the_bound(self._recipe, count)))))
 
     def grow(self) -> int:
         """One more replay service, for groups that are not leased yet; returns how many there are."""

@@ -9,7 +9,7 @@ from support.places import ROOT
 
 from protocols.replay_stats import ReplayStats
 from redraft import recipe as recipes
-from redraft.control.admission import Admission, groups_at_once, groups_in_play
+from redraft.control.admission import Admission, beyond_the_bound, groups_at_once, groups_in_play
 
 HELD = ReplayStats(fullest=0.5, claimed=8, ready=4, step=2)
 
@@ -64,3 +64,12 @@ def test_no_actor_plays_more_groups_than_there_are_environments_for(instances, g
 def test_all_actors_that_there_may_be_hold_groups_in_play():
     settings = ["actors.groups=48", "actors.count=2", "actors.autoscale={max: 3}"]
     assert groups_in_play(recipes.load(ROOT / "recipes" / "signs-grpo.yaml", settings)) == 144
+
+
+def test_more_actors_than_a_found_bound_lets_play_are_told_of():
+    recipe = recipes.load(
+        ROOT / "recipes" / "signs-grpo.yaml", ["learner.max_staleness=auto", "learner.batch_groups=48"]
+    )
+    assert groups_in_play(recipe) == 48 and beyond_the_bound(recipe, 1) == ""
+    assert "stays at 2 or below" in beyond_the_bound(recipe, 2) and "actors.count=2" in beyond_the_bound(recipe, 2)
+    assert beyond_the_bound(recipes.load(ROOT / "recipes" / "signs-grpo.yaml"), 64) == ""
