@@ -25,6 +25,7 @@ from actors.environments.base import Played, TextEnvironment
 from actors.environments.minicraft_tasks import ITEMS, SIZES, generate, hindsight, made, question
 
 STEPS = 8
+STRAYS = 0.5
 THOUGHT_FIRST = 0.4  # demonstrations: how often they begin with the thought
 DONE, REFUSED = ".\n", "!\n"
 
@@ -123,20 +124,23 @@ class Minicraft(TextEnvironment):
         They pick a recipe blindly, so half of them the bad one, and never revise: with probability THOUGHT_FIRST the
         thought, then its ingredients in order, then the craft, whatever is answered; a refused craft is tried again
         until the steps are over. With probability `read` the thought stands before the question, as experience does, so
-        that a model learns to go by it.
+        that a model learns to go by it; half of those that name the good one do so from the other's refusal on.
         """
-        return [self._dialogue(generate(rng, "train"), *rng.random(2), reads=self._reads(rng)) for _ in range(count)]
+        draws = 3 if self._read else 2
+        return [self._dialogue(generate(rng, "train"), *rng.random(draws)) for _ in range(count)]
 
-    def _reads(self, rng: np.random.Generator) -> bool:
-        return bool(self._read) and rng.random() < self._read
-
-    def _dialogue(self, task: dict, which: float, thinks: float, *, reads: bool) -> list[tuple[str, bool]]:
+    def _dialogue(self, task: dict, which: float, thinks: float, reads: float = 1.0) -> list[tuple[str, bool]]:
         recipe = int(which < 0.5)
-        thought = [f"@{recipe + 1}"] if thinks < THOUGHT_FIRST else []
-        actions = [*thought, *(f"+{item}" for item in task["recipes"][recipe])]
+        first, actions = recipe, [f"+{item}" for item in task["recipes"][recipe]]
+        if reads < STRAYS * self._read and recipe == task["good"]:
+            first = 1 - recipe
+            refused = next(n for n, item in enumerate(task["recipes"][first]) if item not in task["base"])
+            actions = [*(f"+{item}" for item in task["recipes"][first][: refused + 1]), *actions]
+        if thinks < THOUGHT_FIRST:
+            actions.insert(0, f"@{first + 1}")
         player = Minicraft()
         said = player.reset(seed=0, options={"task": task})[0]
-        said = f"@{recipe + 1};{said}" if reads else said
+        said = f"@{recipe + 1};{said}" if reads < self._read else said
         pieces, ended = [], False
         while not ended:
             action = actions.pop(0) if actions else f"*{recipe + 1}"

@@ -25,7 +25,7 @@ SMALL = (
         ("signs-ufo", 200, 5, {"attempt"}),
         ("signs-score", 200, 2, {"attempt"}),
         ("signs-sdpo", 200, 2, {"attempt"}),
-        ("minicraft-gigpo", 100, 8, {"action"}),
+        ("minicraft-gigpo", 450, 8, {"action"}),
         ("signs-erl", 200, 2, {"attempt", "reflection", "retry"}),
         ("minicraft-leafe", 450, 8, {"action", "revision"}),
     ],

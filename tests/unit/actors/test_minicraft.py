@@ -162,6 +162,20 @@ def test_demonstrations_say_what_the_environment_would_say_and_never_revise():
     assert abs(np.mean(good) - 0.5) < 0.06 and abs(np.mean(thoughts) - 0.4) < 0.06
 
 
+def test_who_reads_which_recipe_to_follow_goes_by_it_also_after_a_refusal():
+    reader, strayed = Minicraft(read=1.0), 0
+    for dialogue in reader.demonstrations(np.random.default_rng(3), 600, 1):
+        told, question = int(dialogue[0][0][1]), dialogue[0][0].removeprefix(dialogue[0][0][:3])
+        task = task_of(question)
+        environment, _ = begin(task)
+        steps = play(environment, [text for text, own in dialogue if own])
+        assert dialogue[-1][0] == f"*{told}" and steps[-1][2]
+        assert steps[-1][1] == float(told - 1 == task["good"])
+        refusals = [n for n, step in enumerate(steps) if step[4]["refused"]]
+        strayed += told - 1 == task["good"] and len(refusals) == 1
+    assert 100 < strayed < 200, "half of those that name the good one"
+
+
 def test_most_failures_cut_at_the_first_error_can_still_be_made_good_with_a_revision():
     failures = recovered = 0
     for dialogue in begin()[0].demonstrations(np.random.default_rng(1), 600, 1):
