@@ -61,7 +61,7 @@ def test_a_run_goes_on_through_a_schedule_of_all_faults_and_its_folder_proves_it
             run.stop()
             assert run.process is not None and run.process.returncode == 0, run.said()
             lines = records.steps(records.step_lines(run.run))
-            untrained = [line.report.step for line in lines if not line.report.trained_tokens]
+            untrained = [line.report.step for line in lines if not line.report.fit.trained_tokens]
             assert not untrained, "versions of steps that train nothing are equal whatever was done to the run"
             checked = run.command("check", NAME)
             assert checked.returncode == 0, checked.stdout + checked.stderr
