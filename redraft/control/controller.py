@@ -71,6 +71,7 @@ from redraft.run import Run, newest_step
 from redraft.tracking.queue import Trackers
 
 log = logging.getLogger("redraft.controller")
+CALLS_AT_ONCE = 16  # that the controller takes
 HEAR_OUT_S = 1.0  # for the reports of actors when the run has failed
 PHASES = {
     "before": ("evaluating", "before training, to compare with"),
@@ -95,6 +96,7 @@ class Controller:
         self._announced = Announced()
         self._course: Course | None = None
         self._admission: Admission | None = None
+        self._reporting, self._early = threading.Lock(), dict[int, StepReport]()
         self._state: Starting | Exchange = Starting()
         self._closing = contextlib.ExitStack()
 
@@ -148,7 +150,16 @@ class Controller:
         self._announced.trial = ref
 
     def step_done(self, report: StepReport) -> None:
-        """The learner has done a step."""
+        """The learner has done a step. Calls that come at once may overtake each other: a report waits for those of the
+        steps before it, as long as they can still come."""
+        with self._reporting:
+            self._early[report.step] = report
+            while self._early and (
+                min(self._early) <= self._status.step + 1 or len(self._early) >= CALLS_AT_ONCE  # one has been lost
+            ):
+                self._step_done(self._early.pop(min(self._early)))
+
+    def _step_done(self, report: StepReport) -> None:
         if not self._announced.counts(report.version):
             return
         if self._admission is not None and report.max_staleness is not None:

@@ -119,10 +119,10 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
     from ray.exceptions import GetTimeoutError, RayActorError
 
     from redraft.control import workers
-    from redraft.control.controller import Controller
+    from redraft.control.controller import CALLS_AT_ONCE, Controller
 
     part = ray.remote(Controller).options(
-        name=client.actor_name(run), num_cpus=0, max_concurrency=16, scheduling_strategy=workers.here()
+        name=client.actor_name(run), num_cpus=0, max_concurrency=CALLS_AT_ONCE, scheduling_strategy=workers.here()
     )
     controller = part.remote(run, recipe, resume)
     ended = controller.run.remote()

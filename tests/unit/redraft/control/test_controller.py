@@ -13,7 +13,7 @@ from protocols.errors import SettingError
 from protocols.reports import StepReport
 from protocols.weights import Bucket, Probe, WeightRef
 from redraft import recipe as recipes
-from redraft.control.controller import Controller
+from redraft.control.controller import CALLS_AT_ONCE, Controller
 from redraft.control.exchange import Announced
 from redraft.run import Run
 
@@ -46,6 +46,21 @@ def test_a_step_that_is_told_then_is_kept(run):
     made = controller(run)
     made.step_done(StepReport(step=1, version=1))
     assert made.status().step == 1 and run.lines("metrics.jsonl")[0]["version"] == 1
+
+
+def test_steps_that_are_told_out_of_order_are_kept_in_order(run):
+    made = controller(run)
+    for step in (1, 3, 4, 2, 5):
+        made.step_done(StepReport(step=step, version=step))
+    assert [line["step"] for line in run.lines("metrics.jsonl")] == [1, 2, 3, 4, 5] and made.status().step == 5
+
+
+def test_steps_go_on_without_one_whose_report_was_lost(run):
+    made = controller(run)
+    told = [1, *range(3, 3 + CALLS_AT_ONCE)]
+    for step in told:
+        made.step_done(StepReport(step=step, version=step))
+    assert [line["step"] for line in run.lines("metrics.jsonl")] == told
 
 
 def test_a_run_that_is_stopped_before_it_trains_says_so(run):
