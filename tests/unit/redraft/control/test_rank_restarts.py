@@ -97,6 +97,7 @@ def test_late_word_of_a_learner_that_has_died_counts_for_nothing(run):
     made.step_done(report(4))
     assert made._announced.newest is None and made._announced.orders(3) == (None, None)
     made.announce(weights(version_of(1, 2)))
+    made._status.restarted(2, 0, None)
     made.step_done(report(3, 1))
     assert made._announced.version == version_of(1, 2)
     assert [line["version"] for line in run.lines("metrics.jsonl")] == [version_of(1, 3)]
