@@ -25,7 +25,7 @@ from actors.environments.base import Played, TextEnvironment
 from actors.environments.minicraft_tasks import ITEMS, SIZES, generate, hindsight, made, question
 
 STEPS = 8
-STRAYS = 0.5
+STRAYS = 0.5  # of those that read the good recipe: how many begin with the other one
 THOUGHT_FIRST = 0.4  # demonstrations: how often they begin with the thought
 DONE, REFUSED = ".\n", "!\n"
 
