@@ -45,9 +45,10 @@ def check_rise(summary: dict) -> None:
 
 
 def test_rise_turnwise_on_signs_learns_to_correct_itself(tmp_path):
-    """15 iterations of 512 problems: 60 steps of 128."""
+    """25 iterations of 512 problems: 100 steps of 128. After 60 the last answers are hardly better than the first yet,
+    in some runs not at all."""
     recipe = str(ROOT / "recipes" / "quickstart.yaml")
-    check_rise(train(tmp_path, recipe, "steps=60", "evaluation.greedy=false", limit_s=deadline_s(600)))
+    check_rise(train(tmp_path, recipe, "steps=100", "evaluation.greedy=false", limit_s=deadline_s(900)))
 
 
 @pytest.mark.prove
