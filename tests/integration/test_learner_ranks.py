@@ -319,7 +319,7 @@ def test_two_ranks_train_like_plain_torch_and_resume(model_path, place, zero):
 
 
 @pytest.mark.prove
-@pytest.mark.parametrize(("ranks", "zero"), [(1, 1), pytest.param(2, 3, marks=pytest.mark.prove)])
+@pytest.mark.parametrize(("ranks", "zero"), [(1, 1), (2, 3)])
 def test_rounds_begin_from_the_base_and_resume_amid_one_without_changing_a_bit(model_path, ranks, zero):
     made = groups(4 * BATCH)
     choice = settings(ranks=ranks, zero=zero, rounds={"steps": 2, "from_base": True}, checkpoint_every=9)
