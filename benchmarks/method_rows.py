@@ -21,6 +21,7 @@ from protocols.evaluation import EvaluationSummary
 from protocols.reports import StepLine
 from redraft import records
 
+RESULTS = "benchmarks/results"
 ROW = "row.json"  # in the folder of a run that is done
 DIGITS = 4
 
@@ -172,8 +173,10 @@ def chosen(rows: Iterable[Row], method: str, digest: str) -> list[Row]:
 
 
 def commit(root: Path) -> str:
-    """The commit of this tree, with + where it has changes; "" where it is no clone."""
-    told = [_git(root, "rev-parse", "--short=12", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")]
+    """The commit of this tree, with + where it has changes, rows and pages of earlier runs apart; "" where it is no
+    clone."""
+    status = ("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS}", ":!docs")
+    told = [_git(root, "rev-parse", "--short=12", "HEAD"), _git(root, *status)]
     return told[0] + "+" * bool(told[0] and told[1])
 
 
