@@ -112,6 +112,7 @@ class Controller:
             log.error("the run stops: %s", end.error, exc_info=not isinstance(cause, RedraftError))
             self._hear_out()
         finally:
+            self._take_held()
             self._close()
         status = self._status
         status.look()
@@ -158,6 +159,13 @@ class Controller:
                 min(self._early) <= self._status.step + 1 or len(self._early) >= CALLS_AT_ONCE  # one has been lost
             ):
                 self._step_done(self._early.pop(min(self._early)))
+
+    def _take_held(self) -> None:
+        """Takes the reports that still wait, when none can come before them any more: one was lost, or its rank died
+        with it."""
+        with self._reporting:
+            for step in sorted(self._early):
+                self._step_done(self._early.pop(step))
 
     def _step_done(self, report: StepReport) -> None:
         if not self._announced.counts(report.version):

@@ -63,6 +63,17 @@ def test_steps_go_on_without_one_whose_report_was_lost(run):
     assert [line["step"] for line in run.lines("metrics.jsonl")] == told
 
 
+def test_steps_whose_reports_still_wait_when_the_run_ends_are_kept(run):
+    with socket.socket() as taken:  # so that it ends at once
+        taken.bind(("127.0.0.1", 0))
+        made = controller(run, f"metrics.port={taken.getsockname()[1]}")
+        for step in (1, 3, 4):
+            made.step_done(StepReport(step=step, version=step))
+        made.run()
+    assert [line["step"] for line in run.lines("metrics.jsonl")] == [1, 3, 4]
+    assert json.loads((run.folder / "summary.json").read_text())["steps"] == 4
+
+
 def test_a_run_that_is_stopped_before_it_trains_says_so(run):
     made = controller(run)
     made.stop()
