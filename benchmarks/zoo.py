@@ -132,7 +132,7 @@ def _equal() -> Iterator[Method]:
 
 
 def _budgeted(method: Method, task: str, share: float) -> Method:
-    told: tuple[str, ...] = (f"evaluation.independent={K[task]}",)
+    told: tuple[str, ...] = (f"evaluation.independent={K[task]}", "evaluation.greedy=false")
     quick: tuple[str, ...] = ()
     if _trains(method):
         told += (STEPS, f"sampled_tokens={round(share * BUDGETS[task])}", f"evaluation.every={EVERY[task]}")

@@ -78,13 +78,17 @@ class GrpoSettings(ObjectiveSettings):
     null: any, as in the papers of PPO and GRPO; verl's default is 3."""
     ratio: Literal["token", "sequence"] = "token"
     """Of each token, or one for the whole sequence (GSPO, arXiv 2507.18071)."""
-    loss: Literal["clip", "cispo", "dppo"] = "clip"
+    loss: Literal["clip", "cispo", "dppo", "m2po"] = "clip"
     """clip: a token beyond the clip has no gradient. cispo: it keeps the gradient of its log-prob, weighted with the
     clipped ratio (arXiv 2506.13585). dppo: nothing is clipped, and a token has no gradient where its probability has
     moved further than `max_shift` from that of the sampling policy, the way that its advantage moves it (binary total
-    variation, arXiv 2602.04879)."""
+    variation, arXiv 2602.04879). m2po: nothing is clipped, and of the whole batch those tokens have no gradient whose
+    log-probs moved furthest from the sampling policy by its start, as many as it takes until the mean square of what
+    the others moved is within `second_moment` (arXiv 2510.01161); it takes a forward pass of the batch more."""
     max_shift: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """dppo: largest difference of a token's probability."""
+    second_moment: PositiveFloat = 0.04
+    """m2po: largest mean square of log-ratios over the tokens that are kept."""
     correction: Literal["none", "tis", "decoupled"] = "decoupled"
     """none: clip the ratio to the sampling policy. Others clip the ratio to the trainer's policy at the start of the
     batch, which is 1 unless `learner.updates` takes several optimizer steps a batch; tis: multiply the loss by that
@@ -155,15 +159,17 @@ class GrpoSettings(ObjectiveSettings):
             "dual_clip": ("loss: clip", self.loss == "clip"),
             "clip_high_navigated": ("ratio: token", self.ratio == "token"),
             "max_shift": ("loss: dppo", self.loss == "dppo"),
-            **dict.fromkeys(("clip_low", "clip_high"), ("loss: clip or cispo", self.loss != "dppo")),
+            "second_moment": ("loss: m2po", self.loss == "m2po"),
+            **dict.fromkeys(("clip_low", "clip_high"), ("loss: clip or cispo", self.loss not in ("dppo", "m2po"))),
         }
         for key, (owner, acts) in owners.items():
             if not acts and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"objective.{key} only acts with objective.{owner}. Remove it or set that")
-        if self.loss == "dppo" and (self.correction, self.ratio, self.clip_high_navigated) != ("none", "token", None):
+        plain = (self.correction, self.ratio, self.clip_high_navigated) == ("none", "token", None)
+        if self.loss in ("dppo", "m2po") and not plain:
             raise ValueError(
-                "objective.loss: dppo has a mask by the probability of each token under the sampling policy in place "
-                "of clips. Set objective.correction to none and objective.ratio to token, and remove "
+                f"objective.loss: {self.loss} has a mask by each token's distance from the sampling policy in place of "
+                "clips. Set objective.correction to none and objective.ratio to token, and remove "
                 "objective.clip_high_navigated"
             )
         if self.sequence_mask is not None and not self.sequence_mask[0] < 1 < self.sequence_mask[1]:

@@ -104,12 +104,13 @@ def loss_of(
     reference_N: Tensor | None = None,
     prox_N: Tensor | None = None,
     divergence_N: Tensor | None = None,
+    kept_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The micro-batch's part of the loss (a scalar), and its float64[len(STATS)] for the report.
 
     `micro` holds a MicroBatch's arrays of N tokens by name; `reference` are the start model's log-probs of them, `prox`
     those of the trainer at the start of the batch (None: the same as now), `divergence` is that from the objective's
-    teacher.
+    teacher, `kept` its mask by the whole batch.
     """
     coefficients_N, sampled_N, zero_N = micro["coefficients"], micro["sampled"], torch.zeros_like(logprobs_N)
     prox_N = logprobs_N.detach() if prox_N is None else prox_N
@@ -126,6 +127,7 @@ def loss_of(
             reference=None if reference_N is None else reference_N[trained_N],
             prox=prox_N[trained_N] if objective.proximal else None,
             navigated=micro["navigated"][trained_N],
+            kept=None if kept_N is None else kept_N[trained_N],
             divergence=None if divergence_N is None else divergence_N[trained_N],
         )
         each_N, cut_N[trained_N] = objective.loss(tokens)

@@ -35,6 +35,7 @@ class Tokens:
     prox: Tensor | None = None  # float32[N] under prox, where the objective asks for it
     divergence: Tensor | None = None  # float32[N] from the teacher, with a gradient, where the objective has one
     navigated: Tensor | None = None  # bool[N], sampled with experience in the question
+    kept: Tensor | None = None  # bool[N], by the objective's mask of the whole batch, where it has one
 
     def where(self, chosen_N: Tensor) -> Tokens:
         """Those of them that are chosen, bool[N]."""
@@ -70,6 +71,8 @@ class Objective(ABC, Generic[S]):
     """Another reader of each trained turn. With one only the divergence from it has a gradient, not the log-prob."""
     proximal: bool = False
     """Whether it needs log-probs of the trainer's policy at the start of the batch."""
+    masks_batch: bool = False
+    """Whether it has a mask that depends on all tokens of the batch: `kept`. It needs those log-probs, too."""
     kl: float = 0.0
     entropy: float = 0.0
     anchor: float = 0.0
@@ -87,6 +90,11 @@ class Objective(ABC, Generic[S]):
 
         A token of weight 0 counts in the mean, and is forwarded only where other tokens of its sequence are.
         """
+
+    def kept(self, log_weights_T: Tensor) -> Tensor:
+        """bool[T]: which of a batch's trained tokens that were sampled it keeps, by float32[T] log prox/mu of all of
+        them, in any order."""
+        return torch.ones_like(log_weights_T, dtype=torch.bool)
 
     @abstractmethod
     def loss(self, tokens: Tokens) -> tuple[Tensor, Tensor]:

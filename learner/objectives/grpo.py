@@ -8,6 +8,7 @@
 | GSPO (arXiv 2507.18071)      | correction none, ratio sequence                             | sequence        |
 | CISPO (arXiv 2506.13585)     | correction none, loss cispo                                 | token           |
 | DPPO (arXiv 2602.04879)      | correction none, loss dppo                                  | token           |
+| M2PO (arXiv 2510.01161)      | correction none, loss m2po                                  | token           |
 | TIS                          | correction tis                                              | token           |
 | decoupled (arXiv 2505.24298) | correction decoupled, learner.updates with several steps    | token           |
 
@@ -36,7 +37,13 @@ class Grpo(Objective[GrpoSettings]):
         self.kl, self.anchor, self.entropy = settings.kl, settings.anchor, settings.entropy
         self.authored = settings.imitate
         self.reference = "start" if settings.held_to_start() else None
-        self.proximal = settings.correction != "none" or settings.kl_reward > 0 or settings.sequence_mask is not None
+        self.masks_batch = settings.loss == "m2po"
+        self.proximal = (
+            settings.correction != "none"
+            or settings.kl_reward > 0
+            or settings.sequence_mask is not None
+            or self.masks_batch
+        )
 
     def weigh(self, advantages: np.ndarray) -> np.ndarray:
         settings, moving = self.settings, advantages != 0
@@ -44,6 +51,10 @@ class Grpo(Objective[GrpoSettings]):
         if settings.kl > 0 or settings.kl_reward > 0 or settings.entropy > 0 or (whole and moving.any()):
             return np.ones(len(advantages))  # all tokens of a sequence make its ratio
         return moving.astype(np.float64)
+
+    def kept(self, log_weights_T: Tensor) -> Tensor:
+        """m2po: all but those furthest from equal, as many as it takes until the mean of squares is small enough."""
+        return _with_mean(log_weights_T.square(), self.settings.second_moment)
 
     def loss(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """That of sampled tokens, and -log theta times the advantage, if positive, of those that were not."""
@@ -94,6 +105,10 @@ class Grpo(Objective[GrpoSettings]):
         """
         if self.settings.loss == "dppo":
             return self._within(tokens, advantages_N, older_N)
+        if self.settings.loss == "m2po":
+            assert tokens.kept is not None, "it asks for them"
+            plain_N, cut_N = ratio(tokens.logprobs - older_N) * advantages_N, ~tokens.kept
+            return -plain_N.masked_fill(cut_N, 0.0), cut_N
         settings, (low, high) = self.settings, self.settings.clips
         whole = settings.ratio == "sequence"
         ratio_N = _of_sequences(tokens, older_N) if whole else ratio(tokens.logprobs - older_N)
@@ -127,6 +142,16 @@ def _of_sequences(tokens: Tokens, older_N: Tensor) -> Tensor:
     """
     current_N = tokens.logprobs.detach()
     return ratio(_mean(current_N - older_N, tokens.sequences) + (tokens.logprobs - current_N))
+
+
+def _with_mean(values_T: Tensor, largest: float) -> Tensor:
+    """bool[T]: the smallest values, as many as have a mean of at most `largest`; of equal ones all or none."""
+    ordered_T = values_T.double().sort().values
+    means_T = ordered_T.cumsum(0) / torch.arange(1, len(ordered_T) + 1, device=values_T.device)
+    count = int((means_T <= largest).sum())  # means of what is sorted never fall
+    if count == len(ordered_T):
+        return torch.ones_like(values_T, dtype=torch.bool)
+    return values_T.double() < ordered_T[count]
 
 
 def _mean(values_N: Tensor, sequences_N: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,9 @@ from learner.model.load import load_model
 from learner.model.policy import Policy
 from learner.model.saved import as_saved, saved_buffers
 from learner.objectives import SETTING, STATS, loss_of, make, per_batch
-from learner.ranks import shards
+from learner.ranks import proximal, shards
 from learner.ranks.average import Average
+from learner.ranks.proximal import Proximal
 from learner.ranks.training import Training, begin
 from learner.weights.proof import perturbed
 from protocols import heap
@@ -298,11 +299,13 @@ class Trainer:
         for group in self.training.optimizer.param_groups:
             group["lr"] = lr
         updates = [list(part) for _, part in groupby(micros, key=lambda micro: micro.update)]
-        prox_T = self._proximal(updates)
+        at_start = proximal.look(
+            self.objective, updates, self.settings.updates.minibatches, self.training.policy, self._tensors, self.device
+        )
         sums, norms = torch.zeros(len(STATS), dtype=torch.float64, device=self.device), []
         for update in updates:
             if self._weighs(update):
-                sums = self._update(update, prox_T, sums)
+                sums = self._update(update, at_start, sums)
                 norms.append(self.training.norm)
         if not norms:
             return StepResult(sums.cpu().numpy(), None, lr, applied=True)
@@ -312,38 +315,20 @@ class Trainer:
         stats = per_batch(self._over_ranks(sums), self.settings.updates)
         return StepResult(stats, norm, lr, applied=math.isfinite(norm))
 
-    def _update(self, micros: Sequence[MicroBatch], prox_T: Tensor | None, sums: Tensor) -> Tensor:
+    def _update(self, micros: Sequence[MicroBatch], at_start: Proximal | None, sums: Tensor) -> Tensor:
         """One optimizer step; the sums of STATS with what its micro-batches add.
 
         Coefficients are shares of the minibatch's loss over all ranks, so gradients add up; DeepSpeed averages over
         ranks, which the factor `world` undoes.
         """
         for micro in micros:
-            loss, stats = self._loss(micro, prox_T)
+            loss, stats = self._loss(micro, at_start)
             self.training.engine.backward(loss * dist.get_world_size())
             sums = torch.cat([sums[:-1] + stats[:-1], torch.maximum(sums[-1:], stats[-1:])])
         if self.training.stage == 0:
             self._fill_gradients()
         self.training.step()
         return sums
-
-    @torch.no_grad()
-    def _proximal(self, updates: Sequence[Sequence[MicroBatch]]) -> Tensor | None:
-        """Log-probs under the weights as they are, float32 by the places of the batch's trained tokens, on all ranks:
-        in another epoch another rank may train them. None where nothing needs them, or the batch is one optimizer
-        step."""
-        if not self.objective.proximal or len(updates) == 1:
-            return None
-        last = max(int(micro.places.max()) for update in updates for micro in update)
-        size = torch.tensor([last + 1], device=self.device)
-        dist.all_reduce(size, dist.ReduceOp.MAX)
-        prox_T = torch.zeros(int(size), device=self.device)
-        for micro in chain.from_iterable(updates[: self.settings.updates.minibatches]):
-            tensors, inputs = self._tensors(micro)
-            trained_N = tensors["coefficients"] > 0  # a micro-batch without work has a place that is not its own
-            prox_T[tensors["places"][trained_N]] = self.training.policy(*inputs)[0][trained_N].float()
-        dist.all_reduce(prox_T)
-        return prox_T
 
     def _fill_gradients(self) -> None:
         """Gradients where the batch made none, as DeepSpeed would, but in the type of the sums."""
@@ -374,12 +359,12 @@ class Trainer:
         inputs = (tensors[name] for name in ("tokens", "positions", "picks", "targets"))
         return tensors, (*inputs, micro.chunks, tensors["temperatures"])
 
-    def _loss(self, micro: MicroBatch, prox_T: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _loss(self, micro: MicroBatch, at_start: Proximal | None) -> tuple[Tensor, Tensor]:
         tensors, inputs = self._tensors(micro)
         reference = self._reference(inputs)
-        prox = None if prox_T is None else prox_T[tensors["places"]]
+        prox, kept = (None, None) if at_start is None else at_start.of(tensors["places"])
         logprobs, entropy, *divergence = self.training.engine(*inputs, self._guide(micro))
-        return loss_of(self.objective, logprobs, entropy, tensors, reference, prox, *divergence)
+        return loss_of(self.objective, logprobs, entropy, tensors, reference, prox, *divergence, kept_N=kept)
 
     @torch.no_grad()
     def _guide(self, micro: MicroBatch) -> Guide | None:

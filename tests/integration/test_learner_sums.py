@@ -203,3 +203,30 @@ def test_minibatches_and_epochs_are_those_of_plain_torch_on_every_number_of_rank
     print(f"{world} ranks, stage {zero}: {worst:.1e} from plain torch; {cut:.0%} of the tokens were clipped")
     assert state.keys() == expected.keys() and worst < 2e-5
     assert cut > 0, "the clip acts, since the policy moves away from where it was at the start of the batch"
+
+
+def test_a_mask_by_the_whole_batch_is_that_of_plain_torch_on_every_number_of_ranks(ranks, model_path):
+    """Each micro-batch of the ranks is a sequence or two; the mask is by the mean over all of them."""
+    made = groups(5, vocabulary=40)
+    policy = Policy(load_model(model_path, torch.float32, "eager"))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2, weight_decay=0.1)
+    ((micro,),) = prepare(made, 0, settings(micro_tokens=4096, updates={}, objective={})).micros
+    tensors = {name: torch.from_numpy(array) for name, array in micro.arrays().items()}
+    logprobs, entropy = policy(*(tensors[name] for name in ("tokens", "positions", "picks", "targets")))
+    counted = (tensors["coefficients"] > 0) & tensors["sampled"]
+    moved = (logprobs.detach() - tensors["sampler"])[counted]
+    objective = {"correction": "none", "loss": "m2po", "second_moment": 0.9 * moved.square().mean().item()}
+    choice = settings(updates={}, objective=objective)
+    kept = torch.ones_like(counted)
+    kept[counted] = make(choice.objective).kept(moved)
+    loss, _ = loss_of(make(choice.objective), logprobs, entropy, tensors, kept_N=kept)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), 0.05)
+    optimizer.step()
+    expected = dict(policy.model.named_parameters())
+    for world in (1, 2):
+        (state, cut), *_ = ranks(world).call("updates", [made], choice.model_copy(update={"ranks": world}))
+        worst = max((state[name] - expected[name]).abs().max().item() for name in expected)
+        print(f"{world} ranks: {worst:.1e} from plain torch; {cut:.0%} of the tokens were masked")
+        assert worst < 2e-5 and cut == pytest.approx(1 - kept[counted].float().mean().item(), abs=1e-6)
+        assert 0.1 < cut < 0.9

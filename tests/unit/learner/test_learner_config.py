@@ -56,6 +56,18 @@ REFUSED = {
         {"objective": {"correction": "none", "max_shift": 0.1}},
         "objective.max_shift only acts with objective.loss: dppo",
     ),
+    "a second moment that nothing masks by": (
+        {"objective": {"correction": "none", "second_moment": 0.1}},
+        "objective.second_moment only acts with objective.loss: m2po",
+    ),
+    "a mask by the second moment of what is corrected": (
+        {"objective": {"correction": "decoupled", "loss": "m2po"}, "updates": {"epochs": 2}},
+        "objective.loss: m2po has a mask .* Set objective.correction to none",
+    ),
+    "a clip beside a mask by the second moment": (
+        {"objective": {"correction": "none", "loss": "m2po", "clip_low": 0.1}},
+        "objective.clip_low only acts with objective.loss: clip or cispo",
+    ),
     "a clip beside a mask by probability": (
         {"objective": {"correction": "none", "loss": "dppo", "clip_high": 0.28}},
         "objective.clip_high only acts with objective.loss: clip or cispo",

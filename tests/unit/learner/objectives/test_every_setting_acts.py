@@ -53,13 +53,14 @@ def trained(learner: LearnerSettings) -> torch.Tensor:
 
 def descended(learner: LearnerSettings, micros: list[MicroBatch], length: float | None) -> torch.Tensor:
     objective, weights = make(learner.objective), torch.zeros(WEIGHTS, requires_grad=True)
+    kept = objective.kept(OWN)
     for micro in micros:
         tensors = {name: torch.from_numpy(array) for name, array in micro.arrays().items()}
         places = tensors["places"]
         prox = tensors["sampler"] + OWN[places]
         logprobs = prox + FEATURES[places] @ weights
         start = prox + FROM_START[places] if objective.reference else None
-        loss, _ = loss_of(objective, logprobs, 0.1 * logprobs.square(), tensors, start, prox)
+        loss, _ = loss_of(objective, logprobs, 0.1 * logprobs.square(), tensors, start, prox, kept_N=kept[places])
         (slope,) = torch.autograd.grad(loss, weights)
         slope = slope if length is None else slope * (length / slope.norm().clamp(min=1e-9))
         weights = (weights - slope).detach().requires_grad_()
@@ -76,7 +77,9 @@ GRPO = some(
     clip_high=(0.02, 0.6),
     dual_clip=(1.05, 1.5),
     ratio=("sequence",),
-    loss=("cispo",),
+    loss=("cispo", "dppo", "m2po"),
+    max_shift=(0.05, 0.4),
+    second_moment=(0.01, 0.1),
     correction=("none", "tis"),
     tis_cap=(1.1, 1.5),
     max_weight=(1.1, 1.5),

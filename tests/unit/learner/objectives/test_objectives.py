@@ -70,6 +70,41 @@ def test_dppo_masks_a_token_whose_probability_moved_too_far_and_would_move_furth
     assert current.grad is not None and current.grad.tolist() == pytest.approx([expected])
 
 
+SHIFTS = [0.3, 0.0, -0.1, 0.5, -0.3, -0.9]  # squares .09 0 .01 .25 .09 .81
+
+
+@pytest.mark.parametrize(
+    ("largest", "kept"),
+    [
+        (0.3, [True, True, True, True, True, True]),  # the mean of all is .208
+        (0.15, [True, True, True, True, True, False]),  # .44 / 5 = .088
+        (0.05, [True, True, True, False, True, False]),  # .19 / 4 = .0475
+        (0.04, [False, True, True, False, False, False]),  # with one of the two .09 it would be .033, with both .0475
+        (0.004, [False, True, False, False, False, False]),
+    ],
+)
+def test_m2po_keeps_as_many_of_the_batchs_tokens_as_have_a_small_mean_square_together(largest, kept):
+    objective = make(grpo(correction="none", loss="m2po", second_moment=largest))
+    assert objective.masks_batch and objective.proximal
+    assert objective.kept(torch.tensor(SHIFTS)).tolist() == kept
+
+
+def test_m2po_keeps_nothing_where_no_token_is_near_enough():
+    objective = make(grpo(correction="none", loss="m2po"))
+    assert objective.kept(torch.tensor([2.0, -1.0])).tolist() == [False, False]
+
+
+def test_m2po_clips_nothing_of_what_it_keeps():
+    current, sampler = logs(3.0, 0.2, 3.0).requires_grad_(), torch.zeros(3)
+    kept = torch.tensor([True, True, False])
+    facts = {"sampled": sampler == 0, "advantages": torch.tensor([2.0, -1.0, 2.0]), "sequences": torch.arange(3)}
+    tokens = Tokens(current, sampler, **facts, prox=current.detach(), kept=kept)
+    loss, masked = make(grpo(correction="none", loss="m2po")).loss(tokens)
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([-6.0, 0.2, 0.0]) and masked.tolist() == [False, False, True]
+    assert current.grad is not None and current.grad.tolist() == pytest.approx([-6.0, 0.2, 0.0])
+
+
 def test_tis_multiplies_by_the_capped_ratio():
     loss, slope, masked = gradient(grpo(correction="tis", tis_cap=2.0), [0.5, 1.0, 10.0], [1.0, 2.0, -1.0])
     assert loss == pytest.approx([-0.5, -2.0, 2.0])
