@@ -18,9 +18,7 @@ Columns: the first answer to the test tasks before training and after it (one sa
 (the share, mean over steps), masked tokens, staleness, the share of its time for which the bound kept the learner
 waiting, the bound at the end, and wall time with the start of all processes and both evaluations.
 
-Corrections: all are settings of objective grpo (docs/methods.md). M2PO's limit on the second moment (arXiv 2510.01161)
-is none, so it has no rows: it masks by a mean over all tokens of a batch, and an objective here sees the tokens of a
-micro-batch alone, by which the loss must not depend.
+Corrections: all are settings of objective grpo (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -42,6 +40,7 @@ CORRECTIONS = {
     "cispo": "correction: none, loss: cispo",
     "gspo": "correction: none, ratio: sequence",
     "dppo": "correction: none, loss: dppo",
+    "m2po": "correction: none, loss: m2po",
 }
 BOUNDS = ("0", "1", "4", "16", "64", "auto")
 QUICK_CORRECTIONS, QUICK_BOUNDS = ("none", "decoupled"), ("0", "16", "auto")
