@@ -13,6 +13,7 @@ from support.places import ROOT
 from support.waiting import deadline_s
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # as redraft.control.cluster: Ray reads it when a test first imports it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # else torch's threads wait for each other beside any other busy process
 settings.register_profile("redraft", deadline=None)  # a busy machine may be slow
 settings.load_profile("redraft")
 

@@ -16,7 +16,7 @@ style() {
 }
 types() { "$python" -m pyright; }
 docs() { NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --quiet; }
-unit() { OMP_NUM_THREADS=1 pytest tests/unit; }
+unit() { pytest tests/unit; }
 integration() { pytest tests/integration tests/chaos --no-loadscope-reorder; }
 
 trap 'exit 130' INT # one Ctrl-C ends all of it
