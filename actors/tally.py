@@ -22,6 +22,8 @@ UNREACHED = re.compile(r"^\w*(?:Connect|Timeout|HTTP|URLError|gaierror|API|Disco
 
 SUMS = (
     "foreign",
+    "later_parsed",
+    "later_unparsed",
     "groups",
     "flat",
     "flat_right",
@@ -38,10 +40,11 @@ SUMS = (
 @dataclass(slots=True)
 class Tally:
     """Of training, not of evaluations. Counters are by role and of what the model itself sampled; `parsed` and
-    `unparsed` only count answers of environments that say which. `low` and `high` are the smallest and the largest of
-    `scores` values by which groups are told flat; a group whose episodes all broke has none. `right` sums the success
-    rates of all groups, `flat_right` of flat ones; `nats` are the negated log-probs of `tokens` sampled ones, whose
-    mean is the entropy; `failure` is the last of those that `broken` counts, `unreached` those of endpoints.
+    `unparsed` only count answers of environments that say which, `later_` those after the first of an episode. `low`
+    and `high` are the smallest and the largest of `scores` values by which groups are told flat; a group whose episodes
+    all broke has none. `right` sums the success rates of all groups, `flat_right` of flat ones; `nats` are the negated
+    log-probs of `tokens` sampled ones, whose mean is the entropy; `failure` is the last of those that `broken` counts,
+    `unreached` those of endpoints.
     """
 
     responses: Counter[str] = field(default_factory=Counter)
@@ -50,6 +53,8 @@ class Tally:
     unparsed: Counter[str] = field(default_factory=Counter)
     foreign: int = 0
     """Responses that hold a control token which the chat template does not know."""
+    later_parsed: int = 0
+    later_unparsed: int = 0
     groups: int = 0
     flat: int = 0
     flat_right: float = 0.0
@@ -83,6 +88,9 @@ class Tally:
             self.foreign += not foreign.isdisjoint(turn.response.tolist())
         if turn.role not in ASIDES and "parsed" in turn.extra:
             (self.parsed if turn.extra["parsed"] else self.unparsed)[role] += 1
+            if turn.index > 0:
+                self.later_parsed += bool(turn.extra["parsed"])
+                self.later_unparsed += not turn.extra["parsed"]
 
     def group(self, writer: GroupWriter) -> None:
         """Counts a group that was closed."""

@@ -6,7 +6,9 @@
     18          reflection (where the rollout asks for one): the digits whose sign is to be flipped, empty = keep all
     7-1-2+8     next attempt
 
-With the option `draft` the question already holds an answer, all plus signs, and how far off it is.
+With the option `draft` the question already holds an answer, all plus signs, and how far off it is. With
+`reflections: false` demonstrations show the next attempt right after the feedback: a model that was made with them
+answers where a rollout asks for no reflection.
 Feedback `binary` is "?0" for right and "?x" for everything else; `blank` is always "?x". Digits are 1 to 9, distinct:
 a zero would make two candidates out of one. Train and test have no set of digits in common. A task's
 level is how many minus signs solve it, 0 to 3.
@@ -35,9 +37,9 @@ class Signs(OneAnswer):
 
     feedbacks = ("residual", "binary", "blank")
 
-    def __init__(self, feedback: str = "binary", draft: bool = False):
+    def __init__(self, feedback: str = "binary", draft: bool = False, reflections: bool = True):
         super().__init__(feedback)
-        self._draft = draft
+        self._draft, self._reflections = draft, reflections
 
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> tuple[dict, ...]:
@@ -110,7 +112,8 @@ class Signs(OneAnswer):
         pieces = [(f"{digits}>{target}\n", False), (attempt_of(digits, signs), True)]
         for flip in flips:
             pieces.append((self._feedback(value(pieces[-1][0]) - target), False))
-            pieces.append(("".join(digit for digit, f in zip(digits[1:], flip, strict=True) if f), True))
+            if self._reflections:
+                pieces.append(("".join(digit for digit, f in zip(digits[1:], flip, strict=True) if f), True))
             signs = tuple(OTHER[sign] if f else sign for sign, f in zip(signs, flip, strict=True))
             pieces.append((attempt_of(digits, signs), True))
         return pieces

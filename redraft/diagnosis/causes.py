@@ -10,7 +10,8 @@ the metric `redraft_finding` and an alert.
     template_missing         no chat template, and a chat model by its tokens or name  -
                              answers hold control tokens that the template lacks       10 answers
     answers_cut              responses of a role stopped at sampling.max_tokens        31 responses
-    answers_unparsed         the environment found no answer in responses              31 answers
+    answers_unparsed         the environment found no answer in responses, or in none  31 answers
+                             of those after an episode's first
     episodes_broken          episodes ended with an error                              10 episodes
     endpoint_down            they did because a teacher or judge did not answer        10 episodes
     reward_constant          all scores are the same                                   a batch, and 135 scores
@@ -175,12 +176,20 @@ class Diagnosis:
 
     def _unparsed(self, at_s: float) -> Told | None:
         play = self._play.total
-        count = play.unparsed.total()
-        total = count + play.parsed.total()
-        if not self._nearly("answers_unparsed", count, total, MOST):
+        every = play.unparsed.total(), play.unparsed.total() + play.parsed.total(), "answers"
+        later = play.later_unparsed, play.later_unparsed + play.later_parsed, "answers after the first of their episode"
+        much = [of for of in (every, later) if self._nearly("answers_unparsed", *of[:2], MOST)]
+        if not much:
             return None
+        if much[0] is later:
+            return (
+                f"In {_share(*later)} {self._recipe.played} could find nothing to judge, and in first ones it could.",
+                "Read a dialogue (redraft view RUN): the model goes on in another form than the one it is asked for "
+                "(a reflection where an answer is wanted, say). Have feedback say the form, set rollout.reflect as the "
+                "model learned it, or use a model that was trained on dialogues like these.",
+            )
         return (
-            f"In {_share(count, total, 'answers')} {self._recipe.played} could find nothing to judge.",
+            f"In {_share(*every)} {self._recipe.played} could find nothing to judge.",
             "Read what the model writes (redraft view RUN): have the question say the form, use a model that keeps to "
             "it, or raise sampling.max_tokens where answers are cut.",
         )

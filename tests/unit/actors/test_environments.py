@@ -150,6 +150,13 @@ def test_demonstrations_say_what_the_environment_would_say(feedback):
     assert abs(np.mean(flipped) - 0.4) < 0.05
 
 
+def test_demonstrations_without_reflections_are_the_same_dialogues_without_them():
+    made = {kept: signs.Signs("residual", reflections=kept) for kept in (True, False)}
+    whole, bare = (made[kept].demonstrations(np.random.default_rng(0), 20, 3) for kept in (True, False))
+    assert bare == [[piece for at, piece in enumerate(dialogue) if at not in (3, 6)] for dialogue in whole]
+    assert [own for _, own in bare[0]] == [False, True] * 3
+
+
 def _terms(attempt: str) -> list[str]:
     return [attempt[n : n + 2] for n in range(1, len(attempt), 2)]
 

@@ -39,6 +39,18 @@ def test_a_tally_counts_what_was_cut_not_parsed_and_foreign_by_role():
     assert (tally.foreign, tally.groups, tally.flat, tally.low, tally.high) == (1, 1, 1, 0.0, 0.0)
 
 
+def test_answers_after_the_first_of_an_episode_are_counted_apart():
+    tally = Tally()
+    sink = lambda item, lease, spread: tally.turn(item)  # noqa: E731
+    writer = GroupWriter(Lease(bytes(16), 1, 0, {"id": "t"}, 0), sink)
+    for index, parsed in enumerate((True, False, True, False)):
+        completion = Completion(np.array([3], TOKENS), np.zeros(1, LOGPROBS), ((0, 0),), Stop.END, 1.0)
+        facts = {"episode": 0, "index": index, "reward": 0.0, "extra": {"parsed": parsed}}
+        writer.turn(Role.ATTEMPT, index - 1, np.array([1], TOKENS), completion, **facts)
+    assert (tally.parsed, tally.unparsed) == (Counter(attempt=2), Counter(attempt=2))
+    assert (tally.later_parsed, tally.later_unparsed) == (1, 2)
+
+
 def test_what_the_model_did_not_sample_is_not_counted():
     _, tally = written(Stop.AUTHORED, [3, 7], 1.0)
     assert tally.empty

@@ -133,6 +133,15 @@ def test_what_play_shows_is_named_after_the_first_batch_with_the_figures_and_the
         assert part in run.text(cause)
 
 
+def test_answers_of_which_only_the_first_can_be_judged_are_named_although_most_can():
+    run = Watched()
+    tally = play(parsed=Counter(attempt=200), unparsed=Counter(attempt=120), later_parsed=1, later_unparsed=119)
+    assert run.second(tally) == {"answers_unparsed"}
+    said = run.text("answers_unparsed")
+    assert "In 119 of 120 answers after the first of their episode (99 %) signs could find nothing" in said
+    assert "set rollout.reflect as the model learned it" in said
+
+
 STEPS = {
     "nothing_trained": dict(trained_tokens=0, gradient_norm=None, masked_share=None),
     "weights_frozen": dict(gradient_norm=0.0),
