@@ -4,7 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-kind=${REDRAFT_REQUIREMENTS:-cpu}
+kind_file=.venv/.kind # of what is set up: another `make` target keeps it
+kind=${REDRAFT_REQUIREMENTS:-$(cat "$kind_file" 2>/dev/null || echo cpu)}
 pins=requirements/$kind.txt
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null || python=python3
@@ -80,6 +81,7 @@ trap stop_ticker EXIT
 echo "setting up .venv from $pins (two to four minutes, 4 GB)"
 say "an empty environment"
 "$python" -m venv --clear .venv
+echo "$kind" >"$kind_file"
 [ -t 1 ] && echo
 if [ "$kind" = cpu ]; then
     install "torch" --no-deps "torch==$torch" ||

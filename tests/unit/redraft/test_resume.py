@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
-from support.places import RECIPES
+from support.places import RECIPES, ROOT
 
 from actors.contract import Report
 from learner import checkpoint
@@ -15,6 +16,7 @@ from protocols.reports import StepReport
 from redraft import recipe as recipes
 from redraft import run as runs
 from redraft.control.status import Status
+from redraft.run import MAY_CHANGE, MAY_CHANGE_WITHIN
 
 STOP = ("evaluation.every=20", "evaluation.stop={patience: 2}")
 
@@ -81,3 +83,11 @@ def test_ranks_stage_and_where_they_run_may_change(run):
 def test_what_may_not_change_is_named_with_both_values(run, override, said):
     with pytest.raises(SettingError, match=said):
         runs.check(loaded(override), None, resume=True, again=False)
+
+
+def test_the_page_of_operations_names_all_that_may_change_and_nothing_else():
+    page = (ROOT / "docs" / "operations.md").read_text()
+    table = page.partition("## What a resumed run may change")[2].partition("## Upgrade")[0]
+    rows = {cells[1].strip("` "): cells[2] for line in table.splitlines() if len(cells := line.split("|")) > 3}
+    named = {key: set(re.findall(r"`(\w+)`", cell)) for key, cell in rows.items() if key not in ("section", "---")}
+    assert named == {"whole": MAY_CHANGE, **MAY_CHANGE_WITHIN}

@@ -373,6 +373,15 @@ def test_the_network_begins_closed_for_the_pods_of_the_run(manifests):
         assert deny["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
 
 
+def test_whoever_looks_for_a_model_in_a_cache_of_its_own_may_fetch_it(manifests):
+    """With the chart's defaults head, learner and actors have an empty /cache each."""
+    opened = one(manifests, "NetworkPolicy", "exp-1-hub")["spec"]
+    assert opened["egress"] == [{"ports": [{"port": 443}]}] and opened["policyTypes"] == ["Egress"]
+    assert opened["podSelector"] == one(manifests, "NetworkPolicy", "exp-1-cluster")["spec"]["podSelector"]
+    closed = render(CHART, {"network": {"hub": False}})
+    assert not [each for each in closed if each["metadata"]["name"] == "exp-1-hub"]
+
+
 def test_names_are_asked_of_the_clusters_own_server_and_of_the_one_on_the_node(manifests):
     [rule] = one(manifests, "NetworkPolicy", "exp-1-names")["spec"]["egress"]
     assert {(port["port"], port["protocol"]) for port in rule["ports"]} == {(53, "UDP"), (53, "TCP")}

@@ -111,6 +111,16 @@ def test_setting_up_tells_how_far_it_is_and_nothing_of_indices(setup):
     assert setup() == (0, ""), "once is enough"
 
 
+def test_a_set_up_for_gpus_stays_one_where_the_variable_is_not_set(setup, tmp_path):
+    (tmp_path / "requirements" / "gpu.txt").write_text("alpha==1\n")
+    code, told = setup(REDRAFT_REQUIREMENTS="gpu")
+    assert code == 0 and "from requirements/gpu.txt" in told, told
+    assert setup() == (0, ""), "what is there is kept"
+    (tmp_path / "pyproject.toml").write_text("# of another state")
+    assert "from requirements/gpu.txt" in setup()[1], "and renewed as what it was"
+    assert "from requirements/cpu.txt" in setup(REDRAFT_REQUIREMENTS="cpu")[1]
+
+
 def test_a_set_up_that_fails_shows_what_pip_said_of_it(setup):
     code, told = setup(PIP_FAILS="1")
     assert code == 1 and told.splitlines()[-1] == "ERROR: No matching distribution found for beta==2"
