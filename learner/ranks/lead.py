@@ -296,7 +296,11 @@ class Lead:
     def _checkpoint(self, seconds: dict[str, float], last: bool = False) -> None:
         """Of the step that was done last, where there is none of it; then replay may forget. Where the disk has no room
         for one as large as the newest, it waits for the next time. Raises FaultError where the `last` does not fit."""
-        if self._saved == self._progress.step or not (last or self._has_room()):
+        if self._saved == self._progress.step:
+            if not last:  # replay needs room still, and may have ended before it heard of it, or forgot
+                self._client.checkpoint(self._saved)
+            return
+        if not (last or self._has_room()):
             return
         try:
             self._write_checkpoint(seconds)

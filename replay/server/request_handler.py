@@ -20,7 +20,8 @@ from replay.server.store import Store
 log = logging.getLogger("redraft.replay")
 MAX_REQUEST_BYTES = 8 << 20
 FORGET_GROUPS = 64  # forgotten in one transaction, so that a checkpoint never blocks ingest for long
-MOST = 2**31  # of any number in a request
+MOST = 2**31  # of any number in a request, but for
+MOST_VERSION = 2**63  # a million for each incarnation, and copies that are fetched skip a thousand of these
 CLOSED = (State.READY, State.CLAIMED, State.USED, State.FILTERED)
 
 
@@ -177,7 +178,8 @@ class RequestHandler:
 
     def _on_lease(self, message: dict, identity: bytes) -> dict:
         """Leases, before their actors learn of them: from now on the learner waits for these groups."""
-        ids, columns = _ids(message), [_ints(message, name) for name in ("leases", "orders", "versions")]
+        ids, columns = _ids(message), [_ints(message, name) for name in ("leases", "orders")]
+        columns.append(_ints(message, "versions", MOST_VERSION))
         if any(len(column) != len(ids) for column in columns):
             raise WireError(f"{len(ids)} groups are leased without a lease, an order and a version for each")
 
@@ -414,18 +416,18 @@ def _name(identity: bytes) -> bytes:
     return identity.rsplit(b"/", 1)[0]
 
 
-def _int(message: dict, name: str, least: int = 0) -> int:
+def _int(message: dict, name: str, least: int = 0, most: int = MOST) -> int:
     value = message.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < MOST:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < most:
         raise _wrong(name, value)
     return value
 
 
-def _ints(message: dict, name: str) -> list[int]:
+def _ints(message: dict, name: str, most: int = MOST) -> list[int]:
     values = message.get(name)
     if not isinstance(values, list):
         raise _wrong(name, values)
-    return [_int({name: value}, name) for value in values]
+    return [_int({name: value}, name, most=most) for value in values]
 
 
 def _float(message: dict, name: str) -> float:

@@ -25,6 +25,7 @@ from support.waiting import deadline_s, until
 
 from protocols.errors import DeadlineError, RedraftError, SettingError, WireError
 from protocols.turns import Close, Lease, Role, Turn
+from protocols.weights import version_of
 from protocols.wire import ENTRY, SCHEMA, Row, join, pack, row_of
 from replay.client import Client, Producer
 from replay.config import WINDOW_ROWS, Endpoints, ReplaySettings
@@ -212,6 +213,17 @@ def test_stale_groups_are_set_aside_and_stragglers_waited_for(house):
     controller.abandon(gid(2), 0)
     waiting.join()
     assert [group.id for group in got] == [gid(3)]
+    controller.close()
+
+
+def test_versions_of_the_thousandth_incarnation_are_leased_and_served(house):
+    """Each copy that is fetched from a store skips a thousand incarnations, and each of these is a million versions."""
+    version = version_of(3003, 50)
+    controller = Client([house.endpoints], "controller", timeout_s=deadline_s(5.0))
+    controller.lease([(given(house.endpoints, gid(1)), version)])
+    house.play(gid(1), version=version).result(deadline_s(10))
+    claim = house.claim(1, step=52, max_staleness=2, wait_s=5)
+    assert [group.turns[0].versions for group in claim.groups] == [((0, version),)] * 1
     controller.close()
 
 

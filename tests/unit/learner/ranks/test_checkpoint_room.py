@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +48,17 @@ def test_it_waits_for_room_for_one_as_large_as_the_newest_and_says_so_once(lead,
     assert caplog.text.count("no checkpoint of step 4") == 1
     disk["bytes"] = 2 * MODEL_BYTES
     assert lead._has_room()
+
+
+def test_replay_that_needs_room_after_a_checkpoint_is_told_of_it_again(lead, disk):
+    """It knows of one by its word alone, which is lost where it or the learner dies then."""
+    told = []
+    lead._client = SimpleNamespace(checkpoint=told.append)
+    lead._saved = 4
+    lead._checkpoint({})
+    assert told == [4]
+    lead._checkpoint({}, last=True)
+    assert told == [4], "the run ends"
 
 
 def test_the_last_one_ends_the_run_so_that_it_may_go_on(lead, disk):
