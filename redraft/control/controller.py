@@ -259,6 +259,8 @@ class Controller:
             return self._stopped(before)
         self._until(exchange, exchange.arrived, "actors", "the last weights")
         after = self._evaluation(examiner, "after")
+        if self._stopping.is_set() and after is None:
+            return self._stopped(before)
         if after is not None:
             course.judge(step_of(self._announced.version), after)
         return RunEnded(

@@ -119,6 +119,8 @@ class Course:
         """Begins and ends evaluations; to be called often. Raises nothing for one that fails."""
         if self._sitting is not None:
             self._go_on(self._sitting)
+        else:
+            self._examiner.exchange.parts.fleet.evaluated()  # of one that was given up: its actors are free again
         due = self._due
         if self._sitting is None and due is not None:
             self._announced.held = due.version
@@ -184,16 +186,18 @@ class Course:
         self._mark(None)
 
     def _mark(self, evaluated: int | None) -> None:
-        """Says which checkpoints stay, and which is the best of those that there are, or that are being written."""
+        """Says which checkpoints stay, and which is the best of those that there are, or that are being written. Where
+        a full disk does not take that, what was said before stays in force until there is more to say."""
         run_dir, best = self._examiner.run.folder, None
         if self._keeps_best:
             there = checkpoint.steps(run_dir)
             newest = max(there, default=0)
             known = [step for step in self._solved if step in there or step > newest]
             best = max(known, key=lambda step: _value(self._solved[step]), default=None)
-            checkpoint.mark(run_dir, best, evaluated)
-        else:
-            checkpoint.mark(run_dir, None, None)
+        try:
+            checkpoint.mark(run_dir, best, evaluated if self._keeps_best else None)
+        except OSError as error:
+            log.error("which checkpoints are kept is not written: %s", error)
         if best is not None:
             metrics.EVALUATION_BEST_STEP.set(best)
 

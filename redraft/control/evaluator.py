@@ -96,7 +96,7 @@ class Exam:
             if turns is not None:
                 self._played[number, start] = turns
                 self._tokens += sum(sampled_tokens(turn) for task in turns for turn in task)
-            elif self._fleet.members[actor].draining is not None:  # taken from it
+            elif actor not in self._fleet.members or self._fleet.members[actor].draining is not None:  # taken from it
                 self._shares.append((number, start, losses))
             elif losses + 1 < TRIES:
                 self._shares.append((number, start, losses + 1))

@@ -107,6 +107,7 @@ class Fleet:
         self._closing: list[tuple[Any, Any, float]] = []  # actor, its `close` under way, when it is killed
         self._probed = time.monotonic()
         self._failed_starts = self._refused = 0
+        self._lost: list[int] = []  # who evaluated when their process went, of which nobody has been told
         self.resize(settings.count)
 
     def ready(self) -> list[int]:
@@ -293,12 +294,14 @@ class Fleet:
         for number, ok, answer in self._answers(EVALUATIONS):
             if self.members[number].evaluating:
                 ended.append((number, answer if ok else None))
+                self.members[number].evaluating = not ok
             if not ok:
                 self._broken(number, answer)
-        lost = [n for n, member in self.members.items() if member.evaluating and (not member.ready or member.late)]
-        ended += [(number, None) for number in lost]
+        late = [n for n, member in self.members.items() if member.evaluating and (not member.ready or member.late)]
+        ended += [(number, None) for number in (*self._lost, *late)]
         ended = list(dict(reversed(ended)).items())
-        for number, _ in ended:
+        self._lost.clear()
+        for number in late:
             self.members[number].evaluating = False
         return ended
 
@@ -324,6 +327,9 @@ class Fleet:
         self._manager.set_actor_state(number, healthy=False)
         member.report, member.heard, member.began = Report("starting"), time.monotonic(), time.monotonic()
         member.told, member.waits = None, False
+        if member.evaluating:  # and may be back before anybody asks for what was evaluated
+            member.evaluating = False
+            self._lost.append(number)
         self._on_lost(number, why)
         self._failed_starts += starting
         if self._failed_starts >= self._settings.failures:

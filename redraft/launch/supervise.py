@@ -54,6 +54,7 @@ class Supervisor:
         self._mine = ""  # the identity of the run that it watches, once that has begun
         self._child: subprocess.Popen | None = None
         self._told, self._signals = threading.Event(), set[int]()
+        self._passed = set[int]()  # those of which the child has heard
 
     def run(self) -> int:
         """Returns the exit code. Signals go on to the child, whose process group is its own. Raises SettingError where
@@ -83,7 +84,13 @@ class Supervisor:
         begun = runs.identity(self._name) not in ("", before)
         flags = ["--resume"] if begun else self._flags
         arguments = [*self.PROGRAM, *self._command, *flags]
+        if self._told.is_set():
+            return self._ended()
+        self._passed.clear()
         self._child = subprocess.Popen(arguments, process_group=0, preexec_fn=partial(_end_with, os.getpid()))
+        for number in tuple(self._signals):  # that came while there was nobody to tell
+            if number not in self._passed:
+                self._child.send_signal(number)
         return self._child.wait()
 
     def _look(self, before: str) -> None:
@@ -101,7 +108,10 @@ class Supervisor:
         print(f"redraft: {self._name}: {said}", file=sys.stderr, flush=True)
         if runs.begun(self._name):
             line = {"at": time.time(), "why": why, "checkpoint": checkpoint, "pause_s": pause_s}
-            runs.find(self._name).append("restarts.jsonl", line)
+            try:
+                runs.find(self._name).append("restarts.jsonl", line)
+            except OSError as error:  # a full disk, which may be the fault
+                print(f"redraft: {self._name}: restarts.jsonl is not written: {error}", file=sys.stderr, flush=True)
         self._told.wait(pause_s)
 
     def _ended(self) -> int:
@@ -124,6 +134,7 @@ class Supervisor:
         self._signals.add(number)
         self._told.set()
         if self._child is not None and self._child.poll() is None:
+            self._passed.add(number)
             self._child.send_signal(number)
 
 

@@ -13,6 +13,7 @@ from redraft import run as runs
 from redraft.config import StorageSettings
 from redraft.owner import Owner
 from redraft.storage.copies import Manifest, numbers, object_name, read
+from redraft.storage.snapshot import LEFT_OUT
 from redraft.storage.store import Store, StoreError
 
 log = logging.getLogger("redraft.storage")
@@ -63,6 +64,8 @@ def _write(store: Store, manifest: Manifest, folder: Path) -> None:
                 problem = f"{store.url} is {manifest.bytes / GIB:.2f} GiB, and {fresh.parent} has {free / GIB:.2f} free"
                 raise SettingError("storage.url", problem, "Make room, or start in another folder")
             for name, (digest, size) in manifest.files.items():
+                if name in LEFT_OUT:  # copies of before hold the lease of who made them
+                    continue
                 _get(store, fresh / name, digest, size)
             (fresh / "logs").mkdir(exist_ok=True)
             _skip_incarnations(fresh / "checkpoints" / "incarnation")

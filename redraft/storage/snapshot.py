@@ -21,13 +21,14 @@ from pathlib import Path
 
 from learner import checkpoint
 from protocols.errors import DeadlineError
+from redraft import lease_file
 from redraft import run as runs
 from redraft.files import link
 from redraft.run import Run
 from replay.disk.reader import SpoolReader
 
 ASIDE = ".copying"
-LEFT_OUT = ("lock", "readers", "keys", "metrics.token", "spool", "checkpoints")
+LEFT_OUT = ("lock", lease_file.NAME, "readers", "keys", "metrics.token", "spool", "checkpoints")
 """Of this machine alone, or taken as above."""
 AGAIN_S = 0.2  # between two tries, where a checkpoint came meanwhile
 

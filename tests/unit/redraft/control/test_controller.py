@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 from support.places import RECIPES
 
 from protocols.checksum import Sums
 from protocols.errors import SettingError
-from protocols.reports import StepReport
+from protocols.evaluation import ActionFigures, EvaluationSummary, Figure
+from protocols.reports import LearnerEnded, StepReport
 from protocols.weights import Bucket, Probe, WeightRef
 from redraft import recipe as recipes
+from redraft.control import controller as controllers
 from redraft.control.controller import CALLS_AT_ONCE, Controller
 from redraft.control.exchange import Announced
 from redraft.run import Run
@@ -72,6 +75,31 @@ def test_steps_whose_reports_still_wait_when_the_run_ends_are_kept(run):
         made.run()
     assert [line["step"] for line in run.lines("metrics.jsonl")] == [1, 3, 4]
     assert json.loads((run.folder / "summary.json").read_text())["steps"] == 4
+
+
+def test_a_run_that_is_told_to_end_in_its_last_evaluation_can_go_on_with_it(run, monkeypatch):
+    made = controller(run)
+
+    def advance() -> bool:
+        made.stop(try_again=True)
+        return False
+
+    sitting = SimpleNamespace(exam=SimpleNamespace(advance=advance))
+    examiner = SimpleNamespace(begin=lambda *_: sitting, exchange=SimpleNamespace(tick=lambda _: None))
+    asked = SimpleNamespace(get_runtime_context=lambda: SimpleNamespace(current_actor=None))
+    monkeypatch.setattr(controllers, "ray", asked)
+    monkeypatch.setattr(controllers, "Examiner", lambda *_: examiner)
+    ranks = SimpleNamespace(announce=lambda *_: None)
+    parts = SimpleNamespace(ranks=ranks, step=160, fleet=SimpleNamespace(begin=lambda: None))
+    exchange = SimpleNamespace(parts=parts, tick=lambda _: None, arrived=None)
+    monkeypatch.setattr(made, "_until", lambda *_: None)
+    before = EvaluationSummary(n=9, turns=9, k=1, sampled=ActionFigures(success=Figure(0.25, 0.1)))
+    monkeypatch.setattr(made, "_before", lambda: before)
+    monkeypatch.setattr(made, "_learn", lambda *_: (LearnerEnded(160, "done"), ""))
+    monkeypatch.setattr(controllers, "Course", lambda *_: SimpleNamespace(judge=lambda *_: None))
+    made._announced.newest = weights(160)
+    end = made._train_and_evaluate(exchange)
+    assert (end.state, end.try_again, end.after) == ("stopped", True, None)
 
 
 def test_a_run_that_is_stopped_before_it_trains_says_so(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -150,6 +151,30 @@ def test_actors_keep_the_weights_that_are_evaluated_until_all_tasks_are_played(t
     assert house.lines() == [("during", 2, 0.5)] and house.tracked == [2]
     said = house.status.snapshot()
     assert said.detail.startswith("step 2: 50.0 ± ") and said.progress is None
+
+
+def test_a_full_disk_on_which_nothing_can_be_marked_ends_no_training(tmp_path, monkeypatch, caplog):
+    house = House(tmp_path, learner={"keep_best": True})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "mark", full)
+    house.play(2, True, True, False, False)
+    assert house.lines() == [("during", 2, 0.5)] and not house.course.going_on
+    assert "which checkpoints are kept is not written: [Errno 28]" in caplog.text
+
+
+def test_actors_of_an_evaluation_that_was_given_up_are_free_when_they_have_ended_it(tmp_path):
+    house = House(tmp_path)
+    house.publish(2)
+    house.crew.take(2)
+    house.look()
+    house.course.back(0)  # a rank has died
+    house.crew.end(True, True, False, False)
+    house.look()
+    assert house.crew.evaluated() == [], "asked for, although no evaluation is played"
+    assert house.lines() == []
 
 
 def test_weights_that_come_due_meanwhile_are_evaluated_next(tmp_path):

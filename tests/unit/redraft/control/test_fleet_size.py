@@ -92,6 +92,23 @@ def test_weight_files_have_owners_where_actors_are_and_nowhere_else(fleet, monke
     assert {*closed, stays.report.node_id} == {"a", "b"} and len(closed) == 1
 
 
+def test_an_evaluation_whose_actor_died_is_told_as_lost_also_when_the_actor_is_back_before_anybody_asks(fleet):
+    fleet.members[2].evaluating = True
+    fleet._gone(2, "its process died")
+    fleet._heard(2, Report("ready", version=0, pid=2))
+    assert fleet.members[2].ready and not fleet.members[2].evaluating, "it may be given tasks"
+    assert fleet.evaluated() == [(2, None)] and fleet.evaluated() == []
+
+
+def test_an_evaluation_whose_actor_died_and_left_is_told_as_lost(fleet):
+    fleet.members[1].evaluating = True
+    fleet._gone(1, "its process died")
+    fleet.resize(3)
+    fleet.members[1].report = Report("starting", pid=2)
+    fleet.remove(1)
+    assert fleet.evaluated() == [(1, None)]
+
+
 def test_what_a_leaving_actor_evaluates_is_given_back_when_its_time_is_up(fleet):
     fleet.members[2].evaluating = fleet.members[3].evaluating = True
     assert fleet.evaluated() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -145,6 +146,39 @@ sys.exit(supervise.Supervisor(["train", "r.yaml"], [], "named", 9).run())
     process.send_signal(number)
     assert process.wait(deadline_s(30)) == code
     assert len((tmp_path / "told.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_signal_that_comes_while_a_process_starts_reaches_it_once(supervised, monkeypatch):
+    told, begun = [], []
+
+    class Child:
+        def __init__(self, *_, **__):
+            begun.append(self)
+            supervisor._pass_on(signal.SIGTERM, None)  # who starts it cannot tell it yet
+
+        def poll(self):
+            return None
+
+        def send_signal(self, number):
+            told.append(number)
+
+        def wait(self):
+            supervisor._pass_on(signal.SIGTERM, None)  # again, as a second Ctrl-C
+            return 75
+
+    monkeypatch.setattr(supervise.subprocess, "Popen", Child)
+    supervisor = supervise.Supervisor(["train", "r.yaml"], [], "named", 2)
+    assert supervisor.run() == 75 and len(begun) == 1
+    assert told == [signal.SIGTERM, signal.SIGTERM]
+
+
+def test_a_full_disk_keeps_no_fault_from_being_tried_again(supervised, monkeypatch, capfd):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(supervise.runs.Run, "append", full)
+    assert supervised({"begins": "a", "exit": 75}, {"exit": 0})[0] == 0
+    assert "restarts.jsonl is not written: [Errno 28]" in capfd.readouterr().err
 
 
 def test_a_run_whose_supervisor_is_killed_is_told_to_end(tmp_path):

@@ -10,7 +10,7 @@ from support.store_house import a_run, files, rough, save, settings
 from learner import checkpoint
 from protocols.errors import FaultError, RedraftError, SettingError
 from redraft import run as runs
-from redraft.storage import copies
+from redraft.storage import copies, snapshot
 from redraft.storage.copies import Copies, TakenOverError, newest
 from redraft.storage.fetch import fetch
 from redraft.storage.store import Store, StoreError
@@ -163,8 +163,6 @@ def test_a_copy_during_which_another_is_made_does_not_count(tmp_path):
 
 
 def test_a_spool_is_copied_with_the_checkpoint_that_it_goes_with(tmp_path, monkeypatch):
-    from redraft.storage import snapshot
-
     run = a_run(tmp_path, 2)
     copied, spools = SpoolReader.copy, []
 
@@ -184,6 +182,16 @@ def test_a_spool_is_copied_with_the_checkpoint_that_it_goes_with(tmp_path, monke
         save(run, 6, keep=1)
         assert all(path.exists() for path in found.still.values()), "what is copied stays until it is"
     assert not (run.folder / ".copying").exists()
+
+
+@pytest.mark.parametrize("left_out", [(), snapshot.LEFT_OUT], ids=["a copy of before", "a copy of today"])
+def test_the_lease_of_who_made_a_copy_is_not_that_of_who_fetches_it(tmp_path, monkeypatch, left_out):
+    """It is there on file systems without locks; who found another's in its folder would end."""
+    run, storage = a_run(tmp_path, 2), settings(tmp_path)
+    (run.folder / "lease").write_text("another's")
+    monkeypatch.setattr(snapshot, "LEFT_OUT", left_out or snapshot.LEFT_OUT[:1] + snapshot.LEFT_OUT[2:])
+    Copies(run, storage, 2).copy()
+    assert not (elsewhere(tmp_path, monkeypatch, storage).folder / "lease").exists()
 
 
 def test_the_best_checkpoint_is_copied_beside_the_newest(tmp_path, monkeypatch):
