@@ -34,6 +34,8 @@ log = logging.getLogger("redraft.weights")
 FOLDER = process_folder.SHARED
 STAMP_WITHIN = 512  # bytes from the start, in which a version's stamp is
 MAP = "redraft_map"
+Key = tuple[int, str]
+"""A version, and its stamp: what each learner calls version 0, or its trial, is its own."""
 
 
 class Superseded(Exception):
@@ -150,14 +152,16 @@ class NodeFiles:
     """Owns the weight files of one run on one node. A Ray actor a node; engines ask it for a version's file.
 
     A file goes when no engine is reading it and a newer version has come, so a node holds one file, or two while an
-    update is under way. What dead processes left behind on the node is swept at the start and at the end.
+    update is under way. Versions are told apart by their stamps, too: every learner's trial has the same number, and
+    this outlives a learner whose ranks start anew. What dead processes left behind on the node is swept at the start
+    and at the end.
     """
 
     def __init__(self, run_id: str):
         process_folder.sweep()
         self._folder = process_folder.made(FOLDER, run_id)
-        self._files: dict[int, asyncio.Task[str | None]] = {}
-        self._readers: dict[str, int] = {}
+        self._files: dict[Key, asyncio.Task[str | None]] = {}
+        self._readers: dict[str, Key] = {}
         self._closed = False
 
     async def provide(self, ref: WeightRef, reader: str) -> str | None:
@@ -165,11 +169,11 @@ class NodeFiles:
         holds it no more, or the run has ended. Raises RedraftError where there is no room for it."""
         if self._closed:
             return None
-        self._readers[reader] = ref.version
-        known = self._files.get(ref.version)
+        key = self._readers[reader] = (ref.version, ref.stamp)
+        known = self._files.get(key)
         if known is None or (known.done() and not _path_of(known)):
-            self._files[ref.version] = asyncio.ensure_future(self._fetch(ref))
-        path = await self._files[ref.version]
+            self._files[key] = asyncio.ensure_future(self._fetch(ref))
+        path = await self._files[key]
         self._remove_unread(newest=next(reversed(self._files)))
         return path
 
@@ -194,14 +198,15 @@ class NodeFiles:
             data = await found[0]
         except (RayActorError, ObjectLostError):
             return None  # its process has ended, and with it what it kept
-        path = self._folder / f"{ref.version}.safetensors"
+        name = "-".join(filter(None, (str(ref.version), ref.stamp.replace("/", "-"))))
+        path = self._folder / f"{name}.safetensors"
         await asyncio.to_thread(_write, path, data)
         return str(path)
 
-    def _remove_unread(self, newest: int | None) -> None:
-        for version, task in list(self._files.items()):
-            if task.done() and version != newest and version not in self._readers.values():
-                del self._files[version]
+    def _remove_unread(self, newest: Key | None) -> None:
+        for key, task in list(self._files.items()):
+            if task.done() and key != newest and key not in self._readers.values():
+                del self._files[key]
                 if path := _path_of(task):
                     Path(path).unlink(missing_ok=True)
 

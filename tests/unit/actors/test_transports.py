@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +123,24 @@ def test_a_version_of_a_learner_that_has_died_is_to_be_had_no_more_and_the_next_
         files = transports.NodeFiles("run")
         assert await files.provide(ref(1, dead), "a") is None
         assert await files.provide(ref(2), "a")
+
+    asyncio.run(scenario())
+
+
+def test_the_trial_of_a_learner_that_began_anew_is_not_that_of_the_one_before(shm):
+    """Its number is the same. No newer version has come by this way: those are broadcast."""
+
+    def trial(stamp: str, value: int) -> WeightRef:
+        return replace(ref(-1, lambda _: np.full(100, value, np.uint8)), stamp=stamp)
+
+    async def scenario():
+        files = transports.NodeFiles("run")
+        for stamp, value in (("one/-1", 1), ("other/-1", 2)):
+            path = await files.provide(trial(stamp, value), "a")
+            assert path and open(path, "rb").read() == bytes([value]) * 100
+            await files.done("a")
+        assert names(shm) == ["-1-other--1.safetensors"]
+        await files.close()
 
     asyncio.run(scenario())
 
