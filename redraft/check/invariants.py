@@ -51,16 +51,18 @@ def files(history: History) -> Checked:
 
 
 def steps(history: History) -> Checked:
-    """Steps 1 to n have a line each; none is behind the newest checkpoint, nor ahead of it where the run has ended."""
+    """Steps 1 to n have a line each; none is behind the newest checkpoint, nor ahead of it where the run has ended, but
+    for one that was told to stop when it had lost the steps after it."""
     told = {line.report.step for line in history.steps}
     wanted = range(1, max(history.last, history.covered) + 1)
     problems = [f"step {step} has no line" for step in wanted if step not in told]
     ended = records.ended(history.run.folder)
     if ended is not None and ended.state in ("done", "stopped"):
-        if ended.steps != history.last:
+        lost = ended.state == "stopped" and ended.steps < history.last  # a future, which a resume undoes
+        if ended.steps != history.last and not lost:
             problems.append(f"summary.json says {ended.steps} steps, metrics.jsonl {history.last}")
-        if history.covered != history.last:
-            problems.append(f"the run has ended at step {history.last}, its newest checkpoint is of {history.covered}")
+        if history.covered != ended.steps:
+            problems.append(f"the run has ended at step {ended.steps}, its newest checkpoint is of {history.covered}")
     return Checked("steps", f"1 to {history.last}, each once", tuple(problems))
 
 

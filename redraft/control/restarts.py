@@ -79,6 +79,7 @@ class Restarts:
                 newest = newest_step(self._run.folder)
                 kept = "without a checkpoint" if newest is None else f"with the checkpoint of step {newest}"
                 self._status.event(f"{death}. The run was told to stop, and ends {kept}")
+                self._status.ends_at(newest or 0)
                 return False
             except RayError as error:
                 if not faults.is_fault(error):

@@ -144,6 +144,10 @@ class Status:
             self._diagnosis.restarted()
         self.started(step, trained, last)
 
+    def ends_at(self, step: int) -> None:
+        """The run ends with the checkpoint of this step: those after it, which were told, are lost."""
+        self._update(step=step)
+
     def event(self, text: str, once: str | None = None) -> None:
         """Something that a person should know, logged; with `once`, the first time for that cause only."""
         text = logs.printable(text)

@@ -11,6 +11,7 @@ from support.spool_house import edit, flip, stored
 from typer.testing import CliRunner
 
 from learner import checkpoint, journal
+from protocols.reports import RunEnded
 from redraft.check import invariants
 from redraft.check.folder import History
 from redraft.cli.main import app
@@ -59,6 +60,12 @@ def test_a_run_that_goes_on_is_refused_in_one_line(tmp_path):
 
 def test_steps_after_the_newest_checkpoint_are_a_future_that_a_resume_undoes(tmp_path, here):
     assert not broken(*kept_run(tmp_path / "r", steps=4, covered=2, ended=""))
+
+
+def test_a_run_that_was_told_to_stop_when_it_had_lost_its_last_steps_is_whole(tmp_path, here):
+    run, recipe = kept_run(tmp_path / "r", steps=4, covered=2, ended="stopped")
+    run.write("summary.json", RunEnded("r", "stopped", steps=2, checkpoint=2).to_json())
+    assert not broken(run, recipe)
 
 
 def test_a_resumed_run_whose_steps_were_played_again_is_whole(tmp_path, here):

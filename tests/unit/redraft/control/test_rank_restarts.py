@@ -201,9 +201,11 @@ def test_without_restarts_the_death_ends_the_run(run):
 def test_a_run_that_was_told_to_stop_ends_with_the_newest_checkpoint_where_a_rank_dies_meanwhile(run, restarts):
     (run.checkpoints / "step-000003").mkdir(parents=True)
     house = House(run, 0, restarts)
+    house.status.step_done(report(5))
     house.stopping.set()
     assert not house.lose_a_rank() and not house.ranks.starts
     assert house.status.last_event.endswith("The run was told to stop, and ends with the checkpoint of step 3")
+    assert house.status.step == 3, "which the summary says"
 
 
 def test_a_run_that_is_told_to_stop_while_its_ranks_start_waits_for_them_no_longer(run):
