@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.model.policy import Policy
+from learner.ranks.commands import together
 from protocols.errors import RedraftError
 
 FILE = "average.pt"
@@ -31,10 +32,8 @@ class Average:
             parameter.copy_(self._sums[name].lerp_(now[name].detach().float(), self._rate))
 
     def save(self, folder: Path) -> None:
-        """Rank 0 writes it beside the ranks' parts; the others wait. A collective."""
-        if not dist.get_rank():
-            torch.save(self._sums, folder / FILE)
-        dist.barrier()
+        """Rank 0 writes it beside the ranks' parts; see `together`."""
+        together(lambda: None if dist.get_rank() else torch.save(self._sums, folder / FILE))
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:

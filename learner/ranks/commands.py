@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+
+from protocols.errors import FaultError
 
 Value = TypeVar("Value")
 END = "end"
@@ -38,6 +41,24 @@ class Commands:
             if kind == END:
                 return payload
             self._obey(kind, payload)
+
+
+def together(write: Callable[[], object]) -> None:
+    """Every rank writes what is its own; returns once all have. Where one cannot, all of them raise: that one what it
+    met, a full disk say, the others FaultError. A collective."""
+    problem = None
+    try:
+        write()
+    except Exception as error:  # of a full disk each library says something else
+        problem = error
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    failed = torch.tensor([0 if problem is None else 1 + dist.get_rank()], device=device)
+    dist.all_reduce(failed, dist.ReduceOp.MAX)
+    if problem is not None:
+        raise problem
+    if number := int(failed):
+        rank = f"learner rank {number - 1}"
+        raise FaultError(f"{rank} could not write its part of a checkpoint; logs/learner-{number - 1}.log says why")
 
 
 def same(value: Value, group: dist.ProcessGroup) -> Value:

@@ -223,7 +223,7 @@ class Rank:
         try:
             reason = self._lead(controller, until_step)
         except RedraftError:
-            parts.commands.end(FAILED)  # the other ranks wait for a command: none of these errors arises in one
+            parts.commands.end(FAILED)  # the other ranks wait for a command: what fails on one in it, `together` tells all
             raise
         parts.commands.end(reason)
         return LearnerEnded(parts.progress.step, reason)
@@ -328,7 +328,7 @@ class Rank:
                 parts.trainer.give_back()
             return found
         if kind == "checkpoint":
-            return self._write_part(Path(payload))
+            return self._write_part(Path(payload)) if self.spec.rank == 0 else self._write_beside(Path(payload))
         raise ValueError(f"{kind!r} is not a command")
 
     def _gather(self, tokens: tuple[int, ...], keep: Keep):
@@ -337,14 +337,25 @@ class Rank:
 
     def _write_part(self, folder: Path) -> None:
         import torch
-        import torch.distributed as dist
 
-        parts, trainer = self.parts, self.parts.trainer
+        from learner.ranks.commands import together
+
+        trainer = self.parts.trainer
         trainer.save(folder / checkpoint.TAG)
-        torch.save(torch.get_rng_state(), folder / f"random-{self.spec.rank}.pt")
         state = trainer.full_state()
-        if self.spec.rank == 0 and trainer.adapter is not None:
-            trainer.adapter.write(folder / checkpoint.ADAPTER, state)
-        elif self.spec.rank == 0:
-            checkpoint.write_model(folder, self.spec.model_path, trainer.training.policy.model.config, state)
-        dist.barrier(group=parts.group)
+
+        def write() -> None:
+            torch.save(torch.get_rng_state(), folder / f"random-{self.spec.rank}.pt")
+            if self.spec.rank == 0 and trainer.adapter is not None:
+                trainer.adapter.write(folder / checkpoint.ADAPTER, state)
+            elif self.spec.rank == 0:
+                checkpoint.write_model(folder, self.spec.model_path, trainer.training.policy.model.config, state)
+
+        together(write)
+
+    def _write_beside(self, folder: Path) -> None:
+        """On ranks 1..: where a part is not written rank 0 raises, and says what becomes of the run."""
+        try:
+            self._write_part(folder)
+        except Exception as error:  # of a full disk each library says something else
+            log.error("the checkpoint %s is not written: %s", folder, error)

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from learner.model.saved import saved_buffers
+from learner.ranks.commands import together
 from protocols.errors import RedraftError
 
 if TYPE_CHECKING:
@@ -73,11 +74,9 @@ def laid_out(training: Training) -> Layout:
 
 
 def save(training: Training, folder: Path) -> None:
-    """Writes this rank's file into a folder that all ranks share; returns once all have written theirs."""
+    """Writes this rank's file into a folder that all ranks share; see `together`."""
     layout, rank = laid_out(training), dist.get_rank()
-    if not (layout.shared and rank):
-        _write(training, layout, folder, rank)
-    dist.barrier()
+    together(lambda: None if layout.shared and rank else _write(training, layout, folder, rank))
 
 
 def _write(training: Training, layout: Layout, folder: Path, rank: int) -> None:

@@ -117,6 +117,15 @@ def test_a_step_in_bfloat16_survives_a_gradient_that_is_not_finite_and_a_resume_
     assert ranks(world).call("lives", zero, str(tmp_path), offload) == [(True, True, True)] * world
 
 
+FULL = {0: "OSError: [Errno 28] No space left on device", 1: "FaultError: learner rank 1 could not write its part"}
+
+
+@pytest.mark.parametrize("who", FULL)
+def test_a_rank_without_room_for_its_part_of_a_checkpoint_ends_the_others_at_once_with_its_cause(ranks, tmp_path, who):
+    first, second = ranks(2).call("unwritten", str(tmp_path), who)
+    assert first.startswith(FULL[who]) and second == "failed"
+
+
 KINDS = [(1, 1, "none"), *((2, zero, "none") for zero in range(4)), (1, 1, HOST), (2, 3, HOST)]
 QUICK = ((KINDS[0], KINDS[4]), (KINDS[4], KINDS[2]), (KINDS[2], KINDS[0]))
 RING = zip(KINDS, (*KINDS[1:], KINDS[0]), strict=True)  # each once as what was, and as what comes

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from learner.batches.batch import prepare
 from learner.batches.packing import MicroBatch
 from learner.config import LearnerSettings
 from learner.objectives import report
+from learner.ranks.commands import Commands, together
+from learner.ranks.rank import Rank
 from learner.ranks.trainer import Trainer, join_ranks
 from protocols.turns import Group
 
@@ -102,6 +109,29 @@ class Summing:
         later = trainer.full_state()
         trainer.training.free()
         return loaded, later
+
+    def unwritten(self, folder: str, who: int) -> str:
+        """What a checkpoint comes to on this rank where rank `who` has no room for its part: what rank 0 raises, which
+        then ends the others, and why these ended."""
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def write() -> None:
+            if self._rank == who:
+                raise full
+
+        rank = Rank.__new__(Rank)
+        rank.spec = SimpleNamespace(rank=self._rank)
+        commands = Commands(dist.group.WORLD, self._world, rank._obey)
+        rank._parts = Future()
+        rank._parts.set_result(SimpleNamespace(trainer=SimpleNamespace(save=lambda _: together(write))))
+        if self._rank:
+            return commands.follow()
+        try:
+            commands.give("checkpoint", folder)
+        except Exception as error:
+            commands.end("failed")
+            return f"{type(error).__name__}: {error}"
+        raise AssertionError("it was written")
 
     def updates(self, batches: Sequence[Sequence[Group]], settings: LearnerSettings) -> tuple[dict, float | None]:
         """A step on each of the batches: the state on rank 0, and the share of tokens that were cut in the last."""
