@@ -173,7 +173,7 @@ class Rank:
         try:
             self._announce_first(controller)
         except RedraftError:
-            parts.commands.end(FAILED)  # the other ranks wait for a command
+            parts.commands.end(FAILED)  # the others wait for a command: what fails in one, `together` tells all
             raise
         parts.commands.end(ANNOUNCED)
 
@@ -223,7 +223,7 @@ class Rank:
         try:
             reason = self._lead(controller, until_step)
         except RedraftError:
-            parts.commands.end(FAILED)  # the other ranks wait for a command: what fails on one in it, `together` tells all
+            parts.commands.end(FAILED)  # the others wait for a command: what fails in one, `together` tells all
             raise
         parts.commands.end(reason)
         return LearnerEnded(parts.progress.step, reason)
