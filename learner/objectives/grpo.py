@@ -27,6 +27,7 @@ from torch import Tensor
 
 from learner.objective_config import GrpoSettings
 from learner.objectives.base import ESTIMATES, Objective, Tokens, ratio, uncut
+from learner.objectives.spans import mean_of, of_sequences, to_go, with_mean
 
 
 class Grpo(Objective[GrpoSettings]):
@@ -54,7 +55,7 @@ class Grpo(Objective[GrpoSettings]):
 
     def kept(self, log_weights_T: Tensor) -> Tensor:
         """m2po: all but those furthest from equal, as many as it takes until the mean of squares is small enough."""
-        return _with_mean(log_weights_T.square(), self.settings.second_moment)
+        return with_mean(log_weights_T.square(), self.settings.second_moment)
 
     def loss(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """That of sampled tokens, and -log theta times the advantage, if positive, of those that were not."""
@@ -85,7 +86,7 @@ class Grpo(Objective[GrpoSettings]):
             loss_N = loss_N * weight_N.masked_fill(masked_N, 0.0)
         if settings.sequence_mask is not None:
             low, high = settings.sequence_mask
-            mean_N = ratio(_mean(log_weight_N, tokens.sequences))
+            mean_N = ratio(mean_of(log_weight_N, tokens.sequences))
             masked_N = masked_N | (mean_N < low) | (mean_N > high)
             loss_N = loss_N.masked_fill(masked_N, 0.0)
         return loss_N, cut_N | masked_N
@@ -96,7 +97,7 @@ class Grpo(Objective[GrpoSettings]):
             return tokens.advantages
         assert tokens.reference is not None, "it asks for the start model's log-probs"
         cost_N = ESTIMATES[self.settings.kl_estimator](prox_N, tokens.reference)
-        return tokens.advantages - self.settings.kl_reward * _to_go(cost_N, tokens.sequences)
+        return tokens.advantages - self.settings.kl_reward * to_go(cost_N, tokens.sequences)
 
     def _clipped(self, tokens: Tokens, advantages_N: Tensor, older_N: Tensor) -> tuple[Tensor, Tensor]:
         """The loss with the ratio to the older log-probs, and where the clip ended its gradient.
@@ -111,7 +112,7 @@ class Grpo(Objective[GrpoSettings]):
             return -plain_N.masked_fill(cut_N, 0.0), cut_N
         settings, (low, high) = self.settings, self.settings.clips
         whole = settings.ratio == "sequence"
-        ratio_N = _of_sequences(tokens, older_N) if whole else ratio(tokens.logprobs - older_N)
+        ratio_N = of_sequences(tokens, older_N) if whole else ratio(tokens.logprobs - older_N)
         clipped_N = ratio_N.clamp(None if low is None else 1 - low, 1 + high)
         if settings.clip_high_navigated is not None and tokens.navigated is not None:
             raised_N = ratio_N.clamp(None if low is None else 1 - low, 1 + settings.clip_high_navigated)
@@ -134,36 +135,3 @@ class Grpo(Objective[GrpoSettings]):
         outward_N = advantages_N * (tokens.logprobs.detach() - older_N) > 0
         cut_N = outward_N & (shift_N > self.settings.max_shift)
         return -(ratio_N * advantages_N).masked_fill(cut_N, 0.0), cut_N
-
-
-def _of_sequences(tokens: Tokens, older_N: Tensor) -> Tensor:
-    """GSPO's ratio s = exp(mean of log r over the trained tokens of a sequence), with the gradient of GSPO-token:
-    that of s theta / sg(theta), so that turns of one sequence may differ in advantage. Where they do not, it is GSPO.
-    """
-    current_N = tokens.logprobs.detach()
-    return ratio(_mean(current_N - older_N, tokens.sequences) + (tokens.logprobs - current_N))
-
-
-def _with_mean(values_T: Tensor, largest: float) -> Tensor:
-    """bool[T]: the smallest values, as many as have a mean of at most `largest`; of equal ones all or none."""
-    ordered_T = values_T.double().sort().values
-    means_T = ordered_T.cumsum(0) / torch.arange(1, len(ordered_T) + 1, device=values_T.device)
-    count = int((means_T <= largest).sum())  # means of what is sorted never fall
-    if count == len(ordered_T):
-        return torch.ones_like(values_T, dtype=torch.bool)
-    return values_T.double() < ordered_T[count]
-
-
-def _mean(values_N: Tensor, sequences_N: Tensor) -> Tensor:
-    """[N]: at each token the mean over its sequence."""
-    sums = values_N.new_zeros(int(sequences_N.max()) + 1).index_add(0, sequences_N, values_N)
-    counts = torch.zeros_like(sums).index_add(0, sequences_N, torch.ones_like(values_N))
-    return (sums / counts)[sequences_N]
-
-
-def _to_go(values_N: Tensor, sequences_N: Tensor) -> Tensor:
-    """[N]: at each token the sum over it and all that follow in its sequence."""
-    sums = torch.zeros(int(sequences_N.max()) + 1, dtype=torch.float64, device=values_N.device)
-    wide_N = values_N.double()
-    ends_N = sums.index_add(0, sequences_N, wide_N).cumsum(0)[sequences_N]
-    return (ends_N - wide_N.cumsum(0) + wide_N).to(values_N.dtype)
