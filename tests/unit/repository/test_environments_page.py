@@ -44,4 +44,4 @@ def test_the_player_of_the_page_takes_the_first_free_square():
 
 def test_extras_that_the_page_names_are_there_to_be_installed():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(re.findall(r"redraft\[([\w-]+)\]", PAGE)) == {"reasoning-gym", "textarena"} <= set(extras)
+    assert set(re.findall(r"-e '\.\[([\w-]+)\]'", PAGE)) == {"reasoning-gym", "textarena"} <= set(extras)
