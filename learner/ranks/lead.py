@@ -298,7 +298,7 @@ class Lead:
         for one as large as the newest, it waits for the next time. Raises FaultError where the `last` does not fit."""
         if self._saved == self._progress.step:
             if not last:  # replay needs room still, and may have ended before it heard of it, or forgot
-                self._client.checkpoint(self._saved)
+                self._client.checkpoint(self._progress.step)
             return
         if not (last or self._has_room()):
             return
