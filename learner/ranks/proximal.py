@@ -44,20 +44,21 @@ def look(
     log-probs when it is trained."""
     if not objective.proximal or (len(updates) == 1 and not objective.masks_batch):
         return None
-    prox_T, log_weights_T, counted_T = torch.zeros((3, _size(chain.from_iterable(updates), device)), device=device)
+    masks = objective.masks_batch  # by log prox/mu of what was sampled
+    known_T = torch.zeros((3 if masks else 1, _size(chain.from_iterable(updates), device)), device=device)
     for micro in chain.from_iterable(updates[:minibatches]):
         named, inputs = tensors(micro)
         trained_N = named["coefficients"] > 0  # a micro-batch without work has a place that is not its own
-        places_N, logprobs_N = named["places"][trained_N], policy(*inputs)[0][trained_N].float()
-        prox_T[places_N] = logprobs_N
-        counted_T[places_N] = sampled_N = named["sampled"][trained_N].float()
-        log_weights_T[places_N] = (logprobs_N - named["sampler"][trained_N]) * sampled_N
-    dist.all_reduce(prox_T)
-    if not objective.masks_batch:
-        return Proximal(prox_T)
-    dist.all_reduce(log_weights_T)
-    dist.all_reduce(counted_T)
-    kept_T = torch.ones_like(prox_T, dtype=torch.bool)
+        rows = [logprobs_N := policy(*inputs)[0][trained_N].float()]
+        if masks:
+            sampled_N = named["sampled"][trained_N]
+            rows += [(logprobs_N - named["sampler"][trained_N]).where(sampled_N, 0.0), sampled_N.float()]
+        known_T[:, named["places"][trained_N]] = torch.stack(rows)
+    dist.all_reduce(known_T)
+    if not masks:
+        return Proximal(known_T[0])
+    prox_T, log_weights_T, counted_T = known_T
+    kept_T = torch.ones_like(counted_T, dtype=torch.bool)
     kept_T[counted_T > 0] = objective.kept(log_weights_T[counted_T > 0])
     return Proximal(prox_T, kept_T)
 
