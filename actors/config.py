@@ -131,8 +131,8 @@ class EngineSettings(Settings):
     """Most requests in the engine's batch at once."""
     max_length: int = Field(default=1024, ge=16)
     """Longest prompt with its response, in tokens."""
-    kv_cache_gb: float = Field(default=0.5, gt=0)
-    """Key-value cache on a CPU."""
+    kv_cache_gb: PositiveFloat | Literal["auto"] = "auto"
+    """Key-value cache on a CPU, in GiB. auto: as much as max_running requests of max_length take, 1 at most."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     """Share of a GPU's memory for weights and cache. auto: 0.85, and beside a learner on the same GPU what that leaves,
     as `redraft plan` counts."""

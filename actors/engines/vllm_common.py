@@ -16,7 +16,7 @@ import numpy as np
 
 from actors import rendering
 from actors.config import EngineSettings, SamplingSettings
-from actors.engines import Completion, Live, PromptTooLong
+from actors.engines import Completion, Live, PromptTooLong, kv_cache
 from protocols import cache, metrics
 from protocols.checksum import Sums, summed
 from protocols.errors import SettingError
@@ -70,7 +70,7 @@ def prepare_process(settings: EngineSettings, separate: bool, model: Path | None
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling helpers at the first step takes seconds and a C++ compiler
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.kv_cache_gb)))
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, which would win over what the recipe says
         import torch
 
         torch.set_num_threads(settings.threads)
@@ -134,12 +134,10 @@ def engine_arguments(model: Path, dtype: str, settings: EngineSettings, seed: in
     if on_gpu():
         return arguments | dict(gpu_memory_utilization=settings.share)
     # Compiling costs a minute at every start and gains nothing at the sizes that a CPU can train.
-    # The smallest block that CPU attention takes: dialogues are short, and only whole blocks of a prefix are cached.
-    # In bfloat16 it computes with AMX, which takes no 16.
     return arguments | dict(
         enforce_eager=True,
-        kv_cache_memory_bytes=int(settings.kv_cache_gb * 2**30),
-        block_size=16 if dtype == "float32" else 32,
+        kv_cache_memory_bytes=kv_cache.of_model(settings, model, dtype),
+        block_size=kv_cache.BLOCK[dtype],
         async_scheduling=False,
     )
 

@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from actors.engines import kv_cache
 from learner.ranks.stages import LIVE, bucket_of, stage_of
 from protocols.errors import SettingError
 from redraft import recipe as recipes
@@ -420,7 +421,8 @@ def _actor(recipe: Recipe, measured: Measured, gpu_bytes: int, with_cures: bool 
     shares = list(_engine_shares(recipe, found))
     token = found.cached * width // min(engine.tensor_parallel, found.cache_heads)
     room = int(gpu_bytes * engine.share) if actors.gpus else None
-    budget = int(engine.kv_cache_gb * GIB) if room is None else room - sum(share.bytes for share in shares)
+    own = kv_cache.cpu_bytes(engine, found.cached if found.only_attends else 0, recipe.model.dtype)
+    budget = own if room is None else room - sum(share.bytes for share in shares)
     tokens = max(0, budget) // token if token else 0
     least = min(engine.max_length * token, max(0, budget)) if room is None else engine.max_length * token
     said = f"{tokens:,} tokens x {token:,} B: {tokens // engine.max_length:,} of actors.engine.max_length at once"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.engines.kv_cache import cached_of, only_attends
 from learner.lora_config import LoraSettings
 from protocols.errors import SettingError
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 KERNEL = "redraft_sizes"
 BYTES = {"float32": 4, "bfloat16": 2}
-ATTENDING = ("full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,8 @@ class Sizes:
     """Of a token in the engine's cache."""
     cache_heads: int
     """Over which tensor parallelism can spread the cache."""
+    only_attends: bool = True
+    """The cache holds nothing else."""
     adapter_kept: int = 0
     """Outputs of the adapter's first matrices, of a token."""
     kept: Kept | None = field(default=None)
@@ -109,7 +111,7 @@ def sizes(config: Any, dtype: str, rows: Rows, lora: LoraSettings | None) -> Siz
         modules = dict(model.named_modules())
         shapes = [_shape(modules[name]) for name in targets(model, lora)]
         trained, ranks = lora.rank * sum(rows + columns for rows, columns in shapes), lora.rank * len(shapes)
-    heads, cached = _cache(text)
+    heads, cached = cached_of(text)
     return Sizes(
         type=text.model_type,
         parameters=parameters,
@@ -119,6 +121,7 @@ def sizes(config: Any, dtype: str, rows: Rows, lora: LoraSettings | None) -> Siz
         inner=int(getattr(text, "intermediate_size", None) or 4 * hidden),
         cached=cached,
         cache_heads=heads,
+        only_attends=only_attends(text),
         adapter_kept=ranks,
         kept=_kept(model, rows),
     )
@@ -151,21 +154,6 @@ def _empty(config: Any, dtype: str, attention: str) -> PreTrainedModel:
         raise SettingError(
             "model.path", f"no model can be built of its config: {said}", "Name another model"
         ) from error
-
-
-def _cache(text: Any) -> tuple[int, int]:
-    """Heads of the cache, and how many numbers it holds of a token: keys and values of all layers that attend."""
-    kinds = getattr(text, "layer_types", None)
-    layers = sum(kind in ATTENDING for kind in kinds) if kinds else text.num_hidden_layers
-    latent = getattr(text, "kv_lora_rank", None)
-    if latent:  # of multi-head latent attention only that is kept
-        return 1, layers * (latent + text.qk_rope_head_dim)
-    heads = getattr(text, "num_attention_heads", None)
-    if not heads:
-        return 1, 0
-    groups = getattr(text, "num_key_value_heads", None) or heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return groups, layers * 2 * groups * size
 
 
 def _kept(model: PreTrainedModel, rows: Rows) -> Kept | None:

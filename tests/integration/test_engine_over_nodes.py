@@ -27,7 +27,7 @@ LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=64, skip_tok
 def test_the_cpu_build_of_vllm_still_has_no_engines_over_several_nodes_as_the_guide_to_gpus_says(tmp_path):
     settings = ModelSettings(make=MakeSettings(hidden=64, layers=2, heads=2, max_length=64), dtype="float32")
     model = prepare(settings, EnvironmentSettings(name="signs"), tmp_path, print)
-    alone = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "RAY_AUTH_MODE": "disabled"}
+    alone = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "RAY_AUTH_MODE": "disabled"}
     tried = subprocess.run(
         [sys.executable, "-c", TRY, str(model)],
         env={**ENVIRONMENT, **alone},

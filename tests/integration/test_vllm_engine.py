@@ -10,9 +10,11 @@ import pytest
 from prometheus_client import REGISTRY
 from support import card_house
 from support.published import Published
+from transformers import AutoConfig
 
 from actors import engines, weights
 from actors.config import EngineSettings, EnvironmentSettings, SamplingSettings
+from actors.engines import vllm_common
 from actors.engines.vllm_async import AsyncEngine
 from actors.held import HeldEpisode
 from protocols import cuda_ipc, metrics
@@ -79,6 +81,29 @@ def published(folder, version: int) -> Published:
     from safetensors.torch import load_file
 
     return Published(load_file(folder / "model.safetensors"), version, probe_of(folder))
+
+
+def test_the_cache_on_a_cpu_is_as_large_as_the_recipe_says(models):
+    """vLLM's own variable for it, which counts in whole GiB, would win over what the recipe says."""
+    if vllm_common.on_gpu():
+        pytest.skip("on a GPU the cache is what is left of engine.gpu_memory")
+
+    async def blocks(settings: EngineSettings) -> int:
+        engine = await engines.start(models[0], "float32", settings, seed=0)
+        try:
+            return engine._llm.vllm_config.cache_config.num_gpu_blocks
+        finally:
+            await engine.close()
+
+    asked = dict(process="in_process", max_length=64, max_running=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        found = asyncio.run(blocks(EngineSettings(**asked)))
+        large = asyncio.run(blocks(EngineSettings(**asked, kv_cache_gb=0.02)))
+    assert found == 4 * 64 // 16 + 1, "room for each request of the largest length, and vLLM's own block"
+    made = AutoConfig.from_pretrained(models[0])
+    token = 2 * 4 * made.num_hidden_layers * made.num_key_value_heads * made.hidden_size // made.num_attention_heads
+    assert large == int(0.02 * 2**30) // (16 * token)
 
 
 def test_after_an_update_log_probs_are_those_of_transformers_with_the_new_weights(running, models):
