@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from actors.question_config import QuestionerSettings
 from actors.tool_config import Source
-from protocols.settings import Settings
+from protocols.settings import NO_STANDBY, Settings
 
 ALONE = 0.85
 """Share of a GPU for an engine that has it alone; the rest is for what vLLM does not count."""
@@ -187,6 +187,9 @@ class ActorSettings(Settings):
     """Have the engine give the memory of its cache to the learner on the same GPU while that trains (vLLM's sleep
     mode), for models that would not fit otherwise. Learner and actors take turns, so it needs learner.max_staleness
     0, and each waits for the other."""
+    standby: bool = False
+    """On each node with actors, keep a process that has imported vLLM (0.6 GB) and waits to take the place of one that
+    dies, or of one that is added. Not with gpus."""
     resources: dict[str, PositiveFloat] = {}
     """Ray resources of one actor that only some nodes have, so that actors land there: {actor: 1}."""
     lease_s: float = Field(default=600.0, gt=0)
@@ -202,6 +205,12 @@ class ActorSettings(Settings):
     """Failed weight checks in all, or failed starts in a row, of actors before the run stops."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Prometheus port of actor 0; actor n takes the port n above (0 = any free one). No number is given twice."""
+
+    @model_validator(mode="after")
+    def _stands_by(self):
+        if self.standby and self.gpus:
+            raise ValueError(f"standby: true cannot be had with gpus={self.gpus:g}: {NO_STANDBY}")
+        return self
 
     @model_validator(mode="after")
     def _within_autoscale(self):

@@ -3,12 +3,12 @@
     python -m benchmarks.chaos [--quick] [--every SECONDS] [--seed N]
 
 The run is the quickstart's (a tiny model, vLLM on a CPU, one actor, one rank, one replay service) under `redraft train
---restarts`, with a checkpoint every tenth step. For 60 minutes a fault is drawn every --every seconds on average (120;
-3 with --quick, which takes 6 minutes, so that as many kinds come as there is time for). Each kind of
-benchmarks/chaos_parts.py comes once before any comes again; which came is told. Nothing is simulated. As root the run
-lives on two machines, which are network namespaces: the actor is on one, all else on the other, and the link is cut;
-and its disk is a tmpfs, which is filled. Elsewhere these two are left out. The engine is no process of its own on a
-CPU: who kills the actor kills it.
+--restarts`, with a checkpoint every tenth step, and a process that stands by for the actor and one for the rank. For 60
+minutes a fault is drawn every --every seconds on average (120; 3 with --quick, which takes 6 minutes, so that as many
+kinds come as there is time for). Each kind of benchmarks/chaos_parts.py comes once before any comes again; which came
+is told. Nothing is simulated. As root the run lives on two machines, which are network namespaces: the actor is on one,
+all else on the other, and the link is cut; and its disk is a tmpfs, which is filled. Elsewhere these two are left out.
+The engine is no process of its own on a CPU: who kills the actor kills it.
 
 Then the run is stopped and its folder checked as by `redraft check`; a calm run does as many steps, and both are
 evaluated on the same tasks.
@@ -60,8 +60,10 @@ def recipe(machines: bool = False) -> dict:
     """The quickstart's, with a checkpoint every tenth step; with `machines` its actor is on the node of
     benchmarks/chaos_network.py."""
     found = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())
-    found["actors"] |= {"silence_s": 5} | ({"resources": {chaos_network.WORK: 0.1}} if machines else {})
-    found["learner"] |= {"checkpoint_every": 10}
+    found["actors"] |= {"silence_s": 5, "standby": True} | (
+        {"resources": {chaos_network.WORK: 0.1}} if machines else {}
+    )
+    found["learner"] |= {"checkpoint_every": 10, "standby": True}
     return found | {"steps": 1_000_000}
 
 

@@ -16,7 +16,7 @@ from pydantic import (
 
 from learner.credit_config import Credit, GroupCredit
 from learner.objective_config import GrpoSettings, Objective
-from protocols.settings import Settings
+from protocols.settings import NO_STANDBY, Settings
 from protocols.turns import Role
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -162,6 +162,9 @@ class LearnerSettings(Settings):
     """Times in a row, without a new checkpoint between, that the ranks are started anew from the newest checkpoint when
     the process of one has died, or its node was lost: actors and replay go on meanwhile. 0: the run ends instead, and
     the same command resumes it."""
+    standby: bool = False
+    """Beside each rank, keep a process that has imported torch and DeepSpeed (0.3 GB) and waits to take its place. Not
+    with gpus."""
     threads: PositiveInt = 1
     """CPU threads of a rank."""
     probe_tokens: Annotated[int, Field(ge=16)] = 32
@@ -219,6 +222,8 @@ class LearnerSettings(Settings):
     def _takes_effect(self):
         """Refuses what would do nothing."""
         self.objective.check_updates(self.updates.steps)
+        if self.standby and self.gpus:
+            raise ValueError(f"standby: true cannot be had with gpus={self.gpus:g}: {NO_STANDBY}")
         if self.offload == "optimizer" and not self.gpus:
             raise ValueError(
                 "offload: optimizer does nothing where ranks train on CPUs, whose memory is the host's. "

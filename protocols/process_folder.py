@@ -22,7 +22,7 @@ NAME = re.compile(rf"{PREFIX}(?P<run>\w*)-(?P<numbers>\w+)-(?P<pid>\d+)")
 def made(place: Path, run_id: str) -> Path:
     """A new folder of this process in `place`, which its user alone may enter. What an earlier process of the same
     number left there is removed. Raises OSError."""
-    folder = place / f"{PREFIX}{label(run_id)}-{_numbers()}-{os.getpid()}"
+    folder = place / _name(run_id)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     return folder
@@ -30,10 +30,17 @@ def made(place: Path, run_id: str) -> Path:
 
 def temporary(run_id: str) -> Path:
     """The same, from now on for all temporary files of this process and of those that it starts: libraries leave some
-    behind when they are killed."""
-    folder = made(Path(tempfile.gettempdir()), run_id)
+    behind when they are killed. Where it was made before, it is that one."""
+    before = Path(tempfile.gettempdir())
+    if before.name == _name(run_id):
+        return before
+    folder = made(before, run_id)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     return folder
+
+
+def _name(run_id: str) -> str:
+    return f"{PREFIX}{label(run_id)}-{_numbers()}-{os.getpid()}"
 
 
 def label(run_id: str) -> str:

@@ -85,6 +85,24 @@ def _parents() -> dict[int, int]:
     return found
 
 
+def began(pid: int) -> int:
+    """When, in clock ticks since the machine's start; 0 where there is none."""
+    try:
+        return int(_stat(pid)[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def variable(pid: int, name: str) -> str | None:
+    """What this variable was in the environment that a process began with; None where it was not set, or cannot be
+    read."""
+    try:
+        found = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    return next((one.partition("=")[2] for one in found if one.startswith(f"{name}=")), None)
+
+
 def title(pid: int) -> str:
     """As `ps` shows it, its first word or what Ray calls it."""
     try:

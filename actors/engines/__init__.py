@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,18 @@ class Sleeper(Protocol):
 
 def unheard(phase: str) -> None:
     """For who does not ask how far a start is."""
+
+
+def imported(settings: EngineSettings) -> None:
+    """Imports what `start` needs, which is most of its time on a CPU. Raises what importing raises."""
+    if settings.name == "scripted":
+        return
+    from actors.engines import vllm_common
+
+    separate = not vllm_common.in_process(settings)
+    vllm_common.prepare_process(settings, separate)
+    for module in vllm_common.MODULES[separate]:
+        importlib.import_module(module)
 
 
 async def start(

@@ -29,6 +29,12 @@ COMPILED = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "T
 """Variables that say where compiled code is kept, and the folder of each."""
 Share = tuple[dict[int, str], str]
 KEPT = 1024  # parameters of sampling settings
+LATER = ("vllm.v1.worker.cpu_worker", "vllm.v1.core.sched.scheduler", "vllm.v1.attention.backends.cpu_attn")
+MODULES = {
+    False: ("vllm", "vllm.engine.arg_utils", "vllm.v1.engine.llm_engine", *LATER),
+    True: ("vllm", "vllm.engine.arg_utils", "vllm.v1.engine.async_llm"),
+}
+"""What a start imports, in processes of its own or not; LATER is what vLLM itself imports when it is needed first."""
 WORKER_EXTENSION = "actors.engines.vllm_worker.WeightsExtension"
 
 

@@ -10,9 +10,10 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,10 +29,11 @@ from protocols import cache, metrics_page, own_code, process_folder, traces
 from protocols.errors import DeadlineError, SettingError
 from protocols.metrics_page import Listen
 from protocols.reports import LearnerReady
+from protocols.turns import Lease
 from redraft import logs
 from redraft import run as runs
 from redraft.config import LogSettings
-from redraft.control import discovery
+from redraft.control import discovery, standby
 from redraft.control.admission import groups_in_play
 from redraft.control.fleet import Fleet
 from redraft.models import make as models
@@ -45,11 +47,12 @@ CALLS = 8  # methods of one process that may run at once
 LOOK_S = 2.0  # between two looks for nodes that have joined
 SPARE_S = 30.0  # that a node keeps its weight files without actors: one that is restarted comes back to them
 SOCKET_FOLDER = 107 - 37  # bytes of a folder in which vLLM can name a socket by a UUID
+STEPS_BEFORE = 3  # that a rank makes before others are started to stand by
 FILES_S = 60.0  # that an actor waits for the weight files of its node, which may have joined just before
 
 
-def worker_environment(threads: int) -> dict:
-    """Variables that a worker's libraries read when they are imported, and where it finds its modules."""
+def worker_environment(threads: int, more: Mapping[str, str] = MappingProxyType({})) -> dict:
+    """Variables that a worker's libraries read when they are imported, and where it finds its modules; and more."""
     paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return {
         "env_vars": {
@@ -57,6 +60,7 @@ def worker_environment(threads: int) -> dict:
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
             "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in (Path(__file__).parents[2], *paths)),
+            **more,
         }
     }
 
@@ -107,12 +111,12 @@ class ActorPart(Actor):
 
     def __init__(self, folder: str, run: str, spec: Spec, name: str, log_settings: LogSettings, model: Wanted | None):
         logs.of_part(Path(folder), run, name, log_settings)
-        before = tempfile.gettempdir()
+        standby.taken(name)
         self._temporary = process_folder.temporary(spec.run_id)  # before vLLM is imported, which reads where that is
         if len(os.fsencode(self._temporary)) > SOCKET_FOLDER:
-            os.environ.setdefault("VLLM_RPC_BASE_PATH", before)
+            os.environ.setdefault("VLLM_RPC_BASE_PATH", str(self._temporary.parent))
         own_code.install(spec.code)
-        self._model = model
+        self._model, self._played = model, 0
         super().__init__(spec, name, files=None, node=ray.get_runtime_context().get_node_id())
         self._report.address = ray.util.get_node_ip_address()
 
@@ -126,6 +130,12 @@ class ActorPart(Actor):
                 raise
             self._spec = replace(self._spec, model=str(found))
         return await super()._build()
+
+    async def _play(self, lease: Lease) -> None:
+        await super()._play(lease)
+        self._played += 1
+        if self._played == self._spec.actors.groups:  # it is at work: what is imported now delays no start
+            standby.keep()
 
     async def close(self) -> None:
         await super().close()
@@ -142,13 +152,21 @@ class RankPart(Rank):
 
     def __init__(self, run: str, spec: RankSpec, log_settings: LogSettings, model: Wanted):
         logs.of_part(spec.run_dir, run, f"learner-{spec.rank}", log_settings)
+        standby.taken(f"learner-{spec.rank}")
         own_code.install(spec.code)
         super().__init__(spec)
-        self._model = model
+        self._model, self._steps = model, 0
 
     def setup(self, master: tuple[str, int], resume: bool) -> LearnerReady:
         self.spec = replace(self.spec, model_path=str(self._model.here(cache.folder("models"))))
         return super().setup(master, resume)
+
+    def _obey(self, kind: str, payload):
+        result = super()._obey(kind, payload)
+        self._steps += kind == "step"
+        if kind == "step" and self._steps == STEPS_BEFORE:
+            standby.keep()
+        return result
 
     def serves(self, listen: Listen) -> tuple[str, int]:
         """Where it serves its metrics."""
@@ -281,14 +299,16 @@ def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = 
     """A function that makes the actor of a name; see `spec_of`."""
     spec = spec_of(run, recipe, keys, model, version)
     wanted = None if model else models.wanted(run, recipe)
-    part = ray.remote(ActorPart)
+    part, engine = ray.remote(ActorPart), recipe.actors.engine
+    kept = recipe.actors.standby and version is None
+    environment = worker_environment(engine.threads, standby.variables(ActorPart, run.id, engine) if kept else {})
 
     def make(name: str):
         return part.options(
             **needs(recipe.actors),
             max_restarts=-1,
             max_concurrency=1000,
-            runtime_env=worker_environment(recipe.actors.engine.threads),
+            runtime_env=environment,
         ).remote(str(run.folder), run.name, spec, name, recipe.logs, wanted)
 
     return make
@@ -299,7 +319,8 @@ def start_ranks(
 ) -> list:
     """The learner's ranks; `seats` are Ray's scheduling strategies, one a rank, where room is reserved for them."""
     settings: LearnerSettings = recipe.learner
-    part, environment = ray.remote(RankPart), worker_environment(settings.threads)
+    kept = standby.variables(RankPart, run.id) if settings.standby else {}
+    part, environment = ray.remote(RankPart), worker_environment(settings.threads, kept)
     options = needs(settings) | {"max_concurrency": CALLS, "runtime_env": environment}
     specs = [
         RankSpec(

@@ -28,6 +28,7 @@ TWO_RANKS = RECIPE | {
     "actors": RECIPE["actors"] | {"cpus": 0.25},
     "learner": RECIPE["learner"] | {"ranks": 2, "cpus": 0.25, "checkpoint_every": EVERY, "record": {"batches": True}},
 }
+STANDBY = TWO_RANKS | {"learner": TWO_RANKS["learner"] | {"standby": True}}
 RANK, ACTOR = "ray::RankPart", "ray::ActorPart"
 
 
@@ -98,10 +99,13 @@ class Losing:
 
 
 def test_ranks_that_are_killed_start_anew_and_the_run_ends_as_if_none_had_been(tmp_path):
-    run = Losing(tmp_path, TWO_RANKS)
+    run = Losing(tmp_path, STANDBY)
     actors = run.parts(ACTOR)
     assert len(actors) == 1
+    logs = [run.folder / "logs" / f"learner-{rank}.log" for rank in range(2)]
+    run.run.until(lambda: any("to stand by" in log.read_text() for log in logs), 120)
     run.lose_rank(1)
+    assert all("was a standby" in log.read_text() for log in logs), "both ranks are those that stood by"
     run.lose_rank(0)
     assert run.parts(ACTOR) == actors, "actors and their engines stay"
     output = run.ends_well()

@@ -19,7 +19,8 @@ from protocols import process_folder
 ENGINE = """
 import sys, tempfile
 from protocols import process_folder
-process_folder.temporary(sys.argv[1])
+folder = process_folder.temporary(sys.argv[1])
+assert process_folder.temporary(sys.argv[1]) == folder, "one for a process"
 open(tempfile.gettempdir() + "/left", "w").close()
 print(tempfile.gettempdir(), flush=True)
 sys.stdin.read()
