@@ -4,7 +4,7 @@
 
 The run is the quickstart's (a tiny model, vLLM on a CPU, one actor, one rank, one replay service) under `redraft train
 --restarts`, with a checkpoint every tenth step, and a process that stands by for the actor and one for the rank. For 60
-minutes a fault is drawn every --every seconds on average (120; 3 with --quick, which takes 6 minutes, so that as many
+minutes a fault is drawn every --every seconds on average (120; 15 with --quick, which takes 6 minutes, so that as many
 kinds come as there is time for). Each kind of benchmarks/chaos_parts.py comes once before any comes again; which came
 is told. Nothing is simulated. As root the run lives on two machines, which are network namespaces: the actor is on one,
 all else on the other, and the link is cut; and its disk is a tmpfs, which is filled. Elsewhere these two are left out.
@@ -49,7 +49,7 @@ from protocols import cache as cache_folder
 from redraft import records
 
 FULL_S, QUICK_S = 3600.0, 360.0
-EVERY_S, QUICK_EVERY_S = 120.0, 3.0
+EVERY_S, QUICK_EVERY_S = 120.0, 15.0
 HOLD_S = 10.0  # what is frozen, full or cut off stays so
 LEFT_OUT = ("slow environment",)  # the quickstart's cannot be slowed
 CALM = "calm"
