@@ -224,6 +224,11 @@ class LearnerSettings(Settings):
         self.objective.check_updates(self.updates.steps)
         if self.standby and self.gpus:
             raise ValueError(f"standby: true cannot be had with gpus={self.gpus:g}: {NO_STANDBY}")
+        if self.standby and not self.restarts:
+            raise ValueError(
+                "standby: true does nothing with restarts: 0, by which no rank is started anew. "
+                "Leave one of them out"
+            )
         if self.offload == "optimizer" and not self.gpus:
             raise ValueError(
                 "offload: optimizer does nothing where ranks train on CPUs, whose memory is the host's. "

@@ -18,7 +18,9 @@ from support.waiting import until
 from test_run import RECIPE
 
 from protocols.weights import incarnation_of, step_of
-from redraft import records
+from redraft import processes, records
+from redraft.control import standby
+from redraft.control.workers import RankPart
 
 pytestmark = [pytest.mark.ray, pytest.mark.prove]
 
@@ -61,6 +63,16 @@ class Losing:
                 continue
         return found
 
+    def standing_by(self) -> set[int]:
+        """The pids of those that may become ranks."""
+        children = psutil.Process(self.run.process.pid).children(recursive=True)
+        return {
+            child.pid
+            for child in children
+            if processes.title(child.pid) == standby.IDLE
+            and RankPart.__name__ in (processes.variable(child.pid, standby.VARIABLE) or "")
+        }
+
     def lose(self, what: str, take: Callable[[], object]) -> None:
         """Has something take a rank away when the last step has no checkpoint; returns when steps are done again."""
         before, written = len(self.told()), len(self.lines())
@@ -102,10 +114,10 @@ def test_ranks_that_are_killed_start_anew_and_the_run_ends_as_if_none_had_been(t
     run = Losing(tmp_path, STANDBY)
     actors = run.parts(ACTOR)
     assert len(actors) == 1
-    logs = [run.folder / "logs" / f"learner-{rank}.log" for rank in range(2)]
-    run.run.until(lambda: any("to stand by" in log.read_text() for log in logs), 120)
+    run.run.until(lambda: len(run.standing_by()) == 2, 120)
+    waiting = run.standing_by()
     run.lose_rank(1)
-    assert all("was a standby" in log.read_text() for log in logs), "both ranks are those that stood by"
+    assert run.parts(RANK) == waiting, "both ranks are those that stood by"
     run.lose_rank(0)
     assert run.parts(ACTOR) == actors, "actors and their engines stay"
     output = run.ends_well()

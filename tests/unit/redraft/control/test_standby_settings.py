@@ -30,6 +30,11 @@ def test_none_stands_by_where_a_part_has_a_gpu_and_the_error_says_why_and_what_t
     assert kind(standby=True).standby
 
 
+def test_none_stands_by_for_ranks_that_are_never_started_anew():
+    with pytest.raises(ValueError, match=r"standby: true does nothing with restarts: 0.*Leave one of them out"):
+        LearnerSettings(standby=True, restarts=0)
+
+
 def test_a_part_is_known_by_its_class_its_run_and_what_it_needs():
     small, large = (EngineSettings(max_length=length) for length in (64, 128))
     asked = [(ActorPart, "a", small), (ActorPart, "b", small), (ActorPart, "a", large), (RankPart, "a", None)]
