@@ -226,8 +226,7 @@ class LearnerSettings(Settings):
             raise ValueError(f"standby: true cannot be had with gpus={self.gpus:g}: {NO_STANDBY}")
         if self.standby and not self.restarts:
             raise ValueError(
-                "standby: true does nothing with restarts: 0, by which no rank is started anew. "
-                "Leave one of them out"
+                "standby: true does nothing with restarts: 0, by which no rank is started anew. Leave one of them out"
             )
         if self.offload == "optimizer" and not self.gpus:
             raise ValueError(
