@@ -58,7 +58,6 @@ def prepare() -> None:
     that will be; what fails is left to the part, which tells it."""
     global _ready
     asked = json.loads(os.environ[VARIABLE])
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # as Ray sets it for a part without GPUs, which all of these are
     try:
         with heap.lasting():
             if asked["engine"] is None:

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 from support.places import PYTHONPATH
-from support.waiting import until
+from support.ray_nodes import RayNodes, kill
+from support.waiting import deadline_s, until
 
 from actors.config import EngineSettings
 from redraft.control import standby
@@ -31,7 +35,7 @@ class Small:
         standby.keep()
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def cluster():
     path = os.pathsep.join((PYTHONPATH, str(Path(__file__).parent)))
     ray.init(
@@ -52,9 +56,10 @@ def parts(count: int, run: str) -> list[Any]:
     return [made.remote() for _ in range(count)]
 
 
-def standing_by(run: str) -> set[int]:
+def standing_by(run: str, root: int | None = None) -> set[int]:
+    """Pids below that process, or this one."""
     found = set()
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process(root).children(recursive=True):
         try:
             if f'"run": "{run}"' in child.environ().get(standby.VARIABLE, "") and child.cmdline()[0] == standby.IDLE:
                 found.add(child.pid)
@@ -72,7 +77,36 @@ def back(part: Any) -> int:
             continue
 
 
-def test_a_part_that_dies_is_followed_by_the_process_that_stood_by_and_that_by_another_one():
+DRIVER = """
+import sys
+import ray
+import test_standby
+from support.waiting import until
+ray.init(address=sys.argv[1], log_to_driver=False)
+(part,) = test_standby.parts(1, "driver")
+ray.get(part.keep.remote())
+print(*until(lambda: test_standby.standing_by("driver", int(sys.argv[2])), "one stands by", 60), flush=True)
+"""
+
+
+def test_on_a_cluster_that_goes_on_it_ends_with_its_run():
+    with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as folder:
+        nodes = RayNodes(Path(folder))
+        path = os.pathsep.join((PYTHONPATH, str(Path(__file__).parent)))
+        driver = subprocess.run(
+            [sys.executable, "-c", DRIVER, nodes.address, str(nodes.head.pid)],
+            env=nodes.environment | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=deadline_s(120),
+        )
+        assert driver.returncode == 0, driver.stderr[-2000:]
+        stood_by = int(driver.stdout.split()[-1])
+        until(lambda: not psutil.pid_exists(stood_by), "nobody keeps it", 60)
+        kill(nodes.head)
+
+
+def test_a_part_that_dies_is_followed_by_the_process_that_stood_by_and_that_by_another_one(cluster):
     (part,) = parts(1, "alone")
     first = ray.get(part.pid.remote())
     for _ in range(2):
@@ -84,7 +118,7 @@ def test_a_part_that_dies_is_followed_by_the_process_that_stood_by_and_that_by_a
         assert not standing_by("alone")
 
 
-def test_of_two_parts_the_younger_looks_and_what_a_run_has_added_takes_the_standby_too():
+def test_of_two_parts_the_younger_looks_and_what_a_run_has_added_takes_the_standby_too(cluster):
     couple = parts(2, "couple")
     pids = ray.get([part.pid.remote() for part in couple])
     for part in couple:
