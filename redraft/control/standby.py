@@ -28,7 +28,7 @@ import ray
 
 from actors import engines
 from actors.config import EngineSettings
-from protocols import heap, process_folder
+from protocols import heap, process_folder, strict_json
 from redraft import processes
 
 log = logging.getLogger("redraft.standby")
@@ -48,7 +48,7 @@ def variables(part: type, run_id: str, engine: EngineSettings | None = None) -> 
     actor what `engine` needs, a rank what ranks do."""
     needs = None if engine is None else engine.model_dump(mode="json")
     return {
-        VARIABLE: json.dumps({"part": part.__name__, "run": run_id, "engine": needs}, sort_keys=True),
+        VARIABLE: strict_json.dumps({"part": part.__name__, "run": run_id, "engine": needs}),
         HOOK: f"{__name__}.prepare",
     }
 
