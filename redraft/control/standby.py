@@ -90,7 +90,7 @@ def _keep() -> None:
         asked = json.loads(os.environ[VARIABLE])
         beside = {pid: processes.title(pid) for pid in _same()}
         parts = [pid for pid, title in beside.items() if title.startswith(f"ray::{asked['part']}")]
-        if max(parts, key=processes.began) != os.getpid():
+        if max(parts, key=lambda pid: (processes.began(pid), pid)) != os.getpid():
             return
         wanted = len(parts) if asked["engine"] is None else 1  # where one rank dies all are started anew
         lacking = wanted - sum(title.startswith(IDLE) for title in beside.values())

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -51,7 +50,7 @@ STEPS_BEFORE = 3  # that a rank makes before others are started to stand by
 FILES_S = 60.0  # that an actor waits for the weight files of its node, which may have joined just before
 
 
-def worker_environment(threads: int, more: Mapping[str, str] = MappingProxyType({})) -> dict:
+def worker_environment(threads: int, more: Mapping[str, str] | None = None) -> dict:
     """Variables that a worker's libraries read when they are imported, and where it finds its modules; and more."""
     paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return {
@@ -60,7 +59,7 @@ def worker_environment(threads: int, more: Mapping[str, str] = MappingProxyType(
             "TOKENIZERS_PARALLELISM": "false",
             "TRANSFORMERS_VERBOSITY": "error",
             "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in (Path(__file__).parents[2], *paths)),
-            **more,
+            **(more or {}),
         }
     }
 
@@ -301,7 +300,7 @@ def actor_maker(run: Run, recipe: Recipe, keys: ClientKeys | None, model: str = 
     wanted = None if model else models.wanted(run, recipe)
     part, engine = ray.remote(ActorPart), recipe.actors.engine
     kept = recipe.actors.standby and version is None
-    environment = worker_environment(engine.threads, standby.variables(ActorPart, run.id, engine) if kept else {})
+    environment = worker_environment(engine.threads, standby.variables(ActorPart, run.id, engine) if kept else None)
 
     def make(name: str):
         return part.options(
@@ -319,7 +318,7 @@ def start_ranks(
 ) -> list:
     """The learner's ranks; `seats` are Ray's scheduling strategies, one a rank, where room is reserved for them."""
     settings: LearnerSettings = recipe.learner
-    kept = standby.variables(RankPart, run.id) if settings.standby else {}
+    kept = standby.variables(RankPart, run.id) if settings.standby else None
     part, environment = ray.remote(RankPart), worker_environment(settings.threads, kept)
     options = needs(settings) | {"max_concurrency": CALLS, "runtime_env": environment}
     specs = [

@@ -34,11 +34,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.engines import kv_cache
+from actors.engines.kv_cache import BYTES
 from learner.ranks.stages import LIVE, bucket_of, stage_of
 from protocols.errors import SettingError
 from redraft import recipe as recipes
 from redraft.models import sizes as models
-from redraft.models.sizes import BYTES, Rows, Sizes
+from redraft.models.sizes import Rows, Sizes
 from redraft.recipe import Recipe
 
 GIB = 2**30
