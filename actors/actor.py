@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("redraft.actor")
 ROOM_S = 120.0
+SLOWEST_BYTES_S = 50e6  # at which weights come, twice where they are tried by broadcast first: half of 1 Gbit/s
 LOOK_S = 1.0  # between two looks at what it does, while a report waits
 BROKEN_PAUSE_S = 1.0  # after a group that showed nothing: what is down is not asked at once, for task after task
 NUMBER = re.compile(r"\d+")  # of a session, a port, a task: what differs in it alone is one cause
@@ -150,7 +151,8 @@ class Actor:
         A task that cannot be played ends with turns of role error; only a setting or an engine ends the others."""
         self._share, self._tested, self._tested_tokens = share, 0, 0
         await self._rest.end()
-        lent = self._made.environments if feedback is None else Pools(self._spec.environments, feedback)
+        own, most = self._spec.environments, settings.at_once
+        lent = self._made.environments if feedback is None else Pools(own, feedback, most=most)
         try:
             return await asyncio.gather(*(self._evaluate(task, settings, sampling, lent.of(task)) for task in tasks))
         finally:
@@ -212,7 +214,7 @@ class Actor:
             Proved(engine),
             renderer,
             foreign_ids(renderer),
-            Pools(spec.environments),
+            Pools(spec.environments, most=spec.rollout.at_once),
             producer,
             teacher=None if helping["teacher"] is None else Teacher(helping["teacher"]),
             pool=None if helping["experience"] is None else Pool(helping["experience"]),
@@ -249,8 +251,8 @@ class Actor:
             metrics.ACTOR_VERIFIED.set(0)
             self._report.weights_refused = True
             self._fail(str(error))
-        except TimeoutError:
-            self._fail(f"new weights were not loaded within {self._spec.actors.silence_s:g} s")
+        except TimeoutError as error:
+            self._fail(str(error) or f"the engine did not wake within {self._spec.actors.silence_s:g} s")
         except Exception as error:
             log.exception("%s cannot load weights", self._name)
             self._fail(f"cannot load weights: {in_a_line(error)}")
@@ -273,15 +275,18 @@ class Actor:
         return self._spec.actors.probe_tolerance or ref.probe.limit
 
     async def _try(self, ref: WeightRef) -> float:
-        limit_s, engine = self._spec.actors.silence_s, self._made.engine
-        async with asyncio.timeout(limit_s), self._transports.fetched(ref, engine, limit_s) as path:
-            self._look()
-            self._loading = True
-            try:
-                return await engine.apply(ref, path, self._limit(ref))
-            finally:
+        limit_s, engine = self._spec.actors.silence_s + ref.size_bytes / SLOWEST_BYTES_S, self._made.engine
+        try:
+            async with asyncio.timeout(limit_s), self._transports.fetched(ref, engine, limit_s) as path:
                 self._look()
-                self._loading = False
+                self._loading = True
+                try:
+                    return await engine.apply(ref, path, self._limit(ref))
+                finally:
+                    self._look()
+                    self._loading = False
+        except TimeoutError:
+            raise TimeoutError(f"{ref.size_bytes:,} bytes of weights were not loaded within {limit_s:.0f} s") from None
 
     async def _node_files(self):
         """The owner of this node's weight files."""

@@ -13,6 +13,8 @@ from protocols.weights import WeightRef
 log = logging.getLogger("redraft.weights")
 POLL_S = 0.02
 DROP, RECEIVE, RECEIVED = "redraft_drop", "redraft_receive", "redraft_received"
+DROP_S = 5.0
+"""Longest wait for workers to let go of what they hold: one that hangs is found out by its update's time limit."""
 
 
 class Receiver:
@@ -41,6 +43,7 @@ class Receiver:
             return False  # the learner's process has ended
         except TimeoutError:
             states = [f"not within {limit_s:g} s"]
+            await dropped(engine)
         else:
             if not any(states):
                 self._group = seat.group
@@ -50,3 +53,12 @@ class Receiver:
 
     async def _seat(self, ref: WeightRef, engine: Workers) -> Seat | str | None:
         return await ref.source.seat.remote(ref.version, self._reader, engine.workers, self._group)
+
+
+async def dropped(engine: Workers) -> None:
+    """Has the workers let go of the version that they hold, or are about to."""
+    try:
+        async with asyncio.timeout(DROP_S):
+            await engine.ask(DROP)
+    except TimeoutError:
+        log.warning("the engine's workers did not let go of a version within %g s", DROP_S)

@@ -195,7 +195,8 @@ class ActorSettings(Settings):
     lease_s: float = Field(default=600.0, gt=0)
     """A group that is not closed so long after its lease is abandoned and leased again."""
     silence_s: float = Field(default=60.0, gt=0)
-    """An actor that does not answer for so long is replaced."""
+    """An actor that does not answer for so long is replaced, or that does not have new weights so long after they were
+    announced, and a second for each 50 MB of them."""
     drain_s: float = Field(default=60.0, ge=0)
     """An actor that is to go may finish its groups for so long; then others play them anew."""
     probe_tolerance: float | None = Field(default=None, gt=0)

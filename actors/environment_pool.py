@@ -263,8 +263,9 @@ class EnvironmentPool:
         limited: bool = False,
         **named,
     ):
-        """`late` is told of a call that ended after its limit; `what` says whose it is, if not the environment's. One
-        that is `limited` keeps to the limit itself, so that it can say and clear away what it waited for."""
+        """`late` is told of a call that ended after its limit, or when nobody waited for it any more; `what` says whose
+        it is, if not the environment's. One that is `limited` keeps to the limit itself, so that it can say and clear
+        away what it waited for."""
         async with self._free:
             threads = self._threads
             work = threads.submit(_guarded, function, *arguments, **named)
@@ -272,12 +273,20 @@ class EnvironmentPool:
             try:
                 return _result(*await asyncio.wait_for(done, self._limit + (OWN_LIMIT_S if limited else 0.0)))
             except TimeoutError:
-                if threads is self._threads:
-                    self._threads = ThreadPoolExecutor(self._at_once, "environment")
-                    threads.shutdown(wait=False)
-                if late is not None:
-                    work.add_done_callback(late)
+                self._leave_behind(threads, work, late)
                 raise door.hung(what, self._limit) from None
+            except asyncio.CancelledError:
+                if not work.cancel():  # a thread is at it
+                    self._leave_behind(threads, work, late)
+                raise
+
+    def _leave_behind(self, threads: ThreadPoolExecutor, work: Future, late: Callable[[Future], None] | None) -> None:
+        """Begins another pool, in which all threads are free."""
+        if threads is self._threads:
+            self._threads = ThreadPoolExecutor(self._at_once, "environment")
+            threads.shutdown(wait=False)
+        if late is not None:
+            work.add_done_callback(late)
 
 
 def _guarded(function: Callable, *arguments, **named) -> tuple[Any, BaseException | None]:

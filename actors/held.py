@@ -11,7 +11,7 @@ import numpy as np
 
 from actors.engines import Completion
 from actors.group import GroupWriter
-from protocols.turns import ASIDES, LOGPROBS, Role
+from protocols.turns import ASIDES, INTERNALISED, LOGPROBS, Role
 
 Rescore = Callable[[np.ndarray], Awaitable["tuple[np.ndarray, int] | None"]]
 """Log-probs float32[n - 1] of int32[n] ids but the first, and the version of the weights that gave them; None where
@@ -28,7 +28,7 @@ class _Row:
 
 
 class HeldEpisode:
-    """Stands in for the writer of a group while one episode is played; each of its turns follows the one before."""
+    """Stands in for the writer of a group while one episode is played."""
 
     def __init__(self, writer: GroupWriter):
         self._writer = writer
@@ -36,15 +36,16 @@ class HeldEpisode:
 
     def turn(self, role: Role, parent: int, prompt: np.ndarray, completion: Completion, **facts: Any) -> int:
         """As GroupWriter.turn; the number is that within this episode."""
-        if parent != len(self._rows) - 1:
-            raise ValueError("a turn of an episode that is held back follows another one than the last")
+        if not -1 <= parent < len(self._rows):
+            raise ValueError("a turn of an episode that is held back follows one that is not there")
         self._rows.append(_Row(role, parent, prompt, completion, facts))
         return len(self._rows) - 1
 
     @property
     def worth(self) -> float:
         """The return so far."""
-        return sum(row.facts["reward"] for row in self._rows if row.role not in ASIDES)
+        own = (row for row in self._rows if row.role not in ASIDES and INTERNALISED not in row.facts.get("extra", {}))
+        return sum(row.facts["reward"] for row in own)
 
     def flag(self, good: Sequence[bool]) -> None:
         """Says of each step, by its number, whether it was good."""
@@ -54,9 +55,11 @@ class HeldEpisode:
 
     async def rescore(self, score: Rescore) -> bool:
         """Replaces log-probs of sampled tokens by those after the prompts that are written here, all by one version,
-        which the turns then say they are of. False where scoring was given up."""
+        which the turns then say they are of. False where scoring was given up. For an episode on one path."""
         if not self._rows:
             return True
+        if any(row.parent != place - 1 for place, row in enumerate(self._rows)):
+            raise ValueError("an episode of several paths cannot be scored as one")
         ids = np.concatenate([part for row in self._rows for part in (row.prompt, row.completion.ids)])
         found = await score(ids)
         if found is None:
@@ -74,8 +77,8 @@ class HeldEpisode:
 
     def write(self) -> None:
         """Hands the turns to the group, in their order."""
-        number = -1
-        for row in self._rows:
-            parent = -1 if row.parent < 0 else number
-            after = {"after": parent} if "after" in row.facts else {}
-            number = self._writer.turn(row.role, parent, row.prompt, row.completion, **row.facts | after)
+        numbers: dict[int, int] = {-1: -1}  # in the group, by those within this episode
+        for place, row in enumerate(self._rows):
+            after = {"after": numbers[row.facts["after"]]} if "after" in row.facts else {}
+            parent = numbers[row.parent]
+            numbers[place] = self._writer.turn(row.role, parent, row.prompt, row.completion, **row.facts | after)

@@ -19,6 +19,7 @@ from actors import environments
 from actors.config import CurriculumSettings, Feedback, MixedEnvironment
 from actors.environment_pool import EnvironmentPool
 from actors.environments.base import TextEnvironment
+from actors.rollout_base import Rollout
 from actors.tasks import Order, TaskOrder
 from actors.tools.toolbox import Toolbox
 from protocols.turns import MIXED_FROM
@@ -97,12 +98,19 @@ def _by_turns(weights: Mapping[str, int]) -> list[str]:
 
 
 class Pools:
-    """A pool for each environment of a mixture; `feedback` stands in place of that of all of them."""
+    """A pool for each environment of a mixture; `feedback` stands in place of that of all of them. In each no more than
+    `most` episodes are played at once."""
 
-    def __init__(self, mixture: Mixture, feedback: Feedback | None = None, make: Make = environments.make):
+    def __init__(
+        self,
+        mixture: Mixture,
+        feedback: Feedback | None = None,
+        make: Make = environments.make,
+        most: int | None = None,
+    ):
         self._mixture = mixture
         changed = {} if feedback is None else {"feedback": feedback}
-        self._pools = {one.label: _pool(one.model_copy(update=changed), make) for one in mixture}
+        self._pools = {one.label: _pool(one.model_copy(update=changed), make, most) for one in mixture}
 
     def of(self, task: Mapping) -> EnvironmentPool:
         """Where the task is played."""
@@ -112,6 +120,20 @@ class Pools:
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
 
-def _pool(one: MixedEnvironment, make: Make) -> EnvironmentPool:
-    limits = one.time_limit_s, one.threads, environments.instances(one), one.recycle_after
+def at_once(one: MixedEnvironment, most: int | None) -> int | None:
+    """How many episodes of an environment one actor plays at once, where its rollout can play `most`."""
+    return min((limit for limit in (environments.instances(one), most) if limit is not None), default=None)
+
+
+def groups_at_once(mixture: Mixture, rollout: Rollout, groups: int) -> int:
+    """How many groups an actor that may hold `groups` of them plays at once: no more than there are environments and
+    programs for, of which a group needs one an episode."""
+    limits = [at_once(one, rollout.at_once) for one in mixture]
+    if any(limit is None for limit in limits):
+        return groups
+    return max(1, min(groups, sum(limit // rollout.episodes for limit in limits if limit is not None)))
+
+
+def _pool(one: MixedEnvironment, make: Make, most: int | None) -> EnvironmentPool:
+    limits = one.time_limit_s, environments.threads(one), at_once(one, most), one.recycle_after
     return EnvironmentPool(partial(make, one), *limits, Toolbox(one.tools, one.time_limit_s, one.threads))

@@ -281,7 +281,7 @@ def _rewriting(shape: Shape, rewrites: str) -> SettingError:
 
 def _results(shape: Shape) -> Results:
     if shape.results is None:
-        raise ValueError("a tool has answered in a dialogue without tools")
+        raise SettingError("tools", "a tool has answered in a dialogue without tools", "Name them in each request")
     return shape.results
 
 

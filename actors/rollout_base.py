@@ -69,6 +69,11 @@ class Rollout(Settings):
         def episodes(self) -> int: ...
 
     @property
+    def at_once(self) -> int | None:
+        """How many episodes of one environment an actor can play at once (None: as many as there are)."""
+        return None
+
+    @property
     def facts(self) -> RolloutFacts:
         """What it states of itself, with these settings."""
         raise NotImplementedError

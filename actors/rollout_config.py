@@ -247,11 +247,16 @@ class AgentSettings(Rollout):
     """Who gives the reward: the program, by what it returns, prints last or sends to /v1/reward; or the environment, by
     the text that the program returns or prints."""
     limit_s: float = Field(default=300.0, gt=0)
-    """Longest time of an episode; the program is then killed, with all that it started."""
+    """Longest time of an episode, below `actors.lease_s`; the program is then killed, with all that it started."""
     processes: int = Field(default=8, ge=1)
     """Most programs at once in an actor."""
 
     several: ClassVar[bool] = True
+
+    @property
+    def at_once(self) -> int:
+        """As many as programs may run."""
+        return self.processes
 
     @property
     def role(self) -> Role:

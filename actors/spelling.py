@@ -21,6 +21,10 @@ MASK = 0xF0000
 """The first of the characters of Unicode's private use that stand for spellings while a template is rendered."""
 
 
+class CannotSpell(SettingError):
+    """The tokenizer has no tokens for a text."""
+
+
 class Speller:
     """Encodes for one transformers tokenizer. `controls` are ids of control tokens that it does not list as special."""
 
@@ -88,13 +92,13 @@ class Speller:
         return ids + self._stretch(text[done:], strip, False)
 
     def check(self, ids: list[int], texts: Iterable[str]) -> None:
-        """Raises SettingError where `ids` hold an unknown token that one of `texts` brought in."""
+        """Raises CannotSpell where `ids` hold an unknown token that one of `texts` brought in."""
         if self._unknown is None or self._unknown not in ids:
             return
         for text in texts:
             if self._unknown in self.plain(text):
                 cure = "Use one that knows all of it"
-                raise SettingError("model", f"its tokenizer cannot spell {text[:80]!r}", cure)
+                raise CannotSpell("model", f"its tokenizer cannot spell {text[:80]!r}", cure)
 
     def _stretch(self, text: str, left: bool, right: bool) -> list[int]:
         """Ids between two control tokens, which may swallow the space beside them."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.collective import DROP, Receiver
+from actors.collective import Receiver, dropped
 from actors.engines import Workers
 from protocols import metrics, process_folder
 from protocols.errors import RedraftError
@@ -64,7 +64,7 @@ class Transports:
             if (pinned := await self._shared(ref, engine, limit_s / 2, stack)) is not None:
                 transport, path = "shared", None if ref.handle else pinned.path
             elif await self._broadcast(ref, engine, limit_s / 2):
-                stack.push_async_callback(engine.ask, DROP)
+                stack.push_async_callback(dropped, engine)
                 transport, path = "collective", None
             else:
                 transport, path = "object_store", await self._filed(ref, stack)
@@ -83,7 +83,7 @@ class Transports:
             try:
                 pinned = mapped.enter_context(Pinned(ref))
                 if ref.handle:
-                    mapped.push_async_callback(engine.ask, DROP)
+                    mapped.push_async_callback(dropped, engine)
                     await self._mapped(ref, engine, limit_s)
             except BlockingIOError:
                 return None  # a newer version is being written there
@@ -135,7 +135,7 @@ class Pinned:
         self.path = Path(f"/proc/{os.getpid()}/fd/{self._file}")
         try:
             fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if ref.stamp.encode() not in os.pread(self._file, STAMP_WITHIN, 0):
+            if f'"{ref.stamp}"'.encode() not in os.pread(self._file, STAMP_WITHIN, 0):
                 raise BlockingIOError(f"{ref.path} holds another version")
         except OSError:
             os.close(self._file)

@@ -34,6 +34,7 @@ class Conversation:
         self._dialogues = Dialogues(stage.renderer, self._paths)
         self._judged: dict[int, Judged] = {}  # by the place of the answer that it is about
         self._given = 0  # answers that were begun, reflections aside
+        self._lost: list[Asked] = []  # requests whose answers nobody was there to hear
         self._fault: BaseException | None = None
         self.over = asyncio.Event()
         """The episode cannot go on, or has had all its answers."""
@@ -54,19 +55,23 @@ class Conversation:
             raise self._fault
 
     async def complete(self, body: Any, text: bool) -> tuple[Asked, Mapping[str, Any]]:
-        """Raises Refused."""
+        """Raises Refused. A request that is refused is none of the answers."""
         asked = read(body, self._terms, text)
         role = self._stage.settings.role if asked.role is None else asked.role
-        if role is not Role.REFLECTION:
-            self._given += asked.choices
-            if self._given > self._stage.settings.turns:
-                self.over.set()
-                raise Refused(
-                    f"The episode has had its {self._stage.settings.turns} answers", code="invalid_api_key", status=401
-                )
+        counts = 0 if role is Role.REFLECTION else asked.choices
+        if counts and self._given + counts > self._stage.settings.turns:
+            self.over.set()
+            raise Refused(
+                f"The episode has had its {self._stage.settings.turns} answers", code="invalid_api_key", status=401
+            )
         for key in asked.noted:
             _overruled(key)
-        return asked, await self._dialogues.answer(asked, role, functools.partial(self._generate, asked, role))
+        self._given += counts
+        try:
+            return asked, await self._dialogues.answer(asked, role, functools.partial(self._generate, asked, role))
+        except BaseException:
+            self._given -= counts
+            raise
 
     async def _generate(self, asked: Asked, role: Role, ids: np.ndarray) -> Completion:
         try:
@@ -82,6 +87,23 @@ class Conversation:
         self.too_long = None  # it went on with less
         return completion
 
+    def heard(self, asked: Asked, there: bool) -> None:
+        """Whether the client was there when the request was answered; it may ask for the same answer again."""
+        self._lost = [one for one in self._lost if one is not asked] + [asked] * (not there)
+
+    def _kept(self) -> list[int]:
+        """Places of the answers that the client heard, or that one which it heard goes on from."""
+        answers = self._paths.answers
+        lost = {place for place, answer in enumerate(answers) if any(answer.asked is one for one in self._lost)}
+        kept = {place for place in range(len(answers)) if place not in lost}
+        places = {id(answer): place for place, answer in enumerate(answers)}
+        for place in sorted(kept, reverse=True):  # who goes on comes after
+            parent = answers[place].place.parent
+            while parent is not None and places[id(parent)] not in kept:
+                kept.add(places[id(parent)])
+                parent = parent.place.parent
+        return sorted(kept)
+
     def reward(self, given: Any) -> None:
         """Raises Refused."""
         try:
@@ -91,21 +113,23 @@ class Conversation:
 
     def score(self, judged: Judged) -> None:
         """Of the newest answer. Raises EpisodeFailure where there is none that was not scored yet."""
-        newest = len(self._paths.answers) - 1
+        newest = max(self._kept(), default=-1)
         if newest < 0 or newest in self._judged:
             said = "has asked for nothing" if newest < 0 else "gave two rewards for one answer"
             raise EpisodeFailure("returned", f"{AGENT} {said}")
         self._judged[newest] = judged
 
-    def write(self, output: str = "", cut: bool = False) -> None:
+    def write(self, output: str = "", cut: bool = False, broken: bool = False) -> None:
         """The turns, in the order in which they came. A reflection carries the reward of what it led to; an answer that
-        was not scored has none. Where the episode was `cut`, reflections that led to nothing are left out."""
+        was not scored has none. Where the episode was `cut`, reflections that led to nothing are left out. Where it was
+        `broken` off no turn is its end. An answer that nobody heard is no turn."""
         numbers: dict[Answer, int] = {}
-        answers = list(self._paths.answers)
-        while cut and answers and answers[-1].role is Role.REFLECTION:
-            answers.pop()
-        last, index, after = len(answers) - 1, 0, -1
-        for place, answer in enumerate(answers):
+        answers, kept = self._paths.answers, self._kept()
+        while cut and kept and answers[kept[-1]].role is Role.REFLECTION:
+            kept.pop()
+        last, index, after = max(kept, default=-1), 0, -1
+        for place in kept:
+            answer = answers[place]
             judged = self._of(place)
             parent = -1 if answer.place.parent is None else numbers[answer.place.parent]
             extra = _facts(answer) | {"success": judged.success, "answer": judged.answer}
@@ -122,8 +146,8 @@ class Conversation:
                 index=index,
                 after=after,
                 reward=judged.reward,
-                terminated=place == last and not cut,
-                truncated=place == last and cut,
+                terminated=place == last and not cut and not broken,
+                truncated=place == last and cut and not broken,
                 extra=extra,
             )
             index += answer.role is not Role.REFLECTION
@@ -132,7 +156,7 @@ class Conversation:
         """What is known of the answer at that place; of a reflection, of the answer that it led to."""
         answers = self._paths.answers
         if answers[place].role is Role.REFLECTION and place not in self._judged:
-            later = range(place, len(answers))
+            later = (n for n in self._kept() if n >= place)
             place = next((n for n in later if answers[n].role is not Role.REFLECTION), place)
         return self._judged.get(place, Judged(0.0, False))
 

@@ -14,6 +14,7 @@ from actors.agents.paths import Answer, Paths
 from actors.agents.requests import Asked, Refused
 from actors.engines import Completion
 from actors.rendering import Renderer
+from actors.spelled import pieces
 from protocols.errors import SettingError
 from protocols.turns import Role
 
@@ -46,4 +47,8 @@ class Dialogues:
         return answers.whole(asked, made, names, identity, len(ids))
 
     def _names(self, answer: Answer) -> list[str]:
-        return [self._renderer.tokenizer.decode([int(n)]) for n in answer.completion.ids]
+        """The text of each token; a character of several tokens stands at the last of them."""
+        how = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        decode = self._renderer.tokenizer.decode
+        found = pieces(answer.completion.ids.tolist(), lambda ids: decode(list(ids), **how))
+        return [piece or "" for piece in found]

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -31,6 +32,7 @@ from actors.agents.answers import pieces
 from actors.agents.requests import MODEL, Refused
 from protocols import metrics
 
+log = logging.getLogger("redraft.agents")
 LONGEST_BODY = 1 << 25  # bytes
 AGAIN = 1024
 """Requests of a key, the newest, that may be made again."""
@@ -54,6 +56,9 @@ class Conversation(Protocol):
 
     def reward(self, given: Any) -> None:
         """Raises Refused."""
+
+    def heard(self, asked: Any, there: bool) -> None:
+        """Whether the client was there when what it asked for was answered."""
 
 
 class Endpoint:
@@ -121,6 +126,9 @@ class Endpoint:
                 found = _json(Refused("The body is nested too deeply").body, 400)
             except ClientDisconnect:  # nobody hears the answer
                 found = _json({}, 400)
+            except Exception:
+                log.exception("a request of an agent could not be answered")
+                found = _json(Refused("The request could not be answered", status=500).body, 500)
             metrics.AGENT_REQUESTS.labels(status=str(found.status_code)).inc()
             return found
 
@@ -150,6 +158,7 @@ class Endpoint:
             if not task.cancelled():
                 raise
             raise Refused("The episode of this key has ended", code="invalid_api_key", status=401) from None
+        episode.conversation.heard(asked, not await request.is_disconnected())
         if not asked.stream:
             return _json(whole)
         told = [f"data: {json.dumps(piece)}\n\n" for piece in pieces(asked, whole)]

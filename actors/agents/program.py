@@ -23,10 +23,12 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from actors import answering
+from actors.messages import LONGEST_TEXT
 from protocols import own_code
 
 NICE = 5  # engines come first
 KEPT = 4096  # bytes of an agent's last output
+WIDEST = 4  # bytes of a character
 SHOWN = 500  # characters of an error
 FIELD = re.compile(r"\{task\.(\w+)\}")
 
@@ -133,12 +135,14 @@ class _Command:
                 status = self._running.wait()
             finally:
                 self.end()
-            lines = _tail(said).strip().splitlines()
             if status:
-                last = (_tail(output).strip().splitlines() or lines or [""])[-1][:SHOWN]
+                last = ((_tail(output).strip() or _tail(said).strip()).splitlines() or [""])[-1][:SHOWN]
                 how = f"signal {-status}" if status < 0 else f"exit status {status}"
                 raise Failed(f"{how}{': ' if last else ''}{last}")
-        return _read(lines)
+            text = _tail(said, WIDEST * (LONGEST_TEXT + 1))
+            if len(text) > LONGEST_TEXT:
+                raise Failed(f"it printed more than {LONGEST_TEXT:,} characters")
+            return _read(text.strip().splitlines())
 
     def end(self) -> None:
         """Kills what the command has started, too."""
@@ -178,9 +182,10 @@ def _read(lines: Sequence[str]) -> Any:
         return "\n".join(lines)
 
 
-def _tail(file: IO[bytes]) -> str:
+def _tail(file: IO[bytes], most: int = KEPT) -> str:
+    """What was written last, of so many bytes at most."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - KEPT))
+    file.seek(max(0, size - most))
     return file.read().decode(errors="replace")
 
 

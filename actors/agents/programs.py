@@ -23,7 +23,7 @@ SETTING = "rollout.run"
 START_S = 60.0
 GRACE_S = 2.0  # for a process whose input closed to end what it has started
 LINE = 1 << 24  # bytes of an agent's answer
-READY = "ready"
+READY, DIED, LATE = "ready", "it died", f"it was not ready within {START_S:g} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +86,19 @@ class Programs:
         began = time.monotonic()
         process = await _Process.start()
         self._alive.add(process)
-        answer: Any = "it died"
+        answer: Any = DIED
         try:
             async with asyncio.timeout(START_S):
                 answer = await process.ask(self._first)
         except TimeoutError:
-            answer = f"it was not ready within {START_S:g} s"
+            answer = LATE
         except Ended:
             pass
         finally:
             if answer != READY:
                 await asyncio.shield(self._end(process))
+        if answer != READY and answer in (DIED, LATE) and self.start_s:  # others have begun: it is no mistake
+            raise EpisodeFailure("hung" if answer == LATE else "raised", f"the agent's process: {answer}")
         if answer != READY:
             cure = "Give FILE.py:Name of `async def solve(task, client)`, or a command as a list of words"
             raise SettingError(SETTING, f"{self._first['run']!r} cannot be run: {answer}", cure)

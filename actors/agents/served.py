@@ -50,3 +50,6 @@ class Served:
 
     def reward(self, given: Any) -> None:
         pass
+
+    def heard(self, asked: Asked, there: bool) -> None:
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -69,15 +70,21 @@ class Teacher:
         return await self._within(lambda: self._posted(body))
 
     async def _within(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        limit = self._settings.deadline_s
+        limit, waits, begun = self._settings.deadline_s, time.monotonic(), math.inf
         try:
             async with asyncio.timeout(limit), self._slots:
+                begun = time.monotonic()
                 budget = self._settings.budget_tokens
                 if budget is not None and self.used >= budget:
                     raise TeacherBudget(self.used, budget, self._settings.place)
                 return await ask()
         except TimeoutError:
-            raise self._failure("timeout", f"gave no answer within {limit:g} s") from None
+            if begun - waits < limit / 2:  # else it had no fair time of it
+                raise self._failure("timeout", f"gave no answer within {limit:g} s") from None
+            metrics.TEACHER_FAILURES.labels(reason="queue").inc()
+            most = f"{self._settings.place}.concurrency={self._settings.concurrency}"
+            problem = f"had a free slot of {most} too late, or not at all, within {limit:g} s"
+            raise EpisodeFailure("teacher", f"the {self._settings.who} at {self._settings.host} {problem}") from None
 
     async def _posted(self, body: dict) -> Any:
         metrics.TEACHER_REQUESTS.inc()
@@ -130,6 +137,7 @@ class Teacher:
         """What the client was asked for, with its errors as this project's."""
         import openai
 
+        older = not self._completion  # the name by which this request calls the longest answer
         try:
             return await ask()
         except openai.APITimeoutError:
@@ -139,7 +147,7 @@ class Teacher:
             cause = type(error.__cause__ or error).__name__
             raise self._failure("connection", f"cannot be reached: {cause}") from None
         except openai.APIStatusError as error:
-            if error.status_code == 400 and not self._completion and "max_completion_tokens" in error.message:
+            if error.status_code == 400 and older and "max_completion_tokens" in error.message:
                 self._completion = True  # as newer models call it: ask again by that name
                 return await self._call(ask)
             if error.status_code == 400 and self._settings.temperature is not None and error.param == "temperature":

@@ -98,8 +98,8 @@ class AsyncEngine:
 
     async def load(self, path: Path | None, version: int) -> None:
         await self.ask("redraft_open", None if path is None else str(path))
+        await self._llm.update_weight_version(str(version))  # first: what is loaded is never labelled older
         await self._llm.collective_rpc("redraft_load")
-        await self._llm.update_weight_version(str(version))
         self.version = version
 
     async def sums(self, unit: Unit) -> Live | None:

@@ -21,10 +21,12 @@ class Held:
 
     def __init__(self, device: torch.device, rank: int):
         self.data: Tensor | None = None
+        self._lock = threading.Lock()
         self._device, self._rank = device, rank
         self._thread: threading.Thread | None = None
         self._group: tuple[int, Group] | None = None
         self._problem = ""
+        self._wanted: Seat | None = None  # in the broadcast under way, until that is given up
         self._driver: Driver | None = None
         self._mapped = 0  # where a learner's memory is mapped
 
@@ -47,7 +49,7 @@ class Held:
             self._driver = self._driver or Driver()
             self._mapped = self._driver.open(handle)
             data = view(torch, self._mapped, size, self._device)
-            if stamp.encode() in data[:STAMP_WITHIN].cpu().numpy().tobytes():
+            if f'"{stamp}"'.encode() in data[:STAMP_WITHIN].cpu().numpy().tobytes():
                 self.data = data
                 return ""
             problem = "what is mapped is not the version"
@@ -60,7 +62,7 @@ class Held:
         """Begins to take part in a broadcast. Raises RuntimeError while it still takes part in another."""
         if self._thread is not None and self._thread.is_alive():
             raise RuntimeError("the one before has not ended")
-        self.data, self._problem = None, ""
+        self.data, self._problem, self._wanted = None, "", seat
         self._thread = threading.Thread(target=self._take_part, args=(seat,), name="weights", daemon=True)
         self._thread.start()
 
@@ -69,7 +71,8 @@ class Held:
         return None if self._thread is not None and self._thread.is_alive() else self._problem
 
     def drop(self) -> None:
-        self.data = None
+        with self._lock:
+            self.data = self._wanted = None
         if self._mapped and self._driver is not None:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)  # nothing reads it any more
@@ -82,7 +85,8 @@ class Held:
                 torch.cuda.set_device(self._device)
             data = torch.empty(seat.size_bytes, dtype=torch.uint8, device=self._device)
             self._joined(seat).broadcast(data, seat.piece_bytes, str(self._device))
-            self.data = data
+            with self._lock:
+                self.data = data if self._wanted is seat else None  # else it was given up meanwhile
         except (RuntimeError, OSError) as error:  # torch's, of memory, too
             self._problem = f"{type(error).__name__}: {error}"
             self._leave()

@@ -95,8 +95,8 @@ class LocalEngine:
 
     async def load(self, path: Path | None, version: int) -> None:
         def load():
+            self._llm.set_weight_version(str(version))  # before: a load that fails leaves no older label
             self._llm.collective_rpc("redraft_load")
-            self._llm.set_weight_version(str(version))
             self.version = version
 
         await self.ask("redraft_open", None if path is None else str(path))

@@ -70,6 +70,13 @@ def instances(settings: EnvironmentSettings) -> int | None:
     return find(settings.name).instances if settings.instances is None else settings.instances
 
 
+def threads(settings: EnvironmentSettings) -> int:
+    """How many steps may be under way at once in one actor. Calls of tools are steps as well: with tools as many as the
+    recipe says."""
+    most = None if settings.tools else find(settings.name).at_once(settings.options)
+    return settings.threads if most is None else min(most, settings.threads)
+
+
 def tasks(settings: EnvironmentSettings, data: DataSettings, split: str) -> Sequence[dict]:
     """The tasks of split "train" or "test", at most `data.<split>_size`. Raises SettingError where there are none, or
     they are not what tasks are."""

@@ -19,7 +19,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -38,7 +37,6 @@ from protocols.errors import SettingError
 SETTING = "environment.options.reward.judge"
 KEPT = 4096  # answers of an endpoint
 SPARE_S = 1.0  # beyond the client's own deadline
-KNOWN = ("question", "text", "answer")  # beside the columns of the row
 
 
 class JudgeSettings(TeacherSettings):
@@ -131,21 +129,21 @@ class AskedJudge:
         if self._settings.graded:
             prompt = graded_mark.prompt(answered.question, answered.wanted, answered.text)
             return prompt, lambda: self._graded(prompt)
-        known = {"question": answered.question, "answer": answered.wanted, "text": answered.text}
+        known = {"question": answered.question, "text": answered.text}
+        known |= {} if answered.wanted is None else {"answer": answered.wanted}  # else a column of that name is it
         try:
             prompt = self._settings.prompt.format_map(answered.row | known)
         except (KeyError, IndexError) as error:
-            problem = f"{error} is no column, nor {', '.join(KNOWN)}"
+            problem = f"{error} is no column, nor {', '.join(known)}"
             raise SettingError(f"{SETTING}.prompt", problem, f"Rows have {', '.join(answered.row)}") from None
         return prompt, lambda: self._model(prompt)
 
     async def _model(self, prompt: str) -> Judged:
         said = await self._client().write([message("user", prompt)])
-        mark = answers.last_number(said)
-        value = None if mark is None else float(Fraction(mark))
+        value = answers.last_mark(said, self._settings.best)
         if value is None or not 0 <= value <= self._settings.best:
             shown = " ".join(said.split())[-80:]
-            problem = f"said {shown!r}, which ends in no number from 0 to best={self._settings.best:g}"
+            problem = f"said {shown!r}, which ends in no mark from 0 to best={self._settings.best:g}"
             raise EpisodeFailure("teacher", f"the judge {problem}")
         return Judged(value / self._settings.best, value >= self._settings.best)
 

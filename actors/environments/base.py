@@ -67,6 +67,12 @@ class TextEnvironment(gymnasium.Env, ABC):
         self._actions: list[str | tuple] = []
 
     @classmethod
+    def at_once(cls, options: Mapping[str, Any]) -> int | None:
+        """How many of its steps one actor may have under way, by its options; others wait, and their time does not run
+        (None: `environment.threads`)."""
+        return None
+
+    @classmethod
     @abstractmethod
     def tasks(cls, data: DataSettings, split: str) -> Sequence[dict]:
         """The tasks of split "train" or "test": maps that msgpack can carry, each with a unique str `id`."""

@@ -2,7 +2,7 @@
 Leaderboard (BFCL v4). Function calling is a task of Reflect, Retry, Reward (arXiv 2505.24726).
 
 `data.path` is a folder with BFCL_v4_<kind>.json for each of KINDS, and possible_answer/ for those that have a call. A
-fifth of the cases is the test split, by their ids.
+fifth of the cases is the test split, by what they ask for: some stand in several files.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ def _task(row: dict, calls: list[dict], level: int) -> dict:
     }
 
 
+def _asked(task: dict) -> str:
+    """What cases that ask for the same have in common: some stand in several files."""
+    return " ".join(task["request"].casefold().split())
+
+
 class Functions(OneAnswer):
     """Reward 1 for allowed calls, 0 for others, -1 for what is no JSON."""
 
@@ -61,7 +66,7 @@ class Functions(OneAnswer):
             found = [task for kind in KINDS for task in _tasks(Path(data.path), kind)]
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise SettingError("data.path", f"{data.path!r} cannot be used: {error}", cure) from error
-        chosen = [task for task in found if held_out(task["id"]) == (split == "test")]
+        chosen = [task for task in found if held_out(_asked(task)) == (split == "test")]
         return sorted(chosen, key=lambda task: shuffled(task["id"]))
 
     def question(self, task: dict) -> str:

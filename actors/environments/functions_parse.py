@@ -7,10 +7,12 @@ import math
 import re
 from typing import Any
 
+from actors.environments import answers
+
 LONGEST = 4000  # characters of an answer
 DEEPEST = 12  # maps and lists in each other
 MOST_LINES = 200  # at which JSON is looked for
-THOUGHTS = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+THOUGHTS = re.compile(r"<think(?:ing)?>.*\Z", re.DOTALL)  # that do not end
 LANGUAGE = re.compile(r"\A\s*json\b", re.IGNORECASE)
 LAST_TOKEN = re.compile(r"(?:<\|[\w ]{1,40}\|>|</s>|<eos>|<end_of_turn>)\s*\Z")  # that a server did not take off
 BEGINNING = re.compile(r"^[ \t]*(?=[\[{])", re.MULTILINE)
@@ -27,7 +29,7 @@ def value_of(text: str) -> Any:
 
     Raises ValueError where it is too long or too deep, or has a name twice in one map, NaN or an infinite number.
     """
-    text = THOUGHTS.sub("", text.lstrip("\ufeff"))
+    text = THOUGHTS.sub("", answers.said(text.lstrip("\ufeff")))
     parts = text.split("```")
     text = LANGUAGE.sub("", parts[-2]) if len(parts) > 2 and len(parts) % 2 else LAST_TOKEN.sub("", text)
     if len(text) > LONGEST:

@@ -18,8 +18,11 @@ from actors.environments.math import LONGEST, canonical, equal
 from protocols.errors import SettingError
 
 LETTER = re.compile(r"[(\[]?([A-Z])[)\].:]?")
+FIRST_LETTER = re.compile(r"[(\[]?([A-Z])[)\].:]\s.*", re.DOTALL)
+"""As an answer repeats its choice, `B) because of it`; `A cat` begins with no letter of a choice."""
 LAST_LETTER = re.compile(
-    r"(?:answer|choice|option)\s*(?:is|:|=)?\s*\**\(?([A-Z])\b(?![A-Za-z'])|\(([A-Z])\)|^\W*([A-Z])\W*$",
+    r"(?:answer|choice|option)\s*(?:is\b\s*)?[:=]?\s*\**\(?(?!I\s+\w)([A-Z])\b(?![A-Za-z'])"
+    r"|\(([A-Z])\)|^\W*([A-Z])\W*$|\bis:?\s+\**\(?([A-Z])\W*$",
     re.MULTILINE | re.IGNORECASE,
 )
 
@@ -56,7 +59,7 @@ class Known:
         self._read, self._same, self.wants = KNOWN[name]
 
     def judge(self, answered: Answered) -> Judged:
-        found = self._read(answered.text)
+        found = self._read(answers.said(answered.text))
         right = found is not None and not answered.cut and self._same(found, answered.wanted)
         return Judged(float(right), right, answer=found or "")
 
@@ -73,8 +76,8 @@ def find(name: str, setting: str, cure: str) -> Known:
 
 
 def _final(text: str) -> str:
-    marked = answers.final_answer(text)
-    return text if marked is None else marked
+    found = (answers.final_answer(text), answers.headed(text), text)
+    return next(one for one in found if one is not None)
 
 
 def _words(text: str) -> str | None:
@@ -92,15 +95,18 @@ def _expression(text: str) -> str | None:
 
 
 def _letter(text: str) -> str | None:
+    """Of what is marked, else of all of it: the letter that it is or begins with, else the last that it calls so."""
     marked = answers.final_answer(text)
-    if marked is not None:
-        inside = re.sub(r"\\text\w*\s*\{([^{}]*)\}", r"\1", marked).strip()
-        return found[1] if (found := LETTER.match(inside)) else None
-    if whole := LETTER.fullmatch(text.strip()):
-        return whole[1]
-    last = [next(filter(None, found.groups())) for found in LAST_LETTER.finditer(text)]
-    last = [letter for letter in last if letter.isupper()]
-    return last[-1] if last else None
+    inside = None if marked is None else re.sub(r"\\text\w*\s*\{([^{}]*)\}", r"\1", marked).strip()
+    for said in (inside, text.strip()):
+        if said is None:
+            continue
+        if found := LETTER.fullmatch(said) or (FIRST_LETTER.fullmatch(said) if said is inside else None):
+            return found[1]
+        called = [next(filter(None, found.groups())) for found in LAST_LETTER.finditer(said)]
+        if called := [letter for letter in called if letter.isupper()]:
+            return called[-1]
+    return None
 
 
 def _json(text: str) -> str | None:
@@ -131,9 +137,13 @@ def _wanted_letter(wanted: Any) -> str | None:
 
 
 def _wanted_number(wanted: Any) -> str | None:
+    """The one number that a row holds; of a text the one that it marks, where it marks one."""
     if isinstance(wanted, int | float) and not isinstance(wanted, bool):
         return answers.number(str(wanted))
-    return _number(wanted) if isinstance(wanted, str) else None
+    if not isinstance(wanted, str):
+        return None
+    marked = answers.final_answer(wanted)
+    return answers.number(wanted if marked is None else marked)
 
 
 def _text_wanted(wanted: Any) -> str:

@@ -99,6 +99,7 @@ class Killable:
     ):
         self._how, self._processes, self._queue_s = (program, arguments, first), processes, queue_s
         self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        self._ended = False
         for _ in range(processes):
             self._idle.put(None)  # a process that is yet to start
         atexit.register(self.end)
@@ -109,7 +110,7 @@ class Killable:
         try:
             process = self._living(process)
         finally:
-            self._idle.put(process)
+            self._give_back(process)
 
     def ask(self, what: str, question: Any, limit_s: float) -> Any:
         """The answer to a question, which is about `what`.
@@ -127,11 +128,20 @@ class Killable:
                 process = None
                 raise
         finally:
-            self._idle.put(process)
+            self._give_back(process)
 
     def end(self) -> None:
-        """Ends the idle ones; a busy one ends when this process closes its input by ending."""
+        """Ends the idle ones; a busy one ends once it has answered, or when this process closes its input by ending."""
         atexit.unregister(self.end)
+        self._ended = True
+        self._end_idle()
+
+    def _give_back(self, process: _Process | None) -> None:
+        self._idle.put(process)
+        if self._ended:
+            self._end_idle()
+
+    def _end_idle(self) -> None:
         for _ in range(self._processes):
             try:
                 process = self._idle.get_nowait()

@@ -8,6 +8,7 @@ holds problem, solution or answer, level ("Level 3" or 3) and type or subject.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 from pathlib import Path
 
@@ -15,49 +16,18 @@ from actors.config import DataSettings
 from actors.environments.answers import boxed
 from actors.environments.base import OneAnswer, Verdict
 from actors.environments.equivalence import equivalence
-from actors.environments.files import field, held_out, rows, shuffled
+from actors.environments.math_problems import rows_of, task_of
+from actors.environments.math_spelling import canonical
 from protocols.errors import SettingError
 
+log = logging.getLogger("redraft.environments")
 LONGEST = 300  # characters of an answer
 COMMAND, LETTER = re.compile(r"\\[A-Za-z]+"), re.compile(r"[A-Za-z]")
 
 
-def _mixed(found: re.Match[str]) -> str:
-    """A mixed number as a fraction: 3 1/4 -> 13/4. math-verify takes it for a product."""
-    whole, above, below = map(int, found.groups())
-    return rf"\frac{{{whole * below + above}}}{{{below}}}"
-
-
-SPELLINGS = [
-    (re.compile(pattern, re.ASCII), other)
-    for pattern, other in (
-        (r"\\(?:left|right)(?![A-Za-z])", ""),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:mbox|text(?:bf|it|rm|normal)|math(?:rm|bf|it))\s*(?=\{)", r"\\text"),
-        (r",\s*\\!\s*|\{,\}", ","),
-        (r"\\!|\\?\$", ""),
-        (r"(?<=\d)\\,(?=\d{3}(?!\d))", ","),
-        (r"(?<!\\)\\[,;: ]|~|\s", " "),  # but the row end of a matrix stays
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\sqrt\s*(\d)", r"\\sqrt{\1}"),
-        (r"\^\s*\{\s*(\\circ|\w)\s*\}", r"^\1"),
-        # A space matters between letters (`\cot x`), between digits, and where it keeps `5, 115` from being 5115.
-        (r"(?<![A-Za-z\d,]) +| +(?![A-Za-z\d])|(?<=[A-Za-z]) +(?=\d)|(?<=\d) +(?!\d)|(?<=,) +(?!\d{3}(?!\d))", ""),
-        (r"^\\text\{([^{}]*)\}\.*$", r"\1"),
-        (r"\.+$", ""),
-        (r"(?<![\d.)}])(\d+) (\d+)/(\d+)(?![\d.])", _mixed),
-        (r"^\(([A-Z])\)$", r"\1"),  # a choice: (C)
-    )
-]
 WORDS = re.compile(r"\s*\\(?:text(?:bf|it|rm)?|mbox)\s*\{[^{}]*[A-Za-z][^{}]*\}[\s.]*")
+ALSO = re.compile(r",|\\text\{(?:or|and)\}")  # of canonical answers, between several of them
 NAME = re.compile(r"\\?[A-Za-z]+'?(?:_\{?\w+\}?)?(?:\([A-Za-z,]+\))?")
-
-
-def canonical(answer: str) -> str:
-    r"""One spelling of what is written in several ways: `\dfrac 12` -> `\frac{1}{2}`, `\text{(C)}` -> `C`."""
-    for pattern, other in SPELLINGS:
-        answer = pattern.sub(other, answer)
-    return answer
 
 
 def _other_letters(target: str, answer: str) -> bool:
@@ -85,31 +55,13 @@ def equal(reference: str, answer: str) -> bool:
 
 def _sides(target: str, answer: str) -> list[str]:
     """What must equal the target: of `x = 5` the 5, of `3 + 2 = 5` both; math-verify looks at the last alone."""
-    sides = answer.split("=")
-    if "=" in target or len(sides) == 1:
+    if "=" in target:
         return [answer]
+    listed = ALSO.split(answer)
+    if len(listed) > 1 and all(len(one.split("=")) == 2 and NAME.fullmatch(one.split("=")[0]) for one in listed):
+        return [",".join(one.split("=")[1] for one in listed)]  # x = 1, x = 3
+    sides = answer.split("=")
     return [side for side in sides if not NAME.fullmatch(side)] or sides[-1:]
-
-
-def _rows(path: Path, split: str) -> list[dict]:
-    """The rows of a split, in an order of which the first n are a fair sample: the files are sorted by type."""
-    whole = sorted(path.glob("problems_*.jsonl"))
-    if (path / f"{split}.jsonl").exists() or not whole:
-        found = rows(path / f"{split}.jsonl")
-    else:
-        found = [row for file in whole for row in rows(file) if held_out(row["problem"]) == (split == "test")]
-    return sorted(found, key=lambda row: shuffled(row["problem"]))
-
-
-def _task(number: int, row: dict, split: str) -> dict:
-    identity = f"math/{split}/{number}"
-    target = row["answer"] if isinstance(row.get("answer"), str) else boxed(field(row, "solution", identity))
-    if not target:
-        raise ValueError(f"row {number} has no answer in \\boxed{{}}")
-    kind = row["type"] if "type" in row else row["subject"]
-    task = {"id": identity, "problem": field(row, "problem", identity), "target": target, "type": kind}
-    level = re.fullmatch(r"(?:Level )?([1-9])", str(row["level"]))  # a few are "Level ?"
-    return task | ({"level": int(level[1]) - 1} if level else {})
 
 
 class Math(OneAnswer):
@@ -128,9 +80,13 @@ class Math(OneAnswer):
         if data.path is None:
             raise SettingError("data.path", "math has no problems of its own", cure)
         try:
-            return [_task(n, row, split) for n, row in enumerate(_rows(Path(data.path), split))]
+            found = [task_of(n, row, split) for n, row in enumerate(rows_of(Path(data.path), split))]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingError("data.path", f"{data.path!r} cannot be used: {error}", cure) from error
+        tasks = [task for task in found if task is not None]
+        if several := len(found) - len(tasks):
+            log.info("%s: %d problems are left out, whose solutions have several answers", data.path, several)
+        return tasks
 
     def question(self, task: dict) -> str:
         return f"{task['problem']}\nReason step by step, then give the final answer in \\boxed{{}}."

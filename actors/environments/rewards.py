@@ -39,6 +39,11 @@ def find(reward: Any, limit_s: float, processes: int) -> Judge:
     return judges.find(reward, SETTING, cure)
 
 
+def is_own(reward: Any) -> bool:
+    """Whether it names a function of the user's own."""
+    return isinstance(reward, str) and ":" in reward
+
+
 @lru_cache(None)
 def _own(name: str, sources: tuple[tuple[str, str], ...], limit_s: float, processes: int) -> OwnReward:
     """One for all environments of this process."""

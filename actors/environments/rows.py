@@ -20,11 +20,11 @@ from actors.door import Judged
 from actors.environments import rewards, rows_data
 from actors.environments.base import Cut, OneAnswer, Verdict
 from actors.environments.judges import Answered
-from actors.environments.rows_columns import OPTIONS, Columns, of_split
+from actors.environments.rows_columns import OPTIONS, Columns, at_least, of_split
 from actors.messages import Question
 from protocols.errors import SettingError
 
-LIMIT_S = 10.0
+LIMIT_S, PROCESSES = 10.0, 2
 LONGEST_ANSWER = 200  # characters of an answer that nothing parses, in the figures
 
 
@@ -51,20 +51,24 @@ class Rows(OneAnswer):
         id: str | None = None,
         turns: int | None = None,
         limit_s: float = LIMIT_S,
-        processes: int = 2,
+        processes: int = PROCESSES,
     ):
         super().__init__(feedback)
         self._columns = Columns(reward, prompt, answer, system, id)
-        _at_least(1, turns=turns, processes=processes)
+        at_least(1, turns=turns, processes=processes)
         if isinstance(limit_s, bool) or not isinstance(limit_s, int | float) or limit_s <= 0:
             raise SettingError(f"{OPTIONS}.limit_s", f"{limit_s!r} is no time", "Give seconds above 0")
-        own = isinstance(reward, str) and ":" in reward
-        if not own and (limit_s, processes) != (LIMIT_S, 2):
+        if not rewards.is_own(reward) and (limit_s, processes) != (LIMIT_S, PROCESSES):
             raise SettingError(f"{OPTIONS}.limit_s", "only a function of your own has processes", "Leave it out")
         self._judge = rewards.find(reward, limit_s, processes)
         self._turns, self._turn = turns, 0
         self.many_actions = turns is not None and turns > 1
         self.longest_s = self._judge.longest_s
+
+    @classmethod
+    def at_once(cls, options: Mapping[str, Any]) -> int | None:
+        """As many as processes run the reward."""
+        return options.get("processes", PROCESSES) if rewards.is_own(options.get("reward")) else None
 
     @classmethod
     def tasks(cls, data: DataSettings, split: str) -> list[dict]:
@@ -108,11 +112,14 @@ class Rows(OneAnswer):
         return wanted if isinstance(wanted, str) else json.dumps(wanted)
 
     def posed(self, task: dict, query: str) -> dict:
-        """Another question, which a judge that grades can mark. Raises SettingError where the reward is none."""
+        """Another question, asked as that task is, which a judge that grades can mark. Raises SettingError where the
+        reward is none."""
         if not getattr(self._judge, "graded", False):
             problem = "compares with a row's own answer, which a question that a model makes does not have"
             raise SettingError(f"{OPTIONS}.reward", problem, "Use {judge: {endpoint, model, graded: true}}")
-        return {"question": query, "row": {}}
+        *before, last = messages.listed(task["question"])
+        asked = query if isinstance(task["question"], str) else [*before, messages.message(last["role"], query)]
+        return {"question": asked, "row": {}}
 
     def hint(self) -> str | None:
         known = self.reference(self.task)
@@ -137,11 +144,3 @@ def _answer(found: Judged, text: str) -> str:
     said = " ".join(text.split())
     short = said[:LONGEST_ANSWER]
     return said if said == short else f"{short}... {hashlib.blake2b(said.encode(), digest_size=4).hexdigest()}"
-
-
-def _at_least(least: int, **values: Any) -> None:
-    for key, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise SettingError(
-                f"{OPTIONS}.{key}", f"{value!r} is no whole number from {least}", f"Give {least} or more"
-            )

@@ -138,3 +138,12 @@ def of_split(tasks: list[dict], split: str) -> list[dict]:
 
 def _digest(row: dict) -> str:
     return hashlib.blake2b(json.dumps(row, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def at_least(least: int, **values: Any) -> None:
+    """Raises SettingError for an option that is no whole number from `least`; None is left out."""
+    for key, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise SettingError(
+                f"{OPTIONS}.{key}", f"{value!r} is no whole number from {least}", f"Give {least} or more"
+            )

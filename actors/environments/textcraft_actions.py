@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from actors.environments import answers
+
 LONGEST = 4000  # characters of a message that are read at all
 COUNTED = re.compile(r"([1-9][0-9]{0,3}) ([a-z0-9 ]{1,60})")
 
@@ -28,6 +30,7 @@ class Action:
 
 def parse(text: str) -> Action | None:
     """The action on the last line that begins with "Action:", else the whole text as one; None where it is none."""
+    text = answers.said(text)
     if len(text) > LONGEST:
         return None
     lines = re.findall(r"^[ \t]*action:(.*)$", text.lower(), re.MULTILINE)

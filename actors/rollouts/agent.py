@@ -78,7 +78,7 @@ async def _episode(stage: Stage[AgentSettings], environment: Playing, number: in
         conversation.write(output)
     except EpisodeFailure as failure:
         conversation.check()
-        conversation.write()
+        conversation.write(broken=True)
         raise conversation.too_long or failure from None
     finally:
         over.cancel()

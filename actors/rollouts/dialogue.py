@@ -14,6 +14,7 @@ from actors.environments.base import Cut
 from actors.group import NO_TOKENS
 from actors.messages import Message, Question, asked, preceded
 from actors.rollouts import Stage
+from actors.spelling import CannotSpell
 from actors.tools import Offered
 from protocols.errors import SettingError
 from protocols.turns import LOGPROBS, Role, Stop
@@ -43,7 +44,7 @@ class Dialogue:
 
     `tools` are told to the model at its head. Where its stage has experience, the model reads that before the question,
     and the turns are written as if it had not. Raises EpisodeFailure where the template cannot render the messages of a
-    question.
+    question, or the tokenizer cannot spell them.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Dialogue:
         try:
             self._first = self._heard = self._prompt = stage.renderer.first(self._asked, tools=tools)
             self._plain = stage.renderer.first(question, tools=tools) if stage.experience else self._first
+        except CannotSpell as error:
+            raise EpisodeFailure("returned", f"the environment asked what cannot be read: {error}") from None
         except SettingError as error:
             if isinstance(question, str):  # no other question would do better
                 raise
@@ -114,7 +117,14 @@ class Dialogue:
 
     def hear(self, heard: Question) -> None:
         """The next message to the model, a text of the user's or what tools answered: the tokens between its last one
-        and its next."""
+        and its next. Raises EpisodeFailure where the tokenizer cannot spell it: what the recipe itself says was tried
+        before the start."""
+        try:
+            self._take(heard)
+        except CannotSpell as error:
+            raise EpisodeFailure("returned", f"the environment said what cannot be read: {error}") from None
+
+    def _take(self, heard: Question) -> None:
         renderer, self._asked = self._stage.renderer, heard
         question = self._history[0].asked
         if renderer.anew(question, heard, self._tools):

@@ -94,8 +94,10 @@ class McpServer:
             return Answer(str(error), refused=True)  # it lives, and says that it does not take this call
         except TimeoutError:
             raise self._late(connection, name, began) from None
-        except (RuntimeError, CancelledError, OSError):  # its loop has ended
-            raise self._gone(connection) from None
+        except (RuntimeError, CancelledError, OSError) as error:
+            if isinstance(error, RuntimeError) and connection.lives:  # what came is not as the tool's schema says
+                raise EpisodeFailure("returned", f"tool {name}: {_cause(error)}") from None
+            raise self._gone(connection) from None  # its loop has ended
         words = "\n".join(_words(part) for part in came.content)
         return Answer(words, bool(came.is_error))
 

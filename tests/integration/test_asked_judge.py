@@ -14,7 +14,7 @@ from test_teacher import completion, endpoint
 from actors import environments
 from actors.config import DataSettings, EnvironmentSettings
 from actors.engines.teacher import TeacherBudget
-from actors.environments import graded_mark
+from actors.environments import answers, graded_mark
 from actors.rollout_config import AttemptSettings
 from protocols.errors import SettingError
 from protocols.turns import Role
@@ -68,7 +68,18 @@ def test_a_service_answers_as_a_function_does_after_a_failure_that_is_tried_agai
     assert (turn.reward, turn.extra["parts"], turn.extra["success"]) == (4, {"length": 4.0}, False)
 
 
-@pytest.mark.parametrize("said", ["very good", "11", "-1", ""])
+@pytest.mark.parametrize(
+    ("said", "best", "mark"),
+    [
+        *(("Mark: 8/10.", 10, 8), ("**10/10**", 10, 10), ("8 out of 10", 10, 8), ("7 1/2 / 10", 10, 7.5)),
+        *(("4 of 5", 5, 4), ("between 5 and 10", 10, 10), ("8/10", 1, 0.8), ("0.8", 1, 0.8), ("8/10", 5, None)),
+    ],
+)
+def test_a_mark_out_of_the_best_is_that_mark(said, best, mark):
+    assert answers.last_mark(said, best) == mark
+
+
+@pytest.mark.parametrize("said", ["very good", "11", "-1", "8/20", ""])
 def test_what_holds_no_mark_costs_its_episode(tmp_path, said):
     with endpoint(lambda number, handler: completion(said)) as server:
         house = play(tmp_path, settings(server, model="any", prompt=PROMPT, best=10), "abc")
@@ -112,6 +123,10 @@ def test_a_question_that_a_model_made_is_judged_beside_its_reference(tmp_path):
     with endpoint(reply) as server:
         made = environments.make(settings(server, model="any", graded=True))
         task = made.posed({"id": "t", "question": "Why?", "row": {}}, "What is rain?")
+        system = {"role": "system", "content": "Be short."}
+        asking = [system, {"role": "user", "content": "Why?"}]
+        posed = made.posed({"id": "t", "question": asking, "row": {}}, "What is rain?")
+        assert posed["question"] == [system, {"role": "user", "content": "What is rain?"}]
         for known in ({}, {"reference": ["Water."]}):
             made.reset(seed=0, options={"task": {"id": "s", **task, **known}})
             assert made.step("Drops.")[1] == 0.8
@@ -119,6 +134,25 @@ def test_a_question_that_a_model_made_is_judged_beside_its_reference(tmp_path):
     with pytest.raises(SettingError, match="graded: true"):
         options = {"reward": "exact", "prompt": "question", "answer": "note"}
         environments.make(EnvironmentSettings(name="rows", options=options)).posed({}, "What?")
+
+
+def test_a_column_of_answers_is_told_where_the_recipe_names_none(tmp_path):
+    asked = []
+
+    def reply(number, handler):
+        asked.append(handler.asked["messages"][0]["content"])
+        return completion("5")
+
+    with endpoint(reply) as server:
+        made = environments.make(settings(server, model="any", prompt="{question} {answer} {text}", best=10))
+        for row in ({"question": "2+2?", "answer": "4"}, {"question": "2+2?"}):
+            made.reset(seed=0, options={"task": {"id": "t", "question": "2+2?", "row": row}})
+            if "answer" in row:
+                assert made.step("four")[1] == 0.5
+            else:
+                with pytest.raises(SettingError, match="'answer' is no column"):
+                    made.step("four")
+    assert asked == ["2+2? 4 four"]
 
 
 def test_its_budget_and_a_refused_key_end_the_run(tmp_path):

@@ -286,6 +286,32 @@ def test_a_model_that_calls_the_longest_answer_otherwise_is_asked_by_that_name()
     assert asked_with == [{"max_tokens"}, {"max_completion_tokens"}, {"max_completion_tokens"}]
 
 
+def test_requests_at_once_that_were_all_asked_by_the_older_name_are_all_asked_again():
+    together = threading.Barrier(8)
+
+    def reply(number, handler):
+        if "max_tokens" not in handler.asked:
+            return completion()
+        together.wait(deadline_s(20))
+        return error(400, "Use 'max_completion_tokens' instead.", param="max_tokens")
+
+    async def at_once(teacher):
+        return await asyncio.gather(*(once(teacher) for _ in range(8)))
+
+    with endpoint(reply) as server:
+        assert asked(at(server, concurrency=8, timeout_s=30), at_once) == ["4+3+2+1"] * 8
+
+
+def test_who_waits_for_a_slot_until_the_deadline_is_told_so_and_the_endpoint_does_not_count_as_gone():
+    async def at_once(teacher):
+        return await asyncio.gather(*(once(teacher) for _ in range(LOST + 2)), return_exceptions=True)
+
+    with endpoint(lambda number, handler: server.ended.wait(deadline_s(20)) and completion()) as server:
+        came = asked(at(server, concurrency=1, timeout_s=0.5), at_once)
+    assert all(isinstance(one, EpisodeFailure) for one in came)
+    assert any("slot of rollout.teacher.concurrency=1 too late" in str(one) for one in came)
+
+
 def test_a_model_that_takes_no_temperature_is_told_by_the_setting():
     with endpoint(lambda number, handler: error(400, "Unsupported value", param="temperature")) as server:
         with pytest.raises(SettingError, match="Set it to null") as caught:

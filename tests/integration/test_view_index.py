@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from support.view_house import TOKENIZER, RunFolder, dialogue, ids, kept, said
 
+from actors.spelled import BROKEN
 from protocols.turns import Role
 from redraft.watch.viewer.index import Index
-from redraft.watch.viewer.words import BROKEN, Words
+from redraft.watch.viewer.words import Words
 
 
 @pytest.fixture

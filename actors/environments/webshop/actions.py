@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from actors.environments import answers
+
 LONGEST = 4000  # characters of a message that are read at all
 
 
@@ -26,6 +28,7 @@ def parse(text: str) -> Action | None:
     Its argument is what stands between the last bracket that opens and the last one that closes: `(.+)\\[(.+)\\]` on
     one line, as WebShop reads it.
     """
+    text = answers.said(text)
     if len(text) > LONGEST:
         return None
     line = text.rpartition("Action:")[2].strip().partition("\n")[0]

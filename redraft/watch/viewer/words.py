@@ -1,18 +1,11 @@
-"""Token ids as text: each token's own piece, whatever the vocabulary is made of.
-
-A token of a byte-level vocabulary can be a part of a character. Decoding goes on until a character is whole; the text
-then stands at its last token, and the tokens before it say None:
-
-    ids     [ 72, 105, 226, 130, 172 ]      words   ["H", "i", None, None, "€"]
-"""
+"""Token ids as words, by the tokenizer of a model's folder: see actors/spelled.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-LONGEST = 4  # bytes of a UTF-8 character
-BROKEN = "\N{REPLACEMENT CHARACTER}"
+from actors.spelled import pieces
 
 
 class Words:
@@ -49,18 +42,9 @@ class Words:
         def decode(part: Sequence[int]) -> str:
             return tokenizer.decode(list(part), skip_special_tokens=False)
 
-        words: list[str | None] = []
-        before = start = 0  # ids[before:start] were spelled last: some decoders look back at the token before
-        seen = ""
-        for place, number in enumerate(ids):
-            text = decode(ids[before : place + 1])
-            if text.endswith(BROKEN) and place + 1 < len(ids) and place + 1 - start < LONGEST:
-                words.append(None)
-                continue
-            words.append(text[len(seen) :] if tokenizer.id_to_token(number) is not None else f"<{number}>")
-            before, start = start, place + 1
-            seen = decode(ids[before:start])
-        return words
+        known = [tokenizer.id_to_token(number) is not None for number in ids]
+        words = pieces(ids, decode)
+        return [word if known[place] else f"<{ids[place]}>" for place, word in enumerate(words)]
 
     def special(self, ids: Sequence[int]) -> list[int]:
         """The places of special tokens."""

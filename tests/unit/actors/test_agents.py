@@ -1,5 +1,6 @@
 """Agents that are programs: what they say is continued on the tokens that were sampled, scored, and ends with them."""
 
+import asyncio
 import json
 import os
 import sys
@@ -17,8 +18,10 @@ from support.waiting import until
 
 from actors.config import SamplingSettings
 from actors.engines import ABORTED
+from actors.messages import LONGEST_TEXT
 from actors.rollout_config import AgentSettings
 from actors.rollouts import Aborted
+from learner.credits import left_out
 from protocols.errors import SettingError
 from protocols.turns import TEMPERATURE, Role
 from redraft.models.make import build_tokenizer
@@ -206,6 +209,18 @@ def test_a_command_is_an_agent_whose_last_line_is_its_reward(played, tmp_path):
     assert (turn.reward, turn.extra["answer"]) == (0.75, "ok") and turn.extra["output"] == "thinking\n"
 
 
+def test_all_that_a_command_prints_is_its_answer_up_to_the_longest_text(played, tmp_path):
+    source = """
+        import json, openai
+        openai.OpenAI().chat.completions.create(model="redraft", messages=[{"role": "user", "content": "q"}])
+        print(json.dumps({"reward": 0.75, "answer": "a" * %d}))
+    """
+    run = (sys.executable, str(tmp_path / "mine.py"))
+    assert played(source % 10_000, run=run).turns[-1].reward == 0.75
+    house = played(source % LONGEST_TEXT, run=run)
+    assert "it printed more than 1,000,000 characters" in str(house.failures[0])
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -221,6 +236,32 @@ def test_a_command_is_an_agent_whose_last_line_is_its_reward(played, tmp_path):
 def test_an_agent_that_fails_breaks_its_episode_off(played, source, said):
     house = played(source, limit_s=1.5, processes=1)
     assert said in str(house.failures[0]) and house.turns[-1].role is Role.ERROR
+
+
+def test_an_agent_that_fails_after_answers_is_left_out_of_every_mean(played):
+    source = """
+        async def solve(task, client):
+            await client.chat.completions.create(model="redraft", messages=[{"role": "user", "content": "q"}])
+            await client.post("/reward", body={"reward": -3.0}, cast_to=object)
+            raise ValueError("no")
+    """
+    house = played(source)
+    assert house.success is None and [turn.role for turn in house.turns] == [Role.ACTION, Role.ERROR]
+    assert left_out(house.turns) == {0, 1}
+
+
+def test_a_process_that_dies_at_its_start_once_others_have_begun_costs_its_episode_alone(played, tmp_path):
+    source = f"""
+        import os, pathlib
+        begun = pathlib.Path({str(tmp_path / "begun")!r})
+        if begun.exists():
+            os._exit(1)
+        def solve(task):
+            begun.touch()
+            os._exit(1)
+    """
+    house = played(source, episodes=2, processes=1)
+    assert sorted(map(str, house.failures)) == ["the agent ended its process", "the agent's process: it died"]
 
 
 def test_nothing_that_an_agent_started_outlives_its_limit(played, tmp_path):
@@ -394,6 +435,48 @@ def test_a_prompt_that_leaves_no_room_is_refused_and_an_agent_that_ends_of_it_ha
     house = played(DIALOGUE, engine)
     assert [failure.kind for failure in house.failures] == ["too_long"]
     assert house.turns[0].role is Role.ACTION and house.turns[-1].extra["kind"] == "too_long"
+
+
+def test_a_request_that_was_refused_is_none_of_an_episodes_answers(played):
+    source = """
+        import openai
+        async def solve(task, client):
+            said = [{"role": "user", "content": "a question that is too long"}]
+            for text in said[0]["content"], "short":
+                try:
+                    await client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}])
+                except openai.BadRequestError as error:
+                    assert error.code == "context_length_exceeded"
+            return 1.0
+    """
+    engine = Speaker(build_tokenizer("characters", 4096), lambda prompt: "ok", longest=8)
+    [turn] = played(source, engine, turns=1).turns
+    assert (turn.reward, turn.terminated) == (1.0, True)
+
+
+def test_an_answer_that_the_client_no_longer_waits_for_is_no_turn_and_takes_no_reward(played):
+    source = """
+        import asyncio, contextlib
+        async def solve(task, client):
+            def ask(text):
+                return client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}])
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ask("slow"), 0.2)
+            await ask("quick")
+            await ask("quick, too")
+            return 1.0
+    """
+    quick = asyncio.Event()
+
+    class Slow(Speaker):
+        async def generate(self, prompt_ids, sampling):
+            found = await super().generate(prompt_ids, sampling)
+            await quick.wait() if self.prompts[-1] == "slow" else quick.set()
+            return found
+
+    house = played(source, Slow(build_tokenizer("characters", 4096), lambda prompt: "ok"))
+    told = [(house.context(turn), turn.reward, turn.terminated) for turn in house.turns]
+    assert told == [("quick", 0.0, False), ("quick, too", 1.0, True)]
 
 
 @pytest.mark.parametrize("run", ["solve", [], "nobody.py:solve"])

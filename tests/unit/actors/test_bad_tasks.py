@@ -48,7 +48,7 @@ class Env(TextEnvironment):
         if odd and self.bad == "exits":
             raise SystemExit(3)
         reward = None if odd and self.bad == "none" else 1.0
-        said = "\ud800" if odd and self.bad == "surrogate" else "more\n"
+        said = {"surrogate": "\ud800", "unspelled": "Eé"}.get(self.bad, "more\n") if odd else "more\n"
         return said, reward, len(self._actions) == 3, False, {"success": True, "answer": "a"}
 
 
@@ -110,6 +110,28 @@ def test_a_test_task_that_takes_longer_than_its_lease_is_an_error_of_its_own():
         Env.release.set()
     assert [len(turns) for turns in played] == [3, 3, 2, 3, 3]
     assert "actors.lease_s=3" in played[2][-1].extra["error"]
+
+
+def test_an_observation_that_the_tokenizer_cannot_spell_costs_its_own_episode():
+    played = evaluated("unspelled")
+    assert [turn.role for turn in played[2]] == [Role.ACTION, Role.ACTION, Role.ERROR]
+    assert [turn.role for turns in played[:2] + played[3:] for turn in turns] == [Role.ACTION] * 12
+
+
+def test_a_question_that_the_tokenizer_cannot_spell_costs_its_own_lease_alone(monkeypatch):
+    monkeypatch.setattr(actor_module, "BROKEN_PAUSE_S", 0.0)
+
+    class Asks(Env):
+        def start(self, task):
+            return "É\n"
+
+    async def run() -> None:
+        actor, producer = actor_of(Asks, ActSettings(turns=2))
+        actor._playing = 1
+        await actor._play(Lease(bytes(16), 0, 0, {"id": "t"}, 0))
+        assert "cannot spell 'É" in producer.items[0].extra["error"] and not actor._report.fatal
+
+    asyncio.run(run())
 
 
 class Panic(BaseException):

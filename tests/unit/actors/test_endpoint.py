@@ -15,6 +15,7 @@ from support.tokenizers import hermes
 from actors.engines import Completion
 from actors.rendering import Renderer
 from protocols.turns import LOGPROBS, TOKENS, Stop
+from redraft.models.make import build_tokenizer
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
 
@@ -33,6 +34,28 @@ def test_a_stop_sequence_ends_an_answer_on_the_token_that_completes_it():
     assert "".join(one.token for one in choice.logprobs.content) == "think. so:"
     assert came.usage.completion_tokens == len("think. so:")
     assert prompts == ["q", "qthink. so:\n5"], "the model goes on from what it has written"
+
+
+def test_a_character_of_several_tokens_stands_at_its_last_one():
+    from actors.spelled import pieces
+
+    tokenizer = build_tokenizer("bytes", 4096)
+    ids = tokenizer.encode("a €!", add_special_tokens=False)
+    assert len(ids) == 6
+    found = pieces(ids, lambda some: tokenizer.decode(list(some)))
+    assert found == ["a", " ", None, None, "€", "!"]
+
+
+def test_a_tools_answer_in_a_dialogue_without_tools_is_refused_as_openai_refuses_it():
+    async def play():
+        async with desk(lambda prompt: "ok", tokenizer=hermes()) as found:
+            came = await found.client.chat.completions.create(**ASK)
+            said = [*ASK["messages"], {"role": "assistant", "content": came.choices[0].message.content}]
+            said.append({"role": "tool", "tool_call_id": "1", "content": "3"})
+            with pytest.raises(openai.BadRequestError, match="without tools"):
+                await found.client.chat.completions.create(model="m", messages=said)
+
+    asyncio.run(play())
 
 
 def test_where_a_stop_lies_within_a_token_that_token_is_kept_and_versions_with_it():

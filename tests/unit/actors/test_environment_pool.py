@@ -288,6 +288,32 @@ def test_an_environment_that_takes_long_to_be_made_holds_up_nobody_and_is_closed
     assert made.wait(deadline_s(20)) and closed.wait(deadline_s(20))
 
 
+def test_an_environment_whose_episode_was_given_up_while_it_was_made_is_closed():
+    release, making, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Raises):
+        def __init__(self):
+            making.set()
+            release.wait(deadline_s(20))
+            super().__init__()
+
+        def close(self):
+            closed.set()
+
+    async def given_up() -> None:
+        lent = EnvironmentPool(Slow, deadline_s(20), 1)
+        playing = asyncio.create_task(visit(lent))
+        assert await asyncio.to_thread(making.wait, deadline_s(20))
+        playing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await playing
+        assert await lent._in_thread(lambda: "free") == "free", "the thread that makes it is in no one's way"
+        release.set()
+
+    asyncio.run(given_up())
+    assert closed.wait(deadline_s(20))
+
+
 def test_an_unknown_environment_is_refused_with_the_known_names():
     with pytest.raises(Exception, match="environment.name.*signs"):
         environments.make(EnvironmentSettings(name="chess"))

@@ -338,6 +338,18 @@ def test_the_widest_answers_are_judged_at_once(every, value):
 # --- tasks
 
 
+def test_no_request_of_the_test_split_is_one_of_training(cases):
+    asked = {split: {functions._asked(task) for task in cases[split]} for split in cases}
+    assert asked["train"].isdisjoint(asked["test"]) and len(asked["test"]) > 100
+
+
+@pytest.mark.parametrize("thoughts", ["<think>{long}</think>\n", "{long}</think>\n", "{long}</thinking>"])
+def test_what_a_model_thought_before_does_not_count(cases, thoughts):
+    task = next(task for task in cases["train"] if task["calls"])
+    right = json.dumps(solved(task))
+    assert judge(task, right) == judge(task, thoughts.format(long="x" * 5000) + right) == 1
+
+
 def test_a_fifth_is_held_out_and_the_first_tasks_are_of_every_kind(cases):
     train, test = cases["train"], cases["test"]
     assert not {task["id"] for task in train} & {task["id"] for task in test}

@@ -114,7 +114,13 @@ def test_it_is_worth_its_reward_and_moves_no_mean():
     )
 
 
-@pytest.mark.parametrize("settings", [GroupCredit(std=False), ImprovementCredit(), ReflectionCredit(), RawCredit()])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(GroupCredit(std=False), ImprovementCredit(), ReflectionCredit(), RawCredit()),
+        GroupCredit(std=False, overlong={"limit": 20, "cache": 20}),
+    ],
+)
 def test_whatever_the_credit_is_the_others_are_worth_what_they_are_without_it(settings):
     house, plain = played(), played(SETTINGS.model_copy(update={"internalise": False}))
     [found], [wanted] = credit([group(house)], settings), credit([group(plain)], settings)

@@ -92,6 +92,21 @@ def test_a_server_that_is_killed_breaks_its_episode_off_and_the_next_one_has_ano
     with_pool(work)
 
 
+def test_an_answer_that_is_not_as_its_tools_schema_says_costs_its_episode_and_closes_nothing():
+    async def work(lent) -> None:
+        async with lent.one(TASK, 0) as playing:
+            first = await said(playing, "pid")
+            client = lent._toolbox._servers[0]._open._client
+            client.session._tool_output_schemas["add"] = {"type": "object", "required": ["other"]}
+            with pytest.raises(EpisodeFailure, match="^tool add: .*other") as failure:
+                await playing.step(call("add", a=1, b=2))
+            assert failure.value.kind == "returned"
+        async with lent.one(TASK, 1) as playing:
+            assert await said(playing, "pid") == first
+
+    with_pool(work)
+
+
 def test_a_server_that_hangs_in_a_call_breaks_its_episode_off_and_is_replaced():
     async def work(lent) -> None:
         async with lent.one(TASK, 0) as playing:

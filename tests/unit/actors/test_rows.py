@@ -9,7 +9,7 @@ import pytest
 from support.rollout_house import House
 
 from actors import environments
-from actors.config import DataSettings, EnvironmentSettings
+from actors.config import DataSettings, EnvironmentSettings, MixedEnvironment
 from actors.door import EpisodeFailure
 from actors.environments.base import Cut
 from actors.rollout_config import ActSettings, AttemptSettings, RetrySettings
@@ -205,15 +205,27 @@ def test_data_settings_that_an_environment_does_not_read_are_refused():
 @pytest.mark.parametrize(
     ("reward", "wanted", "right", "wrong"),
     [
-        ("exact", "New York", ["New  York\n", "so #### New York", r"\boxed{New York}"], ["new york", "York", ""]),
+        (
+            "exact",
+            "New York",
+            ["New  York\n", "so #### New York", r"\boxed{New York}", "<think>Paris?</think> New York"],
+            ["new york", "York", ""],
+        ),
         ("number", "1,234.5", [r"\boxed{1234.50}", "it is 1,234.5 km"], ["1234", "none", r"\boxed{1} 1234.5"]),
-        ("number", 4, ["2 + 2 = 4", "4.0"], ["5", "-4"]),
+        ("number", 4, ["2 + 2 = 4", "4.0", "So:\n- 4", "<think>5</think>\n4"], ["5", "-4", "<think>4</think> none"]),
+        ("number", "6.02e23", ["6.02e23", "602e21"], ["23", "1.5e23"]),
+        ("number", 1e-05, ["0.00001"], ["5", "1"]),
+        ("number", 42, ["#### Step 2\n5 + 37 = 42", "#### 42\nIt fits."], ["#### Step 42\n5", "#### 41\n42"]),
         ("math", r"\frac{1}{2}", [r"\boxed{0.5}", "1/2"], [r"\boxed{2}", ""]),
         (
             "choice",
             "B",
-            ["B", "(B)", "The answer is B.", r"\boxed{\text{B}}", "A is wrong. Answer: (B)"],
-            ["A", "BB", ""],
+            [
+                *("B", "(B)", "The answer is B.", r"\boxed{\text{B}}", "A is wrong. Answer: (B)", "The answer is: B"),
+                *(r"\boxed{Answer: B}", "#### The answer is B", "#### Analysis\nA is wrong. The answer is (B)"),
+                *(r"\boxed{B) two}", "#### B: two", "Answer: I think it is B", r"\boxed{Two} The answer is B since"),
+            ],
+            ["A", "BB", "", r"\boxed{Because} of A", r"\boxed{Answer: A}", "#### The bigger"],
         ),
         ("choice", 2, ["C"], ["B"]),
         (
@@ -233,7 +245,18 @@ def test_a_judge_by_name_pays_for_right_answers_alone(folder: Path, reward, want
     assert played(Cut(right[0]), row, reward=reward)[1] == 0, "a cut answer counts as right"
 
 
+def test_a_row_of_several_numbers_is_no_right_answer_of_judge_number(folder: Path):
+    with pytest.raises(SettingError, match="column 'answer' is no number"):
+        played("25", {"question": "?", "answer": "25 cm^2"}, reward="number")
+
+
 # A function of one's own.
+
+
+def test_no_more_answers_are_judged_at_once_than_processes_run_the_reward_so_that_none_waits_for_one_in_its_own_time():
+    settings = MixedEnvironment(name="rows", options={"reward": "mine.py:score", "processes": 3})
+    assert environments.threads(settings) == 3
+    assert environments.threads(settings.model_copy(update={"options": {"reward": "exact"}})) == settings.threads
 
 
 def test_a_function_gets_the_columns_that_it_takes_and_may_be_async(folder: Path):

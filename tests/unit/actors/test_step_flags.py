@@ -51,6 +51,18 @@ def test_a_judge_is_asked_once_an_episode_with_its_steps_and_flags_them_all():
     assert [turn.parent for turn in house.turns] == [-1, 0, 1, 2, 3, 4, 5, 6]
 
 
+def test_steps_that_each_begin_a_new_root_are_flagged_too():
+    async def judge(task, steps, worth):
+        return [True] * len(steps)
+
+    said = iter(["1+2", "2+1", "3"])
+    settings = RetrySettings(turns=3, context=1, stop_at_success=False)
+    task = {"id": "signs/0", "digits": "7128", "target": 12}
+    house = House(settings, lambda prompt: next(said), "signs", task, helpers=Helpers(judge=judge))
+    assert [(turn.parent, turn.after) for turn in house.turns] == [(-1, -1), (0, 0), (-1, 1)]
+    assert flags(house) == [True] * 3
+
+
 def test_without_a_verdict_the_flags_stay_as_they_were():
     async def silent(task, steps, worth):
         return None

@@ -369,3 +369,10 @@ def test_a_snapshot_branches_exactly_here_and_in_another_environment():
         other.restore(state)
         assert play(other, way) == steps
     assert msgpack.unpackb(packed) == state
+
+
+def test_what_a_model_thought_before_its_action_does_not_count():
+    from actors.environments.textcraft_actions import parse
+
+    said = f"{'so ' * 2000}</think>\nAction: get 1 oak log"
+    assert str(parse(said)) == str(parse("Action: get 1 oak log")) == "get 1 oak log"

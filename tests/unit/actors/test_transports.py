@@ -19,8 +19,9 @@ from prometheus_client import REGISTRY
 from ray.exceptions import ActorDiedError
 from support import processes
 from support.published import Published
+from support.waiting import deadline_s
 
-from actors import transports
+from actors import collective, transports
 from learner.weights.memory import HostBuffer
 from learner.weights.publish import Versions
 from protocols import metrics
@@ -147,11 +148,11 @@ def test_the_trial_of_a_learner_that_began_anew_is_not_that_of_the_one_before(sh
 
 def test_what_a_reader_has_pinned_stays_to_be_read_when_the_learner_has_ended():
     buffer = HostBuffer(8)
-    buffer.begin(b"stamp")
+    buffer.begin(b'"stamp"')
     named: Any = SimpleNamespace(path=buffer.path, stamp="stamp")
     with transports.Pinned(named) as pinned:
         buffer.close()
-        assert pinned.path.read_bytes() == b"stamp\0\0\0"
+        assert pinned.path.read_bytes() == b'"stamp"\0'
     assert not pinned.path.exists()
 
 
@@ -261,13 +262,36 @@ def test_an_actor_that_comes_too_late_for_a_version_is_told_that_there_is_a_newe
         versions, node = Versions(HERE, learner(lambda version: None)), Node()
         versions.write(of(1.0), 1)
         late = versions.ref(1, PROBE)
-        for version in (2, 3):
+        for version in range(2, 12):  # 11 begins as 1 does
             versions.write(of(2.0), version)
-        assert versions.ref(3, PROBE).path == late.path, "its memory is in use again"
+        assert versions.ref(11, PROBE).path == late.path, "its memory is in use again"
         with pytest.raises(transports.Superseded):
             await node.read(late)
 
     asyncio.run(scenario())
+
+
+def test_workers_that_hang_hold_up_neither_the_update_nor_its_time_limit(shm, monkeypatch, caplog):
+    monkeypatch.setattr(collective, "DROP_S", 0.05)
+
+    class Hangs:
+        workers = 1
+
+        async def ask(self, method: str, *arguments: Any) -> list[Any]:
+            if method == collective.DROP:
+                await asyncio.Event().wait()
+            return [""]
+
+    async def scenario():
+        node, engine = Node(), Hangs()
+        node._transports._receiver.received = lambda *_: asyncio.sleep(0, True)
+        elsewhere: Any = SimpleNamespace(version=1, path="", node=ELSEWHERE, handle=b"")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), node._transports.fetched(elsewhere, engine, 60.0):
+                await asyncio.Event().wait()
+
+    asyncio.run(asyncio.wait_for(scenario(), deadline_s(20)))
+    assert "did not let go of a version" in caplog.text
 
 
 def test_a_reader_that_is_killed_holds_nothing_any_more(shm):

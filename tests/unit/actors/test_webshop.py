@@ -447,3 +447,10 @@ def test_a_search_revises_what_was_refused_and_goes_on_to_what_is_worth_more(tas
         ends = [turn for turn in house.turns if turn.episode == revision.episode and turn.terminated]
         assert len(ends) == 1 and ends[0].reward > 0.5
     assert max(turn.reward for turn in house.turns) == 1.0
+
+
+def test_what_a_model_thought_before_its_action_does_not_count():
+    from actors.environments.webshop.actions import parse
+
+    said = f"{'so ' * 2000}</think>\nAction: search[red shoes]"
+    assert str(parse(said)) == str(parse("Action: search[red shoes]")) == "search[red shoes]"
