@@ -28,6 +28,7 @@ no further.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -76,8 +77,12 @@ class Bound:
         self._auto, self._most = setting == "auto", most
         self._state = State(bound=0 if setting == "auto" else setting)
         if self._auto and kept:
-            seen = {int(bound): Seen(**found) for bound, found in kept["seen"].items()}
-            self._state = State(**{**kept, "seen": seen})
+            measured = {key: found for key, found in kept["seen"].items() if found["effective"] is not None}
+            seen = {int(key): Seen(**found) for key, found in measured.items()}
+            if all(lower in seen for lower in range(kept["bound"])):
+                self._state = State(**{**kept, "seen": seen})
+            else:  # what was measured is spoilt: it begins anew, with groups in play that are as old as they may be
+                self._state = State(before=kept["bound"], unsettled=kept["bound"] + 1)
             if self._state.bound > most:
                 self._move(most)
 
@@ -97,7 +102,7 @@ class Bound:
         return asdict(self._state) if self._auto else {}
 
     def stepped(self, step: int, effective: float | None, waited: float) -> None:
-        """Step `step` is done. `effective` is the effective share of its samples (None: it had none), `waited` the
+        """Step `step` is done. `effective` is the effective share of its samples (None, NaN: it had none), `waited` the
         share of its time that the learner waited while this bound held actors back."""
         state = self._state
         if not self._auto:
@@ -105,7 +110,7 @@ class Bound:
         if state.unsettled:
             state.unsettled -= 1
             return
-        if not effective:
+        if not effective or not math.isfinite(effective):  # of log-probs that are no numbers it is none
             return
         state.steps += 1
         here = state.seen.setdefault(state.bound, Seen(effective, waited, step))

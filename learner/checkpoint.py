@@ -203,7 +203,12 @@ def check(folder: Path) -> None:
         path = folder / name
         if not path.is_file() or _digest(path) != digest:
             what = "is damaged" if path.is_file() else "is missing"
-            raise RedraftError(f"{path} {what}. Remove {folder}, to resume from the checkpoint before it")
+            raise RedraftError(f"{path} {what}. {_cure(folder)}")
+
+
+def _cure(folder: Path) -> str:
+    """The cure, and what it costs: replay forgot what the newest checkpoint had covered."""
+    return f"Remove {folder}, to resume from the checkpoint before it; what was trained since is not played again"
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -212,7 +217,7 @@ def digests(folder: Path) -> dict[str, str]:
         return json.loads((folder / DIGESTS).read_text())
     except (OSError, ValueError) as error:
         problem = f"{folder / DIGESTS} cannot be read ({error}), without which no damage would be seen"
-        raise RedraftError(f"{problem}. Remove {folder}, to resume from the checkpoint before it") from error
+        raise RedraftError(f"{problem}. {_cure(folder)}") from error
 
 
 def _digest(path: Path) -> str:
@@ -227,7 +232,7 @@ def read(folder: Path, run_id: str) -> RunState:
         state = RunState(**json.loads((folder / "state.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         problem = f"{folder / 'state.json'} cannot be read: {error}"
-        raise SettingError("name", problem, f"Remove {folder}, to resume from the checkpoint before it") from error
+        raise SettingError("name", problem, _cure(folder)) from error
     if state.run_id != run_id:
         raise SettingError("name", f"{folder} belongs to run {state.run_id}, not {run_id}", "Choose another run folder")
     return state

@@ -35,7 +35,8 @@ class OptimizerSettings(Settings):
     warmup_steps: NonNegativeInt = 0
     """Steps over which the rate rises linearly to `lr`."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after the warm-up; linear and cosine reach 0 at the run's last step."""
+    """How the rate falls after the warm-up; linear and cosine would reach 0 at the step after the
+    run's last."""
     clip: PositiveFloat = 1.0
     """Largest norm of the batch's gradient."""
 
@@ -148,8 +149,9 @@ class LearnerSettings(Settings):
     (rollout.roles) can be named, too; one that is not weighs what its turns weigh as actions or attempts."""
     logprob_chunk: PositiveInt = 4096
     """Tokens whose float32 logits exist at once."""
-    claim_deadline_s: PositiveFloat = 600.0
-    """Longest wait for a batch before the run stops and says who was waited for."""
+    claim_deadline_s: PositiveFloat = 1200.0
+    """Longest wait for a batch before the run stops and says who was waited for. Longer than `actors.lease_s`: a group
+    that hangs is to be played again before."""
     checkpoint_every: PositiveInt = 50
     """Steps between checkpoints; one is also written at the end and on stop."""
     keep_checkpoints: PositiveInt = 2

@@ -28,6 +28,8 @@ class CreditFacts:
     """Whether it follows the turns of an episode from their root."""
     chooses: bool = False
     """Whether it is asked which turns are trained, and not only what they are worth."""
+    within_episodes: bool = False
+    """Whether turns of episodes that are worth the same in all may be worth something."""
     reads_flags: bool = False
     """Whether it reads which steps of an episode were good (`extra.good` of a turn)."""
     instead: str = "take another learner.credit"
@@ -41,8 +43,9 @@ class CreditSettings(Settings):
     """Leave answers out of the loss that ran into `sampling.max_tokens` or the end of the context (DAPO's overlong
     filtering, arXiv 2503.14476). What they were worth still counts in the baselines of others."""
     too_long: Literal["wrong", "left_out"] = "wrong"
-    """What an episode counts as that ended since nothing more fitted the model's context: never better than a wrong
-    one, or as one that broke off, which is not trained and takes part in no mean."""
+    """What an episode counts as that ended since nothing more fitted the model's context. wrong: where whole episodes
+    are compared it is worth no more than any other, nor than 0; where turns are, those that it has are worth what they
+    were paid, and the one that did not fit has no part. left_out: it is not trained and takes part in no mean."""
 
     if TYPE_CHECKING:
 
@@ -117,7 +120,7 @@ class TurnwiseCredit(CreditSettings):
     def facts(self) -> CreditFacts:
         compares = "turns" if self.baseline == "group" else ""
         others = self.baseline != "group"
-        return CreditFacts(compares, others, instead="set learner.credit.baseline to batch")
+        return CreditFacts(compares, others, within_episodes=True, instead="set learner.credit.baseline to batch")
 
 
 class ImprovementCredit(CreditSettings):
@@ -141,7 +144,7 @@ class ImprovementCredit(CreditSettings):
 
     @property
     def facts(self) -> CreditFacts:
-        return CreditFacts(compares="turns")
+        return CreditFacts(compares="turns", within_episodes=True)
 
     def at(self, step: int) -> CreditSettings:
         if self.hold_steps is None or step >= self.hold_steps:
@@ -167,7 +170,7 @@ class AnchorStateCredit(CreditSettings):
 
     @property
     def facts(self) -> CreditFacts:
-        return CreditFacts(compares="episodes")
+        return CreditFacts(compares="episodes", within_episodes=True)
 
 
 class RawCredit(CreditSettings):
@@ -243,11 +246,11 @@ class AttributingCredit(CreditSettings):
 
     @property
     def facts(self) -> CreditFacts:
-        return CreditFacts(compares="episodes", reads_flags=True)
+        return CreditFacts(compares="episodes", within_episodes=True, reads_flags=True)
 
     def at(self, step: int) -> CreditSettings:
         if self.steps is not None and step >= self.steps:
-            return GroupCredit(mask_truncated=self.mask_truncated)
+            return GroupCredit(mask_truncated=self.mask_truncated, too_long=self.too_long)
         if self.decay is None:
             return self
         low, share = self.decay.to, min(1.0, step / self.decay.steps)

@@ -95,30 +95,42 @@ def sums_of(tensor: Any, unit: Unit = "words") -> Sums:
 
 
 def sums_of_all(tensors: Iterable[Any], unit: Unit = "words") -> Sums:
-    """Of torch's tensors together. What lies on a GPU is added up there, and crosses over once."""
-    here, there = Sums(), []
+    """Of torch's tensors together, which are asked for one by one and not kept. What lies on a GPU is added up there,
+    and crosses over once."""
+    here, there = Sums(), (0, 0)
     for tensor in tensors:
         flat = tensor.detach().contiguous().flatten()
         if flat.device.type != "cpu":
-            there.append(flat)
+            there = _added(there, flat, unit)
         elif unit == "elements":
             here += element_sums([_bits(flat).numpy()])
         else:
             here += word_sums(flat.view(_kinds(flat).byte().dtype).numpy())
-    return here + device_sums(there, unit) if there else here
+    return here + _crossed(there)
 
 
 def device_sums(flats: Iterable[Any], unit: Unit = "words") -> Sums:
     """The same of flat tensors, by reductions of torch on their device; they wait for it once, at the end."""
-    total: Any = 0
-    squares: Any = 0
+    there = (0, 0)
     for flat in flats:
-        bits = _bits(flat) if unit == "elements" else _words(flat)
-        for piece in bits.split(DEVICE_WORDS):
-            wide = piece.long()
-            if bits.element_size() < 8:
-                wide = wide & ((1 << 8 * bits.element_size()) - 1)  # torch has no wide numbers without a sign
-            total, squares = total + wide.sum(), squares + (wide * wide).sum()  # int64 wraps as the others do
+        there = _added(there, flat, unit)
+    return _crossed(there)
+
+
+def _added(there: tuple[Any, Any], flat: Any, unit: Unit) -> tuple[Any, Any]:
+    """The two sums with those of one more tensor, as numbers on its device."""
+    total, squares = there
+    bits = _bits(flat) if unit == "elements" else _words(flat)
+    for piece in bits.split(DEVICE_WORDS):
+        wide = piece.long()
+        if bits.element_size() < 8:
+            wide = wide & ((1 << 8 * bits.element_size()) - 1)  # torch has no wide numbers without a sign
+        total, squares = total + wide.sum(), squares + (wide * wide).sum()  # int64 wraps as the others do
+    return total, squares
+
+
+def _crossed(there: tuple[Any, Any]) -> Sums:
+    total, squares = there
     return Sums(int(total) % MODULUS, int(squares) % MODULUS)
 
 

@@ -63,7 +63,7 @@ class FitReport(Reported):
     )
     entropy: float | None = measured("Mean entropy of trained tokens, in nats", Value("learner_entropy"), unit="nats")
     kl: float | None = measured(
-        "Mean divergence from the start model on trained tokens", Value("learner_kl"), unit="nats"
+        "Mean divergence from the start model on trained tokens that were sampled", Value("learner_kl"), unit="nats"
     )
     anchor_kl: float | None = measured("The same on anchored tokens, which are not trained", unit="nats")
 

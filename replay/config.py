@@ -19,7 +19,7 @@ MAX_ROW_BYTES = 64 << 20  # of one record
 MAX_MESSAGE_BYTES = MAX_ROW_BYTES + 2 * BATCH_BYTES
 RESEND_S = 2.0  # unanswered batches and requests are sent again
 HEARTBEAT_S = 3.0  # between two signs of life over tcp; four missed ones end a connection, which is then made anew
-LOST_CLAIM = "Resume the learner from its checkpoint, and raise replay.claim_lease_s above its longest step"
+LOST_CLAIM = "The learner stood still, or was cut off: resume it from its checkpoint, and raise replay.claim_lease_s"
 SILENT_S = 5 * RESEND_S  # a waiting claim whose client has not resent it for so long is forgotten
 
 
@@ -69,11 +69,13 @@ class ReplaySettings(Settings):
     """Bytes of records that a shard may hold before producers start no new group; open ones go on beyond it."""
 
     drop_flat: bool = False
-    """Filter groups whose scores do not differ: they carry no signal for credit that compares within a group. Where
-    credit compares groups with each other they do, and this is refused. Their turns stay until the next checkpoint."""
+    """Filter groups whose episodes are worth the same: they carry no signal for credit that compares whole episodes of
+    a group. Where credit compares groups, or turns of several, they do, and this is refused. Their turns stay until
+    the next checkpoint."""
 
     claim_lease_s: float = Field(default=600.0, gt=0)
-    """A consumer that sends no request for so many seconds loses its claims; longer than the longest step."""
+    """A consumer of which nothing is heard for so many seconds loses its claims. A learner is heard as long as it
+    lives, however long its steps."""
 
     seed: int = 0
     """Of the samplers that pick at random."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from learner.credit_config import GroupCredit, OverlongSettings
 from learner.credits import flat, grown_too_long, left_out, scored
-from protocols.turns import MIXED_FROM, Group, Role, Turn
+from protocols.turns import INTERNALISED, MIXED_FROM, Group, Role, Turn
 
 EPSILON = 1e-6  # keeps the division by a group's deviation finite
 
@@ -71,7 +71,7 @@ def returns_of(turns: Sequence[Turn], overlong: OverlongSettings | None = None) 
         if turn.turn in untold:
             continue
         returns[turn.episode] += turn.reward if scored(turn) else 0.0
-        if overlong is not None and turn.role is not Role.ERROR:
+        if overlong is not None and turn.role is not Role.ERROR and INTERNALISED not in turn.extra:  # once said
             returns[turn.episode] += punishment(len(turn.response), overlong)
     lowest = min([0.0, *returns.values()])
     return returns | {turn.episode: lowest for turn in turns if grown_too_long(turn)}

@@ -149,8 +149,8 @@ def loss_of(
         (ratio_N * ratio_N).sum(),
         cut_N.sum(),
         (entropy_N.detach() * trained_N).sum(),
-        trained_N.sum() * (reference_N is not None),
-        (kl_N.detach() * trained_N).sum(),
+        counted_N.sum() * (reference_N is not None),  # of others k3 estimates no divergence
+        (kl_N.detach() * counted_N).sum(),
         anchored_N.sum(),
         (kl_N.detach() * anchored_N).sum(),
         mismatch_N.max(),

@@ -27,6 +27,12 @@ class Commands:
             dist.scatter_object_list([None], [(kind, item) for item in payloads], src=0, group=self._group)
         return self._obey(kind, payloads[0])
 
+    def wait(self) -> None:
+        """Rank 0, now and then while it waits for something: so that the others wait for no longer than their group's
+        time limit to hear of it."""
+        if self._world > 1:
+            self.give("wait")
+
     def end(self, reason: str) -> None:
         """Rank 0: the others return from `follow`."""
         if self._world > 1:

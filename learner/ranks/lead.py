@@ -5,6 +5,7 @@ command "step"  ------------ micro-batches ----->  all ranks: forward, backward,
 commit the groups to replay
 command "weights", at the end of a round ------->  all ranks take part in the gather and the probe
 which writes them into shared memory; announce
+command "wait" where it waits: nothing, but that it lives
 command "checkpoint" now and then -------------->  each rank writes its own part
 """
 
@@ -48,6 +49,10 @@ FULL_BYTES = 1 << 20  # with less left a disk is full, whatever a library says o
 BAD_STEPS = 3  # so many gradients in a row that are not finite end the run
 
 
+Meanwhile = Callable[[], object]
+"""Called every POLL_S of a wait."""
+
+
 class Waits:
     """What a wait for groups is in truth a wait for; set from another thread."""
 
@@ -82,9 +87,9 @@ class Waits:
             self._rested = version
             self._changed.notify()
 
-    def rest(self, version: int, limit_s: float) -> bool:
+    def rest(self, version: int, limit_s: float, meanwhile: Meanwhile) -> bool:
         """Whether they do within so long, evaluations left out."""
-        return self._until(lambda: self._rested == version, limit_s)
+        return self._until(lambda: self._rested == version, limit_s, meanwhile)
 
     def arrived(self, version: int) -> None:
         """Actors have that version, which is evaluated."""
@@ -92,23 +97,25 @@ class Waits:
             self._taken = version
             self._changed.notify()
 
-    def taken(self, version: int, limit_s: float, stopping: threading.Event) -> bool:
+    def taken(self, version: int, limit_s: float, stopping: threading.Event, meanwhile: Meanwhile) -> bool:
         """Whether they have within so long, or the run is stopped."""
-        return self._until(lambda: self._taken == version or stopping.is_set(), limit_s)
+        return self._until(lambda: self._taken == version or stopping.is_set(), limit_s, meanwhile)
 
     def evaluating(self) -> bool:
         """Whether a wait is one for the end of an evaluation, which takes as long as its tasks do."""
         return self.held == "evaluation"
 
-    def _until(self, condition: Callable[[], bool], limit_s: float) -> bool:
+    def _until(self, condition: Callable[[], bool], limit_s: float, meanwhile: Meanwhile) -> bool:
         until = time.monotonic() + limit_s
-        with self._changed:
-            while not self._changed.wait_for(condition, max(0.0, min(POLL_S, until - time.monotonic()))):
-                if self.evaluating():
-                    until = time.monotonic() + limit_s
-                if time.monotonic() >= until:
-                    return False
-        return True
+        while True:
+            with self._changed:
+                if self._changed.wait_for(condition, max(0.0, min(POLL_S, until - time.monotonic()))):
+                    return True
+            if self.evaluating():
+                until = time.monotonic() + limit_s
+            if time.monotonic() >= until:
+                return False
+            meanwhile()
 
     def of(self, prefetch: Prefetch) -> str:
         return prefetch.reason if prefetch.reason == "straggler" else self.held
@@ -122,12 +129,14 @@ def wait(prefetch: Prefetch, waits: Waits, seconds: dict[str, float]) -> tuple[b
     return ready, waited.state
 
 
-def rest(controller, waits: Waits, version: int, limit_s: float, seconds: dict[str, float]) -> None:
+def rest(
+    controller, waits: Waits, version: int, limit_s: float, seconds: dict[str, float], meanwhile: Meanwhile
+) -> None:
     """Waits until engines on this GPU sleep, with the version that was published last. Raises DeadlineError."""
     with timed(seconds, "wait") as waited:
         waited.state = "sleep"
         controller.rest.remote(version)
-        if not waits.rest(version, limit_s):
+        if not waits.rest(version, limit_s, meanwhile):
             raise DeadlineError("learner", "engines on its GPU, to sleep (actors.sleep)", limit_s)
 
 
@@ -154,17 +163,20 @@ class Lead:
         evaluated: bool,
         saved: int | None,
         stopping: threading.Event,
+        ended: threading.Event,
     ):
         """`steps` of the whole run; `client` and `prefetch` are the lead's to use, not to close; with `rests` engines
         on its GPU sleep while it trains; with `evaluated` some versions are in the course of training; `saved` is the
-        step of the newest checkpoint; `stopping` is set when the run is to end."""
+        step of the newest checkpoint; `stopping` is set when the run is to end, `ended` before it where its recipe says
+        so."""
         self._settings, self._run_dir, self._run_id, self._world = settings, run_dir, run_id, world
         self._steps, self._progress, self._commands, self._publisher = steps, progress, commands, publisher
         self._controller, self._client, self._prefetch, self._waits = controller, client, prefetch, waits
         self._bound = bound
         self._transcripts = TranscriptStore(run_dir, settings.record)
         self._journal = Journal(run_dir, steps, world)
-        self._rests, self._evaluated, self._saved, self._stopping = rests, evaluated, saved, stopping
+        self._rests, self._evaluated, self._saved = rests, evaluated, saved
+        self._stopping, self._ended = stopping, ended
         self._last: StepReport | None = None  # of the step that was done last, in this run
         self._waited_for = "groups"
         self._bad_steps = self._skipped = 0
@@ -198,7 +210,12 @@ class Lead:
             done.export()
             self._controller.step_done.remote(done)
             self._trace(batch, seconds, time.monotonic() - began)
+        if self._ended.is_set() and self._amid_round():
+            self._let_sleep({})
+            self._publish({})
         self._checkpoint({}, last=True)
+        if self._ended.is_set() or progress.step >= until_step:
+            self._told()
         return "done" if progress.step >= until_step else "stopped"
 
     def _trace(self, batch: Batch, seconds: dict[str, float], lasted_s: float) -> None:
@@ -216,12 +233,12 @@ class Lead:
                 return self._prefetch.take()
             if self._prefetch.crowded:
                 self._checkpoint(seconds)
+            self._commands.wait()
 
     def _train(self, batch: Batch, seconds: dict[str, float]) -> StepReport:
         progress = self._progress
         seconds["pack"] = batch.pack_s
-        if self._rests:
-            rest(self._controller, self._waits, progress.version, self._settings.claim_deadline_s, seconds)
+        self._let_sleep(seconds)
         with timed(seconds, "train"):
             result = self._commands.give("step", each=batch.micros)
         if result.gradient_norm is not None:
@@ -229,9 +246,7 @@ class Lead:
         with timed(seconds, "commit"):
             self._client.commit(batch.ids, progress.step, batch.priorities)
         if published := self._ended_round():
-            if self._evaluated:
-                self._let_actors_take(seconds)
-            self._publisher.publish(seconds)
+            self._publish(seconds)
         self._transcripts.write(progress.step, version_of(progress.incarnation, progress.step), batch.kept)
         if batch.journal is not None:
             digest = self._publisher.digest if published else ""
@@ -260,25 +275,46 @@ class Lead:
         metrics.STALENESS_BOUND.set(self._bound.now)
         return replace(done, held_share=held_share, max_staleness=self._bound.now)
 
+    def _let_sleep(self, seconds: dict[str, float]) -> None:
+        if self._rests:
+            limit_s, version = self._settings.claim_deadline_s, self._progress.version
+            rest(self._controller, self._waits, version, limit_s, seconds, self._commands.wait)
+
+    def _publish(self, seconds: dict[str, float]) -> None:
+        if self._evaluated:
+            self._let_actors_take(seconds)
+        self._publisher.publish(seconds)
+
+    def _told(self) -> bool:
+        """Waits until the controller has the version that was announced last: whether that is evaluated in the course
+        of training. Raises DeadlineError."""
+        limit_s = self._settings.claim_deadline_s
+        try:
+            return ray.get(self._publisher.announced, timeout=limit_s)
+        except GetTimeoutError:
+            raise DeadlineError("learner", "the controller, to take weights", limit_s) from None
+
     def _let_actors_take(self, seconds: dict[str, float]) -> None:
         """Where an evaluation plays with the version before, actors must have it before the next one takes its
         place. Raises DeadlineError."""
-        limit_s = self._settings.claim_deadline_s
-        try:
-            evaluated = ray.get(self._publisher.announced, timeout=limit_s)
-        except GetTimeoutError:
-            raise DeadlineError("learner", "the controller, to take weights", limit_s) from None
-        if not evaluated:
+        if not self._told():
             return
+        limit_s = self._settings.claim_deadline_s
         with timed(seconds, "wait") as waited:
             waited.state = "evaluation"
-            if not self._waits.taken(self._progress.version, limit_s, self._stopping):
+            stops = threading.Event() if self._ended.is_set() else self._stopping  # what its recipe ends is whole
+            if not self._waits.taken(self._progress.version, limit_s, stops, self._commands.wait):
                 raise DeadlineError("learner", "actors, to take the weights that are evaluated", limit_s)
 
     def _ended_round(self) -> bool:
         """Whether the last step was the last of a round, or of the run."""
         rounds, step = self._settings.rounds, self._progress.step
         return rounds is None or step % rounds.steps == 0 or step == self._steps
+
+    def _amid_round(self) -> bool:
+        """Whether what was trained last is not published, and would be worth it: not what just began from the base."""
+        rounds, progress = self._settings.rounds, self._progress
+        return rounds is not None and not rounds.from_base and progress.published != progress.step
 
     def _count_bad(self, applied: bool) -> None:
         self._bad_steps = 0 if applied else self._bad_steps + 1

@@ -1,6 +1,7 @@
 """A rank of the learner: one training process. Rank 0 leads (see learner.ranks.lead), the others do what it commands.
 
-Rank 0 waits for groups no longer than `claim_deadline_s`, the others for a command `COMMAND_GRACE_S` longer at most.
+Rank 0 waits for groups no longer than `claim_deadline_s`, evaluations left out; the others for a command no longer than
+that and `COMMAND_GRACE_S`: while it waits it gives one that does nothing.
 Without `learner.rounds` each step is a round of its own.
 """
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("redraft.learner")
 
 COMMAND_GRACE_S = 300.0  # on top of the claim deadline: a checkpoint, a slow step
+HEARD_S = 5.0  # longest wait for an answer that says no more than that claims are kept
 FAILED, ANNOUNCED = "failed", "announced"
 
 
@@ -94,7 +96,7 @@ class Rank:
         self._publisher: Future[Publisher] = Future()
         self._prefetch: Future[Prefetch] = Future()
         self._waits = Waits()
-        self._stopping = threading.Event()
+        self._stopping, self._ended = threading.Event(), threading.Event()
         self._shards, self._clients = spec.shards, []
         self._port: Future[int] = Future()
         self._gpus: GpuWatch | None = None
@@ -228,8 +230,11 @@ class Rank:
         parts.commands.end(reason)
         return LearnerEnded(parts.progress.step, reason)
 
-    def stop(self) -> None:
-        """Makes `run` finish its step, write a checkpoint and return; called from another thread."""
+    def stop(self, ended: bool = False) -> None:
+        """Makes `run` finish its step, write a checkpoint and return; called from another thread. Where its recipe
+        `ended` the run, the last weights are published, also amid a round."""
+        if ended:
+            self._ended.set()
         self._stopping.set()
         if self._prefetch.done():
             self.prefetch.stop()
@@ -274,11 +279,12 @@ class Rank:
         return () if self._gpus is None else self._gpus.newest
 
     def _lead(self, controller, until_step: int) -> str:
+        from learner.batches.claims import Heard
         from learner.batches.prefetch import Prefetch
         from learner.ranks.lead import Lead
 
         spec, parts = self.spec, self.parts
-        client, claiming = self._clients = [self._client(), self._client()]
+        client, claiming, heard = self._clients = [self._client(), self._client(), self._client(HEARD_S)]
         prefetch = Prefetch(claiming, parts.settings, spec.seed, self._waits.evaluating)
         self._prefetch.set_result(prefetch)
         lead = Lead(
@@ -299,16 +305,18 @@ class Rank:
             evaluated=spec.evaluated,
             saved=None if parts.saved is None else parts.progress.step,
             stopping=self._stopping,
+            ended=self._ended,
         )
         try:
-            return lead.run(until_step)
+            with Heard(heard):
+                return lead.run(until_step)
         finally:
             prefetch.close()
             client.close()
             traces.flush()
 
-    def _client(self) -> Client:
-        return Client(self._shards, f"learner-{self.parts.progress.incarnation}", self.spec.keys)
+    def _client(self, timeout_s: float = 30.0) -> Client:
+        return Client(self._shards, f"learner-{self.parts.progress.incarnation}", self.spec.keys, timeout_s)
 
     # What is commanded, on every rank.
 
@@ -327,6 +335,8 @@ class Rank:
             if self.spec.rests:
                 parts.trainer.give_back()
             return found
+        if kind == "wait":
+            return None
         if kind == "checkpoint":
             return self._write_part(Path(payload)) if self.spec.rank == 0 else self._write_beside(Path(payload))
         raise ValueError(f"{kind!r} is not a command")

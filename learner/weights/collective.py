@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import secrets
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from learner.weights.publish import Versions
-from protocols.broadcast import PIECE_BYTES, REFUSED, Group, Seat, store_at
+from protocols.broadcast import JOIN_S, PIECE_BYTES, PIECE_S, REFUSED, Group, Seat, store_at
 from protocols.weights import TRIAL
 
 log = logging.getLogger("redraft.weights")
@@ -58,8 +60,9 @@ class Broadcasts:
         self._store: Any = None
         self._round = _Round(TRIAL, 0.0)
         self._expected: set[str] = set()
-        self._number, self._members, self._group = 0, dict[str, int](), None
+        self._number, self._members, self._group = secrets.randbelow(1 << 30), dict[str, int](), None  # no other's
         self._sending: threading.Thread | None = None
+        self._sends_until = 0.0
         self._failures = self._left_out = 0
 
     def seat(self, version: int, reader: str, workers: int, group: int) -> Seat | Literal["refused"] | None:
@@ -79,7 +82,10 @@ class Broadcasts:
                 return round_.seats.get(reader, REFUSED)
             round_.asked[reader] = _Asked(workers, group, now)
             if self._sending is not None and self._sending.is_alive():
-                return None
+                if now < self._sends_until:
+                    return None
+                self._give_up()
+                return REFUSED
             if not (self._expected and self._expected <= round_.asked.keys()) and now < round_.began + GATHER_S:
                 return None
             alive = {who: one for who, one in round_.asked.items() if now < one.at + GATHER_S}
@@ -108,9 +114,21 @@ class Broadcasts:
             seats[who] = Seat(self._number, self._host, port, size, rank, len(data), self._piece_bytes)
             rank += workers
         what = version, data, reading, size
+        pieces = math.ceil(len(data) / self._piece_bytes)
+        self._sends_until = time.monotonic() + JOIN_S + PIECE_S * pieces
         self._sending = threading.Thread(target=self._send, args=what, name="broadcast", daemon=True)
         self._sending.start()
         return seats
+
+    def _give_up(self) -> None:
+        """Leaves a broadcast behind that does not end: of members that died while NCCL made its communicator."""
+        log.warning("version %d is still being broadcast after all time that it may take", self._round.version)
+        self._sending, self._group = None, None
+        self._failed()
+
+    def _failed(self) -> None:
+        self._failures += 1
+        self._left_out = min(2 ** (self._failures - 1) - 1, LEAVE_OUT) + 1
 
     def _port(self) -> int:
         """Where members of a group meet, on the first call opened."""
@@ -125,16 +143,27 @@ class Broadcasts:
 
         with reading:
             try:
-                if self._group is None:
-                    self._group = Group(dist, self._store, self._number, 0, size, self._host, self._device)
-                self._group.broadcast(data, self._piece_bytes, self._device)
+                group = self._group or Group(dist, self._store, self._number, 0, size, self._host, self._device)
+                with self._lock:
+                    goes_on = self._goes_on()
+                    self._group = group if goes_on else self._group
+                if not goes_on:
+                    return group.close()
+                group.broadcast(data, self._piece_bytes, self._device)
             except (RuntimeError, OSError) as error:
                 log.warning("version %d could not be broadcast to all: %s", version, error)
-                self._failures += 1
-                self._left_out = min(2 ** (self._failures - 1) - 1, LEAVE_OUT) + 1
-                self._leave()
+                with self._lock:
+                    if self._goes_on():
+                        self._failed()
+                        self._leave()
             else:
-                self._failures = self._left_out = 0
+                with self._lock:
+                    if self._goes_on():
+                        self._failures = self._left_out = 0
+
+    def _goes_on(self) -> bool:
+        """Whether the thread that asks has not been left behind."""
+        return self._sending is threading.current_thread()
 
     def _leave(self) -> None:
         if self._group is not None:

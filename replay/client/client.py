@@ -198,6 +198,17 @@ class Client:
         """For each shard: the run whose turns it keeps, and its settings."""
         return [(reply["run"], reply["settings"]) for reply in self._all("about")]
 
+    def heard(self) -> float | None:
+        """Has each service hear of this client: for how many seconds claims last without another word, at least; None
+        where none answers."""
+        lasts = []
+        for link in list(self._links):
+            try:
+                lasts.append(link.ask("about")[0]["settings"]["claim_lease_s"])
+            except RedraftError:  # who needs it says so
+                continue
+        return min(lasts, default=None)
+
     def close(self) -> None:
         self._closed.set()
         for link in self._links:

@@ -78,7 +78,12 @@ class Noting:
 
     @property
     def announce(self):
-        return SimpleNamespace(remote=lambda ref: ray.get(self.handle.announce.remote(ref), timeout=deadline_s(60)))
+        return SimpleNamespace(remote=self._announced)
+
+    def _announced(self, ref):
+        answer = self.handle.announce.remote(ref)
+        ray.get(answer, timeout=deadline_s(60))
+        return answer
 
     @property
     def announce_trial(self):

@@ -136,6 +136,8 @@ def test_alpha_falls_by_half_a_cosine_and_the_method_ends():
     settings = AttributingCredit(alpha=0.2, decay=DecaySettings(to=0.1, steps=10), steps=20)
     assert [round(settings.at(step).alpha, 6) for step in (0, 5, 10, 15)] == [0.2, 0.15, 0.1, 0.1]
     assert settings.at(20) == GroupCredit()
+    ends = AttributingCredit(steps=20, too_long="left_out", mask_truncated=True)
+    assert ends.at(20) == GroupCredit(too_long="left_out", mask_truncated=True)
 
 
 def test_a_batch_is_worth_what_the_settings_of_its_step_say():

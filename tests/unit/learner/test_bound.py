@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 
 from learner.bound import AGREED, Bound, most_of
+from protocols import strict_json
 
 Of = Callable[[int, int], float]
 """What a step has at a bound, after so many steps."""
@@ -123,6 +124,18 @@ def test_a_run_that_is_resumed_goes_on_as_if_it_had_not_ended():
             bound.stepped(step, effective, waited)
         parted = Bound("auto", 9, json.loads(json.dumps(parted.state)))
         assert (parted.now, parted.of_claims, parted.state) == (whole.now, whole.of_claims, whole.state)
+
+
+def test_a_batch_without_log_probs_that_are_numbers_teaches_nothing_and_can_be_kept():
+    spoiled, plain = Bound("auto", 9), Bound("auto", 9)
+    for step in range(1, 50):
+        effective = float("nan") if step % 7 == 0 else 0.99
+        spoiled.stepped(step, effective, waits(spoiled.now, step))
+        if step % 7:
+            plain.stepped(step, effective, waits(plain.now, step))
+        spoiled = Bound("auto", 9, json.loads(strict_json.dumps(spoiled.state)))
+    assert spoiled.now == plain.now > 0
+    assert all(math.isfinite(seen["effective"]) for seen in spoiled.state["seen"].values())
 
 
 def test_a_run_that_is_resumed_with_fewer_actors_begins_at_what_they_can_hold():

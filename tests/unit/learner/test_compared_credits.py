@@ -125,6 +125,18 @@ def test_a_bonus_for_what_an_answer_improved_on_the_one_before():
     assert np.allclose(scaled[1::2], np.array([7, -8, 1]) / 3 / spread, atol=1e-5)
 
 
+def test_a_verification_is_worth_its_verdict_and_not_the_answer_that_it_judges():
+    """Of three episodes of a wrong answer, a verdict and a right one, the second verdict is wrong."""
+    turns = []
+    for episode, verdict in enumerate((1.0, 0.0, 1.0)):
+        for role, index, reward in ((Role.ATTEMPT, 0, 0.0), (Role.VERIFICATION, 0, verdict), (Role.ATTEMPT, 1, 1.0)):
+            ids = np.ones(2, np.int32), np.ones(2, np.int32), np.full(2, -1.0, np.float32)
+            parent, facts = len(turns) - 1 if turns and turns[-1].episode == episode else -1, {"reward": reward}
+            turns.append(Turn(bytes(16), 0, len(turns), parent, *ids, ((0, 0),), role, episode, index, **facts))
+    (found,) = worth([Group(bytes(16), 0, tuple(turns))], ImprovementCredit(bonus=2.0, std=False))
+    assert np.allclose(found, [0, 1 / 3, 0, 0, -2 / 3, 0, 0, 1 / 3, 0])
+
+
 def test_while_first_answers_are_held_only_later_ones_are_trained_and_without_the_bonus():
     batch = [group(answers(0.0, 1.0), answers(1.0, 0.0))]
     settings = ImprovementCredit(bonus=2.0, std=False, hold_steps=5)

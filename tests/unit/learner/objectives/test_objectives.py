@@ -153,6 +153,14 @@ def test_the_divergence_from_the_start_model_is_added_with_its_weight():
     assert report(stats).anchor_kl is None
 
 
+def test_the_divergence_of_tokens_that_the_policy_did_not_sample_is_not_reported():
+    current, start, sampled = logs(0.5, 0.9), logs(0.25, 0.01), [True, False]
+    facts = {"sampled": sampled, "reference": start, "divergences": [0.1, 0.0]}
+    *_, stats = call(grpo(kl=0.1, imitate=True), current, current, [0.0, 1.0], [1.0, 1.0], **facts)
+    assert report(stats).trained_tokens == 2
+    assert report(stats).kl == pytest.approx(0.5 - math.log(0.5) - 1)
+
+
 def test_anchored_tokens_have_the_divergence_alone_and_are_reported_apart():
     current, start = logs(0.5, 0.5), logs(0.5, 0.25)
     loss, slope, stats = call(

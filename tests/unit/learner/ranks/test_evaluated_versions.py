@@ -10,6 +10,7 @@ import pytest
 from support.waiting import until
 
 from learner.batches.prefetch import Prefetch
+from learner.bound import Bound
 from learner.config import LearnerSettings
 from learner.ranks import lead
 from learner.ranks.lead import Lead, Waits
@@ -29,6 +30,7 @@ def leading(waits: Waits, evaluated: bool, limit_s: float) -> Lead:
     made._settings = LearnerSettings(claim_deadline_s=limit_s)
     made._publisher, made._progress = SimpleNamespace(announced=evaluated), Progress(0, 8, 7)
     made._waits, made._stopping = waits, threading.Event()
+    made._commands, made._ended = SimpleNamespace(wait=lambda: None), threading.Event()
     return made
 
 
@@ -56,6 +58,21 @@ def test_actors_that_never_take_it_end_the_wait_and_a_run_that_ends_does_too():
     ending = leading(Waits(), True, 60.0)
     ending._stopping.set()
     ending._let_actors_take({})
+
+
+@pytest.mark.parametrize(
+    ("by_its_recipe", "from_base", "told"), [(True, False, [8]), (True, True, []), (False, False, [])]
+)
+def test_a_run_that_its_recipe_ends_amid_a_round_publishes_what_it_trained_last(by_its_recipe, from_base, told):
+    published, made = [], leading(Waits(), False, 60.0)
+    made._settings = LearnerSettings(rounds={"steps": 16, "from_base": from_base}, max_staleness=15)
+    made._publisher.publish = lambda seconds: published.append(made._progress.step)
+    made._prefetch, made._bound = SimpleNamespace(start=lambda *_: None), Bound(1, 1)
+    made._rests, made._evaluated, made._saved = False, False, 8
+    made._stopping.set()
+    if by_its_recipe:
+        made._ended.set()
+    assert made.run(20) == "stopped" and published == told
 
 
 def test_an_evaluation_counts_towards_no_deadline_of_the_learner():

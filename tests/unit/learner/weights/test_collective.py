@@ -156,6 +156,29 @@ class Halting:
         monkeypatch.setattr(collective, "Group", type("Halted", (Group,), {"broadcast": part_by_part}))
 
 
+def test_a_broadcast_that_never_ends_is_left_behind_and_the_next_versions_go_on(house, monkeypatch):
+    one, hangs = Reader("one"), Halting(monkeypatch)
+    first = house.write(1)
+    one.begin(*house.seats(1, one))
+    assert hangs.halted.wait(deadline_s(10.0))
+    house.now += collective.JOIN_S + 1000 * collective.PIECE_S
+    house.write(2)
+    assert house.seats(2, one) == [REFUSED]
+    hangs.go.set()
+    assert one.end() == [first]
+    data = house.write(3)
+    assert received(house.seats(3, one), one) == [[data]]
+
+
+def test_a_learner_that_began_anew_has_groups_of_its_own(house):
+    one = Reader("one")
+    data = house.write(1)
+    assert received(house.seats(1, one), one) == [[data]]
+    House.__init__(house)
+    data = house.write(1)
+    assert received(house.seats(1, one), one) == [[data]]
+
+
 RECEIVER = """
 import json, sys, torch
 from actors.engines.vllm_held import Held
