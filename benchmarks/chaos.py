@@ -64,7 +64,7 @@ def recipe(machines: bool = False) -> dict:
         {"resources": {chaos_network.WORK: 0.1}} if machines else {}
     )
     found["learner"] |= {"checkpoint_every": 10, "standby": True}
-    return found | {"steps": 1_000_000}
+    return found | {"steps": 999_999}
 
 
 def hour(storm: Storm, seconds: float, every_s: float, faults: tuple[str, ...]) -> float:

@@ -60,7 +60,7 @@ TURNS = 5  # of a group
 TURN_S = 0.44  # of one, as engine and environment wait
 RECIPE = {
     "name": "scale",
-    "steps": 1_000_000,
+    "steps": 999_999,
     "model": {"dtype": "float32", "make": {"seed": 0}},
     "environment": {"name": "signs"},
     "rollout": {

@@ -172,7 +172,7 @@ class Consumer:
         if step % CHECKPOINT_STEPS == 0:
             self._clients[0].checkpoint(step)
 
-    def stop(self) -> None:
+    def stop(self, ended: bool = False) -> None:
         self._stopping.set()
 
     def grow(self, shards: tuple) -> None:

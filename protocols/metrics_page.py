@@ -30,10 +30,15 @@ class Listen:
     token: str = field(default="", repr=False)
 
 
+REQUEST_S = 10.0
+"""Longest wait for a request, or a part of it: no peer is to hold a thread for longer without a word."""
+
+
 class Page(MetricsHandler):
     """Answers with this process's metrics who has the token, as `Authorization: Bearer TOKEN`."""
 
     listen = Listen()
+    timeout = REQUEST_S
 
     def do_GET(self) -> None:
         given = self.headers.get("Authorization", "").encode(errors="replace")

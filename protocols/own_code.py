@@ -46,6 +46,17 @@ def sources(name: str) -> dict[str, str]:
     return dict(_sources) if str(Path(_file(name))) in _sources else read(name)
 
 
+def needed(name: str) -> dict[str, str]:
+    """Of `sources` those of the name's file and of the files beside it that it imports, by the files' names."""
+    every, found, paths = sources(name), dict[str, str](), [Path(_file(name))]
+    while paths:
+        path = paths.pop()
+        if (source := every.get(str(path))) is not None and path.name not in found:
+            found[path.name] = source
+            paths += [path.with_name(f"{beside}.py") for beside in _imports(ast.parse(source))]
+    return found
+
+
 def install(found: Mapping[str, str]) -> None:
     """From now on these are the sources that this process loads, in the place of all that were installed before."""
     _sources.clear()

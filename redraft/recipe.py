@@ -26,6 +26,7 @@ from learner.config import TRAINED_ROLES, LearnerSettings
 from protocols import own_code
 from protocols.errors import SettingError
 from protocols.settings import Settings
+from protocols.weights import INCARNATION
 from redraft import machine, recipe_errors, recipe_file
 from redraft.config import (
     EvaluationSettings,
@@ -51,8 +52,8 @@ class Recipe(Settings):
     """Names the run folder, unless --run does."""
     seed: int = Field(default=0, ge=0)
     """Of everything that draws: tasks, sampling, the order of batches."""
-    steps: int = Field(ge=0)
-    """Steps of the whole run, a batch each; 0 only evaluates the model."""
+    steps: int = Field(ge=0, lt=INCARNATION)
+    """Steps of the whole run, a batch each; 0 only evaluates the model. Versions of weights count so far."""
     sampled_tokens: int | None = Field(default=None, ge=1)
     """Training ends before its steps are done, with the step by which so many tokens were sampled for it, so that
     methods can be compared at equal numbers. What is played meanwhile comes on top; evaluations do not count."""
@@ -134,6 +135,11 @@ class Recipe(Settings):
                     f"rollout.{key}: by timeout_s and retries one answer may take {asked.deadline_s:g} s, longer "
                     f"than actors.lease_s={self.actors.lease_s:g}; lower them, or raise that"
                 )
+        if (limit_s := getattr(self.rollout, "limit_s", 0.0)) >= self.actors.lease_s:
+            raise ValueError(
+                f"rollout.limit_s: one episode may take {limit_s:g} s, and its whole group only "
+                f"actors.lease_s={self.actors.lease_s:g}; lower it, or raise that"
+            )
         self._sampling_fits()
         self._mixture_fits()
         self._adapter_fits()
@@ -374,17 +380,7 @@ class Recipe(Settings):
                 f"learner.credit.overlong: no answer is longer than sampling.max_tokens={self.sampling.max_tokens}, "
                 f"and punishment begins after {overlong.limit - overlong.cache}; lower limit, or leave it out"
             )
-        if self.replay.drop_flat and rollout.episodes == 1 and rollout.turns == 1:
-            raise ValueError(
-                "replay.drop_flat: one answer a group never differs from itself, so that every group would be dropped; "
-                "set rollout.episodes to 2 or more, or drop_flat to false"
-            )
-        if self.replay.drop_flat and learner.credit.facts.compares_groups:
-            raise ValueError(
-                f"replay.drop_flat: learner.credit.name={learner.credit.name} compares groups with each other, so that "
-                "one whose scores do not differ teaches, too, and without it the mean of the others is another; set "
-                "drop_flat to false, or have the credit compare within a group"
-            )
+        self._flat_fits()
         if self.model.on_rewrite == "new_root" and learner.credit.facts.follows_paths:
             raise ValueError(
                 "model.on_rewrite: new_root makes each turn a root, and learner.credit.name="
@@ -397,6 +393,27 @@ class Recipe(Settings):
                 f"rollout.name to {rollouts.names(lambda known: known.facts.starts_from_failures)}"
             )
 
+    def _flat_fits(self) -> None:
+        rollout, credit = self.rollout, self.learner.credit
+        if self.replay.drop_flat and rollout.episodes == 1 and rollout.turns == 1:
+            raise ValueError(
+                "replay.drop_flat: one answer a group never differs from itself, so that every group would be dropped; "
+                "set rollout.episodes to 2 or more, or drop_flat to false"
+            )
+        if self.replay.drop_flat and credit.facts.compares_groups:
+            raise ValueError(
+                f"replay.drop_flat: learner.credit.name={credit.name} compares groups with each other, so that "
+                "one whose scores do not differ teaches, too, and without it the mean of the others is another; set "
+                "drop_flat to false, or have the credit compare within a group"
+            )
+        of_episodes = rollout.turns > 1 and "episodes" in rollout.facts.offers  # by which flat groups are told
+        if self.replay.drop_flat and of_episodes and credit.facts.within_episodes:
+            raise ValueError(
+                f"replay.drop_flat: learner.credit.name={credit.name} tells turns apart also of episodes that "
+                "are worth the same in all, whose groups would be dropped; set drop_flat to false, or "
+                "learner.credit.name to group"
+            )
+
     def warnings(self) -> list[str]:
         """What is allowed but rarely meant."""
         found = []
@@ -406,6 +423,11 @@ class Recipe(Settings):
             found.append("learner.optimizer.warmup_steps is as long as the run: its learning rate is never reached")
         if self.model.dtype == "bfloat16" and self._lacks_bfloat16():
             found.append("model.dtype: this processor is many times slower in bfloat16 than in float32; auto avoids it")
+        if self.steps and self.learner.claim_deadline_s <= self.actors.lease_s:
+            found.append(
+                f"learner.claim_deadline_s={self.learner.claim_deadline_s:g} is no longer than actors.lease_s="
+                f"{self.actors.lease_s:g}: a group that hangs ends the run before others play it again"
+            )
         return found
 
     def dump(self) -> str:

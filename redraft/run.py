@@ -29,14 +29,25 @@ MODEL = "model"
 """In a run folder: the start model, where it was made for the run, or is another run's that may prune it."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MAY_CHANGE = {  # on resume
-    *("name", "steps", "sampled_tokens", "actors", "evaluation", "metrics", "logs", "tracking", "storage", "start_s")
+    *("name", "steps", "sampled_tokens", "start_s", "stop_s"),
+    *("actors", "evaluation", "metrics", "logs", "tracking", "storage"),
 }
 MAY_CHANGE_WITHIN = {  # which change nothing about what is learnt, but how sums round
     "replay": {"claim_lease_s", "max_bytes", "durability", "curve", "shards", "services", "keys"},
     "model": {"path"},  # where it is; its digest says whether it is the same
     "learner": {
         *("claim_deadline_s", "checkpoint_every", "keep_checkpoints", "keep_best", "record"),
-        *("ranks", "zero", "offload", "cpus", "gpus", "resources", "threads", "restarts"),  # who works, and where
+        *(
+            "ranks",
+            "zero",
+            "offload",
+            "cpus",
+            "gpus",
+            "resources",
+            "threads",
+            "restarts",
+            "standby",
+        ),  # who works, and where
         *("micro_tokens", "logprob_chunk", "gradient_checkpointing"),  # in what pieces
     },
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from actors import environments
+from actors import mixture
 from learner.bound import most_of
 from protocols import metrics
 from protocols.replay_stats import ReplayStats
@@ -27,13 +27,8 @@ def admissible(eta: int, version: int, step: int, batch: int, held: int, running
 
 
 def groups_at_once(recipe: Recipe) -> int:
-    """How many groups one actor plays at once: no more than there are environments for, of which a group needs one an
-    episode."""
-    limits = [environments.instances(one) for one in recipe.mixture]
-    if any(limit is None for limit in limits):
-        return recipe.actors.groups
-    groups = sum(limit // recipe.rollout.episodes for limit in limits if limit is not None)
-    return max(1, min(recipe.actors.groups, groups))
+    """How many groups one actor plays at once."""
+    return mixture.groups_at_once(recipe.mixture, recipe.rollout, recipe.actors.groups)
 
 
 def groups_in_play(recipe: Recipe) -> int:

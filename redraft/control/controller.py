@@ -17,7 +17,7 @@ learner calls it after each step. No other data passes through it.
     actor (before play)   room in replay                acknowledgements; space on the disk    120 s, then abandons
     actor (in play)       engine, environment           a completion; environment.time_limit_s actors.lease_s
     actor (in play)       a teacher                     its answer                             teacher.timeout_s a try
-    actor (new weights)   a version's bytes elsewhere   a broadcast, or the object store       actors.silence_s
+    actor (new weights)   a version's bytes elsewhere   a broadcast, or the object store       actors.silence_s, by size
     controller (start)    all parts                     their first report                     start_s
     controller (leases)   admission                     a step; a lost lease                   the learner's deadline
     controller (actor)    its report                    the report, or replacing the actor     actors.silence_s
@@ -96,6 +96,7 @@ class Controller:
         self._announced = Announced()
         self._course: Course | None = None
         self._admission: Admission | None = None
+        self._announcing = threading.Lock()
         self._reporting, self._early = threading.Lock(), dict[int, StepReport]()
         self._state: Starting | Exchange = Starting()
         self._closing = contextlib.ExitStack()
@@ -138,13 +139,15 @@ class Controller:
 
     def announce(self, ref: WeightRef) -> bool:
         """New weights: actors get them with their next orders. Returns whether they are to be evaluated in the course
-        of training, so that actors must have them before there are newer ones."""
-        if not self._announced.counts(ref.version):
-            return False
-        self._status.published(ref)
-        evaluated = self._course is not None and self._course.announced(ref)
-        self._announced.newest = ref
-        return evaluated
+        of training, so that actors must have them before there are newer ones. Calls that come at once may overtake
+        each other: those of weights that are no longer the newest change nothing."""
+        with self._announcing:
+            if not self._announced.is_new(ref.version):
+                return False
+            self._status.published(ref)
+            evaluated = self._course is not None and self._course.announced(ref)
+            self._announced.newest = ref
+            return evaluated
 
     def announce_trial(self, ref: WeightRef) -> None:
         """Perturbed weights: an actor must follow them before it may play."""
@@ -297,7 +300,7 @@ class Controller:
             course.look()
             if not early and (early := course.enough or self._status.spent):
                 self._status.event(EARLY + early)
-                exchange.stop()
+                exchange.stop(ended=True)
             return have_ended(learning) and not course.going_on
 
         self._serve(exchange, ended, admission)

@@ -63,6 +63,10 @@ class Announced:
         """Whether word of a version is of the learner that there is, not of one that has died."""
         return incarnation_of(version) > self._lost
 
+    def is_new(self, version: int) -> bool:
+        """Whether it counts, and none that is as new was announced."""
+        return self.counts(version) and (self.newest is None or version > self.newest.version)
+
     @property
     def version(self) -> int:
         """Raises RedraftError before any was announced."""
@@ -98,7 +102,7 @@ class Starting:
     def rest(self, version: int) -> None:
         """Nobody plays."""
 
-    def stop(self) -> None:
+    def stop(self, ended: bool = False) -> None:
         """Nothing is to be stopped."""
 
 
@@ -126,10 +130,10 @@ class Exchange:
         """All that serve metrics now, but the controller."""
         return self.parts.processes()
 
-    def stop(self) -> None:
-        """Has the learner finish its step, and write a checkpoint."""
+    def stop(self, ended: bool = False) -> None:
+        """Has the learner finish its step, and write a checkpoint; where its recipe `ended` the run, publish, too."""
         for rank in self.parts.ranks:
-            rank.stop.remote()
+            rank.stop.remote(ended)
 
     def arrived(self) -> bool:
         """Whether all actors that are ready have the newest weights, and there is one."""
@@ -331,6 +335,7 @@ class Exchange:
             self.parts.client.lease(given)
 
     def _is_new_to(self, number: int) -> bool:
-        """Whether the newest weights are such that an actor has neither nor was told of."""
+        """Whether the newest weights are such that an actor has neither nor was told of, and is not to keep its own."""
         member, newest = self.parts.fleet.members[number], self._announced.newest
-        return newest is not None and newest.version not in (member.report.version, member.told)
+        has, held = member.report.version, self._announced.held
+        return newest is not None and newest.version not in (has, member.told) and (held is None or has != held)

@@ -1,10 +1,10 @@
 """The fleet: actors as Ray's FaultTolerantActorManager keeps them, one `exchange` in flight with each, or a second one
 that ends the wait of the first.
 
-An actor that dies is restarted by Ray; one that is silent or starts for too long, or says that it has failed, is killed
-so that Ray restarts it. Either way `on_lost` learns which actor it was and why. When starts or weight checks fail again
-and again, that is an error that names the last cause. An actor for which the cluster has no room does not start yet: it
-waits, for as long as it takes, and the others play.
+An actor that dies is restarted by Ray, one that cannot be constructed is made anew; one that is silent or starts for
+too long, or says that it has failed, is killed so that Ray restarts it. Either way `on_lost` learns which actor it was
+and why. When starts or weight checks fail again and again, that is an error that names the last cause. An actor for
+which the cluster has no room does not start yet: it waits, for as long as it takes, and the others play.
 
     made --Ray has room--> starting --weights verified--> ready --resize--> draining --nothing left--> closed, removed
 
@@ -272,10 +272,20 @@ class Fleet:
 
     def _broken(self, number: int, error: Exception) -> None:
         """A call failed: the process died, or the call itself did, and then the process is not to be trusted."""
-        if isinstance(error, RayActorError):
-            self._gone(number, "its process died", FaultError)
-        else:
+        if not isinstance(error, RayActorError):
             self.replace(number, faults.of_a_call(error))
+        elif error.actor_init_failed:
+            self._make_anew(number, faults.of_a_call(error))
+        else:
+            self._gone(number, "its process died", FaultError)
+
+    def _make_anew(self, number: int, why: str) -> None:
+        """Puts another one in the place of an actor that could not be constructed: Ray starts such a one no more."""
+        self._gone(number, why, FaultError)
+        member = self.members.pop(number)
+        self._manager.remove_actor(number)
+        log.warning("%s could not begin: %s", member.name, why)
+        self._add(int(member.draining is None))
 
     def evaluate(self, number: int, tasks: Sequence[dict], one: Pass, share: int) -> None:
         """Has an actor play tasks outside of training; `evaluated` tells the end, and its reports how far `share`, a

@@ -13,8 +13,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.actor import Actor
@@ -32,7 +34,7 @@ from protocols.turns import Lease
 from redraft import logs
 from redraft import run as runs
 from redraft.config import LogSettings
-from redraft.control import discovery, standby
+from redraft.control import discovery, faults, standby
 from redraft.control.admission import groups_in_play
 from redraft.control.fleet import Fleet
 from redraft.models import make as models
@@ -223,6 +225,7 @@ class Files:
 
     def __init__(self, run: Run):
         self._run, self._owners, self._next_look = run, {}, 0.0
+        self._begins: dict[str, Any] = {}  # of each owner that is not known to have begun, what its first call returns
         self._used: dict[str, float] = {}  # when a node last had actors
 
     def look(self, fleet: Fleet) -> None:
@@ -233,10 +236,30 @@ class Files:
         now, wanted = time.monotonic(), fleet.nodes()
         self._next_look = now + LOOK_S
         self._used |= dict.fromkeys(wanted, now)
+        self._drop_failed()
         for node in wanted - self._owners.keys():
-            self._owners[node] = self._start(node)
+            try:
+                owner: Any = self._start(node)
+            except ValueError as error:  # one that could not be constructed may have its name still
+                log.warning("no owner of weight files on node %s yet: %s", node, error)
+                continue
+            self._owners[node], self._begins[node] = owner, owner.__ray_ready__.remote()
         for node in [node for node in self._owners if now - self._used[node] > SPARE_S]:
+            self._begins.pop(node, None)
             self._owners.pop(node).close.remote()  # Ray ends an actor that nobody holds, after its last call
+
+    def _drop_failed(self) -> None:
+        """Forgets owners that could not begin, which Ray starts no more: the next look makes others where they are
+        still wanted."""
+        for node, begins in list(self._begins.items()):
+            if not ray.wait([begins], timeout=0)[0]:
+                continue
+            del self._begins[node]
+            try:
+                ray.get(begins)
+            except RayError as error:
+                log.warning("the owner of weight files on node %s: %s", node, faults.of_a_call(error))
+                del self._owners[node]
 
     def forget(self, reader: str) -> None:
         """A reader that leaves may be killed before it says that it is done."""

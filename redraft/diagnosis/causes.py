@@ -89,7 +89,7 @@ class Diagnosis:
     def fleet(self, reports: Mapping[str, Report], at_s: float) -> None:
         """The newest reports of all actors, by name."""
         living = {name: report for name, report in reports.items() if report.pid and report.state != "failed"}
-        self._weights.stay(living)
+        self._weights.stay(living, reports)
         if self.kept:
             self._weights.wait(at_s)
         for name, report in living.items():

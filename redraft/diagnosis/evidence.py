@@ -12,9 +12,11 @@ import re
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from actors import mixture
 from actors.tally import Tally
 from redraft.recipe import Recipe
 
@@ -45,7 +47,7 @@ def in_play(recipe: Recipe) -> int:
     """Most groups that are played at once: what the actors have room for, or admission allows."""
     actors, learner = recipe.actors, recipe.learner
     count = actors.autoscale.max if actors.autoscale else actors.count
-    most = count * actors.groups
+    most = count * mixture.groups_at_once(recipe.mixture, recipe.rollout, actors.groups)
     if learner.max_staleness == "auto":
         return most
     return min(most, (learner.max_staleness + 1) * learner.batch_groups)
@@ -145,16 +147,18 @@ class Weights:
             if arrival.behind_s is not None:
                 arrival.behind_s = at_s
 
-    def stay(self, names: Collection[str]) -> None:
-        """Only these actors are left; of others one still knows what they refused."""
-        self.arrivals = {name: one for name, one in self.arrivals.items() if name in names or one.refused}
+    def stay(self, living: Collection[str], members: Collection[str]) -> None:
+        """Only these actors live; of others that are still of the fleet one knows what they refused."""
+        known = {*living, *(name for name in members if name in self.arrivals and self.arrivals[name].refused)}
+        self.arrivals = {name: one for name, one in self.arrivals.items() if name in known}
 
 
 def overlap(training: Sequence[dict], tests: Sequence[dict]) -> list[str]:
     """Ids of test tasks that are among the training tasks under whatever id.
 
-    Tasks are compared by their question, where each training task has a text of its own; else by all that they hold.
-    Letter case and white space do not count, nor do ids, levels, and answers that tasks bring along.
+    Tasks are compared by their question, where they have one and it is not the same for most; else by a text that is
+    each one's own, or by all that they hold. Letter case and white space do not count, nor do ids, levels, answers and
+    rows.
     """
     if not len(training) or not len(tests):
         return []
@@ -166,19 +170,33 @@ def overlap(training: Sequence[dict], tests: Sequence[dict]) -> list[str]:
 BLANK = re.compile(r"(?:\\[nrt]|\s)+")  # in JSON
 BLANK_AT_ENDS = re.compile(r' ?" ?')
 BESIDE = ("id", "level", "attempt", "tokenizer")
+NO_QUESTION = (*BESIDE, "answer", "reference", "row")
+QUESTION = "question"
 
 
 def _question(tasks: Sequence[dict]) -> str | None:
-    """The field with the longest texts among those that differ from task to task; None where there is none."""
+    """The question where tasks have one, else the field with the longest texts among those that differ from task to
+    task; None where there is none."""
+    asked = [_text(task[QUESTION]) for task in tasks if QUESTION in task]
+    if len(asked) == len(tasks) and len(set(asked)) > len(asked) / 2:
+        return QUESTION
     found = {}
-    for name in tasks[0].keys() - set(BESIDE):
+    for name in tasks[0].keys() - set(NO_QUESTION):
         texts = [text for task in tasks if isinstance(text := task.get(name), str)]
         if len(texts) == len(tasks) == len(set(texts)):
             found[name] = sum(map(len, texts))
     return max(sorted(found), key=lambda name: found[name], default=None)
 
 
+def _text(value: Any) -> str:
+    """Of a question of several messages what the user says last; anything else as JSON."""
+    said = value[-1] if isinstance(value, list) and value else None
+    if isinstance(said, dict) and isinstance(said.get("content"), str):
+        return said["content"]
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=repr)
+
+
 def _content(task: dict, key: str | None) -> str:
-    kept = task.get(key) if key is not None else {name: task[name] for name in task if name not in BESIDE}
+    kept = {name: task[name] for name in task if name not in BESIDE} if key is None else _text(task.get(key))
     text = json.dumps(kept, sort_keys=True, ensure_ascii=False, default=repr).casefold()
     return BLANK_AT_ENDS.sub('"', BLANK.sub(" ", text))

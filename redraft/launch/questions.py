@@ -27,6 +27,7 @@ from actors.environments.base import Poses, Questions, TextEnvironment
 from actors.mixture import Pools
 from protocols import strict_json
 from protocols.errors import SettingError
+from redraft.diagnosis.evidence import overlap
 from redraft.launch.questioner import Questioner, Unusable
 from redraft.recipe import Recipe
 
@@ -125,9 +126,10 @@ def _made(
         seen.take(task["query"].split())
     file.parent.mkdir(parents=True, exist_ok=True)
     chunk = min(CHUNK, source.chunk)
+    tests = _tests(recipe)
     for start in range(progress.done, explorations, chunk):
         numbers = range(start, min(start + chunk, explorations))
-        fresh = _filtered(runner.run(source.found(numbers, known)), seen, counts)
+        fresh = _untested(_filtered(runner.run(source.found(numbers, known)), seen, counts), tests, counts)
         possible = runner.run(_proved(recipe, fresh, counts))
         kept = [task for task in possible if seen.take(task["query"].split())]
         known += kept
@@ -138,6 +140,21 @@ def _made(
         counts.kept += len(kept)
         tell(f"{numbers.stop} of {explorations} explored, {counts.kept} tasks kept")
     return counts
+
+
+def _tests(recipe: Recipe) -> Sequence[dict]:
+    """Of the recipe; none where there are none yet."""
+    try:
+        return environments.tasks(recipe.environment, recipe.data.model_copy(update={"synthetic": None}), "test")
+    except SettingError:
+        return ()
+
+
+def _untested(fresh: list[dict], tests: Sequence[dict], counts: Counts) -> list[dict]:
+    """Without those that ask what a test task asks, where tasks are told apart by a text."""
+    asked = set(overlap(tests, [task | {"id": str(place)} for place, task in enumerate(fresh)]))
+    counts.alike += len(asked)
+    return [task for place, task in enumerate(fresh) if str(place) not in asked]
 
 
 def _source(recipe: Recipe, made: TextEnvironment) -> Source:

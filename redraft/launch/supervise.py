@@ -9,8 +9,8 @@ end means:
     2                     a setting, a file or a model that cannot work             the same: again it would not work
     70                    an error that nobody foresaw                              the same
     75, 1, or a signal    a fault; 1 is how Ray ends a process without its cluster  wait, then resume
-    any, after SIGINT,    whoever started the supervisor wants it to end            the same; a signal becomes 75
-    SIGTERM or SIGHUP
+    any, after SIGINT,    whoever started the supervisor wants it to end            the same; a signal becomes 75, and
+    SIGTERM or SIGHUP                                                               after the last two what is no end
     none: SIGINT between  a person wants it to end while it waits to resume         0
     two processes
 
@@ -66,7 +66,8 @@ class Supervisor:
             kept, summary = self._kept(), self._summary()
             code = self._run_once(before)
             if self._told.is_set() or code in (0, MISTAKE, BUG):
-                return FAULT if code < 0 else code
+                known = code in (0, MISTAKE, BUG) or (code > 0 and self._signals == {signal.SIGINT})
+                return code if known else FAULT
             self._look(before)
             if self._summary() != summary and self._summary().get("state") == "done":
                 return 0  # only its process did not end as it should

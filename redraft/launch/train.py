@@ -50,12 +50,29 @@ def train(recipe: Recipe, name: str | None, resume: bool, again: bool, cache: Pa
     if not (resume or again) and runs.failed_at_start(name or recipe.name):
         again = True
         log.warning("an earlier run of this name failed before its first step; it is kept under another name")
-    with runs.owned(recipe, name, resume, again) as owner:
-        return _train(recipe, owner, resume, again, cache, console, story)
+    evicted, before = threading.Event(), signal.getsignal(signal.SIGTERM)
+    _on_eviction(evicted)
+    try:
+        with runs.owned(recipe, name, resume, again) as owner:
+            return _train(recipe, owner, resume, again, cache, console, story, evicted)
+    except (KeyboardInterrupt, SystemExit) as told:  # while Ray starts, SIGTERM is its own to handle
+        if not evicted.is_set() and getattr(told, "code", None) != signal.SIGTERM:
+            raise
+        problem = f"{name or recipe.name}: told to end by SIGTERM. Go on with --resume, where it has begun"
+        raise FaultError(problem) from None
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _train(
-    recipe: Recipe, owner: Owner, resume: bool, again: bool, cache: Path, console: Console, story: Story
+    recipe: Recipe,
+    owner: Owner,
+    resume: bool,
+    again: bool,
+    cache: Path,
+    console: Console,
+    story: Story,
+    evicted: threading.Event,
 ) -> RunEnded:
     cluster.check(resume)
     discovery.check(recipe.metrics, bool(cluster.joined()))
@@ -76,6 +93,7 @@ def _train(
     pool.shutdown(wait=False)
     story.tell("Ray: it runs each part in a process of its own; meanwhile, whether the model and the recipe fit")
     with cluster.ray_for(recipe, resume) as address:
+        _on_eviction(evicted)  # Ray has put a handler of its own in its place
         room.check(recipe, joined=bool(cluster.joined()))
         fit.result()
         run = runs.create(recipe, str(model), owner, resume, again, identity, start)
@@ -85,10 +103,12 @@ def _train(
         if recipe.storage is not None:
             copies.begin(run)
         view = LiveView(console, run.name, story)
-        summary = _watch(recipe, run, resume, view) if recipe.steps else _only_evaluate(recipe, run, view)
-    _show(run, recipe, summary, console)
-    if recipe.storage is not None:
-        _copy_last(run, recipe, recipe.storage, story)
+        summary = _watch(recipe, run, resume, view, evicted) if recipe.steps else _only_evaluate(recipe, run, view)
+    try:
+        _show(run, recipe, summary, console)
+    finally:
+        if recipe.storage is not None:
+            _copy_last(run, recipe, recipe.storage, story)
     return summary
 
 
@@ -113,7 +133,7 @@ def _model(recipe: Recipe, owner: Owner, resume: bool, cache: Path, story: Story
     return models.begun(recipe.model, recipe.environment, model, cache), model
 
 
-def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
+def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView, evicted: threading.Event) -> RunEnded:
     """Starts the controller and shows what it says until it ends. SIGTERM, as schedulers send it, is like Ctrl-C."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError
@@ -126,7 +146,7 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
     )
     controller = part.remote(run, recipe, resume)
     ended = controller.run.remote()
-    evicted, goes_on = _on_eviction(), _goes_on(run)
+    goes_on = _goes_on(run)
     with view:
         view.update(RunStatus(run.name, recipe.steps, detail="waiting for the controller"))
         while True:
@@ -144,10 +164,9 @@ def _watch(recipe: Recipe, run: Run, resume: bool, view: LiveView) -> RunEnded:
                 raise FaultError(f"{problem}. {goes_on}") from None
 
 
-def _on_eviction() -> threading.Event:
-    """From now on SIGTERM, by which whoever gave the machine takes it away, is like Ctrl-C, and sets what is returned:
-    Ray puts a KeyboardInterrupt of its own in the place of what a handler raises."""
-    evicted = threading.Event()
+def _on_eviction(evicted: threading.Event) -> None:
+    """From now on SIGTERM, by which whoever gave the machine takes it away, is like Ctrl-C, and sets `evicted`: Ray
+    puts a KeyboardInterrupt of its own in the place of what a handler raises."""
 
     def told(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray's job server sends it to a command and to its supervisor
@@ -155,7 +174,6 @@ def _on_eviction() -> threading.Event:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, told)
-    return evicted
 
 
 def _only_evaluate(recipe: Recipe, run: Run, view: LiveView) -> RunEnded:
@@ -208,6 +226,7 @@ def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None
     from redraft.report.page import relative, write_report
     from redraft.report.tables import table
 
+    report = relative(write_report(run.folder))
     if summary.before:
         console.print(table(summary.before, summary.after, recipe.feedback, console.width))
     show_findings(summary.findings, console)
@@ -217,7 +236,7 @@ def _show(run: Run, recipe: Recipe, summary: RunEnded, console: Console) -> None
         console.print(Text(headline(summary.before, summary.after), "bold"), soft_wrap=True)
     if (example := dialogues.example(dialogues.pairs(run.folder))) is not None:
         console.print(example)
-    console.print(f"report: {relative(write_report(run.folder))}", soft_wrap=True)
+    console.print(f"report: {report}", soft_wrap=True)
     if summary.state in ("stopped", "failed") and summary.steps:
         console.print(_goes_on(run), markup=False, highlight=False, soft_wrap=True)
     if summary.state == "done":

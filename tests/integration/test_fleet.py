@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from actors.config import (
     MixedEnvironment,
     SamplingSettings,
 )
-from actors.contract import Orders, Spec
+from actors.contract import Orders, Report, Spec
 from actors.rollout_config import AttemptSettings
 from learner.model.load import load_model
 from learner.weights.proof import Proof, perturbed
@@ -139,6 +140,51 @@ def test_an_engine_that_keeps_its_old_head_is_replaced_and_the_replacement_is_ve
     assert len(lost) == 1 and "version -1" in lost[0] and "does not compute with these weights" in lost[0]
     assert fleet.members[0].report.version == 0
     fleet.close(5.0)
+
+
+class Begins:
+    """Can be constructed the second time."""
+
+    def __init__(self, mark: Path):
+        if not mark.exists():
+            mark.touch()
+            raise OSError(28, "No space left on device")
+
+    def apply(self, func, **named):
+        return func(self, **named)
+
+    def ping(self):
+        return "pong"
+
+    def exchange(self, orders: Orders) -> Report:
+        return Report("starting", pid=1)
+
+
+def test_an_actor_that_cannot_be_constructed_is_made_anew_and_its_cause_told(tmp_path):
+    part, lost = ray.remote(Begins).options(num_cpus=0, max_restarts=-1), []
+
+    def heard() -> bool:
+        fleet.hear()
+        return any(member.report.pid for member in fleet.members.values())
+
+    made, settings = part.remote, ActorSettings(count=1)
+    fleet = Fleet(lambda name: made(tmp_path / "tried"), settings, deadline_s(60), lambda *what: lost.append(what))
+    until(heard, lambda: f"an actor; lost: {lost}", 60)
+    assert lost == [(0, "OSError: [Errno 28] No space left on device")]
+    assert list(fleet.members) == [1] and fleet.target == 1
+
+
+def test_an_owner_of_weight_files_that_cannot_be_constructed_is_made_anew(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(parts, "LOOK_S", 0.0)
+    part, nodes = ray.remote(Begins).options(num_cpus=0, max_restarts=-1), {"node"}
+    files: Any = parts.Files(SimpleNamespace(id="run"))  # pyright: ignore[reportArgumentType]
+    files._start = lambda node: part.remote(tmp_path / "tried")
+    fleet: Any = SimpleNamespace(nodes=lambda: nodes)
+    files.look(fleet)
+    first = files._owners["node"]
+    until(lambda: files.look(fleet) or files._owners["node"] is not first, "another owner", 60)
+    assert ray.get(files._owners["node"].ping.remote(), timeout=deadline_s(60)) == "pong"
+    assert "No space left on device" in caplog.text
 
 
 class Place:

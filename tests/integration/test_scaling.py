@@ -38,7 +38,7 @@ pytestmark = pytest.mark.ray
 START_S = 25.0
 RECIPE = {
     "name": "scaled",
-    "steps": 1_000_000,
+    "steps": 999_999,
     "start_s": START_S,
     "model": {"dtype": "float32", "make": {"seed": 0}},
     "environment": {"name": "signs"},

@@ -34,6 +34,12 @@ def test_on_loopback_its_names_are_answered(house, name):
     assert client(house).get("/api/groups", headers={"host": name}).json()["total"] == 1
 
 
+def test_the_name_of_this_machine_is_answered_where_it_is_one_of_loopback(house):
+    named = TestClient(application(house.run, None, "MyHost"), base_url="http://myhost:8000")
+    assert named.get("/api/groups").status_code == 200
+    assert named.get("/api/groups", headers={"host": "evil.example"}).status_code == 421
+
+
 @pytest.mark.parametrize("name", ["evil.example:8000", "127.0.0.1.evil.example", "", "[::1", "localhost@evil.example"])
 @pytest.mark.parametrize("path", PATHS)
 def test_a_page_elsewhere_cannot_reach_it_under_a_name_of_its_own(house, name, path):

@@ -9,7 +9,7 @@ from benchmarks.chaos_parts import Storm
 
 LOGGED = 25  # lines of each log of a run that fails
 RECIPE = {
-    "steps": 1_000_000,
+    "steps": 999_999,
     "start_s": 200,
     "model": {"dtype": "float32", "make": {"seed": 0, "hidden": 32, "layers": 1, "heads": 1, "feed_forward": 64}},
     "environment": {"name": "benchmarks.chaos_environment:SlowCoins"},

@@ -121,6 +121,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
         ("quickstart", ["learner.roles={error: 1}"], "learner.roles: error cannot be trained. Choose from attempt"),
         ("signs-agent", ["learner.roles={planner: 1}"], "planner cannot be trained.* or name it in rollout.roles"),
         ("signs-agent", ["rollout.roles=[action]"], "rollout.roles: action is there already; leave it out"),
+        ("signs-agent", ["rollout.limit_s=600"], "limit_s: one episode may take 600 s, and its whole group"),
         ("signs-agent", ["rollout.roles=[a, a]"], "rollout.roles: a is there already; leave it out"),
         ("signs-agent", ["rollout.roles=[Planner]"], "rollout.roles"),
         ("quickstart", ["sampling.agent=true"], "sampling.agent: no program asks .* set rollout.name to agent"),
@@ -154,6 +155,14 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_key(override, key, words):
             "signs-grpo",
             ["learner.credit={name: turnwise, baseline: others}", "replay.drop_flat=true"],
             "replay.drop_flat: learner.credit.name=turnwise compares groups with each other",
+        ),
+        *(
+            (
+                "signs-score",
+                [f"learner.credit={{name: {name}}}", "replay.drop_flat=true"],
+                f"learner.credit.name={name} tells turns apart",
+            )
+            for name in ("turnwise", "improvement", "anchor_state")
         ),
         (
             "signs-grpo",

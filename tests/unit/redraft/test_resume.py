@@ -69,6 +69,8 @@ def test_tokens_are_spent_with_the_step_that_reaches_them_and_stay_so_when_it_is
 def test_ranks_stage_and_where_they_run_may_change(run):
     others = ("learner.ranks=2", "learner.zero=3", "learner.cpus=0.5", "learner.threads=2", "actors.count=3")
     runs.check(loaded(*others, "learner.keep_best=true", "evaluation.every=80"), None, resume=True, again=False)
+    stopped = ("stop_s=1200", "learner.standby=true", "actors.standby=true")
+    runs.check(loaded(*stopped), None, resume=True, again=False)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ ROOMS = {
     "control": {"", "models", "storage", "evaluation", "diagnosis", "tracking"},
     "watch": {"", "control", "report"},
     "export": {"", "models", "report"},
-    "launch": {"", "models", "storage", "evaluation", "tracking", "report", "control", "watch"},
+    "launch": {"", "models", "storage", "evaluation", "tracking", "report", "control", "watch", "diagnosis"},
     "cli": {"", "models", "storage", "check", "report", "control", "watch", "export", "launch"},
 }
 """What each room of redraft/ imports of the others: arrows point one way here, too."""

@@ -73,3 +73,8 @@ def test_more_actors_than_a_found_bound_lets_play_are_told_of():
     assert groups_in_play(recipe) == 48 and beyond_the_bound(recipe, 1) == ""
     assert "stays at 2 or below" in beyond_the_bound(recipe, 2) and "actors.count=2" in beyond_the_bound(recipe, 2)
     assert beyond_the_bound(recipes.load(ROOT / "recipes" / "signs-grpo.yaml"), 64) == ""
+
+
+def test_an_actor_plays_no_more_groups_at_once_than_its_programs_can():
+    changes = ["rollout.processes=16", "rollout.episodes=8", "actors.groups=64"]
+    assert groups_at_once(recipes.load(ROOT / "recipes" / "signs-agent.yaml", changes)) == 2

@@ -51,6 +51,13 @@ def test_a_step_that_is_told_then_is_kept(run):
     assert made.status().step == 1 and run.lines("metrics.jsonl")[0]["version"] == 1
 
 
+def test_weights_whose_announcement_was_overtaken_do_not_take_the_place_of_newer_ones(run):
+    made = controller(run)
+    for version in (5, 7, 6):
+        made.announce(weights(version))
+    assert made._announced.version == 7
+
+
 def test_steps_that_are_told_out_of_order_are_kept_in_order(run):
     made = controller(run)
     for step in (1, 3, 4, 2, 5):

@@ -72,10 +72,12 @@ def test_weight_files_have_owners_where_actors_are_and_nowhere_else(fleet, monke
         def __init__(self, node: str):
             made.append(node)
             self.close = SimpleNamespace(remote=lambda: closed.append(node))
+            self.__ray_ready__ = SimpleNamespace(remote=lambda: None)
 
     files = parts.Files(SimpleNamespace(id="run"))
     monkeypatch.setattr(parts, "LOOK_S", 0.0)
     monkeypatch.setattr(files, "_start", Owner)
+    monkeypatch.setattr(files, "_drop_failed", lambda: None)
     for number, member in fleet.members.items():
         member.report = Report("ready", version=0, pid=1, node_id="ab"[number % 2])
     files.look(fleet)

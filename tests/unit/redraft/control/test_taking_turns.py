@@ -161,9 +161,9 @@ def test_the_learner_waits_for_word_of_the_version_that_it_published_and_no_long
     controller = SimpleNamespace(rest=SimpleNamespace(remote=asked.append))
     waits.rested(1)
     with pytest.raises(DeadlineError, match="sleep"):
-        rest(controller, waits, 2, 0.0, seconds)
+        rest(controller, waits, 2, 0.0, seconds, list)
     telling = threading.Thread(target=waits.rested, args=(2,))
     telling.start()
-    rest(controller, waits, 2, 60.0, seconds)
+    rest(controller, waits, 2, 60.0, seconds, list)
     telling.join()
     assert asked == [2, 2] and seconds["wait"] >= 0.0

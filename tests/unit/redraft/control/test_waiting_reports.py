@@ -134,6 +134,17 @@ def test_an_actor_whose_report_waits_is_told_of_new_weights_at_once_and_once():
     assert house.tick() == [[], []]
 
 
+def test_an_actor_that_keeps_the_version_that_is_evaluated_is_not_asked_again_and_again():
+    house = House(1)
+    house.publish(1)
+    house.tick()
+    house.announced.held = 1
+    house.publish(2)
+    assert house.tick() == [[]] and house.tick() == [[]]
+    house.announced.held = None
+    assert [[orders.weights for orders in each] for each in house.tick()] == [[house.announced.newest]]
+
+
 def test_room_that_comes_is_given_at_once_to_those_that_wait_and_are_free():
     house = House(3)
     house.publish(1)

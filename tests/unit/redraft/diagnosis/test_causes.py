@@ -237,6 +237,15 @@ def test_weights_that_an_actor_refuses_are_named_until_it_has_some():
     assert [ended.until_s for ended in run.diagnosis.look(1.0 + 2 * HOLD_S)[1]] == [1.0]
 
 
+def test_what_an_actor_refused_that_has_left_is_named_no_longer():
+    run = Watched()
+    run.diagnosis.played("actor-3", Report("failed", error="version 0: its probe differs", weights_refused=True))
+    run.diagnosis.fleet({"actor-3": Report("starting")}, 1.0)
+    assert len(run.diagnosis.look(1.0)[0]) == 1
+    run.diagnosis.fleet({}, 2.0)
+    assert len(run.diagnosis.look(2.0 + 2 * HOLD_S)[1]) == 1
+
+
 def test_an_actor_that_is_replaced_does_not_count_as_one_that_keeps_its_version():
     run = Watched()
     run.publish(1)
@@ -276,6 +285,17 @@ def test_a_test_task_that_is_a_training_task_under_another_name_is_named():
     run.diagnosis.tasks(training, tests)
     [finding], _ = run.diagnosis.look(0.0)
     assert finding.problem.startswith("1 of 2 test tasks are also training tasks (b), so")
+
+
+def test_the_same_question_is_found_whatever_stands_beside_it_and_the_same_answer_is_none():
+    def row(number: int, question: str, answer: str) -> dict:
+        system = {"role": "system", "content": "Be short."}
+        asked = [system, {"role": "user", "content": question}]
+        return {"id": str(number), "question": asked, "answer": answer, "row": {"idx": number, "question": question}}
+
+    training = [row(n, f"{n} plus {n}?", str(2 * n)) for n in range(9)] + [row(9, "3 plus 3?", "6")]
+    tests = [row(10, "3 plus 3?", "6"), row(11, "2 plus 4?", "6")]
+    assert overlap(training, tests) == ["10"]
 
 
 def test_tasks_without_a_question_of_their_own_are_compared_by_all_that_they_hold():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from safetensors.numpy import save_file
 from support.tokenizers import CHATML, CONTROLS, THINKER, family, hermes, tiny
 from transformers import AutoTokenizer, LlamaConfig
 
@@ -17,8 +18,9 @@ SIGNS = {"name": "signs"}
 
 
 def folder(path, tokenizer, vocabulary: int | None = None, **config):
-    """A model's folder without weights."""
+    """A model's folder, whose weights are left out."""
     path.mkdir(exist_ok=True)
+    save_file({}, path / "model.safetensors")
     tokenizer.save_pretrained(path)
     size = len(tokenizer) if vocabulary is None else vocabulary
     config = {"eos_token_id": tokenizer.eos_token_id, "max_position_embeddings": 2048} | config

@@ -128,6 +128,20 @@ sys.exit(Supervisor(["train", "r.yaml"], [], "named", 9).run())
     assert len((tmp_path / "told.jsonl").read_text().splitlines()) == 1, "it was not started again"
 
 
+@pytest.mark.parametrize(
+    ("number", "left", "code"),
+    [(signal.SIGTERM, 15, 75), (signal.SIGTERM, 75, 75), (signal.SIGTERM, 2, 2), (signal.SIGINT, 1, 1)],
+)
+def test_a_command_that_was_told_to_end_may_go_on_however_it_ended_at_that(supervised, monkeypatch, number, left, code):
+    def told(supervisor, before: str) -> int:
+        supervisor._pass_on(number, None)
+        Path("told.jsonl").write_text("[]\n")
+        return left
+
+    monkeypatch.setattr(supervise.Supervisor, "_run_once", told)
+    assert supervised()[0] == code
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 75)])
 def test_who_ends_the_supervisor_between_two_processes_starts_none_and_ctrl_c_is_no_fault(tmp_path, number, code):
     (tmp_path / "script.py").write_text(SCRIPT)
