@@ -198,7 +198,8 @@ class StorageSettings(Settings):
     """Of each object, with pauses that double from a second, before a copy has failed. A copy that has failed is made
     again with what is there then; training goes on meanwhile."""
     deadline_s: float = Field(default=1800.0, gt=0)
-    """Longest time of one copy, and of the last one when the run ends; longest wait for one answer of the store."""
+    """Longest time of one copy, and of the last one when the run ends; longest wait for one answer of the store, so for
+    each object that is fetched."""
 
     @field_validator("url")
     @classmethod

@@ -19,7 +19,6 @@ _told: dict[Path, int] = {}  # lines that were told to be torn, by file
 ALIKE = (
     "actors.",
     "evaluation.n=",
-    "evaluation.independent=",
     "evaluation.greedy=",
     "learner.",
     "metrics.",

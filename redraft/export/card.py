@@ -20,12 +20,13 @@ PRETRAINED = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Hub names of the models that `model.pretrained` fetches in another form."""
 
 
-def write(run_dir: Path, recipe: Mapping[str, Any], checkpoint: Path, adapter: bool) -> str:
-    """The card of the model in `checkpoint` of the run in `run_dir`, as Markdown with YAML front matter."""
+def write(run_dir: Path, recipe: Mapping[str, Any], checkpoint: Path, adapter: bool, revision: str) -> str:
+    """The card of the model in `checkpoint` of the run in `run_dir`, as Markdown with YAML front matter. `revision` is
+    that of the start model on the Hub, "" where it came from elsewhere."""
     from learner.checkpoint import step_of
 
     step, name = step_of(checkpoint), run_dir.name
-    base = base_of(recipe)
+    base = base_of(recipe, revision)
     parts = [
         _front_matter(base, adapter),
         f"# {name}",
@@ -40,12 +41,12 @@ def write(run_dir: Path, recipe: Mapping[str, Any], checkpoint: Path, adapter: b
     return "\n\n".join(parts) + "\n"
 
 
-def base_of(recipe: Mapping[str, Any]) -> str | None:
+def base_of(recipe: Mapping[str, Any], revision: str) -> str | None:
     """The Hub's name of the start model; None where it has none: a model that was made, or a local folder."""
     if pretrained := at(recipe, "model.pretrained"):
         return PRETRAINED.get(pretrained)
     path = at(recipe, "model.path") or ""
-    return path if HUB_NAME.fullmatch(path) and not Path(path).exists() else None
+    return path if revision and HUB_NAME.fullmatch(path) else None
 
 
 def _front_matter(base: str | None, adapter: bool) -> str:
@@ -85,7 +86,8 @@ def _evaluation(run_dir: Path, recipe: Mapping[str, Any], step: int) -> str:
     known = after or before
     if known is None:
         return "It was not evaluated."
-    told = [f"On {known.n} test tasks of `{at(recipe, 'environment.name')}`; ± is one standard error."]
+    played = " and ".join(f"`{one.get('name')}`" for one in records.played(recipe)) or "an unknown task"
+    told = [f"On {known.n} test tasks of {played}; ± is one standard error."]
     if after is None:
         told.append(f"Step {step} was not evaluated: these are the figures of the start model.")
     heads = [""] + ["before"] * (before is not None) + ["after", "change"] * (after is not None)
@@ -96,7 +98,7 @@ def _evaluation(run_dir: Path, recipe: Mapping[str, Any], step: int) -> str:
         apart = row.section != "sampled"
         label = f"{tables.heading(row.section)}: {row.label}" if apart else row.label
         lines.append(f"| {' | '.join([label, *figures, row.meaning])} |")
-    remarks = tables.remarks(before, after, str(at(recipe, "environment.feedback")))
+    remarks = tables.remarks(before, after, records.feedback(recipe))
     return "\n\n".join([*told, "\n".join(lines), *remarks])
 
 

@@ -71,7 +71,7 @@ def _write(run: Run, checkpoint: Path, folder: Path, merge: bool) -> None:
     if not adapted or merge:
         _write_generation_config(folder)
     recipe = records.recipe(run.folder)
-    text = card.write(run.folder, recipe, checkpoint, adapter=adapted and not merge)
+    text = card.write(run.folder, recipe, checkpoint, adapter=adapted and not merge, revision=run.start.revision)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from actors.config import EnvironmentSettings
+from protocols import own_code
 from protocols.errors import SettingError
 from redraft import run as runs
 from redraft.config import MakeSettings, ModelSettings
@@ -222,6 +223,8 @@ def _digest(make: MakeSettings, environment: EnvironmentSettings) -> str:
     if make.pretrain is not None:
         options = [environment.options] if environment.options else []
         depends["environment"] = (environment.name, environment.feedback, *options)
+        if own_code.is_file(environment.name):  # which shows the model what it learns from
+            depends["code"] = own_code.needed(environment.name)
     return hashlib.blake2b(json.dumps(depends, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 

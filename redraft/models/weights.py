@@ -14,8 +14,12 @@ MOST = 100_000_000  # bytes of a header: safetensors takes no larger one
 
 
 def check(model: Path) -> None:
-    """Raises SettingError naming the first file that is missing or cut off, and a tensor that it lacks."""
+    """Raises SettingError where there are none, or naming the first file that is missing or cut off, and a tensor that
+    it lacks."""
     files = {file.name: None for file in sorted(model.glob("*.safetensors"))} | _listed(model)
+    if not files:
+        cure = "Name a model that has them, or load it with transformers and save it with `save_pretrained`"
+        raise SettingError("model.path", f"{model} holds no weights as *.safetensors", cure)
     for name, tensor in files.items():
         if not (model / name).exists():
             raise SettingError("model.path", f"{model / name} is missing, which has {tensor}", CURE)

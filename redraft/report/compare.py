@@ -314,7 +314,7 @@ def _table(environment: str, entries: Sequence[PooledRuns], wide: bool) -> Table
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=environment, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(environment), title_justify="left", box=box.SIMPLE_HEAD)
     if wide:
         table.add_column("run")
     table.add_column("" if wide else "run", no_wrap=True)

@@ -181,7 +181,8 @@ def example(found: Sequence[Pair]) -> RenderableType | None:
         f"of {len(found)} test tasks that are kept the last answer came right in {len(came)} and went wrong in {went}"
     )
     pair = (came or found)[0]
-    drawn = Table(title=_short(pair.question), title_justify="left", box=box.SIMPLE_HEAD, caption=told, expand=True)
+    question = Text(_short(pair.question))  # a plain string would be read as markup
+    drawn = Table(title=question, title_justify="left", box=box.SIMPLE_HEAD, caption=told, expand=True)
     drawn.caption_justify = "left"
     for name in ("before", "after"):
         drawn.add_column(name, ratio=1, overflow="fold")

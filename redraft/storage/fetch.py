@@ -34,11 +34,10 @@ def fetch(settings: StorageSettings, name: str, tell: Callable[[str], None]) -> 
     if folder.exists():
         return False
     store = Store(settings, name)
-    store.limit(settings.deadline_s)
-    try:
+    try:  # each object has storage.deadline_s
         return _fetch(store, folder, tell)
     except StoreError as error:
-        raise FaultError(f"storage.url: {error}. Try again, or name another place") from None
+        raise FaultError(f"storage.url: {error}. Try again, raise storage.deadline_s, or name another place") from None
 
 
 def _fetch(store: Store, folder: Path, tell: Callable[[str], None]) -> bool:

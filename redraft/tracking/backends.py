@@ -80,6 +80,9 @@ class TensorBoard:
         file.write_event(Event(wall_time=time_s or time.time(), **fields))
 
 
+EVALUATED = "evaluation/step"
+
+
 class Wandb:
     """A run of Weights & Biases under the run's own id, so that a resumed run goes on there."""
 
@@ -99,9 +102,14 @@ class Wandb:
             allow_val_change=True,
             settings=wandb.Settings(console="off", silent=True),
         )
+        self._run.define_metric("evaluation/*", step_metric=EVALUATED)
 
     def write(self, line: TrackedLine) -> None:
-        if not line.again:
+        """What is logged at a step below the newest is dropped there, and the run may be ahead of an evaluation: so
+        these have an axis of their own."""
+        if line.evaluation:
+            self._run.log(line.values | {EVALUATED: line.step}, commit=False)
+        elif not line.again:
             self._run.log(line.values, step=line.step)
 
     def close(self, state: str) -> None:

@@ -89,6 +89,7 @@ class TrackedLine:
     time_s: float
     again: bool = False
     """Of a step that is played again, since the run was resumed from before it, or its ranks were started anew."""
+    evaluation: bool = False
 
 
 class Trackers:
@@ -112,7 +113,7 @@ class Trackers:
         self._played = max(self._played, step)
 
     def evaluation(self, step: int, summary: EvaluationSummary) -> None:
-        self._put(TrackedLine(step, of_evaluation(summary), time.time()))
+        self._put(TrackedLine(step, of_evaluation(summary), time.time(), evaluation=True))
 
     def close(self, state: str) -> None:
         """The run has ended so. Returns when all is written, or after FLUSH_S."""

@@ -23,8 +23,8 @@ PAGE = 50  # groups
 LARGEST = 10**9  # of a number in an address
 
 
-def application(run: Run, token: str | None) -> Starlette:
-    """The service of one run, for requests that Guard lets through."""
+def application(run: Run, token: str | None, host: str = "localhost") -> Starlette:
+    """The service of one run at `host`, for requests that Guard lets through."""
     newest = checkpoint.newest(run.folder)  # also where the run was copied from elsewhere
     words = Words([Path(run.model), *([newest / checkpoint.MODEL] if newest else [])])
     index = Index(run.folder)
@@ -50,7 +50,7 @@ def application(run: Run, token: str | None) -> Starlette:
             Route("/api/group", group),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        middleware=[Middleware(Guard, token=token)],
+        middleware=[Middleware(Guard, token=token, host=host)],
     )
 
 

@@ -27,10 +27,11 @@ HEADERS = {
 
 
 class Guard:
-    """Lets requests through to `app`: with `token`, those that know it; without, those to a name of loopback."""
+    """Lets requests through to `app`: with `token`, those that know it; without, those to a name of loopback, of which
+    `host` is one more."""
 
-    def __init__(self, app: ASGIApp, token: str | None):
-        self._app, self._token = app, token
+    def __init__(self, app: ASGIApp, token: str | None, host: str = LOOPBACK[0]):
+        self._app, self._token, self._names = app, token, {*LOOPBACK, host.lower()}
         self._cookie = f"redraft-view-{secrets.token_hex(4)}"  # of this viewer: ports of a host share their cookies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +51,7 @@ class Guard:
         token = self._token
         if token is None:
             named = _host(request.headers.get("host", ""))
-            return None if named in LOOPBACK else PlainTextResponse("this name is not answered here", 421)
+            return None if named in self._names else PlainTextResponse("this name is not answered here", 421)
         if _same(request.cookies.get(self._cookie, ""), token):
             return None
         if _same(request.query_params.get("token", ""), token):

@@ -21,7 +21,7 @@ def serve(run: Run, host: str, port: int) -> None:
     token = None if loopback else secrets.token_urlsafe(32)
     print(address(host, listening.getsockname()[1], token), flush=True)
     config = uvicorn.Config(
-        application(run, token),
+        application(run, token, host),
         access_log=False,  # a log of addresses would hold the token
         log_config=None,  # its own would close handlers that others have made
         log_level="warning",

@@ -70,3 +70,11 @@ def test_a_file_without_a_token_is_refused_with_the_command_that_makes_one(tmp_p
         metrics_page.read(tmp_path / "mine", "metrics.token")
     with pytest.raises(SettingError, match="none cannot be read: No such file"):
         metrics_page.read(Path(tmp_path / "none"), "metrics.token")
+
+
+def test_a_peer_that_sends_no_request_holds_no_thread_for_long(monkeypatch):
+    monkeypatch.setattr(metrics_page.Page, "timeout", 0.1)
+    port = metrics_page.serve(0, "actors.metrics_port", Listen(EVERYWHERE, RIGHT))
+    with socket.create_connection(("127.0.0.1", port)) as silent:
+        silent.settimeout(deadline_s(10))
+        assert silent.recv(1) == b"", "it is closed"

@@ -106,17 +106,18 @@ def test_the_card_tells_what_it_is_how_well_it_does_and_how_it_was_made(run, tmp
 
 
 @pytest.mark.parametrize(
-    ("model", "base"),
+    ("model", "revision", "base"),
     [
-        ({"path": "Qwen/Qwen3-0.6B"}, "Qwen/Qwen3-0.6B"),
-        ({"path": "runs/mine"}, None),
-        ({"path": "/models/mine"}, None),
-        ({"pretrained": "smollm2"}, "HuggingFaceTB/SmolLM2-135M-Instruct"),
-        ({"make": {"layers": 3}}, None),
+        ({"path": "Qwen/Qwen3-0.6B"}, "0123abc", "Qwen/Qwen3-0.6B"),
+        ({"path": "runs/mine"}, "", None),
+        ({"path": "models/pruned-since"}, "", None),
+        ({"path": "/models/mine"}, "", None),
+        ({"pretrained": "smollm2"}, "", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ({"make": {"layers": 3}}, "", None),
     ],
 )
-def test_the_card_names_a_base_model_only_where_the_hub_knows_it(run, model, base):
-    assert base_of({"model": model}) == base
+def test_the_card_names_a_base_model_only_where_it_came_from_the_hub(model, revision, base):
+    assert base_of({"model": model}, revision) == base
 
 
 @pytest.mark.parametrize(

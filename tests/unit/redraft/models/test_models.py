@@ -18,7 +18,7 @@ from actors.config import EnvironmentSettings
 from actors.rendering import Renderer
 from protocols.errors import SettingError
 from redraft.config import MakeSettings, ModelSettings, PretrainSettings
-from redraft.models.make import build_tokenizer, prepare
+from redraft.models.make import _digest, build_tokenizer, prepare
 from redraft.models.pretrain import collate, device_of_training
 
 SIGNS = EnvironmentSettings(name="signs", feedback="residual")
@@ -72,6 +72,17 @@ def test_a_pretrained_model_depends_on_the_options_of_its_environment_and_older_
     optional = EnvironmentSettings(name="signs", feedback="residual", options={"nonsense": 1})
     with pytest.raises(SettingError, match="environment.options.nonsense"):
         prepare(settings, optional, tmp_path)
+
+
+def test_a_pretrained_model_depends_on_what_ones_own_environment_says(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("import beside\nclass Env: ...\n")
+    (tmp_path / "beside.py").write_text("SHOWN = 1\n")
+    environment, settings = EnvironmentSettings(name=f"{mine}:Env"), MakeSettings(pretrain=BRIEF)
+    first = _digest(settings, environment)
+    assert _digest(settings, environment) == first
+    (tmp_path / "beside.py").write_text("SHOWN = 2\n")
+    assert _digest(settings, environment) != first
 
 
 def test_processes_that_prepare_at_once_agree_on_one_whole_folder(tmp_path):

@@ -54,3 +54,8 @@ def test_a_file_that_the_index_names_and_is_not_there_is_told(model):
     assert "model-00002.safetensors is missing, which has fourth" in refused(model)
     (model / weights.INDEX).write_text('{"weight_map": {"fi')
     assert f"{weights.INDEX} cannot be read" in refused(model)
+
+
+def test_a_folder_without_safetensors_is_told(model):
+    (model / FILE).rename(model / "pytorch_model.bin")
+    assert "holds no weights as *.safetensors. Name a model that has them" in refused(model)

@@ -73,6 +73,13 @@ def test_the_terminal_shows_one_that_came_right_and_counts_those_that_went_wrong
     assert dialogues.example([]) is None
 
 
+def test_the_terminal_shows_a_question_as_it_stands(tmp_path):
+    said = [dialogues.Message("", "x", "")]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(dialogues.example([dialogues.Pair("match [a-z]+ in [/bin/sh] [/INST]", said, said)]))
+    assert "match [a-z]+ in [/bin/sh] [/INST]" in console.export_text()
+
+
 def test_the_page_shows_them_and_they_cannot_become_markup(tmp_path):
     tokenizer = build_tokenizer("bytes", 4096)
     turns = played(tokenizer, "<script>alert(1)</script>", WRONG)

@@ -192,12 +192,15 @@ def test_the_others_go_on_in_their_own_run_and_are_told_no_step_twice(run, monke
         monkeypatch.setitem(sys.modules, name, module)
     both = "{wandb: {project: mine, entity: us}, mlflow: {experiment: mine, uri: 'sqlite:///here.db'}}"
     live(run, range(1, 6), tracking=both).close("failed")
-    live(run, range(4, 8), incarnation=1, tracking=both).close("done")
+    told = live(run, range(4, 8), incarnation=1, tracking=both)
+    told.evaluation(5, FOUND)
+    told.close("done")
     assert [started["id"] for started in stand_in.started] == [run.id, run.id]
     assert stand_in.started[0]["config"]["steps"] == 160 and stand_in.started[0]["resume"] == "allow"
     assert stand_in.made == 1, "the run of MLflow is made once"
     for tracker in ("wandb", "mlflow"):
-        assert stand_in.steps[tracker] == [*range(1, 8)]
+        assert stand_in.steps[tracker] == [*range(1, 8), 5], "the run may be ahead of an evaluation"
+    assert stand_in.axes == {"evaluation/*": "evaluation/step"}
     assert stand_in.ends == {"wandb": [1, 0], "mlflow": ["FAILED", "FINISHED"]}
 
 
@@ -205,14 +208,17 @@ class ThirdParty:
     """The calls that wandb 0.31 and mlflow 3.17 take, written down."""
 
     def __init__(self):
-        self.started, self.made = [], 0
+        self.started, self.made, self.axes = [], 0, {}
         self.steps, self.ends = defaultdict(list), defaultdict(list)
 
     def wandb(self):
         def init(**settings):
             self.started.append(settings)
             return SimpleNamespace(
-                log=lambda values, step: self.steps["wandb"].append(step),
+                define_metric=lambda name, step_metric: self.axes.update({name: step_metric}),
+                log=lambda values, step=None, commit=None: self.steps["wandb"].append(
+                    step if commit is None else values["evaluation/step"]
+                ),
                 finish=lambda exit_code: self.ends["wandb"].append(exit_code),
             )
 
