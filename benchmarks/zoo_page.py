@@ -1,6 +1,7 @@
 """The tables and the picture of docs/results.md that compare methods at equal numbers of sampled tokens.
 
-A change at the last turn of more than two standard errors is called better, or worse; all else is no change.
+A change at the last turn that is beyond what chance explains is called better, or worse; all else is no change. Chance
+is that of the evaluations and, with several seeds, that of the seeds, of which a few know little: Student's t.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from protocols.evaluation import AnswerFigures, EvaluationSummary, Figure
 
 BEGIN, END = "<!-- zoo -->", "<!-- /zoo -->"
 PICTURE = "zoo.png"
-SURE = 2.0  # standard errors
+SURE = 2.0  # standard errors of evaluations
+STUDENT = {1: 0.0, 2: 12.7, 3: 4.3, 4: 3.2, 5: 2.8}
+"""Standard errors over so many seeds: the quantile at 97.5 % of Student's t."""
 NONE = "Not run yet: `python -m benchmarks.zoo`.\n"
-COSTS = ("sampled_tokens", "learner_tokens", "cpu_s")
+COSTS = ("sampled_tokens", "learner_tokens", "steps")
 HEADS = {
-    "answers": ("turn 1", "last turn", "accuracy by turn, after", "fix / blind", "keep / blind", "majority@k", "pass@k")
-    + ("blank feedback", "tokens of a dialogue / of k answers"),
+    "answers": ("over turns, after", "turn 1", "last turn", "accuracy by turn, after", "fix / blind", "keep / blind")
+    + ("majority@k", "pass@k", "blank feedback", "tokens of a dialogue / of k answers"),
     "actions": ("success", "after an error", "share with an error", "pass@k"),
 }
 Of = Callable[[EvaluationSummary], Figure | None]
@@ -35,7 +38,7 @@ def tables(found: Sequence[Result], bench: Bench) -> str:
         if own := [result for result in found if task_of(result.method) == task]:
             kind = own[0].rows[0].last.kind
             heads = ["method", "seeds", "change at the last turn", *HEADS[kind], "sampled tokens"]
-            heads += ["learner tokens", "CPU-s"]
+            heads += ["learner tokens", "steps"]
             parts += [f"### `{task}`, {budget:,} sampled tokens each\n", row(heads), row(["---"] * len(heads))]
             parts += [row([*_cells(result, kind), *_paid(result, found, bench)]) for result in own] + [""]
     if controlled := [result for result in found if result.rows[0].last.controls.keys() - {"blank feedback"}]:
@@ -51,15 +54,33 @@ def _cells(result: Result, kind: str) -> list[str]:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Whether it is better, worse, or neither, by the change of what is solved; over seeds, or by the errors of one."""
+    """Whether it is better, worse, or neither, by the change of what is solved."""
     if any(one.after is None for one in rows):
         return "not trained"
-    changes = [one.last.solved.value - one.before.solved.value for one in rows]
-    change, error = spread(changes)
-    if error is None:
-        error = math.hypot(rows[0].before.solved.error or 0.0, rows[0].last.solved.error or 0.0)
-    said = "better" if change > SURE * error else "worse" if change < -SURE * error else "no change"
-    return f"{said}: {change:+.2f} ±{error:.3f}".replace("0.", ".")
+    change, error, sure = _difference([(one.before.solved, one.last.solved) for one in rows])
+    said = "better" if change > sure else "worse" if change < -sure else "no change"
+    return f"{said}: {_signed(change, error)}"
+
+
+def _difference(pairs: Sequence[tuple[Figure, Figure]]) -> tuple[float, float, float]:
+    """The second less the first in the mean over seeds, its standard error, and how far from 0 it has to be for more
+    than chance. The two are taken as independent: cautious, since they share their tasks."""
+    change, over_seeds = spread([(new.value or 0.0) - (old.value or 0.0) for old, new in pairs])
+    within = math.sqrt(sum((one.error or 0.0) ** 2 for pair in pairs for one in pair)) / len(pairs)
+    sure = max(SURE * within, STUDENT.get(len(pairs), STUDENT[max(STUDENT)]) * (over_seeds or 0.0))
+    return change or 0.0, max(within, over_seeds or 0.0), sure
+
+
+def _signed(change: float, error: float) -> str:
+    return f"{change:+.2f} ±{error:.3f}".replace("0.", ".")
+
+
+def _over_turns(rows: Sequence[Row]) -> str:
+    """The last answer less the first one of the same dialogues, after training."""
+    if rows[0].last.turns == 1:
+        return "-"
+    by_turn = [one.last.sampled.accuracy_by_turn for one in rows]
+    return _signed(*_difference([(each[0], each[-1]) for each in by_turn])[:2])
 
 
 def _of(rows: Sequence[Row], figure: Of) -> Change:
@@ -83,6 +104,7 @@ def _answers(rows: Sequence[Row]) -> list[str]:
     )
     lengths = [spread(of(one.last) for one in rows) for of in (dialogue_tokens, independent_tokens)]
     return [
+        _over_turns(rows),
         _told(rows, lambda summary: summary.sampled.accuracy_by_turn[0]),
         _told(rows, lambda summary: summary.solved),
         " ".join(str(Spread(one.mean)) for one in by_turn),

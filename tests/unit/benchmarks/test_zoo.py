@@ -65,8 +65,8 @@ def test_tables_show_turns_costs_with_what_a_method_starts_from_and_the_controls
     methods.train(bench, ["signs-after"], 2, again=False)
     told = page.tables(methods.results(bench), bench)
     (line,) = [line for line in told.splitlines() if line.startswith("| `signs-after` | 2 |")]
-    assert "| better: +.75 ±.000 | .25 ±.000 → .50 ±.000 | .25 ±.000 → 1.00 ±.000 | .50 1.00 |" in line
-    assert line.endswith("| 100 | 300 | 5 |"), "each of its own and as much of its start, but for seconds: 3 and 2"
+    assert "| better: +.75 ±.100 | +.50 ±.100 | .25 ±.000 → .50 ±.000 | .25 ±.000 → 1.00 ±.000 | .50 1.00 |" in line
+    assert line.endswith("| 100 | 300 | 4 |"), "each of its own and as much of its start"
     assert "| `signs-after` | no reflection | .12 ±.000 | .12 ±.000 |" in told
 
 
@@ -85,6 +85,19 @@ def test_what_did_not_gain_is_said_to_be_no_change_or_worse(bench, after, said):
 
     row = dataclasses.replace(row, before=ended(0.25), after=None if after is None else ended(after))
     assert page.verdict([row]) == said
+
+
+def test_of_two_seeds_that_differ_little_is_known(bench):
+    methods.train(bench, ["signs-start"], 2, again=False)
+    first, second = bench.rows()
+    told = []
+    for gains in ((0.30, 0.32), (0.10, 0.30)):
+        ended = [
+            dataclasses.replace(row, after=found(0.25, 0.25 + gain), before=found(0.25))
+            for row, gain in zip((first, second), gains, strict=True)
+        ]
+        told.append(page.verdict(ended))
+    assert told == ["better: +.31 ±.100", "no change: +.20 ±.100"]
 
 
 def test_the_page_is_written_between_its_marks_with_a_picture(bench, tmp_path):
