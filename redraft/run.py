@@ -37,17 +37,8 @@ MAY_CHANGE_WITHIN = {  # which change nothing about what is learnt, but how sums
     "model": {"path"},  # where it is; its digest says whether it is the same
     "learner": {
         *("claim_deadline_s", "checkpoint_every", "keep_checkpoints", "keep_best", "record"),
-        *(
-            "ranks",
-            "zero",
-            "offload",
-            "cpus",
-            "gpus",
-            "resources",
-            "threads",
-            "restarts",
-            "standby",
-        ),  # who works, and where
+        *("ranks", "standby", "restarts", "zero", "offload"),  # who works
+        *("cpus", "gpus", "resources", "threads"),  # and on what
         *("micro_tokens", "logprob_chunk", "gradient_checkpointing"),  # in what pieces
     },
 }

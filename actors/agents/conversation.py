@@ -130,7 +130,7 @@ class Conversation:
         last, index, after = max(kept, default=-1), 0, -1
         for place in kept:
             answer = answers[place]
-            judged = self._of(place)
+            judged = self._of(place, kept)
             parent = -1 if answer.place.parent is None else numbers[answer.place.parent]
             extra = _facts(answer) | {"success": judged.success, "answer": judged.answer}
             if judged.parts:
@@ -152,11 +152,11 @@ class Conversation:
             )
             index += answer.role is not Role.REFLECTION
 
-    def _of(self, place: int) -> Judged:
-        """What is known of the answer at that place; of a reflection, of the answer that it led to."""
+    def _of(self, place: int, kept: list[int]) -> Judged:
+        """What is known of the answer at that place; of a reflection, of that among the `kept` that it led to."""
         answers = self._paths.answers
         if answers[place].role is Role.REFLECTION and place not in self._judged:
-            later = (n for n in self._kept() if n >= place)
+            later = (n for n in kept if n >= place)
             place = next((n for n in later if answers[n].role is not Role.REFLECTION), place)
         return self._judged.get(place, Judged(0.0, False))
 

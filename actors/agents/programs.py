@@ -97,7 +97,7 @@ class Programs:
         finally:
             if answer != READY:
                 await asyncio.shield(self._end(process))
-        if answer != READY and answer in (DIED, LATE) and self.start_s:  # others have begun: it is no mistake
+        if answer in (DIED, LATE) and self.start_s:  # others have begun: it is no mistake
             raise EpisodeFailure("hung" if answer == LATE else "raised", f"the agent's process: {answer}")
         if answer != READY:
             cure = "Give FILE.py:Name of `async def solve(task, client)`, or a command as a list of words"
